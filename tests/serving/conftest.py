@@ -1,0 +1,114 @@
+"""Small real models and hand-made overlays for the serving tests, and the two live servers."""
+
+import warnings
+from collections.abc import Iterator
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+
+import pytest
+from tiny_models import (
+    ENVIRONMENT,
+    SERVE,
+    OverlayMaker,
+    overlay_by_hand,
+    save_tied_model,
+    save_untied_model,
+)
+
+from vllm_kprune.evaluate.servers import VllmServer, log_tail
+from vllm_kprune.profile import load_profile
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """vLLM warns while it is imported and configured; that is not ours to mend."""
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent):
+            item.add_marker(pytest.mark.filterwarnings("default"))
+
+
+@pytest.fixture(scope="session")
+def vllm_ready() -> None:
+    """vLLM imported, with kprune's plugin loaded as vLLM itself loads it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from vllm.engine.arg_utils import EngineArgs
+
+        EngineArgs(model="unused")
+    assert EngineArgs.create_model_config.__kprune_wraps__
+
+
+@pytest.fixture(scope="session")
+def tied_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A two-layer Gemma-3 with random bfloat16 weights and a tied head."""
+    return save_tied_model(tmp_path_factory.mktemp("tied"))
+
+
+@pytest.fixture(scope="session")
+def untied_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A two-layer Llama with random float32 weights and a head of its own."""
+    return save_untied_model(tmp_path_factory.mktemp("untied"))
+
+
+@pytest.fixture
+def make_overlay(tmp_path: Path) -> OverlayMaker:
+    """Make an overlay by hand, without a tokenizer: `make_overlay(base, tensors, kept_ids)`."""
+    return partial(overlay_by_hand, tmp_path / "overlay")
+
+
+@pytest.fixture(scope="session")
+def overlay(reference_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The reference model pruned with the `enko` profile."""
+    from vllm_kprune.checkpoint.overlay import build_overlay
+
+    folder = tmp_path_factory.mktemp("built") / "enko"
+    build_overlay(str(reference_model), load_profile("enko"), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def servers(
+    reference_model: Path, overlay: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[VllmServer, VllmServer]]:
+    """The original and the pruned model, both served with the plugin, once for all tests.
+
+    Log-probabilities are answered as logits after masking: with them a tie can be told from a
+    difference.
+    """
+    logs = tmp_path_factory.mktemp("server-logs")
+    arguments = [*SERVE, "--logprobs-mode", "processed_logits"]
+    with ExitStack() as stack:
+        both = [
+            VllmServer(model, arguments, environment=ENVIRONMENT, log=logs / f"{name}.log")
+            for name, model in (("original", reference_model), ("pruned", overlay))
+        ]
+        for server in both:  # they start side by side
+            stack.callback(server.stop)
+            server.start()
+        for server in both:
+            server.wait_ready()
+        yield both[0], both[1]
+
+
+@pytest.fixture
+def original(servers: tuple[VllmServer, VllmServer]) -> VllmServer:
+    """The server of the original model."""
+    return servers[0]
+
+
+@pytest.fixture
+def pruned(servers: tuple[VllmServer, VllmServer]) -> VllmServer:
+    """The server of the pruned model."""
+    return servers[1]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Iterator[None]:
+    """Show the end of the servers' logs with a live test that failed."""
+    report = yield
+    if report.when == "call" and report.failed and item.get_closest_marker("server"):
+        for server in getattr(item, "funcargs", {}).get("servers", ()):
+            report.sections.append((f"log of {server.model}", log_tail(server.log)))
+    return report

@@ -1,0 +1,110 @@
+"""The options: on vLLM's own command line, in its YAML, in Python, and in the files we ship."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vllm_kprune.errors import KPruneError
+from vllm_kprune.profile import shipped_profiles
+from vllm_kprune.serving.options import (
+    ServingOptions,
+    given_options,
+    named_plugins,
+    read_options,
+)
+
+CONFIGS = Path(__file__).parents[2] / "configs" / "serve"
+
+
+@pytest.fixture(scope="module")
+def parser(vllm_ready: None) -> Any:
+    """The parser of `vllm serve`, as vLLM makes it."""
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    return make_arg_parser(FlexibleArgumentParser())
+
+
+def parse(parser: Any, *words: str) -> argparse.Namespace:
+    return parser.parse_args(["serve", "MODEL", *words][1:])
+
+
+def test_flags_become_options(parser: Any) -> None:
+    args = parse(
+        parser, "--plugin", "kprune", "--kprune-profile", "enko", "--kprune-target-size", "9000",
+        "--kprune-corpus", "a.txt", "b.txt", "--kprune-corpus", "c.txt",
+    )  # fmt: skip
+    assert named_plugins(args) == ("kprune",)
+    assert read_options({"kprune": given_options(args)}) == ServingOptions(
+        profile="enko", corpus=("a.txt", "b.txt", "c.txt"), target_size=9000
+    )
+
+
+def test_nothing_is_given_when_no_flag_is(parser: Any) -> None:
+    args = parse(parser)
+    assert given_options(args) == {}
+    assert named_plugins(args) == ()
+
+
+def test_the_help_has_a_group_that_explains_every_option(parser: Any) -> None:
+    group = next(g for g in parser._action_groups if g.title == "kprune")
+    flags = {flag for action in group._group_actions for flag in action.option_strings}
+    assert flags == {
+        "--plugin", "--kprune-profile", "--kprune-corpus", "--kprune-target-size", "--kprune-base",
+    }  # fmt: skip
+    assert all(len(action.help) > 40 for action in group._group_actions)
+
+
+def test_several_plugins_can_be_named(parser: Any) -> None:
+    args = parse(parser, "--plugin", "kprune,kprune", "--plugin", "kprune")
+    assert named_plugins(args) == ("kprune", "kprune", "kprune")
+
+
+def test_a_plugin_that_is_not_installed_is_named_with_the_nearest(parser: Any) -> None:
+    with pytest.raises(KPruneError, match="no vLLM plugin 'kprun'; did you mean 'kprune'"):
+        named_plugins(parse(parser, "--plugin", "kprun"))
+
+
+def test_yaml_configurations_take_the_options(parser: Any, tmp_path: Path) -> None:
+    config = tmp_path / "serve.yaml"
+    config.write_text("plugin: kprune\nkprune-profile: enko\nkprune-corpus: [a.txt, b.txt]\n")
+    args = parser.parse_args(["--config", str(config)])
+    assert given_options(args) == {"profile": "enko", "corpus": ["a.txt", "b.txt"]}
+
+
+@pytest.mark.parametrize("config", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
+def test_every_configuration_we_ship_is_valid(parser: Any, config: Path) -> None:
+    args = parser.parse_args(["--config", str(config)])
+    assert named_plugins(args) == ("kprune",)
+    options = read_options({"kprune": given_options(args)})
+    assert options.profile in {None, *shipped_profiles()}
+
+
+def test_options_can_be_given_in_python() -> None:
+    options = read_options({"kprune": {"profile": "enko", "corpus": "a.txt"}, "other": 1})
+    assert options == ServingOptions(profile="enko", corpus=("a.txt",))
+    assert not read_options({}).given
+    assert not read_options({"other": 1}).given
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ("enko", "expected a mapping, got 'enko'"),
+        ({"profil": "enko"}, "unknown key 'profil'; did you mean 'profile'"),
+        ({"profile": ""}, "--kprune-profile: expected a name"),
+        ({"profile": 3}, "--kprune-profile: expected a name"),
+        ({"profile": "enko", "target_size": 0}, "--kprune-target-size: expected a number"),
+        ({"profile": "enko", "target_size": True}, "--kprune-target-size: expected a number"),
+        ({"profile": "enko", "target_size": "9"}, "--kprune-target-size: expected a number"),
+        ({"target_size": 9000}, "--kprune-target-size needs --kprune-profile"),
+        ({"corpus": ["a.txt"]}, "--kprune-corpus needs --kprune-profile"),
+        ({"profile": "enko", "base": "/models"}, "--kprune-base is for a folder made by"),
+    ],
+)
+def test_wrong_options_are_refused_with_the_reason(values: Any, message: str) -> None:
+    with pytest.raises(KPruneError) as error:
+        read_options({"kprune": values})
+    assert message in str(error.value)

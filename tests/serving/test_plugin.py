@@ -1,0 +1,165 @@
+"""`register()`: harmless for everyone who did not ask, idempotent, and with one switch to turn off."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+
+from vllm_kprune.serving import compat, plugin
+
+# Prints the resolved configuration of a model, field by field, as vLLM's own code makes it.
+_RESOLVE = """
+import json, sys
+from vllm.engine.arg_utils import EngineArgs
+from vllm.model_executor import model_loader
+config = EngineArgs(model=sys.argv[1], enforce_eager=True).create_engine_config()
+fields = {
+    f"{part}.{name}": repr(value)
+    for part, section in vars(config).items()
+    for name, value in (vars(section) if hasattr(section, "__dict__") else {"": section}).items()
+}
+fields.pop("instance_id.", None)
+print(json.dumps({
+    "fields": fields,
+    "hash": config.compute_hash(),
+    "kprune": hasattr(EngineArgs.create_model_config, "__kprune_wraps__"),
+    "formats": sorted(model_loader._LOAD_FORMAT_TO_MODEL_LOADER),
+}))
+"""
+
+
+def python(code: str, *arguments: str, **environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_a_model_that_did_not_ask_has_the_configuration_it_has_without_kprune(
+    tied_model: Path, tokenizer_beside: None
+) -> None:
+    run = [sys.executable, "-c", _RESOLVE, str(tied_model)]
+    with_kprune, without = (
+        json.loads(python(_RESOLVE, run[-1], VLLM_KPRUNE_DISABLE=off).splitlines()[-1])
+        for off in ("0", "1")
+    )
+    assert (with_kprune.pop("kprune"), without.pop("kprune")) == (True, False)
+    assert set(with_kprune.pop("formats")) - set(without.pop("formats")) == {"kprune"}
+    assert with_kprune == without
+
+
+@pytest.fixture
+def tokenizer_beside(tied_model: Path) -> None:
+    """vLLM configures a tokenizer too: give the model a small one."""
+    from tokenizers import Tokenizer, models
+
+    Tokenizer(models.BPE(vocab={"a": 0, "b": 1}, merges=[])).save(
+        str(tied_model / "tokenizer.json")
+    )
+    (tied_model / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"})
+    )
+
+
+def test_importing_the_plugin_does_not_import_vllm_or_torch() -> None:
+    code = "import sys, vllm_kprune.serving.plugin as p; print({'vllm', 'torch'} & {*sys.modules})"
+    assert python(code).strip() == "set()"
+
+
+def test_registering_before_anything_of_vllm_is_imported_imports_nothing() -> None:
+    code = """
+import sys
+from vllm_kprune.serving.plugin import register
+register(); register()
+assert "vllm" not in sys.modules and "torch" not in sys.modules
+assert sum(type(finder).__name__ == "_ImportHook" for finder in sys.meta_path) == 4
+from vllm.model_executor import model_loader
+assert "kprune" in model_loader._LOAD_FORMAT_TO_MODEL_LOADER
+from vllm.engine.arg_utils import EngineArgs
+assert hasattr(EngineArgs.create_model_config, "__kprune_wraps__")
+print("ok")
+"""
+    assert python(code).splitlines()[-1] == "ok"
+
+
+def test_registering_again_wraps_nothing_twice(vllm_ready: None) -> None:
+    from vllm.engine.arg_utils import EngineArgs
+
+    before = {name: vars(EngineArgs)[name] for name in ("create_model_config", "from_cli_args")}
+    plugin.register()
+    assert {name: vars(EngineArgs)[name] for name in before} == before
+
+
+def test_wrapping_keeps_static_and_class_methods_and_names() -> None:
+    class Owner:
+        @staticmethod
+        def static(x: int) -> int:
+            """Doubles."""
+            return 2 * x
+
+        @classmethod
+        def of(cls, x: int) -> tuple[str, int]:
+            return cls.__name__, x
+
+        def method(self, x: int) -> int:
+            return x
+
+    def plus_one(original: Any, *args: Any) -> Any:
+        return original(*args[:-1], args[-1] + 1)
+
+    for name in ("static", "of", "method"):
+        compat.wrap(Owner, name, plus_one)
+        compat.wrap(Owner, name, plus_one)
+    assert (Owner.static(1), Owner.of(1), Owner().method(1)) == (4, ("Owner", 2), 2)
+    assert Owner.static.__doc__ == "Doubles."
+
+
+def test_a_name_that_this_vllm_lacks_is_a_warning_and_no_error(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compat.logger, "propagate", True)
+    monkeypatch.setattr(compat, "vllm_version", lambda: "9.9")
+    compat.wrap(ModuleType("some"), "load_endpoint_plugins", print)
+    assert "vLLM 9.9 has no load_endpoint_plugins" in caplog.text
+
+
+@pytest.mark.parametrize("before", [None, "other", ""])
+def test_naming_a_plugin_filters_no_other(
+    before: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("VLLM_PLUGINS", raising=False)
+    if before is not None:
+        monkeypatch.setenv("VLLM_PLUGINS", before)
+    monkeypatch.setattr(plugin, "_named_plugins", ["kprune"])
+    allowed = plugin._load_endpoint_plugins(lambda: os.environ["VLLM_PLUGINS"].split(","))
+    assert allowed == [*([before] if before else []), "kprune"]
+    assert os.environ.get("VLLM_PLUGINS") == before
+
+
+def test_endpoint_plugins_stay_off_when_none_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VLLM_PLUGINS", raising=False)
+    monkeypatch.setattr(plugin, "_named_plugins", [])
+    assert plugin._load_endpoint_plugins(lambda: "VLLM_PLUGINS" in os.environ) is False
+
+
+def test_a_port_in_use_is_not_ours_to_explain_without_kprune(tied_model: Path) -> None:
+    error = OSError(98, "Address already in use")
+
+    def serve(args: Any) -> None:
+        raise error
+
+    args = SimpleNamespace(model_tag=str(tied_model), model=None, plugin=None, port=1)
+    with pytest.raises(OSError, match="already in use") as raised:
+        plugin._serve(serve, args)
+    assert raised.value is error

@@ -1,0 +1,177 @@
+"""The order of imports, and what may be imported where; checked on the source, without running it."""
+
+import ast
+import importlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+import vllm_kprune
+
+PACKAGE = Path(vllm_kprune.__file__).parent
+RANKS = (
+    "errors",
+    "profile",
+    "tokenizer",
+    "vocabulary",
+    "checkpoint",
+    "guard",
+    "prompt",
+    "sparsify",
+    "evaluate",
+    "serving",
+    "cli",
+)
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+NAMES = {module_name(path): path for path in FILES}
+
+
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imports(path: Path) -> Iterator[tuple[str, str | None, int]]:
+    """(module, imported name or None, line) of every import, also those inside functions."""
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, None, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: a relative import"
+            assert node.module
+            yield from ((node.module, alias.name, node.lineno) for alias in node.names)
+
+
+def own_imports(path: Path) -> Iterator[tuple[str, int]]:
+    """(kprune module, line) of every import of our own; `from package import module` resolved."""
+    for module, name, line in imports(path):
+        if module.split(".")[0] == "vllm_kprune":
+            full = f"{module}.{name}"
+            yield (full if full in NAMES else module), line
+
+
+def part(module: str) -> str:
+    return module.split(".")[1] if "." in module else ""
+
+
+def by_name(path: Path) -> str:
+    return module_name(path)
+
+
+def test_every_part_of_the_package_has_a_rank() -> None:
+    assert {part(name) for name in NAMES} - {""} <= set(RANKS)
+
+
+@pytest.mark.parametrize("path", FILES, ids=by_name)
+def test_a_module_imports_only_from_lower_ranks_or_its_own_part(path: Path) -> None:
+    own = part(module_name(path))
+    if not own:
+        return  # the package itself may import nothing of ours: see the next test
+    for module, line in own_imports(path):
+        other = part(module)
+        allowed = other in ("", own) or RANKS.index(other) < RANKS.index(own)
+        assert allowed, f"{path}:{line}: {own} must not import {other}"
+
+
+def test_the_package_itself_imports_none_of_its_parts() -> None:
+    assert list(own_imports(PACKAGE / "__init__.py")) == []
+
+
+def test_there_is_no_import_cycle() -> None:
+    graph = {name: {target for target, _ in own_imports(path)} for name, path in NAMES.items()}
+    TopologicalSorter(graph).prepare()
+
+
+@pytest.mark.parametrize("path", FILES, ids=by_name)
+def test_only_serving_imports_vllm(path: Path) -> None:
+    if part(module_name(path)) == "serving":
+        pytest.skip("serving is where vllm is imported")
+    found = [line for module, _, line in imports(path) if module.split(".")[0] == "vllm"]
+    assert not found, f"{path}: imports vllm in lines {found}"
+
+
+@pytest.mark.parametrize(
+    "path", [f for f in FILES if part(module_name(f)) == "serving"], ids=by_name
+)
+def test_private_vllm_names_are_in_compat_only(path: Path) -> None:
+    """No private import from vllm, and no `x._name` except on `self`, `cls` or our own modules."""
+    if path.name == "compat.py":
+        pytest.skip("compat is where they are")
+    for module, name, line in imports(path):
+        if module.split(".")[0] == "vllm":
+            private = [word for word in f"{module}.{name or ''}".split(".") if word[:1] == "_"]
+            assert not private, f"{path}:{line}: {private} belongs in serving/compat.py"
+    for node in ast.walk(tree(path)):
+        if isinstance(node, ast.Attribute) and node.attr.startswith("_"):
+            public = node.attr.startswith("__") or ast.unparse(node.value) in (
+                "self",
+                "cls",
+                "parser",  # argparse's own
+            )
+            assert public, f"{path}:{node.lineno}: {node.attr} belongs in serving/compat.py"
+
+
+def loads(modules: list[str], *forbidden: str) -> set[str]:
+    """Which of `forbidden` a fresh interpreter has loaded after importing `modules`."""
+    code = f"import sys, importlib\nfor m in {modules!r}: importlib.import_module(m)\n"
+    code += f"print(*[m for m in {forbidden!r} if m in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())
+
+
+def test_importing_everything_outside_serving_does_not_import_vllm() -> None:
+    outside = [name for name in NAMES if part(name) != "serving" and not name.endswith("__main__")]
+    assert loads(outside, "vllm") == set()
+
+
+def test_importing_tokenizers_vocabularies_and_profiles_does_not_import_torch() -> None:
+    light = [name for name in NAMES if part(name) in ("", "errors", "profile", *RANKS[2:4])]
+    assert loads(light, "torch", "transformers") == set()
+
+
+@pytest.mark.parametrize("path", FILES, ids=by_name)
+def test_all_is_sorted_and_names_what_is_there(path: Path) -> None:
+    listed = _all_of(path)
+    if listed is None:
+        public = [
+            node.name
+            for node in tree(path).body
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
+        ]
+        assert not public or path.name == "__main__.py", f"{path}: no __all__ for {public}"
+        return
+    assert listed == sorted(listed, key=_isort_style), f"{path}: __all__ is not sorted"
+    assert len(set(listed)) == len(listed)
+    if part(module_name(path)) != "serving":  # importing those needs vllm
+        module = importlib.import_module(module_name(path))
+        missing = [name for name in listed if not hasattr(module, name)]
+        assert not missing, f"{path}: __all__ names {missing}"
+
+
+def _all_of(path: Path) -> list[str] | None:
+    for node in tree(path).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            return list(ast.literal_eval(node.value))
+    return None
+
+
+def _isort_style(name: str) -> tuple[int, str]:
+    """Constants, classes, functions: the order in which ruff (RUF022) sorts `__all__`."""
+    if name.isupper():
+        return 0, name
+    return (1, name) if name.lstrip("_")[:1].isupper() else (2, name)

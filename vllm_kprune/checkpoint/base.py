@@ -1,0 +1,202 @@
+"""Read a base model's folder: find it, check it before anything long, describe its vocabulary.
+
+Only headers of the weights are read. Nothing is executed: pickled weights and code in the folder
+are refused or ignored.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from vllm_kprune.checkpoint.digest import FileDigest, digest_file
+from vllm_kprune.checkpoint.families import Family, find_family
+from vllm_kprune.errors import KPruneError
+from vllm_kprune.tokenizer.bpe import BpeTokenizer, read_tokenizer
+
+__all__ = ["BaseModel", "TensorInfo", "open_base", "read_json", "resolve_model"]
+
+_MAX_JSON_BYTES = 64 << 20
+_INDEX = "model.safetensors.index.json"
+_PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_PLAIN_DTYPES = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}
+_QUANTISED_SUFFIXES = (".weight_scale", ".weight_packed", ".qweight", ".weight_scale_inv", ".scales")
+
+# Files of the base that an overlay is made from; all others (code above all) are left alone.
+CONFIG_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+)
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """A tensor of a checkpoint, from its header."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A checked model folder: configuration, tokenizer, and its tensors' headers by name."""
+
+    reference: str
+    revision: str | None
+    folder: Path
+    config: Mapping[str, Any]
+    family: Family
+    tokenizer: BpeTokenizer
+    tensors: Mapping[str, TensorInfo]
+    shards: tuple[str, ...]
+
+    @property
+    def vocabulary_tensors(self) -> tuple[TensorInfo, ...]:
+        """Embedding and, where the checkpoint has one of its own, LM head: [rows, hidden]."""
+        names = (self.family.embedding, self.family.head)
+        return tuple(self.tensors[name] for name in names if name in self.tensors)
+
+    @property
+    def rows(self) -> int:
+        """Rows of the embedding."""
+        return self.vocabulary_tensors[0].shape[0]
+
+    def digests(self, advance: Callable[[int], None] | None = None) -> dict[str, FileDigest]:
+        """Size, time and SHA-256 of every file that an overlay depends on. Reads them all."""
+        names = [name for name in (*CONFIG_FILES, _INDEX) if (self.folder / name).is_file()]
+        return {name: digest_file(self.folder / name, advance) for name in [*names, *self.shards]}
+
+
+def resolve_model(model: str, revision: str | None = None) -> Path:
+    """The folder of `model`: a path, or a hub id whose snapshot is found or downloaded.
+
+    Raises `KPruneError` for a folder that does not exist and a hub id that cannot be had.
+    """
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1:
+        raise KPruneError(f"model folder {model} does not exist")
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    patterns = ["*.json", "*.safetensors", "*.jinja", "LICENSE*", "NOTICE*", "*.md"]
+    try:
+        return Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise KPruneError(
+            f"{model} is neither a folder nor a model that the hub gives "
+            f"({type(error).__name__}: {reason}); for a gated model accept its terms and set "
+            "HF_TOKEN"
+        ) from None
+
+
+def open_base(model: str, revision: str | None = None) -> BaseModel:
+    """Find and check a model; every reason to refuse it is found here, before the long part."""
+    folder = resolve_model(model, revision)
+    if not (folder / "config.json").is_file():
+        raise KPruneError(f"{folder} has no config.json: not a model folder")
+    config = read_json(folder / "config.json")
+    family = find_family(config, str(folder / "config.json"))
+    shards = _shards(folder)
+    tensors = {info.name: info for shard in shards for info in _headers(folder / shard)}
+    _check_vocabulary(tensors, family, folder)
+    tokenizer = read_tokenizer(folder)
+    return BaseModel(model, revision, folder, config, family, tokenizer, tensors, shards)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file, bounded in size."""
+    try:
+        if path.stat().st_size > _MAX_JSON_BYTES:
+            raise KPruneError(f"{path} is larger than {_MAX_JSON_BYTES >> 20} MiB")
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise KPruneError(f"{path} is not readable JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise KPruneError(f"{path}: expected a JSON object, got {type(value).__name__}")
+    return value
+
+
+def _shards(folder: Path) -> tuple[str, ...]:
+    index = folder / _INDEX
+    if index.is_file():
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict):
+            raise KPruneError(f"{index}: no 'weight_map'")
+        names = sorted({str(name) for name in weight_map.values()})
+    else:
+        names = sorted(path.name for path in folder.glob("*.safetensors"))
+    for name in names:
+        if Path(name).name != name or not (folder / name).is_file():
+            raise KPruneError(f"{folder} lacks the weight file {name} that its index names")
+    if names:
+        return tuple(names)
+    pickled = [path.name for pattern in _PICKLED for path in folder.glob(pattern)]
+    if pickled:
+        raise KPruneError(
+            f"{folder} holds only pickled weights ({pickled[0]}), which can run code when read; "
+            "save them as safetensors first"
+        )
+    raise KPruneError(f"{folder} holds no *.safetensors weights")
+
+
+def _headers(path: Path) -> list[TensorInfo]:
+    try:
+        with safe_open(path, framework="numpy") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - no dict
+            return [
+                _tensor_info(name, tuple(part.get_shape()), part.get_dtype())
+                for name, part in slices.items()
+            ]
+    except (SafetensorError, OSError) as error:
+        raise KPruneError(f"{path} is not a readable safetensors file: {error}") from None
+
+
+def _tensor_info(name: str, shape: tuple[int, ...], dtype: str) -> TensorInfo:
+    count = 1
+    for size in shape:
+        count *= size
+    return TensorInfo(name, shape, dtype, count * _dtype_bits(dtype) // 8)
+
+
+def _dtype_bits(dtype: str) -> int:
+    digits = "".join(c if c.isdigit() else " " for c in dtype.split("_")[0]).split()
+    return int(digits[0]) if digits else 8  # BOOL
+
+
+def _check_vocabulary(tensors: Mapping[str, TensorInfo], family: Family, folder: Path) -> None:
+    for name in (family.embedding, family.head):
+        stem = name.removesuffix(".weight")
+        if quantised := [stem + suffix for suffix in _QUANTISED_SUFFIXES if stem + suffix in tensors]:
+            raise KPruneError(
+                f"{folder}: {name} is quantised ({quantised[0]}), so its rows cannot be gathered; "
+                "use a checkpoint whose embedding and head are plain"
+            )
+    if family.embedding not in tensors:
+        raise KPruneError(f"{folder}: no tensor {family.embedding}, the embedding of its family")
+    embedding = tensors[family.embedding]
+    for info in (embedding, tensors.get(family.head, embedding)):
+        if len(info.shape) != 2 or info.dtype not in _PLAIN_DTYPES:
+            raise KPruneError(
+                f"{folder}: {info.name} is {info.dtype}{list(info.shape)}; expected a plain "
+                "[rows, hidden] tensor"
+            )
+        if info.shape[0] != embedding.shape[0]:
+            raise KPruneError(
+                f"{folder}: {info.name} has {info.shape[0]} rows, {embedding.name} has "
+                f"{embedding.shape[0]}"
+            )

@@ -1,0 +1,69 @@
+"""Write folders that appear whole or not at all.
+
+A folder is made beside its final place and renamed at the end, so a full disk, a failed check or a
+killed process leaves nothing that looks finished. What killed runs left is swept up by the next.
+"""
+
+import errno
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock
+
+from vllm_kprune.errors import KPruneError
+
+__all__ = ["new_folder"]
+
+
+@contextmanager
+def new_folder(target: Path, replace_if: str | None = None) -> Iterator[Path]:
+    """Yield an empty folder that becomes `target` when the block ends without an error.
+
+    An existing `target` is replaced only if it is empty, or if it holds a file named `replace_if`.
+    Two processes that make the same target wait for each other; the later one then finds it there.
+    """
+    target = target.absolute()
+    _refuse_foreign(target, replace_if)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(target.parent / f".{target.name}.lock"):
+            prefix = f".{target.name}.tmp-"
+            _sweep(target.parent, prefix)
+            with tempfile.TemporaryDirectory(prefix=prefix, dir=target.parent) as scratch:
+                folder = Path(scratch) / "new"
+                folder.mkdir()
+                yield folder
+                _refuse_foreign(target, replace_if)
+                if target.exists():
+                    target.rename(Path(scratch) / "replaced")
+                folder.rename(target)
+    except OSError as error:
+        raise KPruneError(_explain(error, target)) from error
+
+
+def _refuse_foreign(target: Path, replace_if: str | None) -> None:
+    if target.exists() and not target.is_dir():
+        raise KPruneError(f"{target} is a file; name a folder for the output")
+    if not target.is_dir() or not any(target.iterdir()):
+        return
+    if replace_if is None:
+        raise KPruneError(f"{target} is not empty; name another folder, or use --force")
+    if not (target / replace_if).is_file():
+        raise KPruneError(
+            f"{target} holds something that kprune did not make (no {replace_if}), so --force "
+            "does not replace it; name another folder"
+        )
+
+
+def _sweep(parent: Path, prefix: str) -> None:
+    for stale in parent.glob(f"{prefix}*"):
+        shutil.rmtree(stale, ignore_errors=True)
+
+
+def _explain(error: OSError, target: Path) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"the disk of {target.parent} is full; nothing was kept: make room and try again"
+    return f"cannot write {target}: {error.strerror or error}; nothing was kept"

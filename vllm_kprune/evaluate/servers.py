@@ -1,0 +1,215 @@
+"""A `vllm serve` process that is started, waited for, and always stopped.
+
+`kprune demo` and the live tests run real servers. This starts one in a process group of its own,
+on a port that nothing uses, with its output in a log file; waits until it answers; tells at once,
+with the end of its log, when it died instead; and stops the whole group on leaving, also on Ctrl-C
+and SIGTERM. It talks HTTP only and does not import vllm.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Self
+from urllib.error import URLError
+from urllib.request import ProxyHandler, build_opener
+
+from vllm_kprune.errors import KPruneError
+
+__all__ = ["VllmServer", "free_port", "log_tail", "stop_group", "stops_on_sigterm"]
+
+_HOST = "127.0.0.1"
+_POLL_SECONDS = 0.2
+_STOP_SECONDS = 20.0
+
+
+class VllmServer:
+    """`vllm serve MODEL …` as a context manager; inside the `with` block it answers.
+
+    >>> with VllmServer("build/enko", ["--plugin", "kprune"]) as server:  # doctest: +SKIP
+    ...     client = OpenAI(base_url=server.base_url, api_key="none")
+
+    `arguments` are passed to `vllm serve` after the model and must not hold `--host` or `--port`.
+    `environment` is added to this process's own. The log is kept when `log` names it; otherwise it
+    is a temporary file, deleted after a clean stop. Entering raises `KPruneError` when the server
+    stops or is not ready in `timeout` seconds.
+    """
+
+    def __init__(
+        self,
+        model: str | Path,
+        arguments: Sequence[str] = (),
+        *,
+        environment: Mapping[str, str] | None = None,
+        log: Path | None = None,
+        timeout: float = 600.0,
+    ) -> None:
+        self.model = str(model)
+        self.port = free_port()
+        self.ready_seconds = 0.0
+        self._arguments = list(arguments)
+        self._environment = dict(environment or {})
+        self._keep_log = log is not None
+        self.log = log or _temporary_log()
+        self._timeout = timeout
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """Root of the server: `http://127.0.0.1:PORT`."""
+        return f"http://{_HOST}:{self.port}"
+
+    @property
+    def base_url(self) -> str:
+        """What an OpenAI client wants: `url` followed by `/v1`."""
+        return f"{self.url}/v1"
+
+    @property
+    def pid(self) -> int:
+        """Process id of the API server, which leads the group; only while it is running."""
+        if self._process is None:
+            raise RuntimeError("the server is not running")
+        return self._process.pid
+
+    def __enter__(self) -> Self:
+        self.start()
+        try:
+            self.wait_ready()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+        if error is None and not self._keep_log:
+            self.log.unlink(missing_ok=True)
+
+    def start(self) -> None:
+        """Start the process and return at once; `wait_ready` must follow."""
+        environment = {**os.environ, **self._environment}
+        environment["PATH"] = os.pathsep.join([str(_bin_folder()), environment.get("PATH", "")])
+        with self.log.open("wb") as log:
+            self._process = subprocess.Popen(
+                [*_vllm_command(), "serve", self.model, *self._arguments]
+                + ["--host", _HOST, "--port", str(self.port)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                start_new_session=True,
+            )
+        self._started = time.monotonic()
+
+    def wait_ready(self) -> None:
+        """Return when `/health` answers 200; raise `KPruneError` when the process has ended."""
+        while not self._answers():
+            waited = time.monotonic() - self._started
+            code = self._process.poll() if self._process else None
+            if code is not None:
+                raise KPruneError(self._explain(f"stopped with exit code {code}"))
+            if waited > self._timeout:
+                raise KPruneError(self._explain(f"was not ready after {waited:.0f} s"))
+            time.sleep(_POLL_SECONDS)
+        self.ready_seconds = time.monotonic() - self._started
+
+    def stop(self) -> None:
+        """Stop the server and every process it started; harmless when already stopped."""
+        if self._process is not None:
+            stop_group(self._process)
+            self._process = None
+
+    def _answers(self) -> bool:
+        # Without the environment's proxies: they are not for a server on this machine.
+        opener = build_opener(ProxyHandler({}))
+        try:
+            with opener.open(f"{self.url}/health", timeout=5) as response:
+                return bool(response.status == 200)
+        except (URLError, OSError):
+            return False
+
+    def _explain(self, what: str) -> str:
+        tail = log_tail(self.log)
+        return f"`vllm serve {self.model}` {what}; the end of its log ({self.log}):\n{tail}"
+
+
+def free_port() -> int:
+    """A TCP port of the loopback interface that is free at this moment."""
+    with socket.socket() as probe:
+        probe.bind((_HOST, 0))
+        return int(probe.getsockname()[1])
+
+
+def log_tail(path: Path, lines: int = 30) -> str:
+    """The last `lines` lines of a text file, however large it is."""
+    with path.open("rb") as stream:
+        stream.seek(max(0, path.stat().st_size - lines * 1000))
+        text = stream.read().decode("utf-8", errors="replace")
+    return "\n".join(text.splitlines()[-lines:])
+
+
+def stop_group(process: subprocess.Popen[bytes], seconds: float = _STOP_SECONDS) -> None:
+    """End a process that leads its own group: SIGTERM for it, then SIGKILL for the whole group.
+
+    The leader stops its children itself. vLLM's engine and worker processes outlive an API server
+    that was killed, so the group gets the last signal even when its leader ended politely.
+    """
+    process.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(seconds)
+    with suppress(ProcessLookupError):  # everything in the group has ended already
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+@contextmanager
+def stops_on_sigterm() -> Iterator[None]:
+    """Make SIGTERM leave `with` blocks as Ctrl-C does, so that servers are stopped.
+
+    Does nothing outside the main thread, where Python allows no signal handlers.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, _exit_on_signal)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+
+
+def _exit_on_signal(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
+
+
+def _bin_folder() -> Path:
+    return Path(sys.executable).parent
+
+
+def _vllm_command() -> list[str]:
+    command = _bin_folder() / "vllm"
+    if not command.is_file():
+        raise KPruneError(
+            f"there is no `vllm` command beside {sys.executable}; "
+            "install vLLM into the same environment (`make setup`, or vllm-kprune[gpu])"
+        )
+    return [str(command)]
+
+
+def _temporary_log() -> Path:
+    handle, name = tempfile.mkstemp(prefix="kprune-vllm-", suffix=".log")
+    os.close(handle)
+    return Path(name)

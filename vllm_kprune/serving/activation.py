@@ -1,0 +1,121 @@
+"""From what the user asked for to engine settings: the overlay, its base weights, the loader.
+
+Runs where engine arguments become a configuration, before vLLM has read anything of the model. A
+model that is no overlay, without any kprune option, is left exactly as it was.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from vllm_kprune.checkpoint.manifest import MANIFEST_NAME, Manifest, load_manifest
+from vllm_kprune.errors import KPruneError
+from vllm_kprune.profile import load_profile
+from vllm_kprune.serving.compat import check_version
+from vllm_kprune.serving.options import ServingOptions, read_options
+
+__all__ = ["LOAD_FORMAT", "activate", "is_overlay"]
+
+LOAD_FORMAT = "kprune"
+# `dummy` (random weights, for measuring) needs no base; every other format would look for weights
+# in the overlay, which has none.
+_ACCEPTED_FORMATS = ("auto", LOAD_FORMAT, "dummy")
+
+
+def is_overlay(model: str) -> bool:
+    """Is `model` a folder that `kprune build` made?"""
+    return (Path(model) / MANIFEST_NAME).is_file()
+
+
+def activate(engine_args: Any) -> bool:
+    """Point vLLM's `EngineArgs` at the pruned model if one was asked for; is one active?
+
+    Harmless when called again. Raises `KPruneError` before anything is loaded: the overlay was
+    edited, the base changed or moved, an option contradicts another, or vLLM is not a tested one.
+    """
+    options = read_options(engine_args.additional_config)
+    overlay = is_overlay(engine_args.model)
+    if overlay and engine_args.model_weights:
+        return True
+    if not overlay and not options.given:
+        if engine_args.load_format == LOAD_FORMAT:
+            raise KPruneError(_not_an_overlay(engine_args.model, f"--load-format {LOAD_FORMAT}"))
+        return False
+    check_version()
+    _refuse_conflicts(engine_args)
+    if overlay:
+        _serve_overlay(engine_args, options)
+    else:
+        _serve_in_one_step(engine_args, options)
+    return True
+
+
+def _serve_overlay(engine_args: Any, options: ServingOptions) -> None:
+    folder = Path(engine_args.model)
+    manifest = load_manifest(folder)
+    if options.profile is not None:
+        raise KPruneError(
+            f"{folder} is pruned already (profile {manifest.profile.name}); serve it without "
+            "--kprune-profile, or name its base model instead"
+        )
+    _apply(engine_args, folder, manifest, Path(options.base) if options.base else None)
+
+
+def _serve_in_one_step(engine_args: Any, options: ServingOptions) -> None:
+    model = engine_args.model
+    if options.profile is None:
+        raise KPruneError(_not_an_overlay(model, "--kprune-base"))
+    profile = load_profile(options.profile, target_size=options.target_size)
+    # Only now: building needs tokenizers, word lists and Unicode tables; serving a folder does not.
+    from vllm_kprune.checkpoint.base import resolve_model
+    from vllm_kprune.checkpoint.overlay import cached_overlay
+
+    revision = engine_args.revision
+    corpora = [Path(item) for item in options.corpus]
+    folder = cached_overlay(model, profile, revision=revision, corpora=corpora)
+    # The cache is keyed by content: an equal model elsewhere may have built the entry.
+    base = resolve_model(model, revision)
+    if not engine_args.served_model_name:
+        engine_args.served_model_name = model
+    _apply(engine_args, folder, load_manifest(folder), base)
+    engine_args.revision = None  # of the hub model; the overlay is a plain folder
+
+
+def _apply(engine_args: Any, folder: Path, manifest: Manifest, base: Path | None) -> None:
+    manifest.check_files(folder)
+    dummy = engine_args.load_format == "dummy"
+    weights = Path(manifest.base.path) if dummy else manifest.check_base(base)
+    engine_args.model = str(folder)
+    engine_args.model_weights = str(weights)
+    if not dummy:
+        engine_args.load_format = LOAD_FORMAT
+
+
+def _refuse_conflicts(engine_args: Any) -> None:
+    model = engine_args.model
+    if engine_args.load_format not in _ACCEPTED_FORMATS:
+        raise KPruneError(
+            f"--load-format {engine_args.load_format} cannot read a pruned model: its weights are "
+            "gathered from the base model; leave the option out"
+        )
+    if engine_args.tokenizer not in (None, model):
+        raise KPruneError(
+            f"--tokenizer {engine_args.tokenizer} does not fit a pruned model: its ids are those "
+            "of the original vocabulary; leave the option out"
+        )
+    if engine_args.hf_config_path is not None:
+        raise KPruneError(
+            "--hf-config-path does not fit a pruned model: it brings its own configuration; "
+            "leave the option out"
+        )
+    if engine_args.tokenizer_revision not in (None, engine_args.revision):
+        raise KPruneError(
+            "--tokenizer-revision differs from --revision: kprune prunes one revision's weights "
+            "and tokenizer together; leave the option out"
+        )
+
+
+def _not_an_overlay(model: str, option: str) -> str:
+    return (
+        f"{option}: {model} has no {MANIFEST_NAME}; give a folder made by `kprune build`, "
+        "or prune this model with --kprune-profile"
+    )

@@ -1,0 +1,167 @@
+"""Every private or unstable vLLM name that kprune touches, and the versions they were checked in.
+
+The other modules of `serving/` use vLLM's documented interfaces only. Names are looked up when they
+are needed, never at import: `register()` runs in every vLLM process on the machine, also those that
+have nothing to do with kprune. Read in vLLM 0.32.0 and 0.33.0.
+"""
+
+import functools
+import importlib.util
+import inspect
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from vllm_kprune.errors import KPruneError
+
+__all__ = [
+    "ALLOW_UNTESTED",
+    "TESTED",
+    "check_version",
+    "endpoint_plugins_allowed",
+    "settle_tied_head",
+    "stream_weights",
+    "vllm_version",
+    "when_imported",
+    "wrap",
+]
+
+logger = logging.getLogger("vllm.kprune")
+
+TESTED = ">=0.32,<0.34"
+ALLOW_UNTESTED = "VLLM_KPRUNE_ALLOW_UNTESTED_VLLM"
+_SENTINEL = "__kprune_wraps__"
+
+
+def vllm_version() -> str:
+    """The running vLLM's version, such as `0.32.0+cpu`."""
+    from vllm.version import __version__
+
+    return str(__version__)
+
+
+def check_version() -> None:
+    """Raise `KPruneError` when this vLLM is outside the range that kprune was checked against."""
+    from packaging.specifiers import SpecifierSet
+
+    version = vllm_version()
+    if SpecifierSet(TESTED).contains(version, prereleases=True):
+        return
+    if os.environ.get(ALLOW_UNTESTED, "0") != "0":
+        logger.warning("kprune is checked with vLLM %s; this is %s", TESTED, version)
+        return
+    raise KPruneError(
+        f"kprune is checked with vLLM {TESTED} and this is {version}; install one of those, "
+        f"or set {ALLOW_UNTESTED}=1 to try it"
+    )
+
+
+def wrap(owner: Any, name: str, around: Callable[..., Any]) -> None:
+    """Replace `owner.name` by `around(original, …)`, once; static and class methods stay so.
+
+    When this vLLM has no such name, that feature is off and one warning says so: a plugin must not
+    stop a server that did not ask for it.
+    """
+    found = inspect.getattr_static(owner, name, None)
+    if found is None:
+        logger.warning("kprune: vLLM %s has no %s; some options are off", vllm_version(), name)
+        return
+    kind = type(found) if isinstance(found, staticmethod | classmethod) else None
+    original = found.__func__ if kind else found
+    if hasattr(original, _SENTINEL):
+        return
+
+    @functools.wraps(original)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        return around(original, *args, **kwargs)
+
+    setattr(wrapped, _SENTINEL, True)
+    setattr(owner, name, kind(wrapped) if kind else wrapped)
+
+
+def when_imported(name: str, action: Callable[[ModuleType], None]) -> None:
+    """Call `action(module)` now if module `name` is imported, otherwise when it will be.
+
+    The model loaders take over a second to import, and an API server never needs them; engine
+    processes do, in an order that differs between executors.
+    """
+    if module := sys.modules.get(name):
+        action(module)
+    elif not any(isinstance(f, _ImportHook) and f.name == name for f in sys.meta_path):
+        sys.meta_path.insert(0, _ImportHook(name, action))
+
+
+class _ImportHook(MetaPathFinder):
+    """Lets the import of one module run as usual, then calls `action` and is gone."""
+
+    def __init__(self, name: str, action: Callable[[ModuleType], None]) -> None:
+        self.name = name
+        self._action = action
+
+    def find_spec(
+        self, fullname: str, path: Any, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname != self.name:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(fullname)
+        if spec and spec.loader:
+            execute = spec.loader.exec_module
+
+            def exec_module(module: ModuleType) -> None:
+                execute(module)
+                self._action(module)
+
+            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
+
+
+@contextmanager
+def endpoint_plugins_allowed(names: Iterable[str]) -> Iterator[None]:
+    """Let `vllm.plugins.load_endpoint_plugins` load these too.
+
+    It reads `VLLM_PLUGINS`, which filters *general* plugins as well when set; so it is set for the
+    duration of that one call only, and child processes inherit what the user had.
+    """
+    before = os.environ.get("VLLM_PLUGINS")
+    allowed = [*(before.split(",") if before else []), *names]
+    os.environ["VLLM_PLUGINS"] = ",".join(allowed)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["VLLM_PLUGINS"]
+        else:
+            os.environ["VLLM_PLUGINS"] = before
+
+
+def settle_tied_head(model_config: Any, base: Path) -> None:
+    """Let vLLM look into the *base* for an LM head that its config denies.
+
+    Some checkpoints say `tie_word_embeddings` and yet hold an `lm_head.weight`; vLLM then loads it
+    and compares. It looks for that tensor in `model_config.model`, which for an overlay has none.
+    """
+    overlay = model_config.model
+    model_config.model = str(base)
+    try:
+        model_config.maybe_untie_word_embeddings()
+    finally:
+        model_config.model = overlay
+
+
+def stream_weights(loader: Any, folder: Path, model: Any) -> Iterator[tuple[str, Any]]:
+    """(name, tensor) of all weights in `folder`, as vLLM's default loader would yield them."""
+    source = loader.Source(
+        model_or_path=str(folder),
+        revision=None,
+        fall_back_to_pt=False,
+        is_unused_weight=getattr(model, "is_unused_checkpoint_weight", None),
+    )
+    yield from loader._get_weights_iterator(source)

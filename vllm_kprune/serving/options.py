@@ -1,0 +1,144 @@
+"""What users can tell kprune in vLLM: declared once, here, for the command line, YAML and Python.
+
+    vllm serve MODEL --plugin kprune --kprune-profile enko
+    vllm serve --config serve.yaml                           # kprune-profile: enko
+    LLM(MODEL, additional_config={"kprune": {"profile": "enko"}})
+
+Flags end up in `additional_config["kprune"]`, the one place of the engine arguments that vLLM leaves
+to plugins; so all three ways are the same from there on.
+"""
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from vllm_kprune.errors import KPruneError, nearest
+
+__all__ = ["KEY", "ServingOptions", "add_options", "given_options", "named_plugins", "read_options"]
+
+KEY = "kprune"
+_PLUGIN_GROUPS = ("vllm.general_plugins", "vllm.endpoint_plugins")
+
+
+def _option(default: Any, metavar: str, help: str, **how: Any) -> Any:
+    return field(default=default, metadata={"metavar": metavar, "help": help, **how})
+
+
+@dataclass(frozen=True)
+class ServingOptions:
+    """The `--kprune-*` options; a field is an option: name, default and help together."""
+
+    profile: str | None = _option(
+        None,
+        "NAME|FILE",
+        "Prune the vocabulary for this language profile (a name such as enko, or a .yaml file). "
+        "The pruned tokenizer and configuration are built once, into kprune's cache; the model "
+        "answers under the name you gave. Not needed for a folder made by `kprune build`.",
+    )
+    corpus: tuple[str, ...] = _option(
+        (),
+        "FILE",
+        "With --kprune-profile: texts whose tokens must stay cheap, besides the profile's own "
+        "evidence (.txt, .jsonl, .zst).",
+        nargs="+",
+        action="extend",
+    )
+    target_size: int | None = _option(
+        None,
+        "N",
+        "With --kprune-profile: keep exactly N tokens instead of the profile's own sizing.",
+        type=int,
+    )
+    base: str | None = _option(
+        None,
+        "FOLDER",
+        "For a folder made by `kprune build`: where the base model's weights are now, when they "
+        "were moved since.",
+    )
+
+    @property
+    def given(self) -> bool:
+        """True if the user set any of them."""
+        return self != ServingOptions()
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Declare `--plugin` and the `--kprune-*` options, in a group of their own."""
+    group = parser.add_argument_group(
+        title="kprune",
+        description="Serve the model with only the tokens that its languages need.",
+    )
+    if "--plugin" not in parser._option_string_actions:  # a later vLLM may bring its own
+        group.add_argument(
+            "--plugin",
+            metavar="NAME",
+            action="append",
+            help="Also load the HTTP routes of this installed plugin (several: repeat, or commas); "
+            "`kprune` adds GET /kprune. Unlike VLLM_PLUGINS it turns no other plugin off.",
+        )
+    for option in fields(ServingOptions):
+        flag = f"--kprune-{option.name.replace('_', '-')}"
+        group.add_argument(flag, dest=f"kprune_{option.name}", **option.metadata)
+
+
+def given_options(args: argparse.Namespace) -> dict[str, Any]:
+    """The `--kprune-*` options that were given, by field name."""
+    values = {f.name: getattr(args, f"kprune_{f.name}", None) for f in fields(ServingOptions)}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def named_plugins(args: argparse.Namespace) -> tuple[str, ...]:
+    """The plugins named with `--plugin`; `KPruneError` for one that is not installed."""
+    given = getattr(args, "plugin", None) or []
+    names = tuple(name.strip() for item in given for name in item.split(","))
+    installed = {point.name for group in _PLUGIN_GROUPS for point in entry_points(group=group)}
+    for name in names:
+        if name not in installed:
+            raise KPruneError(f"--plugin: no vLLM plugin '{name}'; {nearest(name, installed)}")
+    return names
+
+
+def read_options(additional_config: Any) -> ServingOptions:
+    """The options in `additional_config["kprune"]`, checked; none given if there are none."""
+    values = additional_config.get(KEY, {}) if isinstance(additional_config, Mapping) else {}
+    if not isinstance(values, Mapping):
+        raise KPruneError(f"additional_config['{KEY}']: expected a mapping, got {values!r}")
+    known = {option.name for option in fields(ServingOptions)}
+    for name in values:
+        if name not in known:
+            raise KPruneError(
+                f"additional_config['{KEY}']: unknown key {name!r}; {nearest(str(name), known)}"
+            )
+    return _checked(ServingOptions(**{**values, "corpus": _texts(values.get("corpus", ()))}))
+
+
+def _checked(options: ServingOptions) -> ServingOptions:
+    for name in ("profile", "base"):
+        value = getattr(options, name)
+        if value is not None and not (isinstance(value, str) and value):
+            raise KPruneError(f"{_flag(name)}: expected a name or a path, got {value!r}")
+    size = options.target_size
+    if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
+        raise KPruneError(f"{_flag('target_size')}: expected a number of tokens, got {size!r}")
+    if options.profile is None:
+        for name in ("corpus", "target_size"):
+            if getattr(options, name):
+                raise KPruneError(f"{_flag(name)} needs --kprune-profile: it says how to prune")
+    elif options.base is not None:
+        raise KPruneError(
+            "--kprune-base is for a folder made by `kprune build`; "
+            "with --kprune-profile the model that you name is the base"
+        )
+    return options
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    items = (value,) if isinstance(value, str | Path) else tuple(value or ())
+    return tuple(str(item) for item in items)
+
+
+def _flag(name: str) -> str:
+    return f"--kprune-{name.replace('_', '-')}"

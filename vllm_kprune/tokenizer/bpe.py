@@ -1,0 +1,199 @@
+"""A byte-pair-encoding `tokenizer.json` as a value: vocabulary, merges, added tokens, token bytes.
+
+Encoding itself is left to the `tokenizers` library. What that library does not tell, and pruning
+needs, is here: the bytes that a token stands for, and its *derivation*, the smaller tokens that
+BPE (Sennrich et al. 2016) passes through to reach it. Two kinds are understood: byte-level
+vocabularies (GPT-2's alphabet; Qwen, Llama-3, Aya) and byte-fallback ones (Gemma). Unigram and
+WordPiece models have no merges and are refused.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from vllm_kprune.errors import KPruneError
+
+__all__ = ["AddedToken", "BpeTokenizer", "parse_tokenizer", "read_tokenizer"]
+
+_MAX_BYTES = 512 << 20
+_BYTE_TOKENS = {f"<0x{value:02X}>": value for value in range(256)}
+
+TokenKind = Literal["byte_level", "byte_fallback"]
+
+
+@dataclass(frozen=True, slots=True)
+class AddedToken:
+    """A token that is matched in the text before BPE runs; it may lie outside the vocabulary."""
+
+    id: int
+    content: str
+    special: bool
+
+
+@dataclass(frozen=True)
+class BpeTokenizer:
+    """A parsed `tokenizer.json`.
+
+    `data` is the parsed JSON and is never changed. `merges` are in rank order; a token's id and a
+    merge's rank are unrelated.
+    """
+
+    data: Mapping[str, Any]
+    vocab: Mapping[str, int]
+    merges: Sequence[tuple[str, str]]
+    added: tuple[AddedToken, ...]
+    kind: TokenKind
+
+    @cached_property
+    def tokens(self) -> Mapping[int, str]:
+        """Id to token, added tokens included; ids need not be contiguous."""
+        by_id = {i: token for token, i in self.vocab.items()}
+        return by_id | {token.id: token.content for token in self.added}
+
+    @cached_property
+    def added_ids(self) -> frozenset[int]:
+        """Ids of all added tokens, special or not."""
+        return frozenset(token.id for token in self.added)
+
+    @cached_property
+    def byte_ids(self) -> frozenset[int]:
+        """Ids of the tokens that spell any text byte by byte: lossless encoding rests on them."""
+        names = _BYTE_TOKENS if self.kind == "byte_fallback" else _alphabet_bytes()
+        return frozenset(self.vocab[name] for name in names if name in self.vocab)
+
+    @cached_property
+    def _ranks(self) -> Mapping[tuple[str, str], int]:
+        ranks: dict[tuple[str, str], int] = {}
+        for rank, pair in enumerate(self.merges):
+            ranks.setdefault(pair, rank)
+        return ranks
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """UTF-8 bytes that a token decodes to; they may be part of a character.
+
+        For Gemma: "▁the" -> b" the", "<0xEC>" -> b"\\xec". For Qwen: "Ġthe" -> b" the".
+        """
+        token = self.tokens[token_id]
+        if token_id in self.added_ids and token_id not in self.byte_ids:
+            return token.encode()
+        if self.kind == "byte_fallback":
+            if token in _BYTE_TOKENS:
+                return bytes([_BYTE_TOKENS[token]])
+            return token.replace("▁", " ").encode()
+        alphabet = _alphabet_bytes()
+        return bytes(alphabet[char] for char in token if char in alphabet)
+
+    def derivation(self, token: str) -> Iterator[str]:
+        """Every token that BPE passes through on the way to `token`, its characters included.
+
+        A token that BPE builds inside any text is built in this very way, because no merge ever
+        crossed its borders: so these ancestors are what a pruned tokenizer needs to reach it.
+        For "the" with merges (t h), (th e): "t", "h", "e", "th", "the".
+        """
+        parts = list(token)
+        yield from parts
+        while len(parts) > 1:
+            ranked = [
+                (rank, at)
+                for at, pair in enumerate(zip(parts, parts[1:], strict=False))
+                if (rank := self._ranks.get(pair)) is not None
+            ]
+            if not ranked:
+                return
+            at = min(ranked)[1]
+            parts[at : at + 2] = [parts[at] + parts[at + 1]]
+            yield parts[at]
+
+    def derivation_ids(self, token_id: int) -> set[int]:
+        """Ids of the derivation of a token; parts that are not in the vocabulary are left out."""
+        token = self.tokens[token_id]
+        if token not in self.vocab:
+            return set()
+        found = (self.vocab.get(part) for part in self.derivation(token))
+        return {part for part in found if part is not None}
+
+
+def _alphabet_bytes() -> Mapping[str, int]:
+    """GPT-2's printable alphabet: character to the byte that it stands for."""
+    return _ALPHABET
+
+
+def _build_alphabet() -> dict[str, int]:
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [value for value in range(256) if value not in printable]
+    table = {chr(value): value for value in printable}
+    return table | {chr(256 + n): value for n, value in enumerate(others)}
+
+
+_ALPHABET = _build_alphabet()
+
+
+def read_tokenizer(folder: Path) -> BpeTokenizer:
+    """Read `folder/tokenizer.json`. Raises `KPruneError` if there is none or it is not BPE."""
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise KPruneError(
+            f"{folder} has no tokenizer.json; kprune needs a fast tokenizer: save one with "
+            "transformers' AutoTokenizer.from_pretrained(…).save_pretrained(…)"
+        )
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise KPruneError(f"{path} is larger than {_MAX_BYTES >> 20} MiB")
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise KPruneError(f"{path} is not readable JSON: {error}") from None
+    return parse_tokenizer(data, source=str(path))
+
+
+def parse_tokenizer(data: Any, source: str = "tokenizer.json") -> BpeTokenizer:
+    """Make a value of parsed JSON; `source` is named in errors."""
+    model = data.get("model") if isinstance(data, dict) else None
+    kind_of_model = model.get("type", "BPE") if isinstance(model, dict) else None
+    if kind_of_model != "BPE" or not isinstance(model, dict) or "merges" not in model:
+        raise KPruneError(
+            f"{source}: the model is {kind_of_model or 'missing'}, and kprune prunes BPE only "
+            "(Unigram and WordPiece vocabularies have no merges to follow)"
+        )
+    try:
+        merges = [_pair(merge) for merge in model["merges"]]
+        added = tuple(_added(entry) for entry in data.get("added_tokens") or ())
+        vocab: dict[str, int] = model["vocab"]
+        return BpeTokenizer(data, vocab, merges, added, _kind(data, model, source))
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, KPruneError):
+            raise
+        raise KPruneError(f"{source}: malformed: {error!r}") from None
+
+
+def _pair(merge: str | Sequence[str]) -> tuple[str, str]:
+    left, right = merge.split(" ") if isinstance(merge, str) else merge
+    return left, right
+
+
+def _added(entry: Mapping[str, Any]) -> AddedToken:
+    return AddedToken(int(entry["id"]), str(entry["content"]), bool(entry.get("special")))
+
+
+def _kind(data: Mapping[str, Any], model: Mapping[str, Any], source: str) -> TokenKind:
+    steps = set(_step_types(data.get("decoder")))
+    if "ByteLevel" in steps:
+        return "byte_level"
+    if model.get("byte_fallback") and "ByteFallback" in steps:
+        missing = [name for name in _BYTE_TOKENS if name not in model["vocab"]]
+        if not missing:
+            return "byte_fallback"
+        raise KPruneError(f"{source}: byte fallback without the byte token {missing[0]}")
+    raise KPruneError(
+        f"{source}: decoder {sorted(steps) or 'missing'}: expected a byte-level or byte-fallback "
+        "vocabulary, since only those can spell every text after pruning"
+    )
+
+
+def _step_types(decoder: Any) -> Iterator[str]:
+    if isinstance(decoder, dict):
+        yield str(decoder.get("type"))
+        for step in decoder.get("decoders") or ():
+            yield from _step_types(step)

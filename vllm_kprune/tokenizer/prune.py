@@ -1,0 +1,86 @@
+"""Rewrite a BPE `tokenizer.json` for a set of kept ids.
+
+New ids are positions in the kept ids. A merge survives when its two parts and their result do, in
+the old order; so text whose original ids are all kept is encoded to the very same tokens (law 1).
+Every id in the file is mapped; an id that was not kept is an error, never a guess (law 6).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vllm_kprune.errors import KPruneError
+from vllm_kprune.tokenizer.bpe import BpeTokenizer
+
+__all__ = ["IdMap", "prune_tokenizer"]
+
+
+class IdMap(Mapping[int, int]):
+    """Original id -> new id. Looking up an id that was not kept raises `KPruneError`."""
+
+    def __init__(self, kept_ids: Sequence[int]) -> None:
+        self._new_ids = {old: new for new, old in enumerate(kept_ids)}
+
+    def __getitem__(self, old: int) -> int:
+        return self._new_ids[old]
+
+    def __iter__(self) -> Any:
+        return iter(self._new_ids)
+
+    def __len__(self) -> int:
+        return len(self._new_ids)
+
+    def required(self, old: int, where: str) -> int:
+        """The new id of `old`, which a file refers to at `where`."""
+        try:
+            return self._new_ids[old]
+        except KeyError:
+            raise KPruneError(f"{where} refers to token id {old}, which was not kept") from None
+
+
+def prune_tokenizer(tokenizer: BpeTokenizer, kept_ids: Sequence[int]) -> dict[str, Any]:
+    """The pruned `tokenizer.json`, as parsed JSON; parts that do not depend on ids are shared."""
+    ids = IdMap(kept_ids)
+    pruned = dict(tokenizer.data)
+    pruned["model"] = _prune_model(tokenizer, ids)
+    pruned["added_tokens"] = [
+        {**entry, "id": ids[entry["id"]]}
+        for entry in tokenizer.data.get("added_tokens") or ()
+        if entry["id"] in ids
+    ]
+    if post_processor := tokenizer.data.get("post_processor"):
+        pruned["post_processor"] = _map_post_processor(post_processor, ids)
+    if padding := tokenizer.data.get("padding"):
+        new_id = ids.required(padding["pad_id"], "tokenizer.json: padding")
+        pruned["padding"] = {**padding, "pad_id": new_id}
+    return pruned
+
+
+def _prune_model(tokenizer: BpeTokenizer, ids: IdMap) -> dict[str, Any]:
+    model: Mapping[str, Any] = tokenizer.data["model"]
+    kept = {token: ids[old] for token, old in tokenizer.vocab.items() if old in ids}
+    merges = [
+        spelled
+        for spelled, (left, right) in zip(model["merges"], tokenizer.merges, strict=True)
+        if left in kept and right in kept and left + right in kept
+    ]
+    ordered = dict(sorted(kept.items(), key=lambda item: item[1]))
+    return {**model, "vocab": ordered, "merges": merges}
+
+
+def _map_post_processor(step: Mapping[str, Any], ids: IdMap) -> dict[str, Any]:
+    kind = step.get("type")
+    where = f"tokenizer.json: post_processor {kind}"
+    if kind == "Sequence":
+        return {**step, "processors": [_map_post_processor(s, ids) for s in step["processors"]]}
+    if kind == "TemplateProcessing":
+        special = {
+            name: {**token, "ids": [ids.required(i, where) for i in token["ids"]]}
+            for name, token in step["special_tokens"].items()
+        }
+        return {**step, "special_tokens": special}
+    if kind in ("BertProcessing", "RobertaProcessing"):
+        mapped = {key: [step[key][0], ids.required(step[key][1], where)] for key in ("sep", "cls")}
+        return {**step, **mapped}
+    if kind == "ByteLevel":
+        return dict(step)
+    raise KPruneError(f"{where}: unknown kind, so its token ids cannot be mapped")

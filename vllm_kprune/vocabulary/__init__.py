@@ -1,0 +1,1 @@
+"""Which tokens a language profile keeps, and why."""

@@ -1,0 +1,146 @@
+"""Judge tokens by the Unicode scripts of their characters.
+
+Scripts come from Unicode data (Script_Extensions, UAX #24), never from hand-written ranges. A token
+that ends inside a character is judged by the characters that its bytes can still become; one that
+begins inside a character can belong to many scripts, and only evidence can tell.
+"""
+
+from collections.abc import Iterator
+from functools import cache
+from typing import Literal
+
+import regex
+
+from vllm_kprune.errors import KPruneError
+from vllm_kprune.profile import Profile
+
+__all__ = ["SHARED_SCRIPTS", "ScriptJudge", "Verdict", "hanja_characters", "main_script"]
+
+# Scripts that serve many languages (and mathematics): their tokens are kept on evidence only.
+SHARED_SCRIPTS = ("Latin", "Greek")
+_NEUTRAL_SCRIPTS = ("Common", "Inherited")
+_SCRIPTS_BY_FREQUENCY = (
+    *("Latin", "Han", "Cyrillic", "Devanagari", "Arabic", "Hangul", "Thai", "Katakana"),
+    *("Hiragana", "Greek", "Bengali", "Tamil", "Telugu", "Hebrew", "Malayalam", "Gujarati"),
+    *("Kannada", "Georgian", "Armenian", "Gurmukhi", "Myanmar", "Khmer", "Sinhala", "Ethiopic"),
+    *("Lao", "Oriya", "Tibetan", "Mongolian", "Thaana", "Syriac"),
+)
+
+Verdict = Literal["script", "shared", "foreign"]
+
+
+class ScriptJudge:
+    """Judge token bytes for a profile: kept for its script, kept on evidence, or foreign."""
+
+    def __init__(self, profile: Profile) -> None:
+        own = sorted(profile.scripts() - set(SHARED_SCRIPTS))
+        self._own = _class(*own)
+        self._shared = _class(*own, *SHARED_SCRIPTS)
+        self._hanja = hanja_characters(profile.hanja)
+
+    def __call__(self, token: bytes) -> Verdict:
+        """Judge a token's UTF-8 bytes, which may begin or end inside a character."""
+        head, text, tail = split_incomplete(token)
+        if _belongs(self._own, text, tail) or text in self._hanja:
+            return "shared" if head else "script"
+        return "shared" if _belongs(self._shared, text, tail) else "foreign"
+
+
+def _belongs(letters: "regex.Pattern[str]", text: str, tail: bytes) -> bool:
+    """Is every character in the class, and can the unfinished one become such a character?"""
+    if not all(map(letters.match, text)):
+        return False
+    return not tail or bool(letters.search(_completions(tail)))
+
+
+def _class(*scripts: str) -> "regex.Pattern[str]":
+    """A class of characters of these scripts, and of those that belong to no script alone.
+
+    A few common marks (the middle dot, say) list in Script_Extensions all scripts that use them:
+    they count as common wherever a shared script does.
+    """
+    own = "".join(rf"\p{{scx={script}}}" for script in (*scripts, *_NEUTRAL_SCRIPTS))
+    shared = "".join(rf"\p{{scx={script}}}" for script in SHARED_SCRIPTS)
+    return regex.compile(rf"(?V1)[{own}[[\p{{sc=Common}}\p{{sc=Inherited}}]&&[{shared}]]]")
+
+
+def split_incomplete(token: bytes) -> tuple[bytes, str, bytes]:
+    """Split into bytes that continue a character, whole characters, and a character's beginning.
+
+    Bytes that no UTF-8 text contains are returned as the last part.
+    """
+    start = 0
+    while start < len(token) and token[start] & 0xC0 == 0x80:
+        start += 1
+    rest = token[start:]
+    try:
+        return token[:start], rest.decode(), b""
+    except UnicodeDecodeError as error:
+        return token[:start], rest[: error.start].decode(), rest[error.start :]
+
+
+@cache
+def _completions(tail: bytes) -> str:
+    """Every character whose UTF-8 form begins with `tail`; empty if there is none."""
+    lead = tail[0]
+    length = 2 if 0xC2 <= lead < 0xE0 else 3 if 0xE0 <= lead < 0xF0 else 4
+    if lead > 0xF4 or lead < 0xC2 or len(tail) >= length:
+        return ""
+    return "".join(_characters(tail, length))
+
+
+def _characters(prefix: bytes, length: int) -> Iterator[str]:
+    """Characters of `length` UTF-8 bytes that begin with `prefix`."""
+    missing = length - len(prefix)
+    value = prefix[0] & (0x7F >> length)
+    for byte in prefix[1:]:
+        value = value << 6 | byte & 0x3F
+    smallest = {2: 0x80, 3: 0x800, 4: 0x10000}[length]
+    for code in range(value << 6 * missing, (value + 1) << 6 * missing):
+        if smallest <= code <= 0x10FFFF and not 0xD800 <= code <= 0xDFFF:
+            yield chr(code)
+
+
+def hanja_characters(choice: str) -> frozenset[str]:
+    """Han characters kept for Korean: none, the 4,888 of KS X 1001, or all that Unicode has.
+
+    KS X 1001 is derived from Python's `euc_kr` codec; its compatibility duplicates fold into the
+    unified characters that texts use, so both are in the set.
+    """
+    if choice == "none":
+        return frozenset()
+    if choice == "ksx1001":
+        return frozenset(_ksx1001())
+    if choice == "all":
+        han = regex.compile(r"\p{sc=Han}")
+        return frozenset(chr(c) for c in range(0x2E80, 0x323B0) if han.match(chr(c)))
+    raise KPruneError(f"hanja: got {choice!r}, expected none, ksx1001 or all")
+
+
+def _ksx1001() -> Iterator[str]:
+    for row in range(0xCA, 0xFE):
+        for cell in range(0xA1, 0xFF):
+            try:
+                character = bytes([row, cell]).decode("euc_kr")
+            except UnicodeDecodeError:
+                continue
+            yield character
+
+
+@cache
+def _script_pattern(script: str) -> "regex.Pattern[str]":
+    return regex.compile(rf"\p{{sc={script}}}")
+
+
+def main_script(token: bytes) -> str:
+    """Script of a token's first character that has one of its own; for display.
+
+    "Common" where there is none (digits, punctuation, emoji), "Incomplete" for a part of a
+    character, "Other" for scripts that are rare in today's vocabularies.
+    """
+    head, text, tail = split_incomplete(token)
+    for character in text:
+        if all(not _script_pattern(script).match(character) for script in _NEUTRAL_SCRIPTS):
+            names = (s for s in _SCRIPTS_BY_FREQUENCY if _script_pattern(s).match(character))
+            return next(names, "Other")
+    return "Incomplete" if head or tail else "Common"
