@@ -69,7 +69,9 @@ class Profile(BaseModel):
 
     name: Annotated[
         str,
-        Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="shown by inspect and /kprune"),
+        Field(
+            pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="shown by inspect and /kprune"
+        ),
     ]
     description: Annotated[str, Field(max_length=500, description="one line for people")] = ""
     languages: Annotated[
@@ -143,7 +145,9 @@ def parse_profile(values: Mapping[str, Any], source: str = "profile") -> Profile
     """Check a mapping and make it a `Profile`; `source` is named in the error."""
     for key in values:
         if key not in Profile.model_fields:
-            raise KPruneError(f"{source}: unknown key '{key}'; {nearest(key, Profile.model_fields)}")
+            raise KPruneError(
+                f"{source}: unknown key '{key}'; {nearest(key, Profile.model_fields)}"
+            )
     try:
         profile = Profile.model_validate(dict(values))
     except ValidationError as error:

@@ -5,6 +5,7 @@ are refused or ignored.
 """
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,13 @@ _MAX_JSON_BYTES = 64 << 20
 _INDEX = "model.safetensors.index.json"
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _PLAIN_DTYPES = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}
-_QUANTISED_SUFFIXES = (".weight_scale", ".weight_packed", ".qweight", ".weight_scale_inv", ".scales")
+_QUANTISED_SUFFIXES = (
+    ".weight_scale",
+    ".weight_packed",
+    ".qweight",
+    ".weight_scale_inv",
+    ".scales",
+)
 
 # Files of the base that an overlay is made from; all others (code above all) are left alone.
 CONFIG_FILES = (
@@ -46,6 +53,7 @@ class TensorInfo:
     name: str
     shape: tuple[int, ...]
     dtype: str
+    parameters: int
     bytes: int
 
 
@@ -72,6 +80,14 @@ class BaseModel:
     def rows(self) -> int:
         """Rows of the embedding."""
         return self.vocabulary_tensors[0].shape[0]
+
+    @property
+    def tied(self) -> bool:
+        """Do embedding and LM head share their weights?"""
+        if self.family.head not in self.tensors:
+            return True
+        text = self.config.get(self.family.text_config or "", self.config)
+        return bool(text.get("tie_word_embeddings", False))
 
     def digests(self, advance: Callable[[int], None] | None = None) -> dict[str, FileDigest]:
         """Size, time and SHA-256 of every file that an overlay depends on. Reads them all."""
@@ -167,10 +183,8 @@ def _headers(path: Path) -> list[TensorInfo]:
 
 
 def _tensor_info(name: str, shape: tuple[int, ...], dtype: str) -> TensorInfo:
-    count = 1
-    for size in shape:
-        count *= size
-    return TensorInfo(name, shape, dtype, count * _dtype_bits(dtype) // 8)
+    parameters = math.prod(shape)
+    return TensorInfo(name, shape, dtype, parameters, parameters * _dtype_bits(dtype) // 8)
 
 
 def _dtype_bits(dtype: str) -> int:
@@ -181,7 +195,9 @@ def _dtype_bits(dtype: str) -> int:
 def _check_vocabulary(tensors: Mapping[str, TensorInfo], family: Family, folder: Path) -> None:
     for name in (family.embedding, family.head):
         stem = name.removesuffix(".weight")
-        if quantised := [stem + suffix for suffix in _QUANTISED_SUFFIXES if stem + suffix in tensors]:
+        if quantised := [
+            stem + suffix for suffix in _QUANTISED_SUFFIXES if stem + suffix in tensors
+        ]:
             raise KPruneError(
                 f"{folder}: {name} is quantised ({quantised[0]}), so its rows cannot be gathered; "
                 "use a checkpoint whose embedding and head are plain"

@@ -5,6 +5,7 @@ field, and refused when its own fingerprint does not fit (it was edited) or the 
 the ones it was built from. File names in it never leave their folder.
 """
 
+import itertools
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,7 +22,7 @@ __all__ = ["MANIFEST_NAME", "BaseReference", "Manifest", "load_manifest"]
 MANIFEST_NAME = "kprune.json"
 _MAX_BYTES = 64 << 20
 
-PlainName = Annotated[str, Field(pattern=r"^(?!\.)[^/\\\x00]{1,255}$")]
+PlainName = Annotated[str, Field(pattern=r"^[^./\\\x00][^/\\\x00]{0,254}$")]
 TokenId = Annotated[int, Field(ge=0, lt=1 << 24)]
 
 
@@ -119,7 +120,7 @@ class Manifest(_Strict):
 
     def _check_consistency(self) -> None:
         ids = self.kept_ids
-        if any(a >= b for a, b in zip(ids, ids[1:], strict=False)):
+        if any(a >= b for a, b in itertools.pairwise(ids)):
             raise ValueError("kept_ids must increase")
         if ids[-1] >= max(self.original_tokens, self.original_rows):
             raise ValueError(f"kept id {ids[-1]} is outside the original vocabulary")

@@ -7,7 +7,7 @@ and the folder appears whole or not at all.
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,15 @@ from vllm_kprune.tokenizer.prune import IdMap, prune_tokenizer
 from vllm_kprune.vocabulary.evidence import Source, TokenRates, count_source, profile_sources
 from vllm_kprune.vocabulary.selection import Selection, select_tokens
 
-__all__ = ["Plan", "build_overlay", "cached_overlay", "make_plan", "open_tokenizer", "write_overlay"]
+__all__ = [
+    "Plan",
+    "build_overlay",
+    "cached_overlay",
+    "make_plan",
+    "open_base_of",
+    "open_tokenizer",
+    "write_overlay",
+]
 
 Progress = Callable[[str, float], None]
 
@@ -84,11 +92,7 @@ def make_plan(
     progress = progress or (lambda step, share: None)
     sources = [] if profile.keeps_everything else profile_sources(profile, corpora)
     progress("read model", 0.0)
-    if (Path(model) / MANIFEST_NAME).is_file():
-        manifest = load_manifest(Path(model))
-        model = str(manifest.check_base())
-        revision = None
-    base = open_base(model, revision)
+    base = open_base_of(model, revision)
     tokenizer = open_tokenizer(base.folder)
     progress("read model", 1.0)
     rates = _count(base, tokenizer, sources, progress)
@@ -99,11 +103,20 @@ def make_plan(
     return Plan(base, profile, selection, tuple(rates))
 
 
+def open_base_of(model: str, revision: str | None) -> BaseModel:
+    """The base model: of an overlay, the one that it prunes."""
+    if not (Path(model) / MANIFEST_NAME).is_file():
+        return open_base(model, revision)
+    manifest = load_manifest(Path(model))
+    base = open_base(str(manifest.check_base()))
+    return replace(base, reference=manifest.base.reference, revision=manifest.base.revision)
+
+
 def open_tokenizer(folder: Path) -> Tokenizer:
     """The `tokenizers` object of a model folder, without truncation or padding."""
     try:
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    except Exception as error:  # noqa: BLE001 - the library raises bare Exception
+    except Exception as error:
         raise KPruneError(f"{folder / 'tokenizer.json'}: {error}") from None
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -134,7 +147,7 @@ def cached_overlay(
     Two processes that ask for the same one at once build it once.
     """
     sources = [] if profile.keeps_everything else profile_sources(profile, corpora)
-    base = open_base(model, revision)
+    base = open_base_of(model, revision)
     key = {
         "files": {name: digest.sha256 for name, digest in base.digests().items()},
         "profile": profile.model_dump(mode="json"),

@@ -102,10 +102,10 @@ class VllmServer:
         """Start the process and return at once; `wait_ready` must follow."""
         environment = {**os.environ, **self._environment}
         environment["PATH"] = os.pathsep.join([str(_bin_folder()), environment.get("PATH", "")])
+        address = ("--host", _HOST, "--port", str(self.port))
         with self.log.open("wb") as log:
             self._process = subprocess.Popen(
-                [*_vllm_command(), "serve", self.model, *self._arguments]
-                + ["--host", _HOST, "--port", str(self.port)],
+                [*_vllm_command(), "serve", self.model, *self._arguments, *address],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

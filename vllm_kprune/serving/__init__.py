@@ -1,6 +1,6 @@
 """The vLLM plugin: the only part of kprune that imports vllm.
 
-`plugin` is what vLLM calls; `options` declares what users can say; `activation` turns it into engine
-settings; `loader` gathers the kept rows; `endpoint` answers `GET /kprune`; `compat` holds every
-private vLLM name.
+`plugin` is what vLLM calls; `options` declares what users can say; `activation` turns it into
+engine settings; `loader` gathers the kept rows; `endpoint` answers `GET /kprune`; `compat` holds
+every private vLLM name.
 """

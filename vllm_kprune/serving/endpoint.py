@@ -1,7 +1,7 @@
 """`GET /kprune`: which vocabulary this server serves, and what it was made from.
 
-An entry point of `vllm.endpoint_plugins`: vLLM loads it only when it is named (`--plugin kprune`, or
-`VLLM_PLUGINS`). Like `/health` and `/version` it needs no API key, so it tells no local path.
+An entry point of `vllm.endpoint_plugins`: vLLM loads it only when it is named (`--plugin kprune`,
+or `VLLM_PLUGINS`). Like `/health` and `/version` it needs no API key, so it tells no local path.
 """
 
 from argparse import Namespace

@@ -1,4 +1,4 @@
-"""Load format `kprune`: the base model's weights, with only the kept rows of its vocabulary tensors.
+"""Load format `kprune`: the base weights, with only the kept rows of the vocabulary tensors.
 
 The overlay holds no weights. vLLM's own safetensors reader streams the base; the tensors that the
 manifest names are cut down on their way, straight from the memory-mapped file, so that the whole

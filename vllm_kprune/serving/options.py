@@ -4,8 +4,8 @@
     vllm serve --config serve.yaml                           # kprune-profile: enko
     LLM(MODEL, additional_config={"kprune": {"profile": "enko"}})
 
-Flags end up in `additional_config["kprune"]`, the one place of the engine arguments that vLLM leaves
-to plugins; so all three ways are the same from there on.
+Flags end up in `additional_config["kprune"]`, the one place of the engine arguments that vLLM
+leaves to plugins; so all three ways are the same from there on.
 """
 
 import argparse

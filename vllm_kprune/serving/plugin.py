@@ -1,8 +1,8 @@
 """What vLLM calls in each of its processes: hooks kprune in, and changes nothing by itself.
 
-`register()` imports nothing heavy; the hooks decide. With a folder made by `kprune build`, or with a
-`--kprune-*` option, they select the pruned model. Otherwise vLLM runs as if kprune were not there,
-except for its group of options in `--help`. `VLLM_KPRUNE_DISABLE=1` turns all of it off.
+`register()` imports nothing heavy; the hooks decide. With a folder made by `kprune build`, or with
+a `--kprune-*` option, they select the pruned model. Otherwise vLLM runs as if kprune were not
+there, except for its group of options in `--help`. `VLLM_KPRUNE_DISABLE=1` turns all of it off.
 """
 
 import argparse

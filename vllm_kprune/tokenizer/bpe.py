@@ -7,6 +7,7 @@ vocabularies (GPT-2's alphabet; Qwen, Llama-3, Aya) and byte-fallback ones (Gemm
 WordPiece models have no merges and are refused.
 """
 
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -98,7 +99,7 @@ class BpeTokenizer:
         while len(parts) > 1:
             ranked = [
                 (rank, at)
-                for at, pair in enumerate(zip(parts, parts[1:], strict=False))
+                for at, pair in enumerate(itertools.pairwise(parts))
                 if (rank := self._ranks.get(pair)) is not None
             ]
             if not ranked:

@@ -20,9 +20,7 @@ _LEADS = (0xC3, 0xEA, 0xE3, 0xE4, 0xE2, 0xE1, 0xF0, 0xE5, 0xE6, 0xE7, 0xEB, 0xEC
 _MOST_WITNESSES = 4096
 
 
-def unreachable_ids(
-    parsed: BpeTokenizer, tokenizer: Tokenizer, ids: Iterable[int]
-) -> list[int]:
+def unreachable_ids(parsed: BpeTokenizer, tokenizer: Tokenizer, ids: Iterable[int]) -> list[int]:
     """The ids that no witness text is encoded to, in the order given.
 
     Byte tokens are not looked at: they are kept so that every text can be spelled, and valid UTF-8
@@ -40,9 +38,7 @@ def unreachable_ids(
 
 def _has_witness(tokenizer: Tokenizer, token_id: int, token: bytes) -> bool:
     texts = itertools.islice(witness_texts(token), _MOST_WITNESSES)
-    return any(
-        token_id in tokenizer.encode(text, add_special_tokens=False).ids for text in texts
-    )
+    return any(token_id in tokenizer.encode(text, add_special_tokens=False).ids for text in texts)
 
 
 def witness_texts(token: bytes) -> Iterator[str]:
@@ -76,5 +72,5 @@ def _heads(token: bytes) -> Iterator[bytes]:
         yield bytes([lead])
     for lead, middle in itertools.product(_LEADS, _CONTINUATIONS):
         yield bytes([lead, middle])
-    for middle in itertools.product((0x9F, 0x90, 0xA0), _CONTINUATIONS):
-        yield bytes([0xF0, *middle])
+    for pair in itertools.product((0x9F, 0x90, 0xA0), _CONTINUATIONS):
+        yield bytes([0xF0, *pair])

@@ -28,7 +28,16 @@ from tokenizers import Tokenizer
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.profile import LANGUAGES, Profile
 
-__all__ = ["Source", "TokenRates", "count_source", "profile_sources", "read_corpus"]
+__all__ = [
+    "Source",
+    "TokenRates",
+    "WeightedText",
+    "count_source",
+    "profile_sources",
+    "read_corpus",
+    "weighted_batches",
+    "word_forms",
+]
 
 WeightedText = tuple[str, float]
 
@@ -36,12 +45,12 @@ _BATCH_TEXTS = 8192
 _BATCH_CHARACTERS = 1 << 20
 _LINE_CHARACTERS = 1 << 16
 _CORPUS_CHARACTERS = 100_000_000
-_CODE_CHARACTERS = 5_000_000
-_COMMON_WORDS = 40_000
+_CODE_CHARACTERS = 3_500_000
+_COMMON_WORDS, _KNOWN_WORDS = 30_000, 120_000
 
 # Packages that kprune itself needs, so that their sources are wherever it runs.
 _CODE_PACKAGES = ("huggingface_hub", "numpy", "pydantic", "rich", "typer", "yaml")
-_PACKAGE_CHARACTERS = 600_000
+_PACKAGE_CHARACTERS = 400_000
 
 # Share of a word's occurrences in running text and code, by form. What matters is that no form is
 # forgotten; short words are often acronyms.
@@ -85,7 +94,7 @@ def count_source(tokenizer: Tokenizer, source: Source, size: int) -> TokenRates:
     """Encode a source and count its tokens; `size` is one more than the largest id."""
     counts = np.zeros(size)
     total = 0
-    for batch in _batches(source.texts()):
+    for batch in weighted_batches(source.texts()):
         encodings = tokenizer.encode_batch_fast([t for t, _ in batch], add_special_tokens=False)
         lengths = [len(encoding) for encoding in encodings]
         ids = np.fromiter(itertools.chain.from_iterable(e.ids for e in encodings), dtype=np.int64)
@@ -97,10 +106,13 @@ def count_source(tokenizer: Tokenizer, source: Source, size: int) -> TokenRates:
     return TokenRates(source, counts * (1e6 / counts.sum()), total)
 
 
-def _batches(texts: Iterable[WeightedText]) -> Iterator[list[WeightedText]]:
+def weighted_batches(
+    texts: Iterable[WeightedText], most: int | None = None
+) -> Iterator[list[WeightedText]]:
+    """Group the first `most` texts (all without) into batches of bounded size for encoding."""
     batch: list[WeightedText] = []
     characters = 0
-    for text, weight in texts:
+    for text, weight in itertools.islice(texts, most):
         batch.append((text, weight))
         characters += len(text)
         if len(batch) >= _BATCH_TEXTS or characters >= _BATCH_CHARACTERS:
@@ -113,10 +125,11 @@ def _batches(texts: Iterable[WeightedText]) -> Iterator[list[WeightedText]]:
 def _wordlist_source(language: str) -> Source:
     version = importlib.metadata.version("wordfreq")
     name = f"word list {language}"
-    return Source(name, f"wordfreq {version} {language}", lambda: _word_forms(language))
+    return Source(name, f"wordfreq {version} {language}", lambda: word_forms(language))
 
 
-def _word_forms(language: str) -> Iterator[WeightedText]:
+def word_forms(language: str) -> Iterator[WeightedText]:
+    """The words of a `wordfreq` list, frequent ones first, in the forms of running text."""
     frequencies = wordfreq.get_frequency_dict(language, wordlist="best")
     for rank, (word, frequency) in enumerate(frequencies.items()):
         if word.capitalize() == word:
@@ -128,9 +141,11 @@ def _word_forms(language: str) -> Iterator[WeightedText]:
             upper = _UPPER_SHARE_SHORT if len(word) <= _SHORT_WORD else _UPPER_SHARE
             yield f" {word.upper()}", frequency * upper
             yield word.upper(), frequency * upper * 0.5
-        else:
+        elif rank < _KNOWN_WORDS:
             yield f" {word}", frequency * 0.6
             yield f" {word.capitalize()}", frequency * 0.4
+        else:
+            yield f" {word.capitalize()}", frequency  # rare words are names, most of them
 
 
 def _code_source() -> Source:
@@ -170,7 +185,9 @@ def _corpus_source(path: Path) -> Source:
     next(read_corpus(path), None)
     with path.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return Source(f"corpus {path.name}", digest, lambda: ((text, 1.0) for text in read_corpus(path)))
+    return Source(
+        f"corpus {path.name}", digest, lambda: ((text, 1.0) for text in read_corpus(path))
+    )
 
 
 def read_corpus(path: Path) -> Iterator[str]:
@@ -235,5 +252,6 @@ def _open_text(path: Path) -> IO[str]:
     if path.suffix == ".gz":
         return gzip.open(path, "rt", encoding="utf-8", newline="")
     if path.suffix == ".zst":
-        return zstandard.open(path, "rt", encoding="utf-8", newline="")
+        stream: IO[str] = zstandard.open(path, "rt", encoding="utf-8", newline="")
+        return stream
     return path.open(encoding="utf-8", newline="")

@@ -34,34 +34,37 @@ class ScriptJudge:
 
     def __init__(self, profile: Profile) -> None:
         own = sorted(profile.scripts() - set(SHARED_SCRIPTS))
-        self._own = _class(*own)
-        self._shared = _class(*own, *SHARED_SCRIPTS)
+        self._own = _Letters(*own)
+        self._shared = _Letters(*own, *SHARED_SCRIPTS)
         self._hanja = hanja_characters(profile.hanja)
 
     def __call__(self, token: bytes) -> Verdict:
         """Judge a token's UTF-8 bytes, which may begin or end inside a character."""
         head, text, tail = split_incomplete(token)
-        if _belongs(self._own, text, tail) or text in self._hanja:
+        if self._own.spell(text, tail) or text in self._hanja:
             return "shared" if head else "script"
-        return "shared" if _belongs(self._shared, text, tail) else "foreign"
+        return "shared" if self._shared.spell(text, tail) else "foreign"
 
 
-def _belongs(letters: "regex.Pattern[str]", text: str, tail: bytes) -> bool:
-    """Is every character in the class, and can the unfinished one become such a character?"""
-    if not all(map(letters.match, text)):
-        return False
-    return not tail or bool(letters.search(_completions(tail)))
-
-
-def _class(*scripts: str) -> "regex.Pattern[str]":
-    """A class of characters of these scripts, and of those that belong to no script alone.
+class _Letters:
+    """The characters of these scripts, and those that belong to no script alone.
 
     A few common marks (the middle dot, say) list in Script_Extensions all scripts that use them:
     they count as common wherever a shared script does.
     """
-    own = "".join(rf"\p{{scx={script}}}" for script in (*scripts, *_NEUTRAL_SCRIPTS))
-    shared = "".join(rf"\p{{scx={script}}}" for script in SHARED_SCRIPTS)
-    return regex.compile(rf"(?V1)[{own}[[\p{{sc=Common}}\p{{sc=Inherited}}]&&[{shared}]]]")
+
+    def __init__(self, *scripts: str) -> None:
+        own = "".join(rf"\p{{scx={script}}}" for script in (*scripts, *_NEUTRAL_SCRIPTS))
+        shared = "".join(rf"\p{{scx={script}}}" for script in SHARED_SCRIPTS)
+        letter = rf"[{own}[[\p{{sc=Common}}\p{{sc=Inherited}}]&&[{shared}]]]"
+        self._letter = regex.compile(rf"(?V1){letter}")
+        self._letters = regex.compile(rf"(?V1){letter}*")
+
+    def spell(self, text: str, tail: bytes) -> bool:
+        """Are all characters among them, and can the unfinished one become one of them?"""
+        if not self._letters.fullmatch(text):
+            return False
+        return not tail or bool(self._letter.search(_completions(tail)))
 
 
 def split_incomplete(token: bytes) -> tuple[bytes, str, bytes]:

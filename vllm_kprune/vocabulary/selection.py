@@ -30,7 +30,9 @@ REASONS: Mapping[str, str] = {
     "e": "evidence",
     "m": "merge",
 }
-_RESERVED = regex.compile(r"[<\[]\|?(?:unused|reserved|extra_id|placeholder)[a-z_]*[ _-]?\d+\|?[>\]]")
+_RESERVED = regex.compile(
+    r"[<\[]\|?(?:unused|reserved|extra_id|placeholder)[a-z_]*[ _-]?\d+\|?[>\]]"
+)
 
 
 @dataclass(frozen=True)
@@ -198,7 +200,9 @@ def _cover(
 
 
 def _coverage(
-    rates: Sequence[TokenRates], allowed: "np.ndarray[tuple[int], np.dtype[np.int64]]", kept: Iterable[int]
+    rates: Sequence[TokenRates],
+    allowed: "np.ndarray[tuple[int], np.dtype[np.int64]]",
+    kept: Iterable[int],
 ) -> dict[str, float]:
     ids = np.array(sorted(kept), dtype=np.int64)
     return {

@@ -1,0 +1,180 @@
+"""Describe a model's vocabulary, and what a profile makes of it, in numbers.
+
+Parameters and bytes count a tied head once. Tokens per character say what a language pays: they are
+measured on word lists in the forms of running text, weighted by frequency, or on the user's files.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from vllm_kprune.checkpoint.base import BaseModel
+from vllm_kprune.checkpoint.digest import canonical_json
+from vllm_kprune.checkpoint.manifest import MANIFEST_NAME, load_manifest
+from vllm_kprune.checkpoint.overlay import make_plan, open_base_of
+from vllm_kprune.profile import LANGUAGES, Profile
+from vllm_kprune.tokenizer.prune import prune_tokenizer
+from vllm_kprune.vocabulary.evidence import WeightedText, read_corpus, weighted_batches, word_forms
+from vllm_kprune.vocabulary.scripts import main_script
+from vllm_kprune.vocabulary.selection import Selection
+
+__all__ = ["Change", "Inspection", "inspect_model"]
+
+Progress = Callable[[str, float], None]
+_WORD_FORMS = 60_000
+
+
+@dataclass(frozen=True)
+class Change:
+    """A figure of the original, and of the pruned model where there is one."""
+
+    original: float
+    pruned: float | None = None
+
+    @property
+    def ratio(self) -> float | None:
+        """Pruned over original."""
+        if self.pruned is None or not self.original:
+            return None
+        return self.pruned / self.original
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What `kprune inspect` shows; counts are tokens, sizes are parameters and bytes."""
+
+    model: str
+    profile: str | None
+    tokens: Change
+    parameters: Change
+    bytes: Change
+    vocabulary_bytes: Change
+    by_script: Mapping[str, Change]
+    by_reason: Mapping[str, int]
+    tokens_per_character: Mapping[str, Change]
+
+
+def inspect_model(
+    model: str,
+    profile: Profile | None = None,
+    *,
+    revision: str | None = None,
+    corpora: Sequence[Path] = (),
+    texts: Sequence[Path] = (),
+    languages: Sequence[str] = (),
+    progress: Progress | None = None,
+) -> Inspection:
+    """Inspect a base model, a base model under a profile, or an overlay.
+
+    `texts` are measured each by itself; `languages` are measured besides the profile's own.
+    """
+    progress = progress or (lambda step, share: None)
+    base, selection, profile = _open(model, profile, revision, corpora, progress)
+    progress("measure tokens per character", 0.0)
+    kept = set(selection.kept_ids) if selection else None
+    codes = [*(profile.languages if profile else ()), *languages] or ["en"]
+    pair = _tokenizers(base, selection)
+    measured: dict[str, Change] = {}
+    for code in dict.fromkeys(codes):
+        if wordlist := LANGUAGES[code].wordlist:
+            measured[code] = _tokens_per_character(pair, word_forms(wordlist))
+    for path in texts:
+        lines = ((line, 1.0) for line in read_corpus(path))
+        measured[str(path)] = _tokens_per_character(pair, lines, most=None)
+    progress("measure tokens per character", 1.0)
+    return Inspection(
+        model=model,
+        profile=profile.name if profile else None,
+        tokens=Change(len(base.tokenizer.tokens), len(kept) if kept is not None else None),
+        by_script=_by_script(base, kept),
+        by_reason=selection.by_reason() if selection else {},
+        tokens_per_character=measured,
+        **_sizes(base, kept),
+    )
+
+
+def _open(
+    model: str,
+    profile: Profile | None,
+    revision: str | None,
+    corpora: Sequence[Path],
+    progress: Progress,
+) -> tuple[BaseModel, Selection | None, Profile | None]:
+    if profile is not None:
+        plan = make_plan(model, profile, revision=revision, corpora=corpora, progress=progress)
+        return plan.base, plan.selection, profile
+    base = open_base_of(model, revision)
+    if not (Path(model) / MANIFEST_NAME).is_file():
+        return base, None, None
+    manifest = load_manifest(Path(model))
+    return base, Selection(manifest.kept_ids, manifest.reasons, {}), manifest.profile
+
+
+def _sizes(base: BaseModel, kept: set[int] | None) -> dict[str, Change]:
+    vocabulary = base.vocabulary_tensors
+    if base.tied:
+        vocabulary = vocabulary[:1]
+    counted = {info.name for info in vocabulary}
+    rest = [
+        info
+        for name, info in base.tensors.items()
+        if name in counted or info not in base.vocabulary_tensors
+    ]
+    parameters, size = sum(i.parameters for i in rest), sum(i.bytes for i in rest)
+    rows_bytes = sum(info.bytes for info in vocabulary)
+    rows_parameters = sum(info.parameters for info in vocabulary)
+    if kept is None:
+        return {
+            "parameters": Change(parameters),
+            "bytes": Change(size),
+            "vocabulary_bytes": Change(rows_bytes),
+        }
+    gone = 1 - sum(i < base.rows for i in kept) / base.rows
+    return {
+        "parameters": Change(parameters, parameters - round(rows_parameters * gone)),
+        "bytes": Change(size, size - round(rows_bytes * gone)),
+        "vocabulary_bytes": Change(rows_bytes, rows_bytes - round(rows_bytes * gone)),
+    }
+
+
+def _by_script(base: BaseModel, kept: set[int] | None) -> dict[str, Change]:
+    special = base.tokenizer.added_ids
+    scripts = {
+        i: "Special" if i in special else main_script(base.tokenizer.token_bytes(i))
+        for i in base.tokenizer.tokens
+    }
+    before = Counter(scripts.values())
+    if kept is None:
+        return {script: Change(count) for script, count in before.most_common()}
+    after = Counter(scripts[i] for i in kept)
+    return {script: Change(count, after[script]) for script, count in before.most_common()}
+
+
+def _tokenizers(base: BaseModel, selection: Selection | None) -> list[Tokenizer]:
+    original = Tokenizer.from_str(canonical_json(base.tokenizer.data))
+    if selection is None:
+        return [original]
+    pruned = prune_tokenizer(base.tokenizer, selection.kept_ids)
+    return [original, Tokenizer.from_str(canonical_json(pruned))]
+
+
+def _tokens_per_character(
+    tokenizers: Sequence[Tokenizer],
+    texts: Iterable[WeightedText],
+    most: int | None = _WORD_FORMS,
+) -> Change:
+    """Weighted tokens over weighted characters."""
+    characters, counts = 0.0, [0.0] * len(tokenizers)
+    for batch in weighted_batches(texts, most):
+        weights = [weight for _, weight in batch]
+        characters += sum(len(t) * w for (t, _), w in zip(batch, weights, strict=True))
+        for number, tokenizer in enumerate(tokenizers):
+            encoded = tokenizer.encode_batch_fast([t for t, _ in batch], add_special_tokens=False)
+            counts[number] += sum(len(e) * w for e, w in zip(encoded, weights, strict=True))
+    if not characters:
+        return Change(0.0, 0.0 if len(tokenizers) > 1 else None)
+    per_character = [count / characters for count in counts]
+    return Change(per_character[0], per_character[1] if len(tokenizers) > 1 else None)

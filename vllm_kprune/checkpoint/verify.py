@@ -1,0 +1,212 @@
+"""Check the laws of a pruned vocabulary (design, section 3) on an overlay and the user's own text.
+
+1 covered text is unchanged; 2 nothing is lost; 3 no dead rows; 5 building again gives the same
+files, and pruning a pruned model changes nothing; 6 every id in every file is mapped. Law 4 (the
+same model) needs the model itself to run: the live tests show it.
+"""
+
+import itertools
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Encoding, Tokenizer
+
+from vllm_kprune.checkpoint.base import CONFIG_FILES, read_json
+from vllm_kprune.checkpoint.manifest import Manifest, load_manifest
+from vllm_kprune.checkpoint.overlay import Plan, make_plan, open_tokenizer, write_overlay
+from vllm_kprune.checkpoint.token_ids import map_ids
+from vllm_kprune.profile import LANGUAGES
+from vllm_kprune.tokenizer.bpe import BpeTokenizer, read_tokenizer
+from vllm_kprune.tokenizer.prune import prune_tokenizer
+from vllm_kprune.tokenizer.reach import unreachable_ids
+from vllm_kprune.vocabulary.evidence import word_forms
+from vllm_kprune.vocabulary.selection import Selection
+
+__all__ = ["LawResult", "verify_overlay"]
+
+Progress = Callable[[str, float], None]
+_BATCH_TEXTS = 2000
+_DEFAULT_WORDS = 20_000
+
+
+@dataclass(frozen=True)
+class LawResult:
+    """What a law's check found: how many cases, and the first counter-example, ready to read."""
+
+    law: int
+    title: str
+    checked: int
+    counter_example: str | None = None
+    note: str = ""
+
+    @property
+    def holds(self) -> bool:
+        """True if no counter-example was found."""
+        return self.counter_example is None
+
+
+def verify_overlay(
+    folder: Path,
+    texts: Iterable[str] | None = None,
+    *,
+    corpora: Sequence[Path] = (),
+    base: Path | None = None,
+    progress: Progress | None = None,
+) -> list[LawResult]:
+    """Check laws 1, 2, 3, 5 and 6; `texts` are lines of the user's own (word lists without).
+
+    `corpora` are those that the overlay was built with, `base` the base model's folder if it was
+    moved. Raises `KPruneError` when overlay or base were changed since the build.
+    """
+    progress = progress or (lambda step, share: None)
+    manifest = load_manifest(folder)
+    manifest.check_files(folder)
+    base_folder = manifest.check_base(base)
+    pair = _Pair(open_tokenizer(base_folder), open_tokenizer(folder), manifest)
+    progress("encode and decode text", 0.0)
+    results = list(pair.laws_1_and_2(texts if texts is not None else _default_texts(manifest)))
+    progress("look for dead rows", 0.0)
+    results.append(_law_3(manifest, read_tokenizer(folder), pair.pruned))
+    progress("build again", 0.0)
+    results.append(_law_5(manifest, folder, base_folder, corpora))
+    progress("compare ids", 0.0)
+    results.append(_law_6(folder, base_folder, pair))
+    progress("compare ids", 1.0)
+    return results
+
+
+class _Pair:
+    """The original and the pruned tokenizer, and the map between their ids."""
+
+    def __init__(self, original: Tokenizer, pruned: Tokenizer, manifest: Manifest) -> None:
+        self.original, self.pruned = original, pruned
+        self.new_ids = {old: new for new, old in enumerate(manifest.kept_ids)}
+
+    def laws_1_and_2(self, texts: Iterable[str]) -> Iterator[LawResult]:
+        """Encode and decode every text with both; texts are streamed in batches."""
+        seen = covered = 0
+        first: dict[int, str] = {}
+        iterator = iter(texts)
+        while batch := list(itertools.islice(iterator, _BATCH_TEXTS)):
+            before = self.original.encode_batch(batch)
+            after = self.pruned.encode_batch(batch)
+            lost = self._decode_all(batch, before, after)
+            if lost and 2 not in first:
+                first[2] = lost
+            seen += len(batch)
+            for text, old, new in zip(batch, before, after, strict=True):
+                image = [self.new_ids.get(i) for i in old.ids]
+                covered += None not in image
+                if 1 not in first and None not in image and image != new.ids:
+                    first[1] = _explain(text, old, new, image)
+        note = f"of {seen:,} texts; the others hold a token that was pruned"
+        yield LawResult(1, "covered text is unchanged", covered, first.get(1), note)
+        yield LawResult(2, "encoding and decoding lose nothing", seen, first.get(2))
+
+    def _decode_all(
+        self, batch: list[str], before: list[Encoding], after: list[Encoding]
+    ) -> str | None:
+        old = self.original.decode_batch([e.ids for e in before], skip_special_tokens=False)
+        new = self.pruned.decode_batch([e.ids for e in after], skip_special_tokens=False)
+        for text, a, b in zip(batch, old, new, strict=True):
+            if a != b:
+                return f"text {text!r}: the original gives back {a!r}, the pruned one {b!r}"
+        return None
+
+
+def _explain(text: str, old: Encoding, new: Encoding, image: list[int | None]) -> str:
+    pairs = itertools.zip_longest(image, new.ids)
+    at = next(n for n, (a, b) in enumerate(pairs) if a != b)
+    return (
+        f"text {text!r}: from token {at} on the original has {old.tokens[at : at + 5]}, "
+        f"the pruned one {new.tokens[at : at + 5]}"
+    )
+
+
+def _default_texts(manifest: Manifest) -> Iterator[str]:
+    """Words of the profile's languages (of English where it has none) in the forms of text."""
+    for code in manifest.profile.languages or ("en",):
+        wordlist = LANGUAGES[code].wordlist
+        if wordlist:
+            yield from (text for text, _ in itertools.islice(word_forms(wordlist), _DEFAULT_WORDS))
+
+
+def _law_3(manifest: Manifest, parsed: BpeTokenizer, pruned: Tokenizer) -> LawResult:
+    title = "no dead rows"
+    if manifest.profile.keeps_everything:
+        return LawResult(3, title, 0, note="does not apply: the profile prunes nothing")
+    ids = [new for new, letter in enumerate(manifest.reasons) if letter not in "sb"]
+    dead = unreachable_ids(parsed, pruned, ids)
+    found = f"{len(dead)} unreachable tokens, first {parsed.tokens[dead[0]]!r}" if dead else None
+    return LawResult(3, title, len(ids), found, "0 unreachable" if not dead else "")
+
+
+def _law_5(
+    manifest: Manifest, folder: Path, base_folder: Path, corpora: Sequence[Path]
+) -> LawResult:
+    title = "building again gives the same files"
+    plan = make_plan(str(base_folder), manifest.profile, corpora=corpora)
+    note = "selection repeated"
+    digests = [(r.source.name, r.source.digest) for r in plan.rates]
+    if digests != [(e.source, e.digest) for e in manifest.evidence]:
+        note = "selection not repeated: its evidence is not the same here (--corpus, versions)"
+        plan = _with_selection(plan, manifest)
+    with tempfile.TemporaryDirectory() as scratch:
+        again = write_overlay(plan, Path(scratch))
+    found = None
+    if again.kept_ids != manifest.kept_ids:
+        differing = sorted(set(again.kept_ids) ^ set(manifest.kept_ids))
+        found = f"another selection: {len(differing)} ids differ, first {differing[0]}"
+    elif again.files != manifest.files:
+        names = [n for n in manifest.files if again.files.get(n) != manifest.files[n]]
+        found = f"{', '.join(names) or 'the list of files'} differs"
+    parsed = read_tokenizer(folder)
+    if found is None and prune_tokenizer(parsed, sorted(parsed.tokens)) != parsed.data:
+        found = "pruning the pruned tokenizer to its own tokens changes it"
+    return LawResult(5, title, len(manifest.files), found, note)
+
+
+def _with_selection(plan: Plan, manifest: Manifest) -> Plan:
+    return replace(plan, selection=Selection(manifest.kept_ids, manifest.reasons, {}))
+
+
+def _law_6(folder: Path, base_folder: Path, pair: _Pair) -> LawResult:
+    """Each id in the overlay's files names the token that the base's file names there."""
+    title = "every id in every file is mapped"
+    checked = 0
+    for name in CONFIG_FILES:
+        if name == "tokenizer.json" or not (base_folder / name).is_file():
+            continue
+        if not (folder / name).is_file():
+            return LawResult(6, title, checked, f"{name} is missing")
+        if not name.endswith(".json"):
+            continue
+        before = _named_tokens(read_json(base_folder / name), pair.original)
+        after = _named_tokens(read_json(folder / name), pair.pruned)
+        checked += len(before)
+        if before != after:
+            place, token = next(iter(sorted(before.items() ^ after.items(), key=str)))
+            return LawResult(6, title, checked, f"{name}: {place} names {token!r} on one side only")
+    special = _post_processor_tokens(pair.original), _post_processor_tokens(pair.pruned)
+    found = None if special[0] == special[1] else f"the post-processor adds {special[1]!r}"
+    return LawResult(6, title, checked + len(special[0]), found)
+
+
+def _named_tokens(value: dict[str, Any], tokenizer: Tokenizer) -> dict[str, str | None]:
+    """Place in the file -> the token that the id there stands for."""
+    found: dict[str, str | None] = {}
+
+    def note(token_id: int, where: str) -> int:
+        found[f"{where} #{len(found)}"] = tokenizer.id_to_token(token_id)
+        return token_id
+
+    map_ids({k: v for k, v in value.items() if k != "added_tokens_decoder"}, note, "")
+    return found
+
+
+def _post_processor_tokens(tokenizer: Tokenizer) -> list[str | None]:
+    """The tokens that encoding adds around an empty text, read back through the ids."""
+    return [tokenizer.id_to_token(i) for i in tokenizer.encode("").ids]

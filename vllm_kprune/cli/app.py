@@ -1,0 +1,60 @@
+"""The command's frame: subcommands, and one line instead of a traceback for a user's mistake.
+
+Exit codes: 0 done, 1 a check failed, 2 a mistake that the user can put right, 130 Ctrl-C.
+"""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from vllm_kprune import __version__
+from vllm_kprune.cli.console import say_error
+from vllm_kprune.errors import KPruneError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="kprune",
+    help="Keep only the tokens that your languages need, and serve the smaller model with vLLM.",
+    epilog="Start with: kprune build MODEL --profile enko -o DIR; vllm serve DIR --plugin kprune",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+_COMMANDS = ("build", "inspect", "verify", "demo_model")
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: bool = typer.Option(False, "--version", help="Print the version and exit."),
+) -> None:
+    if version:
+        typer.echo(f"kprune {__version__}")
+        raise typer.Exit
+
+
+def _register() -> None:
+    for name in _COMMANDS:
+        module = importlib.import_module(f"vllm_kprune.cli.{name}")
+        module.register(app)
+
+
+_register()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit; arguments default to the process's own."""
+    try:
+        app(list(arguments) if arguments is not None else None)
+    except KPruneError as error:
+        say_error(str(error))
+        sys.exit(2)
+    except KeyboardInterrupt:
+        say_error("stopped")
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()  # a reader such as `head` has gone; Python would complain at exit
+        sys.exit(0)

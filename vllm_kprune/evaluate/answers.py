@@ -1,0 +1,142 @@
+"""Do both models answer alike, and if not, why? Greedy answers, compared token by token.
+
+Pruning leaves the kept tokens' logits as they were up to the rounding of a matrix product, so at
+the first place where two answers part there are three honest reasons: the prompt itself needs a
+token that was pruned; the original chose one; or the two best tokens tie within the precision of
+the logits. Anything else is `unexplained`. After that place the texts differ, so nothing is compared.
+
+Ties are told by logits: the servers must run with `--logprobs-mode raw_logits`.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from vllm_kprune.evaluate.decode_speed import Target
+from vllm_kprune.tokenizer.bpe import BpeTokenizer
+from vllm_kprune.vocabulary.scripts import main_script
+
+__all__ = ["Answer", "AnswerPair", "Difference", "Vocabularies", "ask", "explain", "logit_step"]
+
+# Bits of the significand, the hidden one included, of the types that models compute logits in.
+_SIGNIFICAND_BITS = {"bfloat16": 8, "float16": 11, "float32": 24}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A greedy answer as ids of the server's own vocabulary; `best` are the two best logits by id
+    at each place."""
+
+    text: str
+    prompt_ids: tuple[int, ...]
+    ids: tuple[int, ...]
+    best: tuple[Mapping[int, float], ...]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Where two answers part (0 is the first generated token) and why.
+
+    `kind` is `prompt`, `pruned token`, `tie` or `unexplained`; `gap` is between the original's two
+    best logits there.
+    """
+
+    kind: str
+    position: int
+    detail: str
+    gap: float | None = None
+
+
+@dataclass(frozen=True)
+class AnswerPair:
+    """Both answers to one prompt; identical if `difference` is None."""
+
+    language: str
+    prompt: str
+    original: str
+    pruned: str
+    difference: Difference | None
+
+
+@dataclass(frozen=True)
+class Vocabularies:
+    """The original tokenizer, and the original id of each id of the pruned model."""
+
+    tokenizer: BpeTokenizer
+    kept_ids: Sequence[int]
+    dtype: str = "bfloat16"
+
+    def describe(self, token_id: int) -> str:
+        """A token of the original, with its script."""
+        script = main_script(self.tokenizer.token_bytes(token_id))
+        return f"{self.tokenizer.tokens[token_id]!r} ({script}, id {token_id})"
+
+
+def ask(target: Target, prompt: str, tokens: int) -> Answer:
+    """The greedy answer of one server, alone in its batch."""
+    reply = target.client.completions.create(
+        model=target.model,
+        prompt=prompt,
+        max_tokens=tokens,
+        temperature=0,
+        logprobs=2,
+        extra_body={"return_token_ids": True, "return_tokens_as_token_ids": True},
+    )
+    choice = reply.choices[0]
+    found = choice.model_dump()
+    best = (choice.logprobs.top_logprobs if choice.logprobs else None) or []
+    return Answer(
+        text=choice.text,
+        prompt_ids=tuple(found["prompt_token_ids"]),
+        ids=tuple(found["token_ids"]),
+        best=tuple({_id(name): value for name, value in place.items()} for place in best),
+    )
+
+
+def explain(original: Answer, pruned: Answer, words: Vocabularies) -> Difference | None:
+    """The first difference between two answers to one prompt; None if there is none."""
+    kept = words.kept_ids
+    if original.prompt_ids != tuple(kept[i] for i in pruned.prompt_ids):
+        return Difference("prompt", 0, _prompt_detail(original, words))
+    answer = [kept[i] for i in pruned.ids]
+    places = zip(original.ids, answer, strict=False)
+    for position, (expected, found) in enumerate(places):
+        if expected != found:
+            return _explain_place(original, position, found, words)
+    if len(answer) != len(original.ids):
+        detail = f"{len(original.ids)} tokens against {len(answer)}"
+        return Difference("unexplained", min(len(answer), len(original.ids)), detail)
+    return None
+
+
+def logit_step(value: float, dtype: str = "bfloat16") -> float:
+    """Distance between neighbouring numbers of a type at `value`: what it can tell apart.
+
+    >>> logit_step(20.0)
+    0.125
+    """
+    bits = _SIGNIFICAND_BITS[dtype]
+    return 2.0 ** (math.floor(math.log2(abs(value))) + 1 - bits) if value else 0.0
+
+
+def _explain_place(original: Answer, position: int, found: int, words: Vocabularies) -> Difference:
+    expected, best = original.ids[position], original.best[position]
+    gap = max(best.values()) - min(best.values())
+    if expected not in set(words.kept_ids):
+        detail = f"the original chose {words.describe(expected)}"
+        return Difference("pruned token", position, detail, gap)
+    detail = f"{words.describe(expected)} or {words.describe(found)}"
+    tie = {expected, found} <= best.keys() and gap <= logit_step(max(best.values()), words.dtype)
+    return Difference("tie" if tie else "unexplained", position, detail, gap)
+
+
+def _prompt_detail(original: Answer, words: Vocabularies) -> str:
+    kept = set(words.kept_ids)
+    missing = [words.describe(i) for i in original.prompt_ids if i not in kept]
+    if missing:
+        return f"the prompt needs {', '.join(missing)}"
+    return "the prompt is encoded differently although all of its tokens are kept"
+
+
+def _id(name: str) -> int:
+    return int(name.removeprefix("token_id:"))
