@@ -24,7 +24,7 @@ from vllm_kprune.vocabulary.selection import Selection
 __all__ = ["Change", "Inspection", "inspect_model"]
 
 Progress = Callable[[str, float], None]
-_WORD_FORMS = 60_000
+_WORD_GROUPS = 10_000
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ def _tokenizers(base: BaseModel, selection: Selection | None) -> list[Tokenizer]
 def _tokens_per_character(
     tokenizers: Sequence[Tokenizer],
     texts: Iterable[WeightedText],
-    most: int | None = _WORD_FORMS,
+    most: int | None = _WORD_GROUPS,
 ) -> Change:
     """Weighted tokens over weighted characters."""
     characters, counts = 0.0, [0.0] * len(tokenizers)

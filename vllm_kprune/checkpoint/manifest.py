@@ -94,7 +94,7 @@ class Manifest(_Strict):
         if not folder.is_dir():
             raise KPruneError(
                 f"the base model is not at {folder} any more; give its folder with "
-                "--kprune-base FOLDER, or build the overlay again"
+                "--base FOLDER (vllm serve: --kprune-base), or build the overlay again"
             )
         for name, digest in self.base.files.items():
             file = folder / name

@@ -29,7 +29,7 @@ __all__ = ["LawResult", "verify_overlay"]
 
 Progress = Callable[[str, float], None]
 _BATCH_TEXTS = 2000
-_DEFAULT_WORDS = 20_000
+_DEFAULT_TEXTS = 5_000
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def _default_texts(manifest: Manifest) -> Iterator[str]:
     for code in manifest.profile.languages or ("en",):
         wordlist = LANGUAGES[code].wordlist
         if wordlist:
-            yield from (text for text, _ in itertools.islice(word_forms(wordlist), _DEFAULT_WORDS))
+            yield from (text for text, _ in itertools.islice(word_forms(wordlist), _DEFAULT_TEXTS))
 
 
 def _law_3(manifest: Manifest, parsed: BpeTokenizer, pruned: Tokenizer) -> LawResult:

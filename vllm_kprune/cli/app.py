@@ -24,7 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-_COMMANDS = ("build", "inspect", "verify", "demo_model")
+_COMMANDS = ("build", "demo", "demo_model", "inspect", "verify")
 
 
 @app.callback(invoke_without_command=True)

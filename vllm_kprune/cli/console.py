@@ -33,7 +33,8 @@ def steps() -> Iterator[Callable[[str, float], None]]:
         TextColumn("{task.percentage:>3.0f} %"),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=error_console, transient=True) as bars:
+    silent = not error_console.is_terminal
+    with Progress(*columns, console=error_console, transient=True, disable=silent) as bars:
         known: dict[str, Any] = {}
 
         def tell(step: str, share: float) -> None:

@@ -1,0 +1,59 @@
+"""A tiny model folder and profile that the commands finish with in a second."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+from tiny_tokenizers import byte_fallback_tokenizer
+
+from vllm_kprune.cli import main
+
+Command = Callable[..., tuple[int, str, str]]
+HIDDEN = 4
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Command:
+    """Run the command line; gives exit code, standard output and standard error."""
+
+    def run_command(*arguments: object) -> tuple[int, str, str]:
+        code = 0
+        try:
+            main([str(argument) for argument in arguments])
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run_command
+
+
+@pytest.fixture
+def profile(tmp_path: Path) -> Path:
+    """Korean without code: only a short word list is counted."""
+    path = tmp_path / "small.yaml"
+    path.write_text("languages: [ko]\ncode: false\nmin_count: 0.1\n")
+    return path
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A model folder with a real byte-fallback tokenizer and an embedding of random rows."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    tokenizer = byte_fallback_tokenizer()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    rows = np.random.default_rng(0).standard_normal((tokenizer.get_vocab_size(), HIDDEN))
+    weights = {"model.embed_tokens.weight": rows.astype(np.float32)}
+    weights["model.norm.weight"] = np.ones(HIDDEN, np.float32)
+    save_file(weights, folder / "model.safetensors")
+    ids = {f"{n}_token_id": tokenizer.token_to_id(f"<{n}>") for n in ("bos", "eos", "pad")}
+    config = {"architectures": ["Gemma3ForCausalLM"], "tie_word_embeddings": True, **ids}
+    (folder / "config.json").write_text(json.dumps({**config, "vocab_size": len(rows)}))
+    (folder / "generation_config.json").write_text(json.dumps(ids))
+    names = {f"{n}_token": f"<{n}>" for n in ("bos", "eos", "pad", "unk")}
+    (folder / "tokenizer_config.json").write_text(json.dumps(names))
+    return folder
