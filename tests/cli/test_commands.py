@@ -1,13 +1,16 @@
 """build, inspect and verify as a user types them, good input and bad."""
 
+import csv
 import json
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
 from vllm_kprune import __version__
 from vllm_kprune.tokenizer.bpe import read_tokenizer
 
@@ -289,3 +292,18 @@ def test_the_installed_command_runs_and_prints_no_traceback(tmp_path: Path) -> N
     )
     assert done.returncode == 2
     assert "kprune.json" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_inspect_lists_every_kept_token_with_its_reason(
+    run: Command, model: Path, profile: Path, tmp_path: Path
+) -> None:
+    figures = built(run, model, profile, tmp_path / "out")
+    code, _, err = run("inspect", tmp_path / "out", "--tokens", tmp_path / "tokens.tsv")
+    assert code == 0, err
+    with (tmp_path / "tokens.tsv").open(encoding="utf-8", newline="") as stream:
+        rows = list(csv.DictReader(stream, dialect="excel-tab"))
+    assert [row["id"] for row in rows] == [str(n) for n in range(figures["tokens"]["kept"])]
+    reasons = Counter(row["reason"] for row in rows)
+    assert reasons == {name: n for name, n in figures["by_reason"].items() if n}
+    tokens = read_tokenizer(tmp_path / "out").tokens
+    assert [row["token"] for row in rows] == [tokens[int(row["id"])] for row in rows]

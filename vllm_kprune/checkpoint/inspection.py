@@ -5,8 +5,8 @@ measured on word lists in the forms of running text, weighted by frequency, or o
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -19,9 +19,9 @@ from vllm_kprune.profile import LANGUAGES, Profile
 from vllm_kprune.tokenizer.prune import prune_tokenizer
 from vllm_kprune.vocabulary.evidence import WeightedText, read_corpus, weighted_batches, word_forms
 from vllm_kprune.vocabulary.scripts import main_script
-from vllm_kprune.vocabulary.selection import Selection
+from vllm_kprune.vocabulary.selection import REASONS, Selection
 
-__all__ = ["Change", "Inspection", "inspect_model"]
+__all__ = ["Change", "Inspection", "KeptToken", "inspect_model"]
 
 Progress = Callable[[str, float], None]
 _WORD_GROUPS = 10_000
@@ -42,6 +42,17 @@ class Change:
         return self.pruned / self.original
 
 
+@dataclass(frozen=True, slots=True)
+class KeptToken:
+    """A kept token: its ids before and after, why it was kept, and how the vocabulary spells it."""
+
+    original_id: int
+    id: int
+    reason: str
+    script: str
+    token: str
+
+
 @dataclass(frozen=True)
 class Inspection:
     """What `kprune inspect` shows; counts are tokens, sizes are parameters and bytes."""
@@ -55,6 +66,7 @@ class Inspection:
     by_script: Mapping[str, Change]
     by_reason: Mapping[str, int]
     tokens_per_character: Mapping[str, Change]
+    kept: tuple[KeptToken, ...] = field(default=(), repr=False)
 
 
 def inspect_model(
@@ -92,6 +104,7 @@ def inspect_model(
         by_script=_by_script(base, kept),
         by_reason=selection.by_reason() if selection else {},
         tokens_per_character=measured,
+        kept=tuple(_kept_tokens(base, selection)) if selection else (),
         **_sizes(base, kept),
     )
 
@@ -140,12 +153,21 @@ def _sizes(base: BaseModel, kept: set[int] | None) -> dict[str, Change]:
     }
 
 
+def _kept_tokens(base: BaseModel, selection: Selection) -> Iterator[KeptToken]:
+    pairs = zip(selection.kept_ids, selection.reasons, strict=True)
+    for new, (old, letter) in enumerate(pairs):
+        token = base.tokenizer.tokens[old]
+        yield KeptToken(old, new, REASONS[letter], _script(base, old), token)
+
+
+def _script(base: BaseModel, token_id: int) -> str:
+    if token_id in base.tokenizer.added_ids:
+        return "Special"
+    return main_script(base.tokenizer.token_bytes(token_id))
+
+
 def _by_script(base: BaseModel, kept: set[int] | None) -> dict[str, Change]:
-    special = base.tokenizer.added_ids
-    scripts = {
-        i: "Special" if i in special else main_script(base.tokenizer.token_bytes(i))
-        for i in base.tokenizer.tokens
-    }
+    scripts = {i: _script(base, i) for i in base.tokenizer.tokens}
     before = Counter(scripts.values())
     if kept is None:
         return {script: Change(count) for script, count in before.most_common()}

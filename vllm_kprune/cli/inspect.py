@@ -1,12 +1,13 @@
 """`kprune inspect`: a model's vocabulary, and what a profile makes of it."""
 
-from dataclasses import asdict
+import csv
+from dataclasses import asdict, astuple, fields, replace
 from pathlib import Path
 
 import typer
 from rich.table import Table
 
-from vllm_kprune.checkpoint.inspection import Change, Inspection, inspect_model
+from vllm_kprune.checkpoint.inspection import Change, Inspection, KeptToken, inspect_model
 from vllm_kprune.cli.console import output_console, steps, write_json
 from vllm_kprune.errors import KPruneError, nearest
 from vllm_kprune.profile import LANGUAGES, load_profile
@@ -40,6 +41,9 @@ def _run(
     revision: str | None = typer.Option(
         None, "--revision", help="Branch, tag or commit on the hub."
     ),
+    tokens_to: Path | None = typer.Option(
+        None, "--tokens", help="Write every kept token to this file (TSV): ids, reason, script."
+    ),
     json_to: str | None = typer.Option(
         None, "--json", help="Write the figures as JSON; - prints them."
     ),
@@ -68,9 +72,20 @@ def _run(
             progress=progress,
         )
     if json_to:
-        write_json(asdict(result), json_to)
+        write_json(asdict(replace(result, kept=())), json_to)
+    if tokens_to:
+        _write_tokens(result, tokens_to)
     if json_to != "-":
         _show(result)
+
+
+def _write_tokens(result: Inspection, path: Path) -> None:
+    if not result.kept:
+        raise KPruneError("--tokens lists kept tokens: give --profile, or a pruned model")
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream, dialect="excel-tab")
+        writer.writerow([column.name for column in fields(KeptToken)])
+        writer.writerows(astuple(token) for token in result.kept)
 
 
 def _show(result: Inspection) -> None:
