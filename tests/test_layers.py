@@ -1,4 +1,4 @@
-"""The order of imports, and what may be imported where; checked on the source, without running it."""
+"""The order of imports, and what may be imported where; read from the source."""
 
 import ast
 import importlib
@@ -35,7 +35,13 @@ def module_name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
+def part(module: str) -> str:
+    """The ranked part that a module belongs to; empty for the package itself."""
+    return module.split(".")[1] if "." in module else ""
+
+
 NAMES = {module_name(path): path for path in FILES}
+SERVING = [path for path in FILES if part(module_name(path)) == "serving"]
 
 
 @cache
@@ -62,10 +68,6 @@ def own_imports(path: Path) -> Iterator[tuple[str, int]]:
             yield (full if full in NAMES else module), line
 
 
-def part(module: str) -> str:
-    return module.split(".")[1] if "." in module else ""
-
-
 def by_name(path: Path) -> str:
     return module_name(path)
 
@@ -74,11 +76,9 @@ def test_every_part_of_the_package_has_a_rank() -> None:
     assert {part(name) for name in NAMES} - {""} <= set(RANKS)
 
 
-@pytest.mark.parametrize("path", FILES, ids=by_name)
+@pytest.mark.parametrize("path", [f for f in FILES if part(module_name(f))], ids=by_name)
 def test_a_module_imports_only_from_lower_ranks_or_its_own_part(path: Path) -> None:
     own = part(module_name(path))
-    if not own:
-        return  # the package itself may import nothing of ours: see the next test
     for module, line in own_imports(path):
         other = part(module)
         allowed = other in ("", own) or RANKS.index(other) < RANKS.index(own)
@@ -94,21 +94,15 @@ def test_there_is_no_import_cycle() -> None:
     TopologicalSorter(graph).prepare()
 
 
-@pytest.mark.parametrize("path", FILES, ids=by_name)
+@pytest.mark.parametrize("path", [f for f in FILES if f not in SERVING], ids=by_name)
 def test_only_serving_imports_vllm(path: Path) -> None:
-    if part(module_name(path)) == "serving":
-        pytest.skip("serving is where vllm is imported")
     found = [line for module, _, line in imports(path) if module.split(".")[0] == "vllm"]
     assert not found, f"{path}: imports vllm in lines {found}"
 
 
-@pytest.mark.parametrize(
-    "path", [f for f in FILES if part(module_name(f)) == "serving"], ids=by_name
-)
+@pytest.mark.parametrize("path", [f for f in SERVING if f.name != "compat.py"], ids=by_name)
 def test_private_vllm_names_are_in_compat_only(path: Path) -> None:
     """No private import from vllm, and no `x._name` except on `self`, `cls` or our own modules."""
-    if path.name == "compat.py":
-        pytest.skip("compat is where they are")
     for module, name, line in imports(path):
         if module.split(".")[0] == "vllm":
             private = [word for word in f"{module}.{name or ''}".split(".") if word[:1] == "_"]
@@ -127,9 +121,7 @@ def loads(modules: list[str], *forbidden: str) -> set[str]:
     """Which of `forbidden` a fresh interpreter has loaded after importing `modules`."""
     code = f"import sys, importlib\nfor m in {modules!r}: importlib.import_module(m)\n"
     code += f"print(*[m for m in {forbidden!r} if m in sys.modules])"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return set(done.stdout.split())
 
@@ -145,29 +137,33 @@ def test_importing_tokenizers_vocabularies_and_profiles_does_not_import_torch() 
 
 
 @pytest.mark.parametrize("path", FILES, ids=by_name)
-def test_all_is_sorted_and_names_what_is_there(path: Path) -> None:
-    listed = _all_of(path)
-    if listed is None:
-        public = [
-            node.name
-            for node in tree(path).body
-            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
-        ]
-        assert not public or path.name == "__main__.py", f"{path}: no __all__ for {public}"
-        return
-    assert listed == sorted(listed, key=_isort_style), f"{path}: __all__ is not sorted"
-    assert len(set(listed)) == len(listed)
-    if part(module_name(path)) != "serving":  # importing those needs vllm
-        module = importlib.import_module(module_name(path))
-        missing = [name for name in listed if not hasattr(module, name)]
-        assert not missing, f"{path}: __all__ names {missing}"
+def test_a_module_with_public_names_lists_them(path: Path) -> None:
+    public = {
+        node.name
+        for node in tree(path).body
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
+    }
+    assert all_of(path) or not public, f"{path}: no __all__ for {sorted(public)}"
 
 
-def _all_of(path: Path) -> list[str] | None:
+@pytest.mark.parametrize("path", [f for f in FILES if f not in SERVING], ids=by_name)
+def test_every_listed_name_is_there(path: Path) -> None:
+    module = importlib.import_module(module_name(path))
+    assert [name for name in all_of(path) if not hasattr(module, name)] == []
+
+
+@pytest.mark.parametrize("path", FILES, ids=by_name)
+def test_listed_names_are_sorted_and_unique(path: Path) -> None:
+    listed = all_of(path)
+    assert listed == sorted(set(listed), key=_isort_style)
+
+
+def all_of(path: Path) -> list[str]:
+    """The module's `__all__`, read from its source."""
     for node in tree(path).body:
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
             return list(ast.literal_eval(node.value))
-    return None
+    return []
 
 
 def _isort_style(name: str) -> tuple[int, str]:

@@ -1,10 +1,18 @@
-"""Small real tokenizers, trained here: a byte-level one (Qwen, Llama-3) and a byte-fallback one (Gemma)."""
+"""Small real tokenizers, trained here: byte-level (Qwen, Llama-3) and byte-fallback (Gemma)."""
 
 import json
 from functools import cache
 from typing import Any
 
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import (
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 
 SENTENCES = (
     "the cat sat on the mat, and the other cats sat there too.",

@@ -69,9 +69,7 @@ class Profile(BaseModel):
 
     name: Annotated[
         str,
-        Field(
-            pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="shown by inspect and /kprune"
-        ),
+        Field(pattern=r"^\w[\w.-]{0,63}$", description="shown by inspect and /kprune"),
     ]
     description: Annotated[str, Field(max_length=500, description="one line for people")] = ""
     languages: Annotated[
@@ -98,7 +96,11 @@ class Profile(BaseModel):
     ] = None
     min_count: Annotated[
         float | None,
-        Field(ge=0, description="evidence threshold, in occurrences per million tokens"),
+        Field(
+            ge=0,
+            allow_inf_nan=False,
+            description="evidence threshold, in occurrences per million tokens",
+        ),
     ] = None
     target_size: Annotated[
         int | None, Field(gt=0, description="number of tokens to keep, exactly")
@@ -165,8 +167,12 @@ def parse_profile(values: Mapping[str, Any], source: str = "profile") -> Profile
 
 def _resolve(name: str) -> Path:
     if name.endswith((".yaml", ".yml")) or "/" in name:
-        path = Path(name)
-        if not path.is_file():
+        path = Path(name).expanduser()
+        try:
+            found = path.is_file()
+        except OSError as error:
+            raise KPruneError(f"profile file {path}: {error.strerror}") from None
+        if not found:
             raise KPruneError(f"profile file {path} does not exist")
         return path
     if name not in shipped_profiles():
@@ -180,7 +186,10 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         if path.stat().st_size > _MAX_BYTES:
             raise KPruneError(f"{path}: larger than 1 MiB, which no profile is")
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except KPruneError:
+        raise
+    # PyYAML lets ValueError out for a date like 2024-99-99, RecursionError for deep nesting.
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise KPruneError(f"{path}: not a readable YAML profile: {reason}") from None
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):

@@ -1,4 +1,4 @@
-"""`VllmServer` with a small stand-in for the `vllm` command: starting, failing and always stopping."""
+"""`VllmServer` with a stand-in for the `vllm` command: starting, failing, always stopping."""
 
 import os
 import signal

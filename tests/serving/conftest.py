@@ -66,6 +66,9 @@ def overlay(reference_model: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return folder
 
 
+_COMPACT_JSON = '{"backend": "xgrammar", "disable_any_whitespace": true}'
+
+
 @pytest.fixture(scope="session")
 def servers(
     reference_model: Path, overlay: Path, tmp_path_factory: pytest.TempPathFactory
@@ -76,7 +79,9 @@ def servers(
     difference.
     """
     logs = tmp_path_factory.mktemp("server-logs")
-    arguments = [*SERVE, "--logprobs-mode", "processed_logits"]
+    arguments = [*SERVE, "--logprobs-mode", "processed_logits", "--trust-request-chat-template"]
+    # A small base model fills a JSON document with white space wherever it may.
+    arguments += ["--structured-outputs-config", _COMPACT_JSON]
     with ExitStack() as stack:
         both = [
             VllmServer(model, arguments, environment=ENVIRONMENT, log=logs / f"{name}.log")
@@ -103,9 +108,7 @@ def pruned(servers: tuple[VllmServer, VllmServer]) -> VllmServer:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(
-    item: pytest.Item, call: pytest.CallInfo[None]
-) -> Iterator[None]:
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
     """Show the end of the servers' logs with a live test that failed."""
     report = yield
     if report.when == "call" and report.failed and item.get_closest_marker("server"):

@@ -34,7 +34,7 @@ def get(model: Path | None) -> Any:
 
 def test_an_overlay_is_described(untied_model: Path, make_overlay: OverlayMaker) -> None:
     status = get(make_overlay(untied_model, UNTIED))
-    stored = 2 * 32 * 4  # two tensors, hidden size, float32
+    stored = 2 * 64 * 4  # two tensors, hidden size, float32
     assert status["active"] is True
     assert status["profile"]["name"] == "third"
     assert status["tokens"] == {"original": ROWS, "kept": len(KEPT)}

@@ -1,4 +1,4 @@
-"""`register()`: harmless for everyone who did not ask, idempotent, and with one switch to turn off."""
+"""`register()`: harmless for all who did not ask, idempotent, with one switch to turn it off."""
 
 import json
 import os
@@ -141,7 +141,7 @@ def test_naming_a_plugin_filters_no_other(
     monkeypatch.delenv("VLLM_PLUGINS", raising=False)
     if before is not None:
         monkeypatch.setenv("VLLM_PLUGINS", before)
-    monkeypatch.setattr(plugin, "_named_plugins", ["kprune"])
+    monkeypatch.setenv(plugin.NAMED, "kprune")
     allowed = plugin._load_endpoint_plugins(lambda: os.environ["VLLM_PLUGINS"].split(","))
     assert allowed == [*([before] if before else []), "kprune"]
     assert os.environ.get("VLLM_PLUGINS") == before
@@ -149,7 +149,7 @@ def test_naming_a_plugin_filters_no_other(
 
 def test_endpoint_plugins_stay_off_when_none_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("VLLM_PLUGINS", raising=False)
-    monkeypatch.setattr(plugin, "_named_plugins", [])
+    monkeypatch.delenv(plugin.NAMED, raising=False)
     assert plugin._load_endpoint_plugins(lambda: "VLLM_PLUGINS" in os.environ) is False
 
 
@@ -163,3 +163,30 @@ def test_a_port_in_use_is_not_ours_to_explain_without_kprune(tied_model: Path) -
     with pytest.raises(OSError, match="already in use") as raised:
         plugin._serve(serve, args)
     assert raised.value is error
+
+
+def test_flags_reach_processes_that_get_the_parsed_arguments(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv(plugin.NAMED, "")
+    args = SimpleNamespace(
+        plugin=["kprune"],
+        kprune_profile="enko",
+        kprune_target_size=9000,
+        additional_config={"other": 1, "kprune": {"profile": "original"}},
+    )
+    for _ in range(2):
+        plugin._settle(args)
+        assert args.additional_config == {
+            "other": 1,
+            "kprune": {"profile": "enko", "target_size": 9000},
+        }
+        assert os.environ[plugin.NAMED] == "kprune"
+
+
+def test_arguments_without_our_flags_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(plugin.NAMED, raising=False)
+    args = SimpleNamespace(plugin=None, additional_config=None)
+    plugin._settle(args)
+    assert vars(args) == {"plugin": None, "additional_config": None}
+    assert plugin.NAMED not in os.environ

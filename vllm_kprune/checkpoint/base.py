@@ -24,6 +24,7 @@ _MAX_JSON_BYTES = 64 << 20
 _INDEX = "model.safetensors.index.json"
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _PLAIN_DTYPES = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}
+_DTYPE_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _QUANTISED_SUFFIXES = (
     ".weight_scale",
     ".weight_packed",
@@ -43,6 +44,8 @@ CONFIG_FILES = (
     "chat_template.json",
     "preprocessor_config.json",
     "processor_config.json",
+    "hf_quant_config.json",
+    "quantize_config.json",
 )
 
 
@@ -77,6 +80,11 @@ class BaseModel:
         return tuple(self.tensors[name] for name in names if name in self.tensors)
 
     @property
+    def dtype(self) -> str:
+        """Data type of the weights under transformers' name, e.g. "bfloat16"."""
+        return _DTYPE_NAMES.get(self.vocabulary_tensors[0].dtype, "auto")
+
+    @property
     def rows(self) -> int:
         """Rows of the embedding."""
         return self.vocabulary_tensors[0].shape[0]
@@ -89,10 +97,16 @@ class BaseModel:
         text = self.config.get(self.family.text_config or "", self.config)
         return bool(text.get("tie_word_embeddings", False))
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Every file that an overlay depends on."""
+        configs = (self.folder / name for name in (*CONFIG_FILES, _INDEX))
+        shards = (self.folder / name for name in self.shards)
+        return (*(path for path in configs if path.is_file()), *shards)
+
     def digests(self, advance: Callable[[int], None] | None = None) -> dict[str, FileDigest]:
-        """Size, time and SHA-256 of every file that an overlay depends on. Reads them all."""
-        names = [name for name in (*CONFIG_FILES, _INDEX) if (self.folder / name).is_file()]
-        return {name: digest_file(self.folder / name, advance) for name in [*names, *self.shards]}
+        """Size, time and SHA-256 of each of its files. Reads them all."""
+        return {path.name: digest_file(path, advance) for path in self.files}
 
 
 def resolve_model(model: str, revision: str | None = None) -> Path:
@@ -140,7 +154,9 @@ def read_json(path: Path) -> dict[str, Any]:
         if path.stat().st_size > _MAX_JSON_BYTES:
             raise KPruneError(f"{path} is larger than {_MAX_JSON_BYTES >> 20} MiB")
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except KPruneError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
         raise KPruneError(f"{path} is not readable JSON: {error}") from None
     if not isinstance(value, dict):
         raise KPruneError(f"{path}: expected a JSON object, got {type(value).__name__}")

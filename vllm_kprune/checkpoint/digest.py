@@ -6,13 +6,21 @@ modification time, and read the content again only when a copy or a `touch` chan
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-__all__ = ["FileDigest", "canonical_json", "digest_file", "digest_text", "sha256_file"]
+__all__ = [
+    "FileDigest",
+    "canonical_json",
+    "digest_file",
+    "digest_text",
+    "remembered_digest",
+    "sha256_file",
+]
 
 Advance = Callable[[int], None]
 _BLOCK_BYTES = 1 << 22
@@ -52,6 +60,28 @@ def digest_file(path: Path, advance: Advance | None = None) -> FileDigest:
     return FileDigest(
         size=stat.st_size, mtime_ns=stat.st_mtime_ns, sha256=sha256_file(path, advance)
     )
+
+
+def remembered_digest(path: Path, memory: Path) -> FileDigest:
+    """Like `digest_file`, but reads a file once: `memory` is a folder that keeps what was found.
+
+    What is remembered holds for the very file: its path, size and modification time.
+    """
+    stat = path.stat()
+    key = f"{path.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}"
+    note = memory / f"{digest_text(key)}.json"
+    try:
+        known = FileDigest.model_validate_json(note.read_bytes())
+        if (known.size, known.mtime_ns) == (stat.st_size, stat.st_mtime_ns):
+            return known
+    except (OSError, ValueError):
+        pass  # not remembered, or damaged: read the file
+    digest = digest_file(path)
+    memory.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile("w", dir=memory, suffix=".tmp", delete=False) as scratch:
+        scratch.write(digest.model_dump_json())
+    Path(scratch.name).replace(note)
+    return digest
 
 
 def digest_text(text: str) -> str:

@@ -42,7 +42,7 @@ def find_family(config: Mapping[str, Any], source: str) -> Family:
     if not isinstance(architectures, list) or not architectures:
         raise KPruneError(f"{source}: no 'architectures', so the model's family is unknown")
     for name in architectures:
-        if name in FAMILIES:
+        if isinstance(name, str) and name in FAMILIES:
             return FAMILIES[name]
     raise KPruneError(
         f"{source}: kprune does not know the family {architectures[0]} (known: "

@@ -5,6 +5,8 @@ killed process leaves nothing that looks finished. What killed runs left is swep
 """
 
 import errno
+import glob
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -26,9 +28,11 @@ def new_folder(target: Path, replace_if: str | None = None) -> Iterator[Path]:
     Two processes that make the same target wait for each other; the later one then finds it there.
     """
     target = target.absolute()
-    _refuse_foreign(target, replace_if)
     try:
+        _refuse_foreign(target, replace_if)
         target.parent.mkdir(parents=True, exist_ok=True)
+        # Where nothing can be written this fails at once, while a lock would be tried for ever.
+        tempfile.TemporaryFile(dir=target.parent).close()
         with FileLock(target.parent / f".{target.name}.lock"):
             prefix = f".{target.name}.tmp-"
             _sweep(target.parent, prefix)
@@ -59,11 +63,15 @@ def _refuse_foreign(target: Path, replace_if: str | None) -> None:
 
 
 def _sweep(parent: Path, prefix: str) -> None:
-    for stale in parent.glob(f"{prefix}*"):
+    for stale in parent.glob(f"{glob.escape(prefix)}*"):
         shutil.rmtree(stale, ignore_errors=True)
 
 
 def _explain(error: OSError, target: Path) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"the disk of {target.parent} is full; nothing was kept: make room and try again"
-    return f"cannot write {target}: {error.strerror or error}; nothing was kept"
+    reason = error.strerror or str(error)
+    culprit = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else None
+    if culprit and not culprit.absolute().is_relative_to(target.parent):
+        return f"cannot read or write {culprit}: {reason}; nothing was kept of {target}"
+    return f"cannot write {target}: {reason}; nothing was kept"

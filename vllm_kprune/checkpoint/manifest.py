@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vllm_kprune.checkpoint.digest import FileDigest, canonical_json, digest_text, sha256_file
 from vllm_kprune.errors import KPruneError
-from vllm_kprune.profile import Profile
+from vllm_kprune.profile import LANGUAGES, Profile
 
 __all__ = ["MANIFEST_NAME", "BaseReference", "Manifest", "load_manifest"]
 
@@ -124,6 +124,9 @@ class Manifest(_Strict):
             raise ValueError("kept_ids must increase")
         if ids[-1] >= max(self.original_tokens, self.original_rows):
             raise ValueError(f"kept id {ids[-1]} is outside the original vocabulary")
+        for code in self.profile.languages:
+            if code not in LANGUAGES:
+                raise ValueError(f"unknown language {code!r}")
         if len(self.reasons) != len(ids):
             raise ValueError(f"{len(self.reasons)} reasons for {len(ids)} kept ids")
 
@@ -132,6 +135,8 @@ def load_manifest(folder: Path) -> Manifest:
     """Read and check `folder/kprune.json`; the base weights are not looked at yet."""
     path = folder / MANIFEST_NAME
     try:
+        if path.exists() and not path.is_file():
+            raise KPruneError(f"{path} is not a file")
         if path.stat().st_size > _MAX_BYTES:
             raise KPruneError(f"{path} is larger than {_MAX_BYTES >> 20} MiB: not a manifest")
         manifest = Manifest.model_validate(_read_object(path))

@@ -6,6 +6,7 @@ and the folder appears whole or not at all.
 """
 
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +18,12 @@ from tokenizers import Tokenizer
 from vllm_kprune import __version__
 from vllm_kprune.checkpoint.base import CONFIG_FILES, BaseModel, open_base, read_json
 from vllm_kprune.checkpoint.cache import cache_dir
-from vllm_kprune.checkpoint.digest import canonical_json, digest_text, sha256_file
+from vllm_kprune.checkpoint.digest import (
+    canonical_json,
+    digest_text,
+    remembered_digest,
+    sha256_file,
+)
 from vllm_kprune.checkpoint.folders import new_folder
 from vllm_kprune.checkpoint.manifest import (
     MANIFEST_NAME,
@@ -29,7 +35,7 @@ from vllm_kprune.checkpoint.manifest import (
 from vllm_kprune.checkpoint.token_ids import map_ids, token_texts
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.profile import Profile
-from vllm_kprune.tokenizer.prune import IdMap, prune_tokenizer
+from vllm_kprune.tokenizer.prune import IdMap, prune_tokenizer, referenced_ids
 from vllm_kprune.vocabulary.evidence import Source, TokenRates, count_source, profile_sources
 from vllm_kprune.vocabulary.selection import Selection, select_tokens
 
@@ -90,7 +96,7 @@ def make_plan(
 ) -> Plan:
     """Check a model, count the evidence and select tokens; writes nothing."""
     progress = progress or (lambda step, share: None)
-    sources = [] if profile.keeps_everything else profile_sources(profile, corpora)
+    sources = _sources(profile, corpora)
     progress("read model", 0.0)
     base = open_base_of(model, revision)
     tokenizer = open_tokenizer(base.folder)
@@ -105,9 +111,10 @@ def make_plan(
 
 def open_base_of(model: str, revision: str | None) -> BaseModel:
     """The base model: of an overlay, the one that it prunes."""
-    if not (Path(model) / MANIFEST_NAME).is_file():
+    folder = Path(model).expanduser()
+    if not (folder / MANIFEST_NAME).is_file():
         return open_base(model, revision)
-    manifest = load_manifest(Path(model))
+    manifest = load_manifest(folder)
     base = open_base(str(manifest.check_base()))
     return replace(base, reference=manifest.base.reference, revision=manifest.base.revision)
 
@@ -146,10 +153,11 @@ def cached_overlay(
 
     Two processes that ask for the same one at once build it once.
     """
-    sources = [] if profile.keeps_everything else profile_sources(profile, corpora)
+    sources = _sources(profile, corpora)
     base = open_base_of(model, revision)
     key = {
-        "files": {name: digest.sha256 for name, digest in base.digests().items()},
+        "files": {p.name: remembered_digest(p, cache_dir() / "digests").sha256 for p in base.files},
+        "path": str(base.folder.absolute()),  # which the manifest names
         "profile": profile.model_dump(mode="json"),
         "sources": [[source.name, source.digest] for source in sources],
         "version": __version__,
@@ -159,6 +167,7 @@ def cached_overlay(
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(target.parent / f".{name}.build.lock"):
         if not _is_whole(target):
+            shutil.rmtree(target, ignore_errors=True)
             build_overlay(
                 model,
                 profile,
@@ -179,6 +188,14 @@ def _is_whole(folder: Path) -> bool:
     except KPruneError:
         return False
     return True
+
+
+def _sources(profile: Profile, corpora: Sequence[Path]) -> list[Source]:
+    if not profile.keeps_everything:
+        return profile_sources(profile, corpora)
+    if corpora:
+        raise KPruneError(f"profile {profile.name} keeps every token: a corpus has no use with it")
+    return []
 
 
 def _count(
@@ -209,15 +226,15 @@ def _referenced_texts(base: BaseModel) -> set[str]:
         if name == "tokenizer.json" or not path.is_file():
             continue
         if path.suffix == ".jinja":
-            templates = path.read_text(encoding="utf-8")
+            templates = path.read_text(encoding="utf-8", errors="replace")
         else:
             value = _without_added_tokens(read_json(path))
             map_ids(value, note, name)
             texts |= set(token_texts(value))
             templates = str(value.get("chat_template") or "")
         texts |= {token.content for token in tokenizer.added if token.content in templates}
-    unknown = tokenizer.data["model"].get("unk_token")
-    return texts | {tokenizer.tokens[i] for i in ids} | ({unknown} if unknown else set())
+    ids |= set(referenced_ids(tokenizer))
+    return texts | {tokenizer.tokens[i] for i in ids}
 
 
 def _without_added_tokens(value: dict[str, Any]) -> dict[str, Any]:
@@ -238,7 +255,7 @@ def _write_files(plan: Plan, folder: Path) -> None:
         else:
             _write_json(folder / name, _mapped_config(read_json(source), ids, name, plan))
     for pattern in _LICENCE_FILES:
-        for source in plan.base.folder.glob(pattern):
+        for source in filter(Path.is_file, plan.base.folder.glob(pattern)):
             (folder / source.name).write_bytes(source.read_bytes())
 
 
@@ -252,6 +269,8 @@ def _mapped_config(value: dict[str, Any], ids: IdMap, name: str, plan: Plan) -> 
     if name == "config.json":
         family = plan.base.family
         text = mapped[family.text_config] if family.text_config else mapped
+        if "dtype" not in text and "torch_dtype" not in text:
+            text["dtype"] = plan.base.dtype  # vLLM would look it up in the weights
         text["vocab_size"] = sum(i < plan.base.rows for i in plan.selection.kept_ids)
     return mapped
 

@@ -17,8 +17,11 @@ MapId = Callable[[int, str], int]
 
 _ID_NAME = re.compile(
     r"(^|_)token_(id|ids|idx|index|indices)$"
-    r"|^(begin_)?suppress_tokens$|^bad_words_ids$|^forced_decoder_ids$|^sequence_bias$"
+    r"|(^|_)(bos|eos|pad|unk|sep|cls|mask)_(id|ids|idx|index)$"
+    r"|^(begin_)?suppress_tokens$|^bad_words_ids$"
 )
+# Token ids side by side with positions or weights, which look the same.
+_MIXED_NAMES = frozenset({"forced_decoder_ids", "sequence_bias"})
 _COUNT_NAME = re.compile(
     r"(^|_)(max|min|num|n|per|total|length|len|size|count|dropout|weight|penalty|router|type"
     r"|top|spaces|use|split|add|budget)(_|$)"
@@ -41,6 +44,11 @@ def map_ids(value: Any, map_id: MapId, where: str) -> Any:
 def _map_entry(key: str, item: Any, map_id: MapId, where: str) -> Any:
     if _ID_NAME.search(key):
         return _map_all(item, map_id, where)
+    if key in _MIXED_NAMES and item:
+        raise KPruneError(
+            f"{where} holds token ids among other numbers, which kprune does not map; "
+            "remove it from the file, and set it where the model is used"
+        )
     if "token" in key and not _COUNT_NAME.search(key) and _holds_whole_numbers(item):
         raise KPruneError(
             f"{where} holds {item!r}, and kprune does not know whether that is a token id; "

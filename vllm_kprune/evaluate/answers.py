@@ -3,7 +3,7 @@
 Pruning leaves the kept tokens' logits as they were up to the rounding of a matrix product, so at
 the first place where two answers part there are three honest reasons: the prompt itself needs a
 token that was pruned; the original chose one; or the two best tokens tie within the precision of
-the logits. Anything else is `unexplained`. After that place the texts differ, so nothing is compared.
+the logits. Anything else is `unexplained`. Beyond that place the contexts differ too.
 
 Ties are told by logits: the servers must run with `--logprobs-mode raw_logits`.
 """

@@ -1,18 +1,19 @@
 """Decode speed of two servers, measured in turns on one machine.
 
 A round measures both servers, in random order, one after the other; the ratio is taken within the
-round, so that load which comes and goes falls on both. One figure is the time of a request for many
-tokens less that of the same request for one token (prefill and HTTP), with greedy sampling and no
-early end. A batch is one request with several prompts: no client threads compete for the cores.
+round, so that load which comes and goes falls on both. One figure is the batch over the median time
+from token to token of its sequences, as they stream in: no prefill in it, and a moment in which
+something else had the cores does not decide. Greedy sampling without an early end, so both do the
+same number of steps. A batch is one request with several prompts: one client, no threads.
 
 What is compared is the whole step. Not only the LM head shrinks with the vocabulary but also the
 float32 copy of the logits and the argmax over them; what does not shrink is vLLM's own work in
-Python, so a small model with `--enforce-eager` gains somewhat less than its bytes promise.
+Python, so a small model with `--enforce-eager` may gain less than its bytes promise.
 """
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from openai import OpenAI
 
-__all__ = ["Round", "SpeedComparison", "Target", "compare_speed", "decode_rate"]
+__all__ = ["Round", "SpeedComparison", "Target", "compare_speed", "step_times"]
 
 
 @dataclass(frozen=True)
@@ -81,43 +82,70 @@ def compare_speed(
     *,
     tokens: int,
     rounds: int,
+    seconds: float = 0.0,
     tell: Callable[[float], None] = lambda share: None,
 ) -> SpeedComparison:
-    """Measure both in turns; the batch is `prompts`. `tell` gets the share done, from 0 to 1."""
+    """Measure both in turns; the batch is `prompts`. `tell` gets the share done, from 0 to 1.
+
+    After `rounds` it goes on until `seconds` have passed, up to three times as many rounds: other
+    load on the machine needs more of them, and where there is none they are quick.
+    """
     order = random.Random(0)
-    turns = []
+    turns: list[Round] = []
     for target in (original, pruned):
-        _timed(target, prompts, tokens=8)  # the first request of a shape is slower
-    for number in range(rounds):
+        _measure(target, prompts, tokens=8)  # the first request of a shape is slower
+    start = time.monotonic()
+    done = 0.0
+    while done < 1.0:
         rates = [0.0, 0.0]
         for which in order.sample((0, 1), 2):
             rates[which] = _measure((original, pruned)[which], prompts, tokens)
         turns.append(Round(*rates))
-        tell((number + 1) / rounds)
+        done = _share_done(len(turns) / rounds, (time.monotonic() - start) / max(seconds, 1e-9))
+        tell(done)
     return SpeedComparison(len(prompts), tokens, tuple(turns))
 
 
-def decode_rate(batch: int, tokens: int, full_seconds: float, first_seconds: float) -> float:
-    """Tokens per second after the first token of each sequence.
+def _share_done(rounds: float, seconds: float) -> float:
+    """From the shares of the least rounds and the least seconds; 1 or more is the end."""
+    return min(rounds, max(seconds, rounds / 3))
 
-    >>> decode_rate(batch=8, tokens=65, full_seconds=2.2, first_seconds=0.2)
-    256.0
+
+def step_times(arrivals: Iterable[tuple[float, int, int]]) -> list[float]:
+    """Times per token from the arrival of pieces, each (time, sequence, tokens in it), in order.
+
+    A busy server sends several tokens in one piece; each is then given its part of the time.
+
+    >>> step_times([(0.0, 0, 1), (0.1, 1, 1), (0.5, 0, 1), (1.5, 0, 2)])
+    [0.5, 0.5, 0.5]
     """
-    return batch * (tokens - 1) / (full_seconds - first_seconds)
+    last: dict[int, float] = {}
+    times: list[float] = []
+    for moment, sequence, tokens in arrivals:
+        if sequence in last and tokens:
+            times += [(moment - last[sequence]) / tokens] * tokens
+        if tokens:
+            last[sequence] = moment
+    return times
 
 
 def _measure(target: Target, prompts: Sequence[str], tokens: int) -> float:
-    first = _timed(target, prompts, tokens=1)
-    return decode_rate(len(prompts), tokens, _timed(target, prompts, tokens), first)
+    return len(prompts) / median(step_times(_arrivals(target, prompts, tokens)))
 
 
-def _timed(target: Target, prompts: Sequence[str], tokens: int) -> float:
-    start = time.perf_counter()
-    target.client.completions.create(
+def _arrivals(
+    target: Target, prompts: Sequence[str], tokens: int
+) -> Iterator[tuple[float, int, int]]:
+    pieces = target.client.completions.create(
         model=target.model,
         prompt=list(prompts),
         max_tokens=tokens,
         temperature=0,
-        extra_body={"ignore_eos": True},
+        stream=True,
+        extra_body={"ignore_eos": True, "return_token_ids": True},
     )
-    return time.perf_counter() - start
+    for piece in pieces:
+        moment = time.perf_counter()
+        for choice in piece.choices:
+            ids = (choice.model_extra or {}).get("token_ids") or ()
+            yield moment, choice.index, len(ids)

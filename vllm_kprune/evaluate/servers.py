@@ -7,6 +7,7 @@ and SIGTERM. It talks HTTP only and does not import vllm.
 """
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -14,7 +15,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -24,11 +25,30 @@ from urllib.request import ProxyHandler, build_opener
 
 from vllm_kprune.errors import KPruneError
 
-__all__ = ["VllmServer", "free_port", "log_tail", "stop_group", "stops_on_sigterm"]
+__all__ = [
+    "ServerFailed",
+    "VllmServer",
+    "free_port",
+    "log_tail",
+    "stop_group",
+    "stops_on_sigterm",
+    "wait_all_ready",
+]
 
 _HOST = "127.0.0.1"
 _POLL_SECONDS = 0.2
 _STOP_SECONDS = 20.0
+_CAUSE = re.compile(r"\b([A-Z]\w*(?:Error|Exception): (?!Engine core initialization failed).+)")
+
+
+class ServerFailed(KPruneError):
+    """A server that did not become ready: `summary` is one line, the message adds its log's end."""
+
+    def __init__(self, what: str, log: Path) -> None:
+        causes = _CAUSE.findall(log_tail(log, lines=400))
+        cause = f" ({causes[-1].strip()})" if causes else ""
+        self.summary = f"{what}{cause}; its log is {log}"
+        super().__init__(f"{what}; the end of its log ({log}):\n{log_tail(log)}")
 
 
 class VllmServer:
@@ -39,7 +59,7 @@ class VllmServer:
 
     `arguments` are passed to `vllm serve` after the model and must not hold `--host` or `--port`.
     `environment` is added to this process's own. The log is kept when `log` names it; otherwise it
-    is a temporary file, deleted after a clean stop. Entering raises `KPruneError` when the server
+    is a temporary file, deleted after a clean stop. Entering raises `ServerFailed` when the server
     stops or is not ready in `timeout` seconds.
     """
 
@@ -115,16 +135,21 @@ class VllmServer:
         self._started = time.monotonic()
 
     def wait_ready(self) -> None:
-        """Return when `/health` answers 200; raise `KPruneError` when the process has ended."""
-        while not self._answers():
-            waited = time.monotonic() - self._started
-            code = self._process.poll() if self._process else None
-            if code is not None:
-                raise KPruneError(self._explain(f"stopped with exit code {code}"))
-            if waited > self._timeout:
-                raise KPruneError(self._explain(f"was not ready after {waited:.0f} s"))
-            time.sleep(_POLL_SECONDS)
-        self.ready_seconds = time.monotonic() - self._started
+        """Return when `/health` answers 200; raise `ServerFailed` when the process has ended."""
+        wait_all_ready([self])
+
+    def is_ready(self) -> bool:
+        """Does `/health` answer 200? Raises `ServerFailed` if it never will, or not in time."""
+        waited = time.monotonic() - self._started
+        if self._answers():
+            self.ready_seconds = self.ready_seconds or waited
+            return True
+        code = self._process.poll() if self._process else None
+        if code is not None:
+            raise self._failed(f"stopped with exit code {code}")
+        if waited > self._timeout:
+            raise self._failed(f"was not ready after {waited:.0f} s")
+        return False
 
     def stop(self) -> None:
         """Stop the server and every process it started; harmless when already stopped."""
@@ -141,9 +166,18 @@ class VllmServer:
         except (URLError, OSError):
             return False
 
-    def _explain(self, what: str) -> str:
-        tail = log_tail(self.log)
-        return f"`vllm serve {self.model}` {what}; the end of its log ({self.log}):\n{tail}"
+    def _failed(self, what: str) -> ServerFailed:
+        return ServerFailed(f"`vllm serve {self.model}` {what}", self.log)
+
+
+def wait_all_ready(servers: Iterable[VllmServer]) -> None:
+    """Wait for servers that were started side by side; raise `ServerFailed` for the first to fail.
+
+    Each gets its own `ready_seconds`.
+    """
+    waiting = list(servers)
+    while waiting := [server for server in waiting if not server.is_ready()]:
+        time.sleep(_POLL_SECONDS)
 
 
 def free_port() -> int:

@@ -50,7 +50,7 @@ def _size(base: BaseModel, tokens: int, rows: int) -> ModelSize:
     return ModelSize(
         tokens=tokens,
         rows=rows,
-        parameters=sum(_elements(info.shape) for info in body)
+        parameters=sum(info.parameters for info in body)
         + sum(rows * info.shape[1] for info in matrices),
         weight_bytes=body_bytes + sum(kept_bytes),
         step_bytes=body_bytes + kept_bytes[-1],
@@ -63,10 +63,3 @@ def _is_tied(base: BaseModel) -> bool:
         return True
     text = base.config[base.family.text_config] if base.family.text_config else base.config
     return bool(text.get("tie_word_embeddings", base.config.get("tie_word_embeddings", False)))
-
-
-def _elements(shape: tuple[int, ...]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count

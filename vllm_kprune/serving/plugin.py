@@ -18,14 +18,13 @@ from typing import Any, NoReturn
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.serving import compat
 
-__all__ = ["DISABLE", "register"]
+__all__ = ["DISABLE", "NAMED", "register"]
 
 DISABLE = "VLLM_KPRUNE_DISABLE"
 NAME = "kprune"
-
-# Set once per process, when vLLM turns parsed arguments into engine arguments; read when the same
-# process builds its HTTP application. vLLM passes neither to the other.
-_named_plugins: list[str] = []
+# The plugins named with --plugin, for this process and the API servers that it starts. It has no
+# VLLM_ prefix because vLLM warns of, or refuses, variables with that prefix that it does not know.
+NAMED = "KPRUNE_ENDPOINT_PLUGINS"
 
 
 def register() -> None:
@@ -69,14 +68,23 @@ def _add_cli_args(original: Callable[..., Any], parser: argparse.ArgumentParser)
 
 
 def _from_cli_args(original: Callable[..., Any], cls: type, args: argparse.Namespace) -> Any:
+    _settle(args)
+    return original(cls, args)
+
+
+def _settle(args: argparse.Namespace) -> None:
+    """Move our options to where every process of this server finds them; again is harmless.
+
+    vLLM hands the parsed arguments to further API servers, which load plugins only while they make
+    engine arguments of them: too late for `from_cli_args` to be ours there.
+    """
     from vllm_kprune.serving.options import KEY, given_options, named_plugins
 
-    engine_args = original(cls, args)
-    _named_plugins[:] = named_plugins(args)
+    if names := named_plugins(args):
+        os.environ[NAMED] = ",".join(names)
     if given := given_options(args):
-        extra = dict(engine_args.additional_config or {})
-        engine_args.additional_config = {**extra, KEY: {**extra.get(KEY, {}), **given}}
-    return engine_args
+        extra = dict(getattr(args, "additional_config", None) or {})
+        args.additional_config = {**extra, KEY: {**extra.get(KEY, {}), **given}}
 
 
 def _create_engine_config(
@@ -100,15 +108,17 @@ def _create_model_config(original: Callable[..., Any], engine_args: Any) -> Any:
 
 
 def _load_endpoint_plugins(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    if not _named_plugins:
+    named = os.environ.get(NAMED)
+    if not named:
         return original(*args, **kwargs)
-    with compat.endpoint_plugins_allowed(_named_plugins):
+    with compat.endpoint_plugins_allowed(named.split(",")):
         return original(*args, **kwargs)
 
 
 def _serve(original: Callable[..., Any], args: argparse.Namespace) -> None:
     """Run `vllm serve`; a user's mistake with kprune is one line and exit code 2."""
     try:
+        _settle(args)
         if _asks_for_kprune(args):
             _refuse_missing_folder(getattr(args, "model_tag", None) or args.model)
         original(args)

@@ -144,7 +144,9 @@ def read_tokenizer(folder: Path) -> BpeTokenizer:
         if path.stat().st_size > _MAX_BYTES:
             raise KPruneError(f"{path} is larger than {_MAX_BYTES >> 20} MiB")
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except KPruneError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
         raise KPruneError(f"{path} is not readable JSON: {error}") from None
     return parse_tokenizer(data, source=str(path))
 

@@ -5,13 +5,13 @@ the old order; so text whose original ids are all kept is encoded to the very sa
 Every id in the file is mapped; an id that was not kept is an error, never a guess (law 6).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.tokenizer.bpe import BpeTokenizer
 
-__all__ = ["IdMap", "prune_tokenizer"]
+__all__ = ["IdMap", "prune_tokenizer", "referenced_ids"]
 
 
 class IdMap(Mapping[int, int]):
@@ -53,6 +53,24 @@ def prune_tokenizer(tokenizer: BpeTokenizer, kept_ids: Sequence[int]) -> dict[st
         new_id = ids.required(padding["pad_id"], "tokenizer.json: padding")
         pruned["padding"] = {**padding, "pad_id": new_id}
     return pruned
+
+
+def referenced_ids(tokenizer: BpeTokenizer) -> Iterator[int]:
+    """Ids that the file itself refers to: unknown token, padding, post-processor."""
+    unknown = tokenizer.data["model"].get("unk_token")
+    if unknown in tokenizer.vocab:
+        yield tokenizer.vocab[unknown]
+    if padding := tokenizer.data.get("padding"):
+        yield padding["pad_id"]
+    yield from _post_processor_ids(tokenizer.data.get("post_processor") or {})
+
+
+def _post_processor_ids(step: Mapping[str, Any]) -> Iterator[int]:
+    for inner in step.get("processors") or ():
+        yield from _post_processor_ids(inner)
+    for token in (step.get("special_tokens") or {}).values():
+        yield from token["ids"]
+    yield from (step[key][1] for key in ("sep", "cls") if key in step)
 
 
 def _prune_model(tokenizer: BpeTokenizer, ids: IdMap) -> dict[str, Any]:

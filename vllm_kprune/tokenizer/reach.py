@@ -16,6 +16,7 @@ __all__ = ["unreachable_ids", "witness_texts"]
 
 _BATCH = 20_000
 _CONTINUATIONS = range(0x80, 0xC0)
+_SOME_CONTINUATIONS = (0x80, 0x8F, 0x9F, 0xAF, 0xBF)
 _LEADS = (0xC3, 0xEA, 0xE3, 0xE4, 0xE2, 0xE1, 0xF0, 0xE5, 0xE6, 0xE7, 0xEB, 0xEC, 0xED, 0xD0, 0xCE)
 _MOST_WITNESSES = 4096
 
@@ -45,7 +46,9 @@ def witness_texts(token: bytes) -> Iterator[str]:
     """Texts that contain the token's bytes, completed to whole characters, shortest first."""
     for head in _heads(token):
         for missing in range(_missing_bytes(head + token) + 1):
-            for tail in itertools.product(_CONTINUATIONS, repeat=missing):
+            # All tails of the first head would use up the number of texts that is tried.
+            choice = _CONTINUATIONS if missing == 1 and not head else _SOME_CONTINUATIONS
+            for tail in itertools.product(choice, repeat=missing):
                 try:
                     yield (head + token + bytes(tail)).decode()
                 except UnicodeDecodeError:

@@ -14,6 +14,7 @@ import importlib.util
 import itertools
 import json
 import sysconfig
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,6 +45,7 @@ WeightedText = tuple[str, float]
 _BATCH_TEXTS = 8192
 _BATCH_CHARACTERS = 1 << 20
 _LINE_CHARACTERS = 1 << 16
+_RECORD_CHARACTERS = 1 << 26
 _CORPUS_CHARACTERS = 100_000_000
 _CODE_CHARACTERS = 3_500_000
 # Packages that kprune itself needs, so that their sources are wherever it runs.
@@ -244,7 +246,7 @@ def read_corpus(path: Path) -> Iterator[str]:
             f"corpus {path} is not UTF-8 text ({error.reason} at byte {error.start} of a block); "
             "convert it, or leave it out"
         ) from None
-    except (OSError, EOFError, zstandard.ZstdError) as error:
+    except (OSError, EOFError, zlib.error, zstandard.ZstdError) as error:
         raise KPruneError(f"corpus {path} cannot be read: {error}") from None
 
 
@@ -252,7 +254,7 @@ def _corpus_texts(path: Path) -> Iterator[str]:
     jsonl = ".jsonl" in path.suffixes
     with _open_text(path) as stream:
         for number in itertools.count(1):
-            line = stream.readline(_LINE_CHARACTERS if not jsonl else _BATCH_CHARACTERS)
+            line = stream.readline(_RECORD_CHARACTERS if jsonl else _LINE_CHARACTERS)
             if not line:
                 return
             if "\0" in line:
@@ -268,14 +270,14 @@ def _json_strings(line: str, path: Path, number: int) -> Iterator[str]:
         return
     try:
         yield from _strings(json.loads(line))
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise KPruneError(f"corpus {path}, line {number}: not JSON: {error}") from None
 
 
 def _strings(value: Any) -> Iterator[str]:
     """Every string in a JSON value; only `text` of an object that has it."""
     if isinstance(value, str):
-        yield value
+        yield value.encode(errors="replace").decode()  # JSON may spell lone surrogates
     elif isinstance(value, dict):
         text = value.get("text")
         values = [text] if isinstance(text, str) else list(value.values())
@@ -286,8 +288,8 @@ def _strings(value: Any) -> Iterator[str]:
 
 def _open_text(path: Path) -> IO[str]:
     if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8", newline="")
+        return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
     if path.suffix == ".zst":
-        stream: IO[str] = zstandard.open(path, "rt", encoding="utf-8", newline="")
+        stream: IO[str] = zstandard.open(path, "rt", encoding="utf-8-sig", newline="")
         return stream
-    return path.open(encoding="utf-8", newline="")
+    return path.open(encoding="utf-8-sig", newline="")

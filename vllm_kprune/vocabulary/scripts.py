@@ -41,7 +41,7 @@ class ScriptJudge:
     def __call__(self, token: bytes) -> Verdict:
         """Judge a token's UTF-8 bytes, which may begin or end inside a character."""
         head, text, tail = split_incomplete(token)
-        if self._own.spell(text, tail) or text in self._hanja:
+        if self._own.spell(text, tail) or (not tail and text in self._hanja):
             return "shared" if head else "script"
         return "shared" if self._shared.spell(text, tail) else "foreign"
 
@@ -87,7 +87,8 @@ def _completions(tail: bytes) -> str:
     """Every character whose UTF-8 form begins with `tail`; empty if there is none."""
     lead = tail[0]
     length = 2 if 0xC2 <= lead < 0xE0 else 3 if 0xE0 <= lead < 0xF0 else 4
-    if lead > 0xF4 or lead < 0xC2 or len(tail) >= length:
+    continued = all(byte & 0xC0 == 0x80 for byte in tail[1:])
+    if lead > 0xF4 or lead < 0xC2 or len(tail) >= length or not continued:
         return ""
     return "".join(_characters(tail, length))
 

@@ -99,10 +99,13 @@ def select_tokens(
 class _Builder:
     """Kept ids so far, with reasons; keeping a token keeps its BPE ancestors."""
 
-    def __init__(self, parsed: BpeTokenizer, specials: Iterable[int]) -> None:
+    def __init__(self, parsed: BpeTokenizer, specials: Sequence[int]) -> None:
         self._parsed = parsed
         self.reasons: dict[int, str] = dict.fromkeys(sorted(parsed.byte_ids), "b")
         self.reasons |= dict.fromkeys(specials, "s")
+        for token_id in specials:  # texts reach some of them by merges: those that configs name
+            if token_id in (ancestors := parsed.derivation_ids(token_id)):
+                self.reasons |= dict.fromkeys(sorted(ancestors - self.reasons.keys()), "m")
 
     def missing(self, token_id: int) -> set[int]:
         """The ancestors of a token, itself included, that are not kept yet."""
@@ -187,8 +190,8 @@ def _cover(
     own: Sequence[int],
 ) -> None:
     """Keep ranked tokens until every source is covered."""
-    table = np.stack(per_million) if per_million else np.zeros((0, 0))
     everything = sorted({*builder.reasons, *own, *ranked})
+    table = np.stack(per_million) if per_million else np.zeros((0, everything[-1] + 1))
     needed = coverage * table[:, everything].sum(axis=1)
     have = table[:, sorted(builder.reasons)].sum(axis=1)
     for token_id in ranked:
@@ -205,7 +208,10 @@ def _coverage(
     kept: Iterable[int],
 ) -> dict[str, float]:
     ids = np.array(sorted(kept), dtype=np.int64)
+    least = np.finfo(np.float64).tiny  # a source may hold nothing that the scripts allow
     return {
-        r.source.name: round(float(r.per_million[ids].sum() / r.per_million[allowed].sum()), 6)
+        r.source.name: round(
+            float(r.per_million[ids].sum() / max(r.per_million[allowed].sum(), least)), 6
+        )
         for r in rates
     }

@@ -1,0 +1,45 @@
+"""A small model and a plan for it, cheap enough to make for each test."""
+
+from pathlib import Path
+
+import pytest
+from tiny_folders import KOREAN, save_model
+from tiny_tokenizers import TINY
+
+from vllm_kprune.checkpoint.overlay import Plan, make_plan
+from vllm_kprune.profile import Profile
+
+PROFILE = Profile(name="tiny", languages=("ko",), code=False, coverage=0.9)
+
+
+@pytest.fixture(params=sorted(TINY))
+def tiny_model(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A small model folder, with each kind of tokenizer."""
+    return save_model(tmp_path / "model", request.param)
+
+
+@pytest.fixture
+def small_profile(monkeypatch: pytest.MonkeyPatch) -> Profile:
+    """Korean, on the user's corpus alone: the word list is left out to save time."""
+    monkeypatch.setattr("vllm_kprune.checkpoint.overlay.profile_sources", _corpora_only)
+    return PROFILE
+
+
+def _corpora_only(profile: Profile, corpora: list[Path]) -> list[object]:
+    from vllm_kprune.vocabulary.evidence import profile_sources
+
+    return list(profile_sources(Profile(name="x", languages=("th",), code=False), corpora))
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """A few lines of Korean and English."""
+    path = tmp_path / "corpus.txt"
+    path.write_text(KOREAN, encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def plan(tiny_model: Path, small_profile: Profile, corpus: Path) -> Plan:
+    """What the small profile keeps of the small model."""
+    return make_plan(str(tiny_model), small_profile, corpora=[corpus])

@@ -1,0 +1,111 @@
+"""A user's mistake at `vllm serve` is one line that says what to do, and exit code 2."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from shutil import copytree
+from typing import Any
+
+import pytest
+from tiny_models import ENVIRONMENT, overlay_by_hand
+
+# What was done wrong -> what the one line has to say.
+CASES = {
+    "missing folder": "does not exist",
+    "missing folder with a profile": "does not exist",
+    "unknown profile": "unknown profile 'enk'; did you mean 'enko'?",
+    "unknown plugin": "no vLLM plugin 'kprun'; did you mean 'kprune'?",
+    "edited manifest": "kprune.json was edited (its fingerprint does not fit); build it again",
+    "broken manifest": "not a manifest",
+    "changed base": "model.safetensors changed since the overlay was built from it",
+    "moved base": "--kprune-base",
+    "another tokenizer": "leave the option out",
+    "untested vLLM": "set VLLM_KPRUNE_ALLOW_UNTESTED_VLLM=1 to try it",
+    "port in use": "is in use; stop what uses it, or choose another with --port",
+}
+
+
+def _case(*words: Any, **more: Any) -> dict[str, Any]:
+    return {"words": [str(word) for word in words], **more}
+
+
+@pytest.fixture(scope="module")
+def busy_port() -> Iterator[int]:
+    """A port that something else listens on."""
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        yield other.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def answers(
+    tied_model: Path, busy_port: int, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, dict[str, Any]]:
+    """Exit code and output of every case."""
+    folder = tmp_path_factory.mktemp("bad-input")
+    plugin = ("--plugin", "kprune")
+
+    def overlay(name: str) -> tuple[Path, Path]:
+        base = copytree(tied_model, folder / f"{name}-base")
+        return overlay_by_hand(folder / name, base), base
+
+    whole, _ = overlay("whole")
+    edited, _ = overlay("edited")
+    text = (edited / "kprune.json").read_text()
+    (edited / "kprune.json").write_text(text.replace('"third"', '"other"'))
+    broken, _ = overlay("broken")
+    (broken / "kprune.json").write_text("{")
+    changed, base = overlay("changed")
+    with (base / "model.safetensors").open("ab") as weights:
+        weights.write(b"\0")
+    orphan, base = overlay("orphan")
+    base.rename(folder / "elsewhere")
+    missing = folder / "missing"
+    cases = [
+        _case(missing, *plugin),
+        _case(missing, "--kprune-profile", "enko"),
+        _case(tied_model, "--kprune-profile", "enk"),
+        _case(tied_model, "--plugin", "kprun"),
+        _case(edited),
+        _case(broken),
+        _case(changed),
+        _case(orphan, *plugin),
+        _case(whole, "--tokenizer", tied_model),
+        _case(whole, vllm="0.40.0"),
+        _case(whole, *plugin, "--host", "127.0.0.1", "--port", busy_port),
+    ]
+    return dict(zip(CASES, _run(cases, folder), strict=True))
+
+
+def _run(cases: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
+    (folder / "cases.json").write_text(json.dumps(cases))
+    done = subprocess.run(
+        [sys.executable, Path(__file__).with_name("serve_cases.py"), folder / "cases.json"],
+        env={**os.environ, **ENVIRONMENT},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    lines = [line for line in done.stdout.splitlines() if line.startswith("ANSWERS ")]
+    assert lines, done.stderr[-3000:]
+    answers: list[dict[str, Any]] = json.loads(lines[-1].removeprefix("ANSWERS "))
+    return answers
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("case", "message"), list(CASES.items()))
+def test_a_mistake_is_one_line_and_exit_code_2(
+    case: str, message: str, answers: dict[str, dict[str, Any]]
+) -> None:
+    answer = answers[case]
+    lines = answer["text"].strip().splitlines()
+    assert answer["code"] == 2, answer["text"][-3000:]
+    assert lines[-1].startswith("vllm serve: ")
+    assert message in lines[-1]
+    assert "Traceback" not in answer["text"]

@@ -1,0 +1,147 @@
+"""`vllm serve MODEL --kprune-profile`: from a hub cache, offline, YAML, two API servers."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.request import urlopen
+
+import pytest
+from live_client import complete, model_name
+from tiny_models import ENVIRONMENT
+
+from vllm_kprune.checkpoint.cache import cache_dir
+from vllm_kprune.checkpoint.manifest import load_manifest
+from vllm_kprune.evaluate.servers import VllmServer, log_tail
+
+NAME = "acme/gemma-tiny"
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+CONFIG = """\
+plugin: kprune
+kprune-profile: enko
+revision: v1.0
+api-server-count: 2
+enforce-eager: true
+max-model-len: 1024
+"""
+
+
+def save_in_hub_cache(model: Path, home: Path) -> None:
+    """Lay a model folder out as `huggingface_hub` keeps what it has downloaded."""
+    repository = home / "hub" / f"models--{NAME.replace('/', '--')}"
+    snapshot = repository / "snapshots" / COMMIT
+    for folder in (snapshot, repository / "refs", repository / "blobs"):
+        folder.mkdir(parents=True)
+    (repository / "refs" / "v1.0").write_text(COMMIT)
+    for number, file in enumerate(sorted(model.iterdir())):
+        if file.is_file():
+            blob = repository / "blobs" / f"{number:064x}"
+            blob.symlink_to(file.resolve())
+            (snapshot / file.name).symlink_to(Path("../../blobs") / blob.name)
+
+
+@pytest.fixture(scope="module")
+def environment(reference_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Offline, with a hub cache that holds revision v1.0 only, and an empty cache of kprune's."""
+    home = tmp_path_factory.mktemp("hub-home")
+    save_in_hub_cache(reference_model, home)
+    cache = tmp_path_factory.mktemp("kprune-cache")
+    return {**ENVIRONMENT, "HF_HUB_OFFLINE": "1", "HF_HOME": str(home), "KPRUNE_CACHE": str(cache)}
+
+
+_BUILD = """
+import sys
+from vllm_kprune.checkpoint.overlay import cached_overlay
+from vllm_kprune.profile import load_profile
+print(cached_overlay(sys.argv[1], load_profile("enko"), revision="v1.0"))
+"""
+
+
+@pytest.fixture(scope="module")
+def built_twice_at_once(environment: dict[str, str]) -> list[str]:
+    """The folders that two processes got that built the same overlay at the same time."""
+    command = [sys.executable, "-c", _BUILD, NAME]
+    processes = [
+        subprocess.Popen(
+            command,
+            env={**os.environ, **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(2)
+    ]
+    answers = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], answers
+    return [out.splitlines()[-1] for out, _ in answers]
+
+
+@pytest.mark.slow
+def test_two_processes_that_build_the_same_overlay_at_once_share_it(
+    built_twice_at_once: list[str],
+) -> None:
+    one, other = built_twice_at_once
+    assert one == other
+    load_manifest(Path(one)).check_files(Path(one))
+    left = [p.name for p in Path(one).parent.iterdir() if not p.name.endswith(".lock")]
+    assert left == [Path(one).name]
+
+
+@pytest.fixture(scope="module")
+def server(
+    environment: dict[str, str],
+    built_twice_at_once: list[str],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[VllmServer]:
+    """The model by its hub name, pruned on the way, behind two API servers."""
+    folder = tmp_path_factory.mktemp("one-step")
+    config = folder / "serve.yaml"
+    config.write_text(CONFIG)
+    with VllmServer(
+        NAME, ["--config", str(config)], environment=environment, log=folder / "server.log"
+    ) as running:
+        yield running
+
+
+@pytest.mark.server
+def test_the_model_answers_under_the_name_that_was_given(server: VllmServer) -> None:
+    assert model_name(server) == NAME
+    assert complete(server, "대한민국의 수도는").model == NAME
+
+
+@pytest.mark.server
+def test_both_api_servers_tell_the_same_and_the_revision(
+    server: VllmServer, built_twice_at_once: list[str]
+) -> None:
+    answers = []
+    for _ in range(12):  # the kernel spreads new connections over both
+        with urlopen(f"{server.url}/kprune", timeout=30) as response:
+            answers.append(json.loads(response.read()))
+    assert all(answer == answers[0] for answer in answers)
+    assert answers[0]["active"] is True
+    assert answers[0]["base"] == {"model": NAME, "revision": "v1.0"}
+    manifest = load_manifest(Path(built_twice_at_once[0]))
+    assert answers[0]["fingerprint"] == manifest.fingerprint
+    assert str(cache_dir()) not in json.dumps(answers)
+    assert log_tail(server.log, 10_000).count("Application startup complete") == 2
+
+
+@pytest.mark.server
+def test_log_probabilities_are_a_distribution(server: VllmServer) -> None:
+    logprobs = complete(server, "The capital of Korea is", logprobs=5).choices[0].logprobs
+    for token, value, best in zip(
+        logprobs.tokens, logprobs.token_logprobs, logprobs.top_logprobs, strict=True
+    ):
+        assert best[token] == value == max(best.values())
+        assert value <= 0
+
+
+@pytest.mark.server
+def test_it_answers_as_the_overlay_that_kprune_build_made(
+    server: VllmServer, pruned: VllmServer
+) -> None:
+    for prompt in ("대한민국의 수도는", "def main():", "Once upon a time"):
+        expected = complete(pruned, prompt).choices[0].text
+        assert complete(server, prompt).choices[0].text == expected

@@ -1,0 +1,42 @@
+"""The real tokenizer pruned with `enko`, and small ones pruned by hand."""
+
+import json
+
+import pytest
+from cases import Pair, pair_of
+from tiny_tokenizers import TINY
+
+from vllm_kprune.checkpoint.overlay import Plan, open_tokenizer
+from vllm_kprune.profile import Profile
+from vllm_kprune.tokenizer.bpe import parse_tokenizer
+from vllm_kprune.vocabulary.selection import select_tokens
+
+
+@pytest.fixture(scope="session")
+def gemma(enko_plan: Plan) -> Pair:
+    """Gemma-3 and what `enko` keeps of it."""
+    original = open_tokenizer(enko_plan.base.folder)
+    return Pair(enko_plan.base.tokenizer, original, enko_plan.selection.kept_ids)
+
+
+def _pair(kind: str) -> Pair:
+    tokenizer = TINY[kind]()
+    parsed = parse_tokenizer(json.loads(tokenizer.to_str()))
+    profile = Profile(name="ko", languages=("ko",), code=False)
+    selection = select_tokens(parsed, tokenizer, profile, [], frozenset({"<unused1>", "the"}))
+    return pair_of(tokenizer, selection.kept_ids)
+
+
+@pytest.fixture(scope="session", params=sorted(TINY))
+def tiny(request: pytest.FixtureRequest) -> Pair:
+    """A small tokenizer and its Korean part, with one reserved token and one English word."""
+    return _pair(request.param)
+
+
+@pytest.fixture(scope="session", params=["gemma", *sorted(TINY)])
+def pair(request: pytest.FixtureRequest) -> Pair:
+    """Each tokenizer with its pruned form, the real one first."""
+    if request.param == "gemma":
+        found: Pair = request.getfixturevalue("gemma")
+        return found
+    return _pair(request.param)

@@ -1,0 +1,122 @@
+"""`tokenizer.json` as a value: token bytes, derivations, and what is refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_tokenizers import TINY, byte_fallback_tokenizer, byte_level_tokenizer, data_of
+
+from vllm_kprune.errors import KPruneError
+from vllm_kprune.tokenizer.bpe import BpeTokenizer, parse_tokenizer, read_tokenizer
+
+
+def toy(**model: Any) -> dict[str, Any]:
+    """A byte-level tokenizer of a handful of tokens."""
+    vocab = {"t": 0, "h": 1, "e": 2, "th": 3, "the": 4, "he": 5}
+    merges = [["t", "h"], ["th", "e"], ["h", "e"]]
+    full = {"type": "BPE", "vocab": vocab, "merges": merges, **model}
+    return {"model": full, "decoder": {"type": "ByteLevel"}, "added_tokens": []}
+
+
+@pytest.mark.parametrize("kind", sorted(TINY))
+def test_the_bytes_of_an_encoding_spell_the_text(kind: str) -> None:
+    tokenizer = TINY[kind]()
+    parsed = parse_tokenizer(data_of(tokenizer))
+    text = "the cat 오늘 한中 뷁 😀 <unused1> \x00 é"
+    ids = tokenizer.encode(text, add_special_tokens=False).ids
+    assert b"".join(map(parsed.token_bytes, ids)).decode() == text
+    assert parsed.kind == kind
+    assert len(parsed.byte_ids) == 256
+
+
+@pytest.mark.parametrize("kind", sorted(TINY))
+def test_every_merged_token_has_a_derivation_that_ends_in_it(kind: str) -> None:
+    parsed = parse_tokenizer(data_of(TINY[kind]()))
+    for left, right in parsed.merges:
+        steps = list(parsed.derivation(left + right))
+        assert steps[-1] == left + right
+        assert set(left + right) <= set(steps)
+
+
+def test_a_derivation_follows_the_ranks_of_merges() -> None:
+    parsed = parse_tokenizer(toy())
+    assert list(parsed.derivation("the")) == ["t", "h", "e", "th", "the"]
+    assert parsed.derivation_ids(4) == {0, 1, 2, 3, 4}
+    other = parse_tokenizer(toy(merges=[["h", "e"], ["t", "h"], ["t", "he"]]))
+    assert other.derivation_ids(4) == {0, 1, 2, 5, 4}
+
+
+def test_merges_may_be_written_as_strings_or_pairs() -> None:
+    pairs = parse_tokenizer(toy())
+    strings = parse_tokenizer(toy(merges=["t h", "th e", "h e"]))
+    assert strings.merges == pairs.merges
+
+
+def test_an_added_token_outside_the_vocabulary_has_an_id_and_no_derivation() -> None:
+    data = toy() | {"added_tokens": [{"id": 9, "content": "<image>", "special": True}]}
+    parsed = parse_tokenizer(data)
+    assert parsed.tokens[9] == "<image>"
+    assert parsed.token_bytes(9) == b"<image>"
+    assert parsed.derivation_ids(9) == set()
+
+
+def _without_byte(value: int) -> dict[str, Any]:
+    data = data_of(byte_fallback_tokenizer())
+    del data["model"]["vocab"][f"<0x{value:02X}>"]
+    return data
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({"model": {"type": "Unigram", "vocab": []}}, "Unigram.*BPE only"),
+        ({"model": {"type": "WordPiece", "vocab": {}}}, "WordPiece.*BPE only"),
+        ({"model": None}, "missing"),
+        ([], "missing"),
+        ("text", "missing"),
+        (toy(merges=["t h e"]), "malformed"),
+        (toy(merges=[1]), "malformed"),
+        (toy() | {"added_tokens": [{"content": "x"}]}, "malformed"),
+        (toy() | {"decoder": None}, "decoder missing"),
+        (toy() | {"decoder": {"type": "WordPiece"}}, "byte-level or byte-fallback"),
+        (_without_byte(0xEC), "without the byte token <0xEC>"),
+    ],
+)
+def test_a_tokenizer_that_cannot_be_pruned_is_refused_with_the_reason(
+    data: Any, message: str
+) -> None:
+    with pytest.raises(KPruneError, match=message):
+        parse_tokenizer(data)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"{", "not readable JSON"),
+        (b"\xff\xfe", "not readable JSON"),
+        (b"[" * 100_000, "not readable JSON"),
+        (b'{"model": null}', "missing"),
+        (b'{"model": ' + b"1" * 5000 + b"}", "not readable JSON"),
+    ],
+)
+def test_a_damaged_tokenizer_json_is_refused_by_name(
+    tmp_path: Path, content: bytes, message: str
+) -> None:
+    (tmp_path / "tokenizer.json").write_bytes(content)
+    with pytest.raises(KPruneError, match=message) as caught:
+        read_tokenizer(tmp_path)
+    assert str(tmp_path) in str(caught.value)
+
+
+def test_a_slow_tokenizer_alone_is_refused_with_the_way_to_convert_it(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(b"sentencepiece")
+    with pytest.raises(KPruneError, match=r"no tokenizer.json.*AutoTokenizer"):
+        read_tokenizer(tmp_path)
+
+
+def test_a_tokenizer_is_read_from_its_folder(tmp_path: Path) -> None:
+    byte_level_tokenizer().save(str(tmp_path / "tokenizer.json"))
+    read = read_tokenizer(tmp_path)
+    assert isinstance(read, BpeTokenizer)
+    assert json.loads((tmp_path / "tokenizer.json").read_text()) == read.data
