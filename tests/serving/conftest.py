@@ -16,8 +16,8 @@ from tiny_models import (
     save_untied_model,
 )
 
+from vllm_kprune.checkpoint.overlay import Plan, write_overlay
 from vllm_kprune.evaluate.servers import VllmServer, log_tail
-from vllm_kprune.profile import load_profile
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -57,12 +57,10 @@ def make_overlay(tmp_path: Path) -> OverlayMaker:
 
 
 @pytest.fixture(scope="session")
-def overlay(reference_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def overlay(enko_plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The reference model pruned with the `enko` profile."""
-    from vllm_kprune.checkpoint.overlay import build_overlay
-
-    folder = tmp_path_factory.mktemp("built") / "enko"
-    build_overlay(str(reference_model), load_profile("enko"), folder)
+    folder = tmp_path_factory.mktemp("enko")
+    write_overlay(enko_plan, folder)
     return folder
 
 

@@ -80,9 +80,9 @@ class BaseModel:
         return tuple(self.tensors[name] for name in names if name in self.tensors)
 
     @property
-    def dtype(self) -> str:
-        """Data type of the weights under transformers' name, e.g. "bfloat16"."""
-        return _DTYPE_NAMES.get(self.vocabulary_tensors[0].dtype, "auto")
+    def dtype(self) -> str | None:
+        """Data type of the weights as transformers names it ("bfloat16"), if it is a usual one."""
+        return _DTYPE_NAMES.get(self.vocabulary_tensors[0].dtype)
 
     @property
     def rows(self) -> int:

@@ -269,7 +269,7 @@ def _mapped_config(value: dict[str, Any], ids: IdMap, name: str, plan: Plan) -> 
     if name == "config.json":
         family = plan.base.family
         text = mapped[family.text_config] if family.text_config else mapped
-        if "dtype" not in text and "torch_dtype" not in text:
+        if plan.base.dtype and "dtype" not in text and "torch_dtype" not in text:
             text["dtype"] = plan.base.dtype  # vLLM would look it up in the weights
         text["vocab_size"] = sum(i < plan.base.rows for i in plan.selection.kept_ids)
     return mapped

@@ -4,13 +4,14 @@ Runs where engine arguments become a configuration, before vLLM has read anythin
 model that is no overlay, without any kprune option, is left exactly as it was.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from vllm_kprune.checkpoint.manifest import MANIFEST_NAME, Manifest, load_manifest
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.profile import load_profile
-from vllm_kprune.serving.compat import check_version
+from vllm_kprune.serving.compat import check_version, logger
 from vllm_kprune.serving.options import ServingOptions, read_options
 
 __all__ = ["LOAD_FORMAT", "activate", "is_overlay"]
@@ -71,13 +72,27 @@ def _serve_in_one_step(engine_args: Any, options: ServingOptions) -> None:
 
     revision = engine_args.revision
     corpora = [Path(item) for item in options.corpus]
-    folder = cached_overlay(model, profile, revision=revision, corpora=corpora)
+    folder = cached_overlay(
+        model, profile, revision=revision, corpora=corpora, progress=_log_steps(profile.name)
+    )
     # The cache is keyed by content: an equal model elsewhere may have built the entry.
     base = resolve_model(model, revision)
     if not engine_args.served_model_name:
         engine_args.served_model_name = model
     _apply(engine_args, folder, load_manifest(folder), base)
     engine_args.revision = None  # of the hub model; the overlay is a plain folder
+
+
+def _log_steps(profile: str) -> Callable[[str, float], None]:
+    """A log line for each step of a build, so that nobody wonders what the server waits for."""
+    told: set[str] = set()
+
+    def tell(step: str, share: float) -> None:
+        if step not in told:
+            told.add(step)
+            logger.info("kprune: building the overlay for profile %s, once: %s", profile, step)
+
+    return tell
 
 
 def _apply(engine_args: Any, folder: Path, manifest: Manifest, base: Path | None) -> None:
