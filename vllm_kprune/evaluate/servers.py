@@ -151,6 +151,11 @@ class VllmServer:
             raise self._failed(f"was not ready after {waited:.0f} s")
         return False
 
+    def ask_to_stop(self) -> None:
+        """Begin to stop without waiting, so that several servers stop at once; `stop` follows."""
+        if self._process is not None:
+            self._process.terminate()
+
     def stop(self) -> None:
         """Stop the server and every process it started; harmless when already stopped."""
         if self._process is not None:
@@ -202,11 +207,13 @@ def stop_group(process: subprocess.Popen[bytes], seconds: float = _STOP_SECONDS)
     that was killed, so the group gets the last signal even when its leader ended politely.
     """
     process.terminate()
-    with suppress(subprocess.TimeoutExpired):
-        process.wait(seconds)
-    with suppress(ProcessLookupError):  # everything in the group has ended already
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    try:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(seconds)
+    finally:  # also when a second Ctrl-C ends the wait
+        with suppress(ProcessLookupError):  # everything in the group has ended already
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 @contextmanager

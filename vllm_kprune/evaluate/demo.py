@@ -1,0 +1,221 @@
+"""The main job, shown: one model served twice, whole and pruned, on one machine, with figures.
+
+`prepare` finds or makes everything that is needed, `serve_pair` runs both servers, `measure` asks
+both the same things; the command line shows what comes back. Both servers get the same settings,
+with a small KV cache; eager unless told otherwise, since compiling takes longer than all the rest.
+"""
+
+import os
+import platform
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from vllm_kprune.checkpoint.base import BaseModel, open_base
+from vllm_kprune.checkpoint.manifest import MANIFEST_NAME, Manifest, load_manifest
+from vllm_kprune.checkpoint.overlay import cached_overlay
+from vllm_kprune.checkpoint.reference import demo_model
+from vllm_kprune.errors import KPruneError
+from vllm_kprune.evaluate.answers import AnswerPair, Vocabularies, ask, explain
+from vllm_kprune.evaluate.decode_speed import SpeedComparison, Target, compare_speed
+from vllm_kprune.evaluate.demo_result import DemoResult, ServedModel
+from vllm_kprune.evaluate.prompts import PROMPTS
+from vllm_kprune.evaluate.server_memory import server_memory
+from vllm_kprune.evaluate.servers import ServerFailed, VllmServer, wait_all_ready
+from vllm_kprune.evaluate.sizes import ModelSize, model_sizes, predicted_ratio
+from vllm_kprune.profile import Profile
+
+if TYPE_CHECKING:
+    from openai import OpenAI
+
+__all__ = [
+    "DemoSettings",
+    "ModelPair",
+    "ServedPair",
+    "connect",
+    "measure",
+    "prepare",
+    "serve_pair",
+    "stream",
+]
+
+Progress = Callable[[str, float], None]
+
+_SETTINGS = (
+    *("--max-model-len", "1024", "--max-num-seqs", "8"),
+    *("--logprobs-mode", "raw_logits", "--plugin", "kprune"),  # logits tell ties
+)
+_ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
+_LOAD_TIME = re.compile(r"Loading weights took ([\d.]+) seconds")
+
+
+@dataclass(frozen=True)
+class DemoSettings:
+    """How much is measured: tokens per timed request, rounds for each batch size, tokens of an
+    answer that is compared."""
+
+    tokens: int = 32
+    rounds: int = 7
+    batches: tuple[int, ...] = (1, 8)
+    answer_tokens: int = 24
+
+
+@dataclass(frozen=True)
+class ModelPair:
+    """A base model and its overlay."""
+
+    base: BaseModel
+    overlay: Path
+    manifest: Manifest
+
+
+@dataclass(frozen=True)
+class ServedPair:
+    """Two running servers, the original's first, and how to talk to them."""
+
+    servers: tuple[VllmServer, VllmServer]
+    targets: tuple[Target, Target]
+
+
+def prepare(
+    model: str | None, profile: Profile, *, log: Callable[[str], None], progress: Progress
+) -> ModelPair:
+    """The base model (the reference model if none is named) and its overlay, made when missing."""
+    _openai()  # before the long part
+    if model is None:
+        model = str(demo_model("gemma-3-270m", log=log, progress=progress))
+    elif (Path(model) / MANIFEST_NAME).is_file():
+        model = str(load_manifest(Path(model)).check_base())
+    base = open_base(model)
+    overlay = cached_overlay(str(base.folder), profile, progress=progress)
+    return ModelPair(base, overlay, load_manifest(overlay))
+
+
+@contextmanager
+def serve_pair(pair: ModelPair, *, compiled: bool = False) -> Iterator[ServedPair]:
+    """Both models, served; they start side by side and are stopped whatever happens."""
+    settings = _SETTINGS if compiled else ("--enforce-eager", *_SETTINGS)
+    with ExitStack() as stack:
+        servers = (
+            _server(pair.base.folder, "original", settings),
+            _server(pair.overlay, "pruned", settings),
+        )
+        for server in servers:
+            stack.push(server.__exit__)
+        for server in servers:
+            stack.callback(server.ask_to_stop)  # all of them before the first is waited for
+            server.start()
+        try:
+            wait_all_ready(servers)
+        except ServerFailed as error:
+            raise KPruneError(error.summary) from None
+        original, pruned = (stack.enter_context(connect(server)) for server in servers)
+        yield ServedPair(servers, (Target(original, "original"), Target(pruned, "pruned")))
+
+
+def connect(server: VllmServer) -> "OpenAI":
+    """An OpenAI client for a server on this machine: no proxy, no silent retries."""
+    openai = _openai()
+    http = openai.DefaultHttpxClient(trust_env=False)
+    client: OpenAI = openai.OpenAI(
+        base_url=server.base_url, api_key="none", timeout=300, max_retries=0, http_client=http
+    )
+    return client
+
+
+def stream(target: Target, prompt: str, tokens: int) -> Iterator[str]:
+    """The pieces of a greedy answer as they come."""
+    pieces = target.client.completions.create(
+        model=target.model, prompt=prompt, max_tokens=tokens, temperature=0, stream=True
+    )
+    for piece in pieces:
+        yield "".join(choice.text for choice in piece.choices)
+
+
+def measure(
+    pair: ModelPair, served: ServedPair, settings: DemoSettings, progress: Progress
+) -> DemoResult:
+    """Ask both servers the same and compare; nothing else should run on the machine."""
+    load_average = os.getloadavg()[0]
+    sizes = model_sizes(pair.base, pair.manifest)
+    answers = tuple(_answers(pair, served, settings.answer_tokens, progress))
+    speeds = tuple(_speeds(served, settings, progress))
+    weights = [pair.base.folder / name for name in pair.base.shards]
+    files = weights, list(pair.overlay.iterdir())
+    original, pruned = map(_served_model, sizes, files, served.servers)
+    return DemoResult(
+        model=pair.base.folder.name if Path(pair.base.reference).is_dir() else pair.base.reference,
+        profile=pair.manifest.profile.name,
+        hardware=_hardware(),
+        load_average=load_average,
+        original=original,
+        pruned=pruned,
+        predicted_ratio=predicted_ratio(*sizes),
+        speeds=speeds,
+        answers=answers,
+    )
+
+
+def _server(model: Path, name: str, settings: Sequence[str]) -> VllmServer:
+    return VllmServer(model, [*settings, "--served-model-name", name], environment=_ENVIRONMENT)
+
+
+def _answers(
+    pair: ModelPair, served: ServedPair, tokens: int, progress: Progress
+) -> Iterator[AnswerPair]:
+    words = Vocabularies(pair.base.tokenizer, pair.manifest.kept_ids)
+    asked = [(language, prompt) for language, texts in PROMPTS.items() for prompt in texts]
+    for number, (language, prompt) in enumerate(asked):
+        original, pruned = (ask(target, prompt, tokens) for target in served.targets)
+        difference = explain(original, pruned, words)
+        yield AnswerPair(language, prompt, original.text, pruned.text, difference)
+        progress("compare greedy answers", (number + 1) / len(asked))
+
+
+def _speeds(
+    served: ServedPair, settings: DemoSettings, progress: Progress
+) -> Iterator[SpeedComparison]:
+    languages = zip(*PROMPTS.values(), strict=True)
+    prompts = [prompt for texts in languages for prompt in texts]
+    for batch in settings.batches:
+        step = f"decode speed at batch {batch}"
+        yield compare_speed(
+            *served.targets,
+            prompts[:batch],
+            tokens=settings.tokens,
+            rounds=settings.rounds,
+            tell=lambda share, step=step: progress(step, share),  # type: ignore[misc]
+        )
+
+
+def _served_model(size: ModelSize, files: Sequence[Path], server: VllmServer) -> ServedModel:
+    found = _LOAD_TIME.findall(server.log.read_text(encoding="utf-8", errors="replace"))
+    return ServedModel(
+        size=size,
+        disk_bytes=sum(path.stat().st_size for path in files),
+        ready_seconds=server.ready_seconds,
+        load_seconds=float(found[-1]) if found else None,
+        memory=server_memory(server.pid),
+    )
+
+
+def _hardware() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    name = names[0] if names else platform.processor() or platform.machine()
+    return f"{name}, {os.cpu_count()} cores"
+
+
+def _openai() -> ModuleType:
+    try:
+        import openai
+    except ModuleNotFoundError:
+        raise KPruneError(
+            "the demo calls its servers with openai; pip install 'vllm-kprune[demo]'"
+        ) from None
+    return openai
