@@ -9,7 +9,7 @@ same number of steps. A batch is one request with several prompts: one client, n
 What is compared is the whole step. Not only the LM head shrinks with the vocabulary but also the
 float32 copy of the logits and the argmax over them; what does not shrink is vLLM's own work in
 Python. With `--enforce-eager` that was a third of a step of the 270M model on two cores, compiled a
-fifth: a model that small gains less than its bytes promise, and the figures show how much less.
+fifth: so a small model that runs eagerly gains less than its bytes promise.
 """
 
 import random

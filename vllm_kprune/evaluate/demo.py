@@ -2,7 +2,7 @@
 
 `prepare` finds or makes everything that is needed, `serve_pair` runs both servers, `measure` asks
 both the same things; the command line shows what comes back. Both servers get the same settings,
-with a small KV cache; eager unless told otherwise, since compiling takes longer than all the rest.
+vLLM's own with a small KV cache: compiled unless told otherwise, as models are served in earnest.
 """
 
 import os
@@ -96,9 +96,9 @@ def prepare(
 
 
 @contextmanager
-def serve_pair(pair: ModelPair, *, compiled: bool = False) -> Iterator[ServedPair]:
+def serve_pair(pair: ModelPair, *, eager: bool = False) -> Iterator[ServedPair]:
     """Both models, served; they start side by side and are stopped whatever happens."""
-    settings = _SETTINGS if compiled else ("--enforce-eager", *_SETTINGS)
+    settings = ("--enforce-eager", *_SETTINGS) if eager else _SETTINGS
     with ExitStack() as stack:
         servers = (
             _server(pair.base.folder, "original", settings),
