@@ -125,8 +125,10 @@ if sys.argv[2].endswith("broken"):
     sys.exit("OSError: [Errno 98] Address already in use")
 http.server.HTTPServer(("127.0.0.1", int(sys.argv[-1])), Health).serve_forever()
 """
+# SIGINT is set because a shell that runs the tests in the background lets them ignore it.
 _PROGRAM = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from pathlib import Path
 from types import SimpleNamespace as Value
 from vllm_kprune.evaluate import demo, servers
@@ -165,7 +167,10 @@ def test_both_servers_are_stopped_when_the_demo_is(tmp_path: Path, number: signa
         assert process.stdout.readline() == "ready\n"
         assert len(running(tmp_path)) == 2
         os.kill(process.pid, number)
-        process.communicate(timeout=30)
+        try:
+            process.communicate(timeout=30)
+        finally:
+            process.kill()
     assert process.returncode != 0
     assert running(tmp_path) == []
 
