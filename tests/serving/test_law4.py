@@ -16,7 +16,8 @@ from tokenizers import Tokenizer
 from vllm_kprune.checkpoint.manifest import load_manifest
 from vllm_kprune.evaluate.servers import VllmServer
 
-pytestmark = [pytest.mark.server, pytest.mark.slow]
+# Minutes on two idle cores, several times that on busy ones.
+pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(2400)]
 
 TOKENS = 64
 KOREAN = """대한민국의 수도는
