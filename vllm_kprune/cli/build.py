@@ -1,5 +1,6 @@
 """`kprune build`: write an overlay."""
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ def _run(
     Writes an overlay: a model folder with tokenizer and configuration, but without weights. Its
     kprune.json tells `vllm serve DIR --plugin kprune` which rows of the base model to load.
     """
+    gc.disable()  # the process ends soon, and looking through millions of tokens takes a tenth of it
     wanted = load_profile(profile, target_size=target_size, coverage=coverage)
     with steps() as progress, new_folder(output, MANIFEST_NAME if force else None) as folder:
         plan = make_plan(model, wanted, revision=revision, corpora=corpus, progress=progress)
