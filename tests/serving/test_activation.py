@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 from tiny_models import KEPT, UNTIED, OverlayMaker
 
+from vllm_kprune.checkpoint.manifest import is_overlay
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.serving import compat
-from vllm_kprune.serving.activation import activate, is_overlay
+from vllm_kprune.serving.activation import activate
 
 pytestmark = pytest.mark.usefixtures("vllm_ready")
 

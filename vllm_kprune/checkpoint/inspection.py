@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from vllm_kprune.checkpoint.base import BaseModel
 from vllm_kprune.checkpoint.digest import canonical_json
-from vllm_kprune.checkpoint.manifest import MANIFEST_NAME, load_manifest
+from vllm_kprune.checkpoint.manifest import is_overlay, load_manifest
 from vllm_kprune.checkpoint.overlay import make_plan, open_base_of
 from vllm_kprune.profile import LANGUAGES, Profile
 from vllm_kprune.tokenizer.prune import prune_tokenizer
@@ -120,7 +120,7 @@ def _open(
         plan = make_plan(model, profile, revision=revision, corpora=corpora, progress=progress)
         return plan.base, plan.selection, profile
     base = open_base_of(model, revision)
-    if not (Path(model) / MANIFEST_NAME).is_file():
+    if not is_overlay(model):
         return base, None, None
     manifest = load_manifest(Path(model))
     return base, Selection(manifest.kept_ids, manifest.reasons, {}), manifest.profile

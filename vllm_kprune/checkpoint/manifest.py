@@ -17,7 +17,7 @@ from vllm_kprune.checkpoint.digest import FileDigest, canonical_json, digest_tex
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.profile import LANGUAGES, Profile
 
-__all__ = ["MANIFEST_NAME", "BaseReference", "Manifest", "load_manifest"]
+__all__ = ["MANIFEST_NAME", "BaseReference", "Manifest", "is_overlay", "load_manifest"]
 
 MANIFEST_NAME = "kprune.json"
 _MAX_BYTES = 64 << 20
@@ -129,6 +129,11 @@ class Manifest(_Strict):
                 raise ValueError(f"unknown language {code!r}")
         if len(self.reasons) != len(ids):
             raise ValueError(f"{len(self.reasons)} reasons for {len(ids)} kept ids")
+
+
+def is_overlay(model: str | Path) -> bool:
+    """Is `model` a folder that `kprune build` made?"""
+    return (Path(model) / MANIFEST_NAME).is_file()
 
 
 def load_manifest(folder: Path) -> Manifest:

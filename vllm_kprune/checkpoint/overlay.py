@@ -30,6 +30,7 @@ from vllm_kprune.checkpoint.manifest import (
     BaseReference,
     Evidence,
     Manifest,
+    is_overlay,
     load_manifest,
 )
 from vllm_kprune.checkpoint.token_ids import map_ids, token_texts
@@ -112,7 +113,7 @@ def make_plan(
 def open_base_of(model: str, revision: str | None) -> BaseModel:
     """The base model: of an overlay, the one that it prunes."""
     folder = Path(model).expanduser()
-    if not (folder / MANIFEST_NAME).is_file():
+    if not is_overlay(folder):
         return open_base(model, revision)
     manifest = load_manifest(folder)
     base = open_base(str(manifest.check_base()))
@@ -181,7 +182,7 @@ def cached_overlay(
 
 
 def _is_whole(folder: Path) -> bool:
-    if not (folder / MANIFEST_NAME).is_file():
+    if not is_overlay(folder):
         return False
     try:
         load_manifest(folder).check_files(folder)

@@ -16,7 +16,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from vllm_kprune.checkpoint.base import BaseModel, open_base
-from vllm_kprune.checkpoint.manifest import MANIFEST_NAME, Manifest, load_manifest
+from vllm_kprune.checkpoint.manifest import Manifest, is_overlay, load_manifest
 from vllm_kprune.checkpoint.overlay import cached_overlay
 from vllm_kprune.checkpoint.reference import demo_model
 from vllm_kprune.errors import KPruneError
@@ -88,7 +88,7 @@ def prepare(
     _openai()  # before the long part
     if model is None:
         model = str(demo_model("gemma-3-270m", log=log, progress=progress))
-    elif (Path(model) / MANIFEST_NAME).is_file():
+    elif is_overlay(model):
         model = str(load_manifest(Path(model)).check_base())
     base = open_base(model)
     overlay = cached_overlay(str(base.folder), profile, progress=progress)

@@ -8,23 +8,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from vllm_kprune.checkpoint.manifest import MANIFEST_NAME, Manifest, load_manifest
+from vllm_kprune.checkpoint.manifest import MANIFEST_NAME, Manifest, is_overlay, load_manifest
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.profile import load_profile
 from vllm_kprune.serving.compat import check_version, logger
 from vllm_kprune.serving.options import ServingOptions, read_options
 
-__all__ = ["LOAD_FORMAT", "activate", "is_overlay"]
+__all__ = ["LOAD_FORMAT", "activate"]
 
 LOAD_FORMAT = "kprune"
 # `dummy` (random weights, for measuring) needs no base; every other format would look for weights
 # in the overlay, which has none.
 _ACCEPTED_FORMATS = ("auto", LOAD_FORMAT, "dummy")
-
-
-def is_overlay(model: str) -> bool:
-    """Is `model` a folder that `kprune build` made?"""
-    return (Path(model) / MANIFEST_NAME).is_file()
 
 
 def activate(engine_args: Any) -> bool:

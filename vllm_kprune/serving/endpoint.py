@@ -13,8 +13,7 @@ from fastapi import FastAPI, Request
 from safetensors import safe_open
 
 from vllm_kprune import __version__
-from vllm_kprune.checkpoint.manifest import BaseReference, Manifest, load_manifest
-from vllm_kprune.serving.activation import is_overlay
+from vllm_kprune.checkpoint.manifest import BaseReference, Manifest, is_overlay, load_manifest
 from vllm_kprune.serving.compat import vllm_version
 
 __all__ = ["KPruneEndpoint", "register", "server_status"]

@@ -131,7 +131,7 @@ def _serve(original: Callable[..., Any], args: argparse.Namespace) -> None:
 
 
 def _asks_for_kprune(args: argparse.Namespace) -> bool:
-    from vllm_kprune.serving.activation import is_overlay
+    from vllm_kprune.checkpoint.manifest import is_overlay
     from vllm_kprune.serving.options import given_options, named_plugins
 
     model = getattr(args, "model_tag", None) or args.model
