@@ -28,7 +28,7 @@ __all__ = ["register"]
 
 _SAMPLE_TOKENS = 32
 _EAGER_START = "about a minute"
-_COMPILED_START = "two or three minutes, as vLLM compiles both; --eager does without"
+_COMPILED_START = "one to three minutes, as vLLM compiles both; --eager does without"
 
 
 def register(app: typer.Typer) -> None:
@@ -41,7 +41,7 @@ def _run(
         None, help="Folder of a model, or its id on the hub; a small reference model by default."
     ),
     profile: str = typer.Option("enko", "--profile", help="Profile by name, or a .yaml file."),
-    rounds: int = typer.Option(7, "--rounds", min=1, help="Least rounds to measure speed."),
+    rounds: int = typer.Option(9, "--rounds", min=1, help="Rounds of speed measurement."),
     eager: bool = typer.Option(
         False, "--eager", help="Do not compile: starts sooner, but hides a part of the speed gain."
     ),

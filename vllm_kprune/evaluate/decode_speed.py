@@ -1,7 +1,8 @@
 """Decode speed of two servers, measured in turns on one machine.
 
-A round measures both servers, in random order, one after the other; the ratio is taken within the
-round, so that load which comes and goes falls on both. One figure is the batch over the median time
+A round measures both servers, one right after the other, and the next round in the other order
+(A B, B A, A B, ...); the ratio is taken within the round, so that load which comes and goes falls
+on both. One figure is the batch over the median time
 from token to token of its sequences, as they stream in: no prefill in it, and a moment in which
 something else had the cores does not decide. Greedy sampling without an early end, so both do the
 same number of steps. A batch is one request with several prompts: one client, no threads.
@@ -12,7 +13,6 @@ Python. With `--enforce-eager` that was a third of a step of the 270M model on t
 fifth: so a small model that runs eagerly gains less than its bytes promise.
 """
 
-import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -90,15 +90,17 @@ def compare_speed(
     tell: Callable[[float], None] = lambda share: None,
 ) -> SpeedComparison:
     """Measure both in turns; the batch is `prompts`. `tell` gets the share done, from 0 to 1."""
-    order = random.Random(0)
     turns = []
+    order = (0, 1)
     for target in (original, pruned):
         _measure(target, prompts, tokens=8)  # the first request of a shape is slower
     for number in range(rounds):
         rates = [0.0, 0.0]
-        for which in order.sample((0, 1), 2):
-            time.sleep(_SETTLE_SECONDS)
+        for turn, which in enumerate(order):
+            if turn or not number:  # a round begins with the server that ended the one before
+                time.sleep(_SETTLE_SECONDS)
             rates[which] = _measure((original, pruned)[which], prompts, tokens)
+        order = order[1], order[0]
         turns.append(Round(*rates))
         tell((number + 1) / rounds)
     return SpeedComparison(len(prompts), tokens, tuple(turns))
