@@ -177,6 +177,16 @@ def test_sources_are_word_lists_code_and_corpora_with_digests_that_pin_them(
     assert profile_sources(plain, [path])[0].digest != before
 
 
+def test_code_has_the_names_of_other_languages_than_python_in_the_forms_of_code() -> None:
+    [code] = [
+        s for s in profile_sources(Profile(name="x", languages=("en",))) if s.name == "source code"
+    ]
+    texts = [text for text, _ in code.texts()]
+    for form in (" getElementById", "\ngetElementById", ".getElementById"):
+        assert any(form in text for text in texts), form
+    assert not any("# JavaScript and TypeScript" in text for text in texts)
+
+
 def test_words_are_counted_as_in_running_text_capitalised_and_upper_case() -> None:
     text = "".join(_some(word_forms("en"), 40))
     words = text.split()

@@ -51,6 +51,7 @@ _CODE_CHARACTERS = 3_500_000
 # Packages that kprune itself needs, so that their sources are wherever it runs.
 _CODE_PACKAGES = ("huggingface_hub", "numpy", "pydantic", "rich", "typer", "yaml")
 _PACKAGE_CHARACTERS = 400_000
+_TERMS = Path(__file__).parent / "terms.txt"
 
 # Words of neighbouring frequency are encoded together, which halves the time. What joins them keeps
 # them apart: a space begins a new token, and so does a line.
@@ -187,14 +188,25 @@ def _identifier_source() -> Source:
 
 
 def _code_source() -> Source:
+    """Python sources, and once each the names that other code has: see `terms.txt`."""
     files = list(_code_files())
     digest = hashlib.sha256(b"".join(hashlib.sha256(p.read_bytes()).digest() for p in files))
+    digest.update(_TERMS.read_bytes())
 
     def texts() -> Iterator[WeightedText]:
         for path in files:
             yield path.read_text(encoding="utf-8", errors="replace"), 1.0
+        terms = _code_terms()
+        yield _spaced(terms), 1.0
+        yield _lines(terms), 1.0
+        yield _lines([f".{term}" for term in terms]), 1.0
 
     return Source("source code", digest.hexdigest(), texts)
+
+
+def _code_terms() -> list[str]:
+    lines = _TERMS.read_text(encoding="utf-8").splitlines()
+    return [term for line in lines if not line.startswith("#") for term in line.split()]
 
 
 def _code_files() -> Iterator[Path]:
