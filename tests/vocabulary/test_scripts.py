@@ -8,6 +8,7 @@ from vllm_kprune.vocabulary.scripts import ScriptJudge, hanja_characters, main_s
 
 ENKO = Profile(name="enko", languages=("en", "ko"))
 JA = Profile(name="ja", languages=("ja",))
+ZH = Profile(name="zh", languages=("zh",))
 HANJA = Profile(name="hanja", languages=("ko",), hanja="ksx1001")
 THAI = Profile(name="th", languages=("th",))
 
@@ -39,7 +40,14 @@ THAI = Profile(name="th", languages=("th",))
         (ENKO, "ไทย", "foreign"),
         (ENKO, "عربي", "foreign"),
         (ENKO, "a中", "foreign"),
-        (JA, "漢字かなカナー", "script"),
+        (JA, "かなカナー", "script"),
+        (JA, "漢字かなカナー", "shared"),
+        (JA, "漢", "script"),
+        (JA, "龘", "shared"),
+        (ZH, "学", "script"),
+        (ZH, "學", "script"),
+        (ZH, "学校", "shared"),
+        (ZH, "かな", "foreign"),
         (JA, "한", "foreign"),
         (HANJA, "漢", "script"),
         (HANJA, "漢字", "foreign"),
@@ -59,7 +67,7 @@ def test_whole_characters_are_judged_by_their_script(
     [
         *[(ENKO, bytes([lead]), "script") for lead in (0xEA, 0xEB, 0xEC, 0xED)],
         *[(ENKO, bytes([lead]), "foreign") for lead in (0xE5, 0xE6, 0xE7, 0xE8, 0xE9)],
-        *[(JA, bytes([lead]), "script") for lead in (0xE4, 0xE5, 0xE6, 0xE9)],
+        *[(JA, bytes([lead]), "shared") for lead in (0xE5, 0xE6, 0xE9)],
         (ENKO, b"\xe2", "script"),
         (ENKO, b"\xc3", "script"),  # the multiplication sign
         (ENKO, b"\xc4", "shared"),
@@ -73,7 +81,7 @@ def test_whole_characters_are_judged_by_their_script(
         (ENKO, b"\xf0\x9f", "script"),
         (ENKO, b"\xf0\x9f\x98", "script"),
         (ENKO, b"\xf0\xa0", "foreign"),
-        (JA, b"\xf0\xa0", "script"),
+        (JA, b"\xf0\xa0", "shared"),
         (ENKO, "한".encode() + b"\xec", "script"),
         (ENKO, "中".encode() + b"\xec", "foreign"),
         (ENKO, "한".encode() + b"\xe6", "foreign"),

@@ -10,16 +10,18 @@ capitalised, in upper case.
 import gzip
 import hashlib
 import importlib.metadata
+import importlib.resources
 import importlib.util
 import itertools
 import json
 import sysconfig
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+import msgpack
 import numpy as np
 import numpy.typing as npt
 import wordfreq
@@ -28,6 +30,7 @@ from tokenizers import Tokenizer
 
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.profile import LANGUAGES, Profile
+from vllm_kprune.vocabulary.scripts import standard_characters
 
 __all__ = [
     "Source",
@@ -61,11 +64,15 @@ _COMMON_WORDS, _KNOWN_WORDS, _SHORT_WORD = 30_000, 120_000, 4
 
 @dataclass(frozen=True)
 class Source:
-    """Texts with weights: a `name` for people, a `digest` that pins the content, and a stream."""
+    """Texts with weights: a `name` for people, a `digest` that pins the content, and a stream.
+
+    A word list also gives its `words` in lower case with their frequencies, as shares of text.
+    """
 
     name: str
     digest: str
     texts: Callable[[], Iterator[WeightedText]]
+    words: Callable[[], Mapping[str, float]] | None = None
 
 
 @dataclass(frozen=True)
@@ -82,7 +89,7 @@ def profile_sources(profile: Profile, corpora: Sequence[Path] = ()) -> list[Sour
     lists = [LANGUAGES[code].wordlist for code in profile.languages]
     sources = [_wordlist_source(name) for name in lists if name]
     if profile.code:
-        sources += [_code_source(), _identifier_source()]
+        sources.append(_code_source())
     return sources + [_corpus_source(path) for path in corpora]
 
 
@@ -121,7 +128,41 @@ def weighted_batches(
 def _wordlist_source(language: str) -> Source:
     version = importlib.metadata.version("wordfreq")
     name = f"word list {language}"
-    return Source(name, f"wordfreq {version} {language}", lambda: word_forms(language))
+    return Source(
+        name,
+        f"wordfreq {version} {language}",
+        lambda: word_forms(language),
+        lambda: _word_frequencies(language),
+    )
+
+
+def _word_frequencies(language: str) -> dict[str, float]:
+    """Words of a `wordfreq` list, frequent ones first; Chinese in both of its characters.
+
+    wordfreq writes Chinese in simplified characters. Each word is given again in traditional ones,
+    which are as frequent where they are used: once with those characters changed that Big5 lacks,
+    once with all that have a traditional form (a character such as U+540E can stay or change).
+    """
+    frequencies: dict[str, float] = wordfreq.get_frequency_dict(language, wordlist="best")
+    if language != "zh":
+        return frequencies
+    all_forms = _traditional_characters()
+    big5 = standard_characters("big5")
+    needed = {new: old for new, old in all_forms.items() if chr(new) not in big5}
+    both: dict[str, float] = {}
+    for word, frequency in frequencies.items():
+        for form in (word, word.translate(needed), word.translate(all_forms)):
+            both.setdefault(form, frequency)
+    return both
+
+
+def _traditional_characters() -> dict[int, str]:
+    """Simplified character -> the first traditional one that Big5 has, from wordfreq's table."""
+    path = importlib.resources.files(wordfreq) / "data" / "_chinese_mapping.msgpack.gz"
+    table = msgpack.unpackb(gzip.decompress(path.read_bytes()), strict_map_key=False)
+    big5 = standard_characters("big5")
+    forms = sorted((chr(old), ord(new)) for old, new in table.items() if chr(old) in big5)
+    return {new: old for old, new in reversed(forms)}
 
 
 def word_forms(language: str) -> Iterator[WeightedText]:
@@ -150,7 +191,7 @@ def word_forms(language: str) -> Iterator[WeightedText]:
 
 def _word_groups(language: str) -> Iterator[tuple[int, list[str], float]]:
     """Rank, words and mean frequency of groups of neighbours in a word list."""
-    frequencies = wordfreq.get_frequency_dict(language, wordlist="best")
+    frequencies = _word_frequencies(language)
     ranked = iter(frequencies.items())
     for rank in range(0, len(frequencies), _GROUP_WORDS):
         group = list(itertools.islice(ranked, _GROUP_WORDS))
@@ -164,27 +205,6 @@ def _spaced(words: Sequence[str]) -> str:
 
 def _lines(words: Sequence[str]) -> str:
     return "\n".join(words)
-
-
-def _identifier_source() -> Source:
-    """English words as parts of identifiers (camelCase, snake_case), where no space precedes them.
-
-    Code uses rare words far more evenly than prose does: weights are square roots of frequencies.
-    """
-
-    def texts() -> Iterator[WeightedText]:
-        for rank, group, frequency in _word_groups("en"):
-            words = [word for word in group if word.isascii() and word.isalpha()]
-            if rank >= _KNOWN_WORDS:
-                return
-            weight = frequency**0.5
-            yield _lines(words), weight
-            yield _lines([word.capitalize() for word in words]), weight
-            if rank < _COMMON_WORDS:
-                yield _lines([word.upper() for word in words]), weight * 0.2
-
-    version = importlib.metadata.version("wordfreq")
-    return Source("identifiers", f"wordfreq {version} en", texts)
 
 
 def _code_source() -> Source:

@@ -5,6 +5,7 @@ that ends inside a character is judged by the characters that its bytes can stil
 begins inside a character can belong to many scripts, and only evidence can tell.
 """
 
+import itertools
 from collections.abc import Iterator
 from functools import cache
 from typing import Literal
@@ -18,6 +19,10 @@ __all__ = ["SHARED_SCRIPTS", "ScriptJudge", "Verdict", "hanja_characters", "main
 
 # Scripts that serve many languages (and mathematics): their tokens are kept on evidence only.
 SHARED_SCRIPTS = ("Latin", "Greek")
+# Kept on evidence too, where a language is written in it; its standard characters are always kept.
+_HAN = "Han"
+# Python's codec for the national standard of the characters that a language is written with.
+_STANDARDS = {"zh": ("gb2312", "big5"), "ja": ("shift_jis",)}
 _NEUTRAL_SCRIPTS = ("Common", "Inherited")
 _SCRIPTS_BY_FREQUENCY = (
     *("Latin", "Han", "Cyrillic", "Devanagari", "Arabic", "Hangul", "Thai", "Katakana"),
@@ -33,15 +38,17 @@ class ScriptJudge:
     """Judge token bytes for a profile: kept for its script, kept on evidence, or foreign."""
 
     def __init__(self, profile: Profile) -> None:
-        own = sorted(profile.scripts() - set(SHARED_SCRIPTS))
+        scripts = profile.scripts()
+        own = sorted(scripts - {*SHARED_SCRIPTS, _HAN})
         self._own = _Letters(*own)
-        self._shared = _Letters(*own, *SHARED_SCRIPTS)
-        self._hanja = hanja_characters(profile.hanja)
+        self._shared = _Letters(*own, *SHARED_SCRIPTS, *(scripts & {_HAN}))
+        standards = (name for code in profile.languages for name in _STANDARDS.get(code, ()))
+        self._han = hanja_characters(profile.hanja).union(*map(standard_characters, standards))
 
     def __call__(self, token: bytes) -> Verdict:
         """Judge a token's UTF-8 bytes, which may begin or end inside a character."""
         head, text, tail = split_incomplete(token)
-        if self._own.spell(text, tail) or (not tail and text in self._hanja):
+        if self._own.spell(text, tail) or (not tail and text in self._han):
             return "shared" if head else "script"
         return "shared" if self._shared.spell(text, tail) else "foreign"
 
@@ -114,21 +121,20 @@ def hanja_characters(choice: str) -> frozenset[str]:
     if choice == "none":
         return frozenset()
     if choice == "ksx1001":
-        return frozenset(_ksx1001())
+        return standard_characters("euc_kr")
     if choice == "all":
         han = regex.compile(r"\p{sc=Han}")
         return frozenset(chr(c) for c in range(0x2E80, 0x323B0) if han.match(chr(c)))
     raise KPruneError(f"hanja: got {choice!r}, expected none, ksx1001 or all")
 
 
-def _ksx1001() -> Iterator[str]:
-    for row in range(0xCA, 0xFE):
-        for cell in range(0xA1, 0xFF):
-            try:
-                character = bytes([row, cell]).decode("euc_kr")
-            except UnicodeDecodeError:
-                continue
-            yield character
+@cache
+def standard_characters(codec: str) -> frozenset[str]:
+    """Han characters of the national standard that one of Python's two-byte codecs encodes."""
+    han = regex.compile(r"\p{sc=Han}")
+    pairs = (bytes(pair) for pair in itertools.product(range(0x81, 0xFF), range(0x40, 0xFF)))
+    characters = (pair.decode(codec, errors="ignore") for pair in pairs)
+    return frozenset(c for c in characters if len(c) == 1 and han.match(c))
 
 
 @cache

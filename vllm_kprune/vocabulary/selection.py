@@ -19,6 +19,7 @@ from vllm_kprune.tokenizer.bpe import BpeTokenizer
 from vllm_kprune.tokenizer.reach import unreachable_ids
 from vllm_kprune.vocabulary.evidence import TokenRates
 from vllm_kprune.vocabulary.scripts import ScriptJudge
+from vllm_kprune.vocabulary.strength import token_strengths
 
 __all__ = ["REASONS", "Selection", "select_everything", "select_tokens"]
 
@@ -80,7 +81,7 @@ def select_tokens(
     own, shared = _judge(parsed, tokenizer, profile, builder.reasons)
     for token_id in own:
         builder.keep(token_id, "c")
-    strength = _strength(rates, max(parsed.tokens) + 1)
+    strength = token_strengths(parsed, rates, shared)
     ranked = sorted(shared, key=lambda i: (-strength[i], i))
     if profile.target_size is not None:
         _fill(builder, ranked, profile.target_size, len(parsed.tokens), profile.name)
@@ -151,14 +152,6 @@ def _judge(
     dead = set(unreachable_ids(parsed, tokenizer, living))
     own = [i for i in living if verdicts[i] == "script" and i not in dead]
     return own, [i for i in living if verdicts[i] == "shared" and i not in dead]
-
-
-def _strength(rates: Sequence[TokenRates], size: int) -> list[float]:
-    """The highest rate of each token over all sources: what one language needs, all keep."""
-    strength = np.zeros(size)
-    for source in rates:
-        np.maximum(strength, source.per_million, out=strength)
-    return [float(value) for value in strength]
 
 
 def _fill(builder: _Builder, ranked: Sequence[int], size: int, limit: int, name: str) -> None:

@@ -1,0 +1,81 @@
+"""Rank tokens by the share of text that they serve.
+
+Word lists and some megabytes of code leave most tokens of a vocabulary with few occurrences or
+none, and casing and punctuation that running text has are not in a list of words. Two things help:
+
+- Tokens that spell one word (`tesla`, ` Tesla`, `_tesla`) share that word's frequency in proportion
+  to the tokenizer's own training: a merge that was learned earlier was more frequent (Sennrich et
+  al. 2016, section 3.2), and frequency falls about as a power of the rank (Zipf).
+- The estimate is pooled with the one that the merge's rank alone gives, as a weighted geometric
+  mean (logarithmic opinion pool; Genest and Zidek 1986). A token without any evidence keeps none,
+  however early it was learned: it may belong to another language.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import regex
+
+from vllm_kprune.tokenizer.bpe import BpeTokenizer
+from vllm_kprune.vocabulary.evidence import TokenRates
+
+__all__ = ["token_strengths"]
+
+Floats = npt.NDArray[np.float64]
+
+# Weights were chosen on Korean, English and code that is no evidence, for the tokenizers of
+# Qwen3, Llama-3.1, Gemma-3 and Aya Expanse (benchmarks/selection.py).
+_SHARE_EXPONENT = 1.5
+_PRIOR_WEIGHT = 1 / 3
+_OBSERVED_WEIGHT = 0.3
+_ZIPF = 1e6 / 12  # occurrences per million tokens at rank 1: 1 / (ln 150,000)
+_WORD = regex.compile(r"[^\p{L}\p{N}]*(\p{L}+)")
+
+
+def token_strengths(
+    parsed: BpeTokenizer, rates: Sequence[TokenRates], ids: Iterable[int]
+) -> dict[int, float]:
+    """Estimated occurrences per million tokens of running text in any of the sources, for `ids`."""
+    ids = list(ids)
+    ranks = _merge_ranks(parsed)
+    words = _spellings(parsed, ids)
+    total = np.zeros(max(parsed.tokens) + 1)
+    for source in rates:
+        total += _estimate(source, words, ranks)
+    prior = _ZIPF / ranks
+    pooled = np.where(total > 0, total ** (1 - _PRIOR_WEIGHT) * prior**_PRIOR_WEIGHT, 0.0)
+    return {i: float(pooled[i]) for i in ids}
+
+
+def _estimate(source: TokenRates, words: Mapping[str, Sequence[int]], ranks: Floats) -> Floats:
+    """Rates of one source, with each word's frequency shared among the tokens that spell it."""
+    observed = source.per_million
+    known = source.source.words() if source.source.words else None
+    estimate = observed * (1.0 if known is None else _OBSERVED_WEIGHT)
+    for word, ids in words.items():
+        frequency = float(observed[ids].sum()) if known is None else known.get(word, 0.0) * 1e6
+        if frequency:
+            shares = ranks[ids] ** -_SHARE_EXPONENT
+            estimate[ids] += frequency * shares / shares.sum()
+    return estimate
+
+
+def _spellings(parsed: BpeTokenizer, ids: Iterable[int]) -> dict[str, list[int]]:
+    """Word in lower case -> the tokens that spell it, in any case and after any marks."""
+    words: dict[str, list[int]] = {}
+    for token_id in ids:
+        text = parsed.token_bytes(token_id).decode(errors="replace")
+        if match := _WORD.fullmatch(text):
+            words.setdefault(match[1].casefold(), []).append(token_id)
+    return words
+
+
+def _merge_ranks(parsed: BpeTokenizer) -> Floats:
+    """For each id the rank of the first merge that makes it, from 1; the last for all others."""
+    ranks = np.full(max(parsed.tokens) + 1, float(len(parsed.merges) + 1))
+    for rank in range(len(parsed.merges), 0, -1):
+        left, right = parsed.merges[rank - 1]
+        if (made := parsed.vocab.get(left + right)) is not None:
+            ranks[made] = rank
+    return ranks
