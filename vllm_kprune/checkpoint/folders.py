@@ -24,9 +24,9 @@ __all__ = ["new_folder"]
 def new_folder(target: Path, replace_if: str | Sequence[str] | None = None) -> Iterator[Path]:
     """Yield an empty folder that becomes `target` when the block ends without an error.
 
-    An existing `target` is replaced only if it is empty, or if it holds a file named `replace_if` (or
-    one of these). Two processes that make the same target wait for each other; the later one then
-    finds it there.
+    An existing `target` is replaced only if it is empty, or if it holds a file named `replace_if`
+    (or one of several). Two processes that make the same target wait for each other; the later one
+    then finds it there.
     """
     target = target.absolute()
     marks = [replace_if] if isinstance(replace_if, str) else list(replace_if or ())

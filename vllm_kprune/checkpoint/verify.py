@@ -68,7 +68,8 @@ def verify_overlay(
     """Check laws 1, 2, 3, 5 and 6, and 4 of a standalone checkpoint (`kprune export`).
 
     `texts` are lines of the user's own (word lists without), `corpora` those that the overlay was
-    built with, `base` the base model's folder if it was moved. Raises `KPruneError` when overlay or base were changed since the build.
+    built with, `base` the base model's folder if it was moved. Raises `KPruneError` when
+    overlay or base were changed since the build.
     """
     progress = progress or (lambda step, share: None)
     exported = is_export(folder)
