@@ -1,93 +1,45 @@
 """Standalone checkpoints: every byte is the base's, whatever the data type or number of files."""
 
 import json
-import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
-import time
 import tracemalloc
-from collections import namedtuple
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from safetensors import deserialize
 from safetensors.torch import save_file
-from tiny_folders import contents, edit, read, save_model, write_json
+from tiny_exports import (
+    DTYPES,
+    EMBEDDING,
+    HEAD,
+    HIDDEN,
+    INDEX,
+    THAI,
+    assert_same_weights,
+    body,
+    exported,
+    flip,
+    overlay_of,
+    rows_of,
+    save,
+    save_sharded,
+    sparse_weights,
+    stored,
+    tensor,
+)
+from tiny_folders import contents, read, save_model
 
 from vllm_kprune.checkpoint.export import export_overlay
 from vllm_kprune.checkpoint.manifest import (
     EXPORT_NAME,
     MANIFEST_NAME,
-    Manifest,
     is_overlay,
     load_manifest,
 )
 from vllm_kprune.checkpoint.overlay import build_overlay
 from vllm_kprune.checkpoint.verify import verify_overlay
-from vllm_kprune.errors import KPruneError
 from vllm_kprune.profile import Profile
-
-THAI = Profile(name="thai", languages=("th",), code=False)
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-INDEX = "model.safetensors.index.json"
-HIDDEN = 6
-
-DTYPES = {
-    "BF16": torch.bfloat16,
-    "F16": torch.float16,
-    "F32": torch.float32,
-    "F64": torch.float64,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-}
-
-Stored = Mapping[str, Mapping[str, Any]]
-Usage = namedtuple("Usage", "total used free")
-
-
-def tensor(dtype: str, *shape: int) -> torch.Tensor:
-    """Random bytes as a tensor: also bit patterns that are not a number have to survive."""
-    size = int(np.prod(shape)) * DTYPES[dtype].itemsize
-    data = np.random.default_rng(size).integers(0, 256, size, np.uint8)
-    return torch.from_numpy(data).view(DTYPES[dtype]).reshape(shape)
-
-
-def stored(path: Path) -> Stored:
-    """Tensors of a file, read by the safetensors library: dtype, shape and bytes."""
-    return dict(deserialize(path.read_bytes()))
-
-
-def metadata(path: Path) -> Any:
-    """`__metadata__` of a file."""
-    data = path.read_bytes()
-    return json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__")
-
-
-def save(model: Path, shards: Mapping[str, dict[str, torch.Tensor]], **totals: int) -> Path:
-    """Give a model folder these weight files, with an index if there are several."""
-    (model / "model.safetensors").unlink()
-    for name, tensors in shards.items():
-        save_file(tensors, model / name, {"format": "pt", "of": name})
-    if len(shards) > 1:
-        places = {tensor: name for name, tensors in shards.items() for tensor in tensors}
-        write_json(model / INDEX, {"metadata": totals, "weight_map": places})
-    return model
-
-
-def body(dtype: str) -> dict[str, torch.Tensor]:
-    return {"model.layers.0.weight": tensor(dtype, 8, 5), "model.norm.weight": tensor(dtype, 5)}
-
-
-def rows_of(model: Path) -> int:
-    rows: int = read(model / "config.json")["vocab_size"]
-    return rows
 
 
 @pytest.fixture
@@ -99,53 +51,7 @@ def model(tmp_path: Path) -> Path:
 @pytest.fixture
 def sharded(tmp_path: Path) -> Path:
     """Three bfloat16 shards: embedding and a layer, layers alone, head alone."""
-    model = save_model(tmp_path / "sharded")
-    rows = rows_of(model)
-    shards = {
-        "model-00001-of-00003.safetensors": {
-            EMBEDDING: tensor("BF16", rows, HIDDEN),
-            "model.layers.0.a": tensor("BF16", 3, 3),
-        },
-        "model-00002-of-00003.safetensors": body("BF16"),
-        "model-00003-of-00003.safetensors": {HEAD: tensor("BF16", rows, HIDDEN)},
-    }
-    parameters = 2 * rows * HIDDEN + 9 + 40 + 5
-    return save(model, shards, total_size=2 * parameters, total_parameters=parameters)
-
-
-def overlay_of(model: Path) -> Path:
-    """An overlay beside the model."""
-    build_overlay(str(model), THAI, model.parent / "overlay")
-    return model.parent / "overlay"
-
-
-def exported(model: Path, **options: Any) -> Path:
-    """An export beside the model."""
-    export_overlay(overlay_of(model), model.parent / "export", **options)
-    return model.parent / "export"
-
-
-def gathered(entry: Mapping[str, Any], manifest: Manifest) -> bytes:
-    """The bytes of a vocabulary tensor's kept rows."""
-    table = np.frombuffer(entry["data"], np.uint8).reshape(manifest.original_rows, -1)
-    return table[list(manifest.kept_rows)].tobytes()
-
-
-def assert_same_weights(model: Path, export: Path) -> None:
-    """Vocabulary tensors hold the kept rows, everything else is as it was, in the same files."""
-    manifest = load_manifest(export, EXPORT_NAME)
-    files = sorted(path.name for path in model.glob("*.safetensors"))
-    assert files == sorted(path.name for path in export.glob("*.safetensors"))
-    for name in files:
-        before, after = stored(model / name), stored(export / name)
-        assert before.keys() == after.keys()
-        assert metadata(model / name) == metadata(export / name)
-        for key, entry in before.items():
-            expected = dict(entry)
-            if key in (EMBEDDING, HEAD):
-                expected["data"] = gathered(entry, manifest)
-                expected["shape"] = [len(manifest.kept_rows), *entry["shape"][1:]]
-            assert after[key] == expected, key
+    return save_sharded(tmp_path / "sharded")
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -227,18 +133,6 @@ def test_links_lead_to_the_files_of_the_hubs_cache(sharded: Path) -> None:
     assert (export / name).samefile(blob) and not (export / name).is_symlink()
 
 
-def test_where_links_are_not_possible_the_way_out_is_said(
-    sharded: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(source: object, target: object) -> None:
-        raise OSError(18, "Invalid cross-device link")
-
-    monkeypatch.setattr(os, "link", refuse)
-    with pytest.raises(KPruneError, match="leave --link out"):
-        exported(sharded, link=True)
-    assert not (sharded.parent / "export").exists()
-
-
 def test_other_files_are_the_overlays_and_nothing_takes_it_for_an_overlay(model: Path) -> None:
     (model / "modeling_evil.py").write_text("raise SystemExit")
     export = exported(model)
@@ -252,13 +146,17 @@ def test_other_files_are_the_overlays_and_nothing_takes_it_for_an_overlay(model:
     assert read(export / "config.json")["vocab_size"] == len(kept)
 
 
+def test_a_base_that_was_moved_is_named(model: Path) -> None:
+    overlay = overlay_of(model)
+    moved = model.rename(model.parent / "moved")
+    export_overlay(overlay, model.parent / "export", base=moved)
+    assert_same_weights(moved, model.parent / "export")
+
+
 def test_a_token_past_the_embedding_has_no_row_and_stays_past_it(tmp_path: Path) -> None:
     """Gemma-3's tokenizer has such an id: 262,145 tokens for 262,144 rows."""
     model = save_model(tmp_path / "model", spare_rows=-1)
-    overlay_of(model)
-    manifest = load_manifest(tmp_path / "overlay")
-    kept = Profile(name="original")
-    build_overlay(str(model), kept, tmp_path / "overlay", force=True)
+    build_overlay(str(model), Profile(name="original"), tmp_path / "overlay")
     export_overlay(tmp_path / "overlay", tmp_path / "export")
     manifest = load_manifest(tmp_path / "export", EXPORT_NAME)
     assert len(manifest.kept_rows) == len(manifest.kept_ids) - 1 == rows_of(tmp_path / "export")
@@ -287,12 +185,6 @@ def test_the_laws_and_the_weights_of_an_export_can_be_verified(sharded: Path) ->
     assert results[4].checked == 2 * (len(kept) + 1) + 3
 
 
-def _flip(path: Path, position: int) -> None:
-    data = bytearray(path.read_bytes())
-    data[position] ^= 1
-    path.write_bytes(data)
-
-
 @pytest.mark.parametrize(
     ("file", "position", "said"),
     [
@@ -305,7 +197,7 @@ def test_one_changed_bit_in_the_weights_is_found(
     sharded: Path, file: int, position: int, said: str
 ) -> None:
     export = exported(sharded)
-    _flip(export / f"model-0000{file}-of-00003.safetensors", position)
+    flip(export / f"model-0000{file}-of-00003.safetensors", position)
     (broken,) = (result for result in verify_overlay(export, []) if result.law == 4)
     assert re.search(said, str(broken.counter_example))
     with pytest.raises(AssertionError):
@@ -328,143 +220,9 @@ def test_missing_and_foreign_tensors_are_found(sharded: Path) -> None:
     assert f"{path.name} is missing" in str(broken.counter_example)
 
 
-def test_what_is_no_overlay_is_refused_with_the_way_out(model: Path, tmp_path: Path) -> None:
-    with pytest.raises(KPruneError, match=r"kprune build MODEL --export"):
-        export_overlay(model, tmp_path / "export")
-    with pytest.raises(KPruneError, match="standalone checkpoint already"):
-        export_overlay(exported(model), tmp_path / "again")
-    with pytest.raises(KPruneError, match="is the base model itself"):
-        export_overlay(tmp_path / "overlay", model, force=True)
-    assert not (tmp_path / "again").exists()
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        (lambda model: _flip(model / "model.safetensors", -1), "changed since"),
-        (lambda model: (model / "model.safetensors").unlink(), "is missing since"),
-        (lambda model: edit(model.parent / "overlay" / "config.json", x=1), "was edited"),
-        (lambda model: edit(model.parent / "overlay" / MANIFEST_NAME, family="x"), "was edited"),
-        (lambda model: model.rename(model.parent / "moved"), "--base FOLDER"),
-    ],
-)
-def test_a_changed_base_or_overlay_is_refused(model: Path, change: Any, said: str) -> None:
-    overlay = overlay_of(model)
-    change(model)
-    with pytest.raises(KPruneError, match=said):
-        export_overlay(overlay, model.parent / "export")
-    assert not (model.parent / "export").exists()
-
-
-def test_a_base_that_was_moved_is_named(model: Path) -> None:
-    overlay = overlay_of(model)
-    moved = model.rename(model.parent / "moved")
-    export_overlay(overlay, model.parent / "export", base=moved)
-    assert_same_weights(moved, model.parent / "export")
-
-
-@pytest.mark.parametrize(
-    ("spoil", "said"),
-    [
-        (lambda data: data[:4], "not a readable safetensors"),
-        (lambda data: b"\xff" * 8 + data[8:], "cannot have"),
-        (lambda data: data[:-1], "not a readable safetensors"),
-        (lambda data: data + b"\0", "overlap, leave gaps"),
-        (lambda data: data.replace(b"F32", b"F16", 1), "bytes for F16"),
-        (lambda data: data.replace(b'{"', b'["', 1), "not a readable safetensors"),
-        (lambda data: data.replace(b"data_offsets", b"data_offsetz"), "not a readable"),
-        (lambda data: data.replace(b'"shape":[', b'"shape":[-', 1), "has the shape"),
-        (lambda data: data.replace(b"lm_head.weight", b"lm_head.height"), "holds no lm_head"),
-        (lambda data: data.replace(EMBEDDING.encode(), b"x"), "not a readable safetensors"),
-    ],
-)
-def test_damaged_weights_are_one_line(model: Path, spoil: Any, said: str) -> None:
-    """Also when the manifest has been made to fit them."""
-    overlay = overlay_of(model)
-    path = model / "model.safetensors"
-    path.write_bytes(spoil(path.read_bytes()))
-    _reseal(overlay, model)
-    with pytest.raises(KPruneError, match=said) as caught:
-        export_overlay(overlay, model.parent / "export")
-    assert "\n" not in str(caught.value)
-    assert not (model.parent / "export").exists()
-
-
-def _reseal(overlay: Path, model: Path, **changes: Any) -> None:
-    from vllm_kprune.checkpoint.digest import digest_file
-
-    manifest = load_manifest(overlay)
-    files = {name: digest_file(model / name) for name in manifest.base.files}
-    base = manifest.base.model_copy(update={"files": files})
-    manifest.model_copy(update={"base": base, **changes}).write(overlay)
-
-
-def test_a_table_of_another_size_is_refused(model: Path) -> None:
-    overlay = overlay_of(model)
-    _reseal(overlay, model, original_rows=load_manifest(overlay).original_rows + 1)
-    with pytest.raises(KPruneError, match=r"expected [0-9]+ rows of whole bytes"):
-        export_overlay(overlay, model.parent / "export")
-
-
-@pytest.mark.parametrize("link", [True, False])
-def test_too_little_room_is_found_before_anything_is_written(
-    sharded: Path, monkeypatch: pytest.MonkeyPatch, link: bool
-) -> None:
-    overlay, output = overlay_of(sharded), sharded.parent / "export"
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: Usage(10**12, 10**12, 1000))
-    with pytest.raises(KPruneError, match=r"needs 0\.07 GB and the disk has 0\.00 GB") as caught:
-        export_overlay(overlay, output, link=link)
-    assert ("--link" in str(caught.value)) is not link
-    assert not output.exists()
-
-
-def test_links_take_no_room(sharded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    overlay = overlay_of(sharded)
-    rewritten = [1, 3]
-    sizes = [(sharded / f"model-0000{n}-of-00003.safetensors").stat().st_size for n in rewritten]
-    monkeypatch.setattr("vllm_kprune.checkpoint.export._ROOM_FOR_OTHER_FILES", 0)
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: Usage(0, 0, sum(sizes)))
-    export_overlay(overlay, sharded.parent / "export", link=True)
-
-
-def test_force_replaces_an_export_or_overlay_and_nothing_else(model: Path, tmp_path: Path) -> None:
-    export = exported(model)
-    with pytest.raises(KPruneError, match="--force"):
-        export_overlay(tmp_path / "overlay", export)
-    export_overlay(tmp_path / "overlay", export, force=True)
-    (tmp_path / "thesis").mkdir()
-    (tmp_path / "thesis" / "thesis.txt").write_text("years of work")
-    with pytest.raises(KPruneError, match="did not make"):
-        export_overlay(tmp_path / "overlay", tmp_path / "thesis", force=True)
-    export_overlay(tmp_path / "overlay", tmp_path / "overlay", force=True)
-    assert contents(tmp_path / "overlay") == contents(export)
-
-
-def test_a_check_that_fails_leaves_nothing(model: Path, tmp_path: Path) -> None:
-    def refuse(folder: Path) -> None:
-        assert (folder / "model.safetensors").is_file()
-        raise KPruneError("no")
-
-    with pytest.raises(KPruneError, match="no"):
-        exported(model, check=refuse)
-    assert not [path for path in tmp_path.iterdir() if "export" in path.name and path.is_dir()]
-
-
-def _sparse_weights(model: Path, width: int) -> int:
-    """Make the model's weights an embedding of this many float32 columns, all holes; its bytes."""
-    rows = rows_of(model)
-    size = rows * width * 4
-    entry = {"dtype": "F32", "shape": [rows, width], "data_offsets": [0, size]}
-    text = json.dumps({EMBEDDING: entry}).encode()
-    with (model / "model.safetensors").open("wb") as stream:
-        stream.write(len(text).to_bytes(8, "little") + text)
-        stream.truncate(8 + len(text) + size)
-    return size
-
-
 def test_memory_does_not_grow_with_the_model(model: Path) -> None:
     """Not even the kept rows are in memory: 100 MB of them pass through a few blocks."""
-    size = _sparse_weights(model, 1 << 16)
+    size = sparse_weights(model, 1 << 16)
     overlay = overlay_of(model)
     kept = load_manifest(overlay).kept_rows
     tracemalloc.start()
@@ -476,38 +234,3 @@ def test_memory_does_not_grow_with_the_model(model: Path) -> None:
     assert size > 150e6 and len(kept) * (4 << 16) > 50e6
     assert peak < 16e6
     shutil.rmtree(model.parent / "export")
-
-
-_EXPORT = """
-import sys, time
-from pathlib import Path
-from vllm_kprune.checkpoint import export, shards
-overlay, output = map(Path, sys.argv[1:])
-def slow(step, share):
-    if step == "write weights" and share > 0:
-        print("writing", flush=True)
-        time.sleep(60)
-export.export_overlay(overlay, output, progress=slow)
-"""
-
-
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_an_export_that_is_killed_leaves_nothing_that_looks_finished(
-    model: Path, tmp_path: Path, how: signal.Signals
-) -> None:
-    _sparse_weights(model, 1 << 15)
-    overlay, output = overlay_of(model), tmp_path / "export"
-    command = [sys.executable, "-c", _EXPORT, str(overlay), str(output)]
-    quiet = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
-    with subprocess.Popen(command, **quiet) as process:  # type: ignore[call-overload]
-        assert process.stdout.readline() == "writing\n"
-        process.send_signal(how)
-    assert process.returncode != 0
-    assert not output.exists()
-    halves = list(tmp_path.glob(".export.tmp-*/new/model.safetensors"))
-    assert len(halves) == (1 if how == signal.SIGKILL else 0)
-    began = time.monotonic()
-    export_overlay(overlay, output)  # sweeps
-    assert time.monotonic() - began < 60
-    assert not list(tmp_path.glob(".export.tmp-*"))
-    assert load_manifest(output, EXPORT_NAME)
