@@ -82,11 +82,11 @@ def export_figures(weights: WeightsPlan, output: Path) -> dict[str, Any]:
 def show_export(figures: dict[str, Any]) -> None:
     """Print the figures for a reader, and what to do next."""
     sizes, rows = figures["weight_bytes"], figures["rows"]
-    title = f"standalone checkpoint, profile {figures['profile']}"
-    table = Table(title=title, title_justify="left", show_header=False)
+    table = Table(title="standalone checkpoint", title_justify="left", show_header=False)
+    table.add_row("profile", figures["profile"])
     table.add_row("vocabulary rows", f"{rows['original']:,} → {rows['kept']:,}")
     table.add_row("weights", f"{sizes['original'] / 1e6:,.0f} → {sizes['export'] / 1e6:,.0f} MB")
     for name, shards in figures["shards"].items():
         table.add_row(f"shards {name}", f"{len(shards):,}")
     error_console.print(table)
-    error_console.print(f"next:  vllm serve {figures['output']}", markup=False)
+    error_console.print(f"next:  vllm serve {figures['output']}", markup=False, soft_wrap=True)
