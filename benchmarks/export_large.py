@@ -1,6 +1,6 @@
 """Time and peak memory of `kprune export`, against the size of the model.
 
-.venv/bin/python benchmarks/export_large.py [--gigabytes 1 20] [--shards 1 4] [--folder DIR]
+.venv/bin/python benchmarks/export_large.py [--gigabytes 3 20] [--shards 1 4] [--folder DIR]
 
 Writes sparse dummies (holes, no data) with the reference model's tokenizer and exports each as a
 user does, in a process of its own. A single shard is the worst case: the whole file is written
@@ -23,7 +23,7 @@ HIDDEN = 4096
 
 
 def save_dummy(folder: Path, tokenizer: Path, gigabytes: float, shards: int) -> None:
-    """A Llama in bfloat16 with random nothing inside; embedding and head in the first shard."""
+    """A Llama in bfloat16 with a tied head; the embedding (2 GB) is in the first shard."""
     folder.mkdir()
     shutil.copy(tokenizer / "tokenizer.json", folder)
     rows = json.loads((tokenizer / "config.json").read_text())["vocab_size"]
@@ -71,7 +71,7 @@ def run(*words: object) -> tuple[float, float]:
 def main() -> None:
     """Run each size with each number of shards and print a line for each step."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--gigabytes", type=float, nargs="+", default=[1.0, 20.0])
+    parser.add_argument("--gigabytes", type=float, nargs="+", default=[3.0, 20.0])
     parser.add_argument("--shards", type=int, nargs="+", default=[1, 4])
     parser.add_argument("--folder", type=Path, default=Path())
     options = parser.parse_args()

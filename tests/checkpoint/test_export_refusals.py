@@ -126,13 +126,19 @@ def test_too_little_room_is_found_before_anything_is_written(
     assert not output.exists()
 
 
-def test_links_take_no_room(sharded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    overlay = overlay_of(sharded)
-    rewritten = [1, 3]
-    sizes = [(sharded / f"model-0000{n}-of-00003.safetensors").stat().st_size for n in rewritten]
+@pytest.mark.parametrize("link", [True, False])
+def test_exactly_the_room_that_the_weights_take_is_enough(
+    sharded: Path, monkeypatch: pytest.MonkeyPatch, link: bool
+) -> None:
+    files = exported(sharded, link=link).glob("*.safetensors")
+    needed = sum(path.stat().st_size for path in files if path.stat().st_nlink == 1)
+    overlay, again = sharded.parent / "overlay", sharded.parent / "again"
     monkeypatch.setattr("vllm_kprune.checkpoint.export._ROOM_FOR_OTHER_FILES", 0)
-    monkeypatch.setattr(shutil, "disk_usage", lambda folder: Usage(0, 0, sum(sizes)))
-    export_overlay(overlay, sharded.parent / "export", link=True)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: Usage(0, 0, needed - 1))
+    with pytest.raises(KPruneError, match="the export needs"):
+        export_overlay(overlay, again, link=link)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: Usage(0, 0, needed))
+    export_overlay(overlay, again, link=link)
 
 
 def test_force_replaces_an_export_or_overlay_and_nothing_else(model: Path, tmp_path: Path) -> None:
