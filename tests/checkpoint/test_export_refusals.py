@@ -2,20 +2,17 @@
 
 import os
 import shutil
-import signal
-import subprocess
-import sys
 from collections import namedtuple
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_exports import EMBEDDING, exported, flip, overlay_of, save_sharded, sparse_weights
+from tiny_exports import EMBEDDING, exported, flip, overlay_of, save_sharded
 from tiny_folders import contents, edit, save_model
 
 from vllm_kprune.checkpoint.digest import digest_file
 from vllm_kprune.checkpoint.export import export_overlay
-from vllm_kprune.checkpoint.manifest import EXPORT_NAME, MANIFEST_NAME, load_manifest
+from vllm_kprune.checkpoint.manifest import MANIFEST_NAME, load_manifest
 from vllm_kprune.errors import KPruneError
 
 Usage = namedtuple("Usage", "total used free")
@@ -162,36 +159,3 @@ def test_a_check_that_fails_leaves_nothing(model: Path, tmp_path: Path) -> None:
     with pytest.raises(KPruneError, match="no"):
         exported(model, check=refuse)
     assert not [path for path in tmp_path.iterdir() if "export" in path.name and path.is_dir()]
-
-
-_EXPORT = """
-import sys, time
-from pathlib import Path
-from vllm_kprune.checkpoint import export, shards
-overlay, output = map(Path, sys.argv[1:])
-def slow(step, share):
-    if step == "write weights" and share > 0:
-        print("writing", flush=True)
-        time.sleep(60)
-export.export_overlay(overlay, output, progress=slow)
-"""
-
-
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_an_export_that_is_killed_leaves_nothing_that_looks_finished(
-    model: Path, tmp_path: Path, how: signal.Signals
-) -> None:
-    sparse_weights(model, 1 << 15)
-    overlay, output = overlay_of(model), tmp_path / "export"
-    command = [sys.executable, "-c", _EXPORT, str(overlay), str(output)]
-    quiet = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
-    with subprocess.Popen(command, **quiet) as process:  # type: ignore[call-overload]
-        assert process.stdout.readline() == "writing\n"
-        process.send_signal(how)
-    assert process.returncode != 0
-    assert not output.exists()
-    halves = list(tmp_path.glob(".export.tmp-*/new/model.safetensors"))
-    assert len(halves) == (1 if how == signal.SIGKILL else 0)
-    export_overlay(overlay, output)  # sweeps
-    assert not list(tmp_path.glob(".export.tmp-*"))
-    assert load_manifest(output, EXPORT_NAME)

@@ -1,6 +1,9 @@
 """build --export and export as a user types them, good input and bad."""
 
 import json
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -120,3 +123,46 @@ def test_force_replaces_what_kprune_made(
     again = ("build", tmp_path / "out", "--profile", profile, "-o", tmp_path / "out")
     code, _, err = run(*again, "--export", "--force")
     assert code == 2 and "is the base model itself" in err
+
+
+# Stops for a minute where the first weights are read.
+_EXPORT = """
+import sys, time
+from vllm_kprune.checkpoint import export
+from vllm_kprune.cli import main
+
+def write_cut(shard, cut, target, advance):
+    target.write_bytes(b"half")
+    print("writing", flush=True)
+    time.sleep(60)
+
+export.write_cut = write_cut
+main(["export", sys.argv[1], "-o", sys.argv[2]])
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)]
+)
+def test_an_export_that_is_stopped_leaves_nothing_that_looks_finished(
+    run: Command, model: Path, profile: Path, tmp_path: Path, how: signal.Signals, code: int
+) -> None:
+    overlay, output = tmp_path / "overlay", tmp_path / "export"
+    assert run("build", model, "--profile", profile, "-o", overlay)[0] == 0
+    with subprocess.Popen(
+        [sys.executable, "-c", _EXPORT, overlay, output],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    ) as process:
+        assert process.stdout and process.stdout.readline() == "writing\n"
+        process.send_signal(how)
+        _, said = process.communicate()
+    assert process.returncode == code
+    assert "Traceback" not in said
+    assert not output.exists()
+    halves = list(tmp_path.glob(".export.tmp-*/new/model.safetensors"))
+    assert len(halves) == (1 if how == signal.SIGKILL else 0)
+    assert run("export", overlay, "-o", output, "--verify")[0] == 0  # sweeps
+    assert not list(tmp_path.glob(".export.tmp-*"))

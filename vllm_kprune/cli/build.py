@@ -23,6 +23,7 @@ from vllm_kprune.cli.console import error_console, steps, write_json
 from vllm_kprune.cli.export import export_figures, show_export
 from vllm_kprune.cli.verify import keep_if_lawful
 from vllm_kprune.errors import KPruneError
+from vllm_kprune.evaluate.servers import stops_on_sigterm
 from vllm_kprune.profile import load_profile
 
 __all__ = ["register"]
@@ -80,7 +81,8 @@ def _run(
     wanted = load_profile(profile, target_size=target_size, coverage=coverage)
     replaced = REPLACED_BY_EXPORT if export else MANIFEST_NAME
     weights = None
-    with steps() as progress, new_folder(output, replaced if force else None) as folder:
+    folder_made = new_folder(output, replaced if force else None)
+    with stops_on_sigterm(), steps() as progress, folder_made as folder:
         with _no_collection():
             plan = make_plan(model, wanted, revision=revision, corpora=corpus, progress=progress)
             if export:

@@ -11,6 +11,7 @@ from vllm_kprune.checkpoint.export import WeightsPlan, export_overlay
 from vllm_kprune.checkpoint.manifest import EXPORT_NAME, load_manifest
 from vllm_kprune.cli.console import error_console, steps, write_json
 from vllm_kprune.cli.verify import keep_if_lawful
+from vllm_kprune.evaluate.servers import stops_on_sigterm
 
 __all__ = ["export_figures", "register", "show_export"]
 
@@ -46,7 +47,7 @@ def _run(
     and the base model's weights with only the kept rows. Weights are streamed: the model need not
     fit into memory. kprune-export.json records where it comes from.
     """
-    with steps() as progress:
+    with stops_on_sigterm(), steps() as progress:
         check = partial(keep_if_lawful, base=base, progress=progress) if verify else None
         weights = export_overlay(
             overlay, output, base=base, link=link, force=force, check=check, progress=progress

@@ -68,7 +68,7 @@ def keep_if_lawful(
     if broken := [result for result in results if not result.holds]:
         for result in broken:
             show_law(result)
-        say_error("the result breaks a law; nothing was kept. Please report it with these lines")
+        say_error("the result breaks a law; nothing was kept (without --verify it is); please report it")
         raise typer.Exit(1)
 
 
