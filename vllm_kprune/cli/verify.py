@@ -68,7 +68,7 @@ def keep_if_lawful(
     if broken := [result for result in results if not result.holds]:
         for result in broken:
             show_law(result)
-        say_error("the result breaks a law; nothing was kept (without --verify it is); please report it")
+        say_error("it breaks a law: nothing was kept (without --verify it is); please report this")
         raise typer.Exit(1)
 
 
