@@ -18,10 +18,10 @@ from vllm_kprune.checkpoint.families import Family, find_family
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.tokenizer.bpe import BpeTokenizer, read_tokenizer
 
-__all__ = ["BaseModel", "TensorInfo", "open_base", "read_json", "resolve_model"]
+__all__ = ["INDEX_NAME", "BaseModel", "TensorInfo", "open_base", "read_json", "resolve_model"]
 
 _MAX_JSON_BYTES = 64 << 20
-_INDEX = "model.safetensors.index.json"
+INDEX_NAME = "model.safetensors.index.json"
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _PLAIN_DTYPES = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}
 _DTYPE_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -100,7 +100,7 @@ class BaseModel:
     @property
     def files(self) -> tuple[Path, ...]:
         """Every file that an overlay depends on."""
-        configs = (self.folder / name for name in (*CONFIG_FILES, _INDEX))
+        configs = (self.folder / name for name in (*CONFIG_FILES, INDEX_NAME))
         shards = (self.folder / name for name in self.shards)
         return (*(path for path in configs if path.is_file()), *shards)
 
@@ -164,7 +164,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _shards(folder: Path) -> tuple[str, ...]:
-    index = folder / _INDEX
+    index = folder / INDEX_NAME
     if index.is_file():
         weight_map = read_json(index).get("weight_map")
         if not isinstance(weight_map, dict):

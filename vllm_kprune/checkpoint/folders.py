@@ -9,7 +9,7 @@ import glob
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,15 +21,17 @@ __all__ = ["new_folder"]
 
 
 @contextmanager
-def new_folder(target: Path, replace_if: str | None = None) -> Iterator[Path]:
+def new_folder(target: Path, replace_if: str | Sequence[str] | None = None) -> Iterator[Path]:
     """Yield an empty folder that becomes `target` when the block ends without an error.
 
-    An existing `target` is replaced only if it is empty, or if it holds a file named `replace_if`.
-    Two processes that make the same target wait for each other; the later one then finds it there.
+    An existing `target` is replaced only if it is empty, or if it holds a file named `replace_if`
+    (or one of several). Two processes that make the same target wait for each other; the later one
+    then finds it there.
     """
     target = target.absolute()
+    marks = [replace_if] if isinstance(replace_if, str) else list(replace_if or ())
     try:
-        _refuse_foreign(target, replace_if)
+        _refuse_foreign(target, marks)
         target.parent.mkdir(parents=True, exist_ok=True)
         # Where nothing can be written this fails at once, while a lock would be tried for ever.
         tempfile.TemporaryFile(dir=target.parent).close()
@@ -40,7 +42,7 @@ def new_folder(target: Path, replace_if: str | None = None) -> Iterator[Path]:
                 folder = Path(scratch) / "new"
                 folder.mkdir()
                 yield folder
-                _refuse_foreign(target, replace_if)
+                _refuse_foreign(target, marks)
                 if target.exists():
                     target.rename(Path(scratch) / "replaced")
                 folder.rename(target)
@@ -48,16 +50,17 @@ def new_folder(target: Path, replace_if: str | None = None) -> Iterator[Path]:
         raise KPruneError(_explain(error, target)) from error
 
 
-def _refuse_foreign(target: Path, replace_if: str | None) -> None:
+def _refuse_foreign(target: Path, marks: Sequence[str]) -> None:
     if target.exists() and not target.is_dir():
         raise KPruneError(f"{target} is a file; name a folder for the output")
     if not target.is_dir() or not any(target.iterdir()):
         return
-    if replace_if is None:
+    if not marks:
         raise KPruneError(f"{target} is not empty; name another folder, or use --force")
-    if not (target / replace_if).is_file():
+    if not any((target / mark).is_file() for mark in marks):
+        names = " or ".join(marks)
         raise KPruneError(
-            f"{target} holds something that kprune did not make (no {replace_if}), so --force "
+            f"{target} holds something that kprune did not make (no {names}), so --force "
             "does not replace it; name another folder"
         )
 

@@ -17,9 +17,19 @@ from vllm_kprune.checkpoint.digest import FileDigest, canonical_json, digest_tex
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.profile import LANGUAGES, Profile
 
-__all__ = ["MANIFEST_NAME", "BaseReference", "Manifest", "is_overlay", "load_manifest"]
+__all__ = [
+    "EXPORT_NAME",
+    "MANIFEST_NAME",
+    "BaseReference",
+    "Manifest",
+    "is_export",
+    "is_overlay",
+    "load_manifest",
+]
 
 MANIFEST_NAME = "kprune.json"
+# The same content in a standalone checkpoint: where it comes from, for people; no server reads it.
+EXPORT_NAME = "kprune-export.json"
 _MAX_BYTES = 64 << 20
 
 PlainName = Annotated[str, Field(pattern=r"^[^./\\\x00][^/\\\x00]{0,254}$")]
@@ -136,9 +146,14 @@ def is_overlay(model: str | Path) -> bool:
     return (Path(model) / MANIFEST_NAME).is_file()
 
 
-def load_manifest(folder: Path) -> Manifest:
+def is_export(model: str | Path) -> bool:
+    """Is `model` a standalone checkpoint that `kprune export` made?"""
+    return (Path(model) / EXPORT_NAME).is_file()
+
+
+def load_manifest(folder: Path, name: str = MANIFEST_NAME) -> Manifest:
     """Read and check `folder/kprune.json`; the base weights are not looked at yet."""
-    path = folder / MANIFEST_NAME
+    path = folder / name
     try:
         if path.exists() and not path.is_file():
             raise KPruneError(f"{path} is not a file")

@@ -1,8 +1,9 @@
 """Check the laws of a pruned vocabulary (design, section 3) on an overlay and the user's own text.
 
 1 covered text is unchanged; 2 nothing is lost; 3 no dead rows; 5 building again gives the same
-files, and pruning a pruned model changes nothing; 6 every id in every file is mapped. Law 4 (the
-same model) needs the model itself to run: the live tests show it.
+files, and pruning a pruned model changes nothing; 6 every id in every file is mapped. Of law 4 (the
+same model) the part that needs no running model: the weights of a standalone checkpoint are those
+of its base, bit for bit. The live tests show the rest.
 """
 
 import itertools
@@ -15,9 +16,17 @@ from typing import Any
 from tokenizers import Encoding, Tokenizer
 
 from vllm_kprune.checkpoint.base import CONFIG_FILES, read_json
-from vllm_kprune.checkpoint.manifest import Manifest, load_manifest
+from vllm_kprune.checkpoint.export import weights_of_overlay
+from vllm_kprune.checkpoint.manifest import (
+    EXPORT_NAME,
+    MANIFEST_NAME,
+    Manifest,
+    is_export,
+    load_manifest,
+)
 from vllm_kprune.checkpoint.overlay import Plan, make_plan, open_tokenizer, write_overlay
 from vllm_kprune.checkpoint.token_ids import map_ids
+from vllm_kprune.checkpoint.verify_weights import compare_weights
 from vllm_kprune.profile import LANGUAGES
 from vllm_kprune.tokenizer.bpe import BpeTokenizer, read_tokenizer
 from vllm_kprune.tokenizer.prune import prune_tokenizer
@@ -56,13 +65,15 @@ def verify_overlay(
     base: Path | None = None,
     progress: Progress | None = None,
 ) -> list[LawResult]:
-    """Check laws 1, 2, 3, 5 and 6; `texts` are lines of the user's own (word lists without).
+    """Check laws 1, 2, 3, 5 and 6, and 4 of a standalone checkpoint (`kprune export`).
 
-    `corpora` are those that the overlay was built with, `base` the base model's folder if it was
-    moved. Raises `KPruneError` when overlay or base were changed since the build.
+    `texts` are lines of the user's own (word lists without), `corpora` those that the overlay was
+    built with, `base` the base model's folder if it was moved. Raises `KPruneError` when
+    overlay or base were changed since the build.
     """
     progress = progress or (lambda step, share: None)
-    manifest = load_manifest(folder)
+    exported = is_export(folder)
+    manifest = load_manifest(folder, EXPORT_NAME if exported else MANIFEST_NAME)
     manifest.check_files(folder)
     base_folder = manifest.check_base(base)
     pair = _Pair(open_tokenizer(base_folder), open_tokenizer(folder), manifest)
@@ -70,6 +81,8 @@ def verify_overlay(
     results = list(pair.laws_1_and_2(texts if texts is not None else _default_texts(manifest)))
     progress("look for dead rows", 0.0)
     results.append(_law_3(manifest, read_tokenizer(folder), pair.pruned))
+    if exported:
+        results.append(_law_4(manifest, folder, base_folder, progress))
     progress("build again", 0.0)
     results.append(_law_5(manifest, folder, base_folder, corpora))
     progress("compare ids", 0.0)
@@ -142,6 +155,12 @@ def _law_3(manifest: Manifest, parsed: BpeTokenizer, pruned: Tokenizer) -> LawRe
     dead = unreachable_ids(parsed, pruned, ids)
     found = f"{len(dead)} unreachable tokens, first {parsed.tokens[dead[0]]!r}" if dead else None
     return LawResult(3, title, len(ids), found, "0 unreachable" if not dead else "")
+
+
+def _law_4(manifest: Manifest, folder: Path, base_folder: Path, progress: Progress) -> LawResult:
+    weights = weights_of_overlay(manifest, base_folder)
+    checked, found = compare_weights(weights, folder, progress)
+    return LawResult(4, "weights are the base's, bit for bit", checked, found, "tensors and rows")
 
 
 def _law_5(

@@ -1,0 +1,85 @@
+"""A standalone checkpoint on a machine without kprune gives the overlay's greedy answers."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from live_client import greedy_steps
+from tiny_models import ENVIRONMENT
+from tokenizers import Tokenizer
+
+from vllm_kprune.checkpoint.export import export_overlay
+from vllm_kprune.evaluate.servers import VllmServer
+
+pytestmark = [pytest.mark.server, pytest.mark.slow]
+
+PROMPTS = (
+    "대한민국의 수도는",
+    "The most important property of a prime number",
+    "Python에서 list와 tuple의 차이는",
+    "def fibonacci(n):\n    if n <",
+)
+TOKENS = 48
+
+# Python runs this at every start: neither the package nor its entry points are found.
+_HIDE_KPRUNE = """
+import importlib.metadata as metadata, sys
+
+class Hidden:
+    @staticmethod
+    def find_spec(name, path=None, target=None):
+        if name.split(".")[0] == "vllm_kprune":
+            raise ModuleNotFoundError(f"No module named {name!r} (hidden)", name=name)
+
+discover = metadata.Distribution.discover
+metadata.Distribution.discover = staticmethod(
+    lambda **options: (d for d in discover(**options) if d.name != "vllm-kprune")
+)
+sys.meta_path.insert(0, Hidden)
+"""
+
+_LOOK = """
+from importlib.metadata import entry_points
+print([e.name for e in entry_points(group="vllm.general_plugins")])
+import vllm_kprune
+"""
+
+
+@pytest.fixture(scope="module")
+def without_kprune(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Environment variables of a process that cannot find kprune, checked to be so."""
+    folder = tmp_path_factory.mktemp("hide")
+    (folder / "sitecustomize.py").write_text(_HIDE_KPRUNE)
+    environment = {**ENVIRONMENT, "PYTHONPATH": str(folder), "VLLM_KPRUNE_DISABLE": "1"}
+    looked = subprocess.run(
+        [sys.executable, "-c", _LOOK],
+        env={**os.environ, **environment},
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "kprune" not in looked.stdout and "No module named 'vllm_kprune'" in looked.stderr
+    return environment
+
+
+def greedy_ids(server: VllmServer, prompt_ids: list[int]) -> list[int]:
+    return [step.token for step in greedy_steps(server, prompt_ids, TOKENS)]
+
+
+def test_plain_vllm_serves_it_with_the_overlays_greedy_ids(
+    pruned: VllmServer, overlay: Path, without_kprune: dict[str, str], tmp_path: Path
+) -> None:
+    export = tmp_path / "export"
+    export_overlay(overlay, export)
+    tokenizer = Tokenizer.from_file(str(overlay / "tokenizer.json"))
+    prompts = [tokenizer.encode(prompt).ids for prompt in PROMPTS]
+    expected = [greedy_ids(pruned, ids) for ids in prompts]
+    arguments = ["--enforce-eager", "--max-model-len", "1024"]
+    arguments += ["--logprobs-mode", "processed_logits"]
+    with VllmServer(export, arguments, environment=without_kprune) as plain:
+        answers = [greedy_ids(plain, ids) for ids in prompts]
+    assert answers == expected
+    assert [len(answer) for answer in answers] == [TOKENS] * len(PROMPTS)

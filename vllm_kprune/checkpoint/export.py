@@ -1,0 +1,252 @@
+"""Write a standalone checkpoint: a pruned model that plain vLLM and transformers load.
+
+Tokenizer, configs and licences are those of the overlay; the weights are the base's, shard by
+shard, with only the kept rows of the vocabulary tensors. Shards without a vocabulary tensor are
+copied, or hard-linked when asked: a link takes no room, but to edit one file in place is to edit
+both. `kprune.json` becomes `kprune-export.json`, so that nothing takes the folder for an overlay.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vllm_kprune.checkpoint.base import INDEX_NAME, read_json
+from vllm_kprune.checkpoint.folders import new_folder
+from vllm_kprune.checkpoint.manifest import (
+    EXPORT_NAME,
+    MANIFEST_NAME,
+    Manifest,
+    is_export,
+    is_overlay,
+    load_manifest,
+)
+from vllm_kprune.checkpoint.overlay import Plan
+from vllm_kprune.checkpoint.shards import (
+    Advance,
+    RowCut,
+    Shard,
+    copy_file,
+    cut_size,
+    read_shard,
+    write_cut,
+)
+from vllm_kprune.errors import KPruneError
+
+__all__ = [
+    "REPLACED_BY_EXPORT",
+    "WeightsPlan",
+    "export_overlay",
+    "open_overlay",
+    "plan_weights",
+    "refuse_base",
+    "weights_of_overlay",
+    "weights_of_plan",
+    "write_standalone",
+]
+
+Progress = Callable[[str, float], None]
+
+# What --force lets an export replace.
+REPLACED_BY_EXPORT = (EXPORT_NAME, MANIFEST_NAME)
+_ROOM_FOR_OTHER_FILES = 64 << 20
+_TOLD_BYTES = 32 << 20
+
+
+@dataclass(frozen=True)
+class WeightsPlan:
+    """Which files an export writes, links or copies; made from headers alone."""
+
+    base: Path
+    cut: RowCut
+    shards: tuple[Shard, ...]
+    link: bool
+
+    @property
+    def rewritten(self) -> tuple[Shard, ...]:
+        """Shards that hold a vocabulary tensor."""
+        return tuple(shard for shard in self.shards if self.cut.touches(shard))
+
+    @property
+    def untouched(self) -> tuple[Shard, ...]:
+        """Shards that stay as they are."""
+        return tuple(shard for shard in self.shards if not self.cut.touches(shard))
+
+    @property
+    def bytes_to_write(self) -> int:
+        """Room that the weights take on disk."""
+        copied = () if self.link else self.untouched
+        return sum(cut_size(s, self.cut) for s in self.rewritten) + sum(map(_file_size, copied))
+
+    def check_room(self, folder: Path) -> None:
+        """Raise `KPruneError` if the disk of `folder`, which exists, has no room for it."""
+        needed = self.bytes_to_write + _ROOM_FOR_OTHER_FILES
+        free = shutil.disk_usage(folder).free
+        if free >= needed:
+            return
+        sharing = ", or share the unchanged shards with --link" if self._can_share else ""
+        raise KPruneError(
+            f"the export needs {needed / 1e9:,.2f} GB and the disk has {free / 1e9:,.2f} GB free; "
+            f"make room, or name a folder on another disk{sharing}"
+        )
+
+    @property
+    def _can_share(self) -> bool:
+        return bool(self.untouched) and not self.link
+
+
+def export_overlay(
+    overlay: Path,
+    output: Path,
+    *,
+    base: Path | None = None,
+    link: bool = False,
+    force: bool = False,
+    check: Callable[[Path], None] | None = None,
+    progress: Progress | None = None,
+) -> WeightsPlan:
+    """Write the standalone checkpoint of `overlay` to `output`; returns what it was made from.
+
+    `base` is the base model's folder if it was moved. With `force` an overlay or export that is at
+    `output` is replaced. `check` is given the finished folder before it appears under its name;
+    if it raises, nothing is kept.
+    """
+    manifest = open_overlay(overlay)
+    weights = weights_of_overlay(manifest, manifest.check_base(base), link)
+    refuse_base(output, weights.base)
+    with new_folder(output, REPLACED_BY_EXPORT if force else None) as folder:
+        weights.check_room(folder)
+        for name in (*manifest.files, MANIFEST_NAME):
+            copy_file(overlay / name, folder / name)
+        write_standalone(weights, folder, progress)
+        if check:
+            check(folder)
+    return weights
+
+
+def open_overlay(folder: Path) -> Manifest:
+    """The manifest of an overlay that nobody edited; `KPruneError` for any other folder."""
+    if not is_overlay(folder):
+        if is_export(folder):
+            raise KPruneError(f"{folder} is a standalone checkpoint already; nothing to export")
+        raise KPruneError(
+            f"{folder} has no {MANIFEST_NAME}; give a folder made by `kprune build`, or prune and "
+            "export a model in one step with `kprune build MODEL --export`"
+        )
+    manifest = load_manifest(folder)
+    manifest.check_files(folder)
+    return manifest
+
+
+def weights_of_overlay(manifest: Manifest, base: Path, link: bool = False) -> WeightsPlan:
+    """What the weights of an overlay are made from; `base` is its base's folder, checked."""
+    names = [name for name in manifest.base.files if name.endswith(".safetensors")]
+    tensors = frozenset(manifest.vocabulary_tensors)
+    cut = RowCut(tensors, manifest.original_rows, manifest.kept_rows)
+    return plan_weights(base, names, cut, link)
+
+
+def weights_of_plan(plan: Plan, link: bool = False) -> WeightsPlan:
+    """The same for a build whose overlay is not written yet."""
+    base = plan.base
+    kept = tuple(i for i in plan.selection.kept_ids if i < base.rows)
+    tensors = frozenset(tensor.name for tensor in base.vocabulary_tensors)
+    return plan_weights(base.folder, base.shards, RowCut(tensors, base.rows, kept), link)
+
+
+def plan_weights(base: Path, names: Iterable[str], cut: RowCut, link: bool) -> WeightsPlan:
+    """Read the headers of the base's weight files and check that the rows can be cut."""
+    plan = WeightsPlan(base, cut, tuple(read_shard(base / name) for name in names), link)
+    for shard in plan.rewritten:
+        cut.check(shard)
+    found = {tensor.name for shard in plan.shards for tensor in shard.tensors}
+    if missing := sorted(cut.tensors - found):
+        raise KPruneError(
+            f"the base model holds no {', '.join(missing)}, which the overlay prunes; "
+            "build the overlay again"
+        )
+    return plan
+
+
+def refuse_base(output: Path, base: Path) -> None:
+    """Raise `KPruneError` if the output would replace the weights that it is made from."""
+    if output.resolve() == base.resolve():
+        raise KPruneError(f"{output} is the base model itself; name another folder")
+
+
+def write_standalone(plan: WeightsPlan, folder: Path, progress: Progress | None = None) -> None:
+    """Turn an overlay that was just written into `folder` into a standalone checkpoint."""
+    advance = _told_in_steps(progress, plan.bytes_to_write)
+    for shard in plan.untouched:  # links first: where they are not possible it fails at once
+        if plan.link:
+            _link(shard.path, folder / shard.path.name)
+        else:
+            copy_file(shard.path, folder / shard.path.name, advance)
+    for shard in plan.rewritten:
+        write_cut(shard, plan.cut, folder / shard.path.name, advance)
+    if progress:
+        progress("write weights", 1.0)
+    if index := _index(plan):
+        text = json.dumps(index, ensure_ascii=False, indent=2)
+        (folder / INDEX_NAME).write_text(text + "\n", encoding="utf-8")
+    (folder / MANIFEST_NAME).rename(folder / EXPORT_NAME)
+
+
+def _told_in_steps(progress: Progress | None, total: int) -> Advance:
+    """Adds up bytes and tells the share done now and then: rows come by the hundred thousand."""
+    done = told = 0
+
+    def advance(count: int) -> None:
+        nonlocal done, told
+        done += count
+        if progress and done - told >= _TOLD_BYTES:
+            told = done
+            progress("write weights", min(done / total, 1.0))
+
+    if progress:
+        progress("write weights", 0.0)
+    return advance
+
+
+def _link(path: Path, target: Path) -> None:
+    try:
+        os.link(path.resolve(), target)  # the hub's cache holds symbolic links
+    except OSError as error:
+        raise KPruneError(
+            f"{path} cannot be hard-linked: {error.strerror}; leave --link out to copy it"
+        ) from None
+
+
+def _index(plan: WeightsPlan) -> dict[str, Any] | None:
+    """The index of the written shards; None for a single `model.safetensors`, which needs none."""
+    path = plan.base / INDEX_NAME
+    index = read_json(path) if path.is_file() else None
+    names = [shard.path.name for shard in plan.shards]
+    if index is None and names == ["model.safetensors"]:
+        return None
+    if index is None:
+        places = {t.name: shard.path.name for shard in plan.shards for t in shard.tensors}
+        index = {"weight_map": dict(sorted(places.items()))}
+    metadata = index.get("metadata")
+    sizes = _index_metadata(plan, metadata if isinstance(metadata, dict) else {})
+    return {**index, "metadata": sizes}
+
+
+def _index_metadata(plan: WeightsPlan, metadata: dict[str, Any]) -> dict[str, Any]:
+    tensors = [tensor for shard in plan.shards for tensor in shard.tensors]
+    changed: dict[str, Any] = {"total_size": sum(map(plan.cut.bytes, tensors))}
+    if isinstance(parameters := metadata.get("total_parameters"), int):
+        changed["total_parameters"] = parameters - _removed_parameters(plan.cut, tensors)
+    return {**metadata, **changed}
+
+
+def _removed_parameters(cut: RowCut, tensors: Sequence[Any]) -> int:
+    removed_rows = cut.original_rows - len(cut.rows)
+    return sum(removed_rows * tensor.shape[1] for tensor in tensors if tensor.name in cut.tensors)
+
+
+def _file_size(shard: Shard) -> int:
+    return shard.path.stat().st_size

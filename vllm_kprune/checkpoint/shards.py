@@ -1,0 +1,223 @@
+"""Cut vocabulary tensors in a safetensors file down to their kept rows, streamed to a new file.
+
+The format is simple: 8 bytes with the length of a JSON header (tensor name -> data type, shape and
+place of its data), then the data. Rows are copied as bytes: any data type comes out bit for bit,
+and never more than one block of a file is in memory, whatever the size of the model.
+"""
+
+import itertools
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from vllm_kprune.errors import KPruneError
+
+__all__ = [
+    "BLOCK_BYTES",
+    "RowCut",
+    "Shard",
+    "StoredTensor",
+    "copy_file",
+    "cut_size",
+    "read_shard",
+    "write_cut",
+]
+
+Advance = Callable[[int], None]
+
+BLOCK_BYTES = 4 << 20
+_MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
+_METADATA = "__metadata__"
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor of a file: `offset` is where its data begins, counted from the file's start."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+    bytes: int
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row (dimension 0)."""
+        return self.bytes // self.shape[0]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A safetensors file: its tensors in the order of their data, and its own metadata if any."""
+
+    path: Path
+    tensors: tuple[StoredTensor, ...]
+    metadata: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True)
+class RowCut:
+    """Which tensors lose rows: `tensors` keep `rows`, in increasing order, of `original_rows`."""
+
+    tensors: frozenset[str]
+    original_rows: int
+    rows: tuple[int, ...]
+
+    def runs(self) -> Iterator[tuple[int, int]]:
+        """Kept rows that lie side by side: (first row, number of rows).
+
+        >>> list(RowCut(frozenset(), 9, (0, 1, 2, 7)).runs())
+        [(0, 3), (7, 1)]
+        """
+        first = count = 0
+        for row in self.rows:
+            if count and row == first + count:
+                count += 1
+                continue
+            if count:
+                yield first, count
+            first, count = row, 1
+        if count:
+            yield first, count
+
+    def touches(self, shard: Shard) -> bool:
+        """Does the file hold a tensor that loses rows?"""
+        return any(tensor.name in self.tensors for tensor in shard.tensors)
+
+    def shape(self, tensor: StoredTensor) -> tuple[int, ...]:
+        """The tensor's shape afterwards."""
+        if tensor.name not in self.tensors:
+            return tensor.shape
+        return (len(self.rows), *tensor.shape[1:])
+
+    def bytes(self, tensor: StoredTensor) -> int:
+        """The bytes of the tensor's data afterwards."""
+        if tensor.name not in self.tensors:
+            return tensor.bytes
+        return len(self.rows) * tensor.row_bytes
+
+    def ranges(self, tensor: StoredTensor) -> Iterator[tuple[int, int]]:
+        """Where the bytes that stay are in the original file: (offset, count)."""
+        if tensor.name not in self.tensors:
+            yield tensor.offset, tensor.bytes
+            return
+        width = tensor.row_bytes
+        for first, count in self.runs():
+            yield tensor.offset + first * width, count * width
+
+    def check(self, shard: Shard) -> None:
+        """Raise `KPruneError` if a tensor that is to lose rows has not the expected number."""
+        for tensor in shard.tensors:
+            if tensor.name not in self.tensors:
+                continue
+            if tensor.shape[:1] != (self.original_rows,) or tensor.bytes % self.original_rows:
+                raise KPruneError(
+                    f"{shard.path}: {tensor.name} is {tensor.dtype}{list(tensor.shape)}; expected "
+                    f"{self.original_rows} rows of whole bytes; build the overlay again"
+                )
+
+
+def read_shard(path: Path) -> Shard:
+    """Read a file's header and check that its tensors fill the rest of the file exactly."""
+    try:
+        header, begin, size = _read_header(path)
+        metadata = header.pop(_METADATA, None)
+        tensors = sorted(
+            (_stored_tensor(name, entry, begin) for name, entry in header.items()),
+            key=lambda tensor: (tensor.offset, tensor.bytes),
+        )
+        ends = [begin, *(tensor.offset + tensor.bytes for tensor in tensors)]
+        if [tensor.offset for tensor in tensors] != ends[:-1] or ends[-1] != size:
+            raise ValueError("its tensors overlap, leave gaps, or end before or after the file")
+    except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise KPruneError(f"{path} is not a readable safetensors file: {error}") from None
+    return Shard(path, tuple(tensors), metadata)
+
+
+def cut_size(shard: Shard, cut: RowCut) -> int:
+    """Bytes of the file that `write_cut` writes."""
+    return len(_header(shard, cut)) + sum(map(cut.bytes, shard.tensors))
+
+
+def write_cut(shard: Shard, cut: RowCut, target: Path, advance: Advance | None = None) -> None:
+    """Write a file like `shard`, cut. `advance` is told the bytes of each block written."""
+    with shard.path.open("rb", buffering=0) as source, target.open("wb", BLOCK_BYTES) as sink:
+        sink.write(_header(shard, cut))
+        for tensor in _in_order(shard):
+            for offset, count in cut.ranges(tensor):
+                _copy_range(source.fileno(), offset, count, sink, advance)
+
+
+def copy_file(path: Path, target: Path, advance: Advance | None = None) -> None:
+    """Copy a file's content."""
+    with path.open("rb", buffering=0) as source, target.open("wb", buffering=0) as sink:
+        _copy_range(source.fileno(), 0, path.stat().st_size, sink, advance)
+
+
+def _copy_range(
+    source: int, offset: int, count: int, sink: BinaryIO, advance: Advance | None
+) -> None:
+    end = offset + count
+    while offset < end:
+        block = os.pread(source, min(BLOCK_BYTES, end - offset), offset)
+        if not block:
+            raise KPruneError("a weight file became shorter while it was read; try again")
+        sink.write(block)
+        offset += len(block)
+        if advance:
+            advance(len(block))
+
+
+def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
+    """The parsed header, where the data begins, and the file's size."""
+    with path.open("rb") as stream:
+        size = os.fstat(stream.fileno()).st_size
+        length = int.from_bytes(stream.read(8), "little")
+        if length > min(_MAX_HEADER_BYTES, size - 8):
+            raise ValueError(f"its header cannot have {length} bytes")
+        header = json.loads(stream.read(length))
+    if not isinstance(header, dict):
+        raise ValueError("its header is no JSON object")
+    return header, 8 + length, size
+
+
+def _stored_tensor(name: str, entry: Mapping[str, Any], begin: int) -> StoredTensor:
+    (start, end), dtype = entry["data_offsets"], str(entry["dtype"])
+    shape = tuple(entry["shape"])
+    if not all(isinstance(n, int) and n >= 0 for n in (start, end, *shape)) or start > end:
+        raise ValueError(f"{name} has the shape {list(shape)} and the place {[start, end]}")
+    if end - start != math.ceil(math.prod(shape) * _bits(dtype) / 8):
+        raise ValueError(f"{name} has {end - start} bytes for {dtype}{list(shape)}")
+    return StoredTensor(name, dtype, shape, begin + start, end - start)
+
+
+def _bits(dtype: str) -> int:
+    """Bits of an element: BF16 -> 16, F8_E4M3 -> 8, F4 -> 4."""
+    digits = "".join(itertools.takewhile(str.isdigit, dtype.lstrip("BCFIU")))
+    return int(digits) if digits else 8  # BOOL
+
+
+def _in_order(shard: Shard) -> Sequence[StoredTensor]:
+    """The tensors as they are written: wider elements first, so that all are aligned.
+
+    So do the libraries that write such files, and for theirs this changes nothing.
+    """
+    return sorted(shard.tensors, key=lambda tensor: -_bits(tensor.dtype))
+
+
+def _header(shard: Shard, cut: RowCut) -> bytes:
+    """The cut file's header with its length in front, padded so that data begins aligned."""
+    header: dict[str, Any] = {} if shard.metadata is None else {_METADATA: shard.metadata}
+    offset = 0
+    for tensor in _in_order(shard):
+        end = offset + cut.bytes(tensor)
+        place = {"shape": list(cut.shape(tensor)), "data_offsets": [offset, end]}
+        header[tensor.name] = {"dtype": tensor.dtype, **place}
+        offset = end
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text

@@ -1,0 +1,93 @@
+"""Compare the weights of a standalone checkpoint with those of its base, byte by byte.
+
+Row by row and without anything of what wrote them but the reader of headers, so that a mistake in
+writing cannot hide. Both sides are read in blocks.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from vllm_kprune.checkpoint.export import WeightsPlan
+from vllm_kprune.checkpoint.shards import BLOCK_BYTES, RowCut, Shard, StoredTensor, read_shard
+
+__all__ = ["compare_weights"]
+
+Progress = Callable[[str, float], None]
+
+
+def compare_weights(
+    weights: WeightsPlan, folder: Path, progress: Progress | None = None
+) -> tuple[int, str | None]:
+    """Compare every tensor, and each row of vocabulary tensors, with the base's.
+
+    Returns how many tensors and rows are equal, and the first difference if there is one.
+    """
+    checked = 0
+    for number, shard in enumerate(weights.shards):
+        if progress:
+            progress("compare weights", number / len(weights.shards))
+        name = shard.path.name
+        if not (folder / name).is_file():
+            return checked, f"{name} is missing"
+        for found in _differences(shard, read_shard(folder / name), weights.cut):
+            if found:
+                return checked, f"{name}: {found}"
+            checked += 1
+    return checked, None
+
+
+def _differences(old: Shard, new: Shard, cut: RowCut) -> Iterator[str | None]:
+    """For each tensor or row: None if it is equal, otherwise what is not."""
+    if old.path.samefile(new.path):
+        yield from (None for _ in old.tensors)
+        return
+    if old.metadata != new.metadata:
+        yield f"metadata is {new.metadata}, of the base {old.metadata}"
+    written = {tensor.name: tensor for tensor in new.tensors}
+    if unknown := sorted(written.keys() - {tensor.name for tensor in old.tensors}):
+        yield f"{unknown[0]} is not in the base"
+    with old.path.open("rb") as before, new.path.open("rb") as after:
+        for tensor in old.tensors:
+            if tensor.name not in written:
+                yield f"{tensor.name} is missing"
+                continue
+            pair = _Pair(before.fileno(), after.fileno(), tensor, written[tensor.name])
+            yield from pair.rows(cut) if tensor.name in cut.tensors else pair.whole()
+
+
+class _Pair:
+    """The same tensor in two files (given as file descriptors)."""
+
+    def __init__(self, before: int, after: int, old: StoredTensor, new: StoredTensor) -> None:
+        self._files = (before, after)
+        self._old, self._new = old, new
+
+    def whole(self) -> Iterator[str | None]:
+        differs = not self._same_bytes(0, 0, self._old.bytes)
+        yield self._unlike(self._old.shape) or (f"{self._old.name} differs" if differs else None)
+
+    def rows(self, cut: RowCut) -> Iterator[str | None]:
+        yield self._unlike((len(cut.rows), *self._old.shape[1:]))
+        width = self._old.row_bytes
+        for new_row, old_row in enumerate(cut.rows):
+            same = self._same_bytes(old_row * width, new_row * width, width)
+            yield None if same else f"{self._old.name}: row {new_row} is not row {old_row}"
+
+    def _unlike(self, shape: tuple[int, ...]) -> str | None:
+        expected, got = (self._old.dtype, shape), (self._new.dtype, self._new.shape)
+        if expected == got:
+            return None
+        return f"{self._old.name} is {got[0]}{list(got[1])}, expected {expected[0]}{list(shape)}"
+
+    def _same_bytes(self, old_offset: int, new_offset: int, count: int) -> bool:
+        begins = (self._old.offset + old_offset, self._new.offset + new_offset)
+        for done in range(0, count, BLOCK_BYTES):
+            size = min(BLOCK_BYTES, count - done)
+            old, new = (
+                os.pread(file, size, begin + done)
+                for file, begin in zip(self._files, begins, strict=True)
+            )
+            if old != new or len(old) != size:
+                return False
+        return True
