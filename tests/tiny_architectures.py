@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 
 # Loud enough for the logits to differ: the default of 0.02 leaves them near zero.
 _SIZES = {
-    "hidden_size": 32,
+    "hidden_size": 64,
     "intermediate_size": 48,
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
@@ -64,7 +64,7 @@ class TinyArchitecture:
         config = getattr(transformers, self.config)(**self._arguments(tokenizer))
         model = getattr(transformers, self.architecture)(config).to(getattr(torch, dtype))
         _fill_norms(model)
-        options = {"max_shard_size": "60KB"} if self.shards else {}
+        options = {"max_shard_size": "120KB"} if self.shards else {}
         model.save_pretrained(folder, **options)
         _save_tokenizer(tokenizer, folder)
         return folder
@@ -115,9 +115,9 @@ def _save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
 
 
-_HEAD_DIM = {"head_dim": 16}
+_HEAD_DIM = {"head_dim": 32}  # the least that vLLM can serve on a CPU
 _EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
-_GEMMA = {**_HEAD_DIM, **_SLIDING, "query_pre_attn_scalar": 16}
+_GEMMA = {**_HEAD_DIM, **_SLIDING, "query_pre_attn_scalar": 32}
 
 ARCHITECTURES: Mapping[str, TinyArchitecture] = {
     name: TinyArchitecture(*values)  # type: ignore[arg-type]
