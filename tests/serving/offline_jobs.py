@@ -51,7 +51,9 @@ def _generate(
     options: dict[str, Any] | None = None,
     allowed: list[int] | None = None,
     lora: str | None = None,
+    environment: dict[str, str] | None = None,
 ) -> list[list[int]]:
+    os.environ.update(environment or {})
     from vllm import LLM, SamplingParams
     from vllm.lora.request import LoRARequest
 

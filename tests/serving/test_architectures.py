@@ -33,6 +33,11 @@ SERVED = ("qwen3-moe", "llama-3.1", "aya-expanse")
 if importlib.util.find_spec("torchvision"):
     SERVED += ("gemma3-multimodal",)
 
+CPUS = sorted(os.sched_getaffinity(0))
+TWO_RANKS = {
+    "options": {"tensor_parallel_size": 2},
+    "environment": {"VLLM_CPU_OMP_THREADS_BIND": "|".join(map(str, CPUS[:2]))},
+}
 ADAPTERS = {
     "adapter": {ATTENTION: (64, 64)},
     "head-adapter": {ATTENTION: (64, 64), "lm_head": (64, 9)},
@@ -99,13 +104,14 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pair]:
 def answers(
     pairs: dict[str, Pair], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, list[dict[str, Any]]]:
-    """For each model, and Llama with adapters: what the overlay and the original answer."""
+    """What the overlay and the original answer: each model, and Llama in further settings."""
     folder = tmp_path_factory.mktemp("jobs")
     cases = {name: pair.jobs() for name, pair in pairs.items()}
     for name, modules in ADAPTERS.items():
         adapter = save_adapter(folder / name, modules)
         jobs = pairs["llama-3.1"].jobs(lora=str(adapter), options={"enable_lora": True})
         cases[name] = jobs if name == "adapter" else jobs[:1]
+    cases["two ranks"] = pairs["llama-3.1"].jobs(**TWO_RANKS) if len(CPUS) > 1 else []
     found = iter(run_jobs([job for jobs in cases.values() for job in jobs], folder))
     return {name: [next(found) for _ in jobs] for name, jobs in cases.items()}
 
@@ -135,3 +141,13 @@ def test_a_lora_adapter_of_the_head_is_refused_with_the_reason(
     (pruned,) = answers["head-adapter"]
     assert pruned["error"].startswith("KPruneError: LoRA adapter ")
     assert "changes the vocabulary (target_modules: lm_head)" in pruned["error"]
+
+
+@pytest.mark.skipif(len(CPUS) < 2, reason="vLLM's tensor parallel needs a CPU for each rank")
+def test_an_overlay_in_two_tensor_parallel_ranks_answers_as_the_masked_original(
+    pairs: dict[str, Pair], answers: dict[str, list[dict[str, Any]]]
+) -> None:
+    pruned, original = answers["two ranks"]
+    assert "error" not in pruned and "error" not in original, (pruned, original)
+    assert len(pairs["llama-3.1"].kept) % 2 == 1  # the ranks hold different numbers of rows
+    assert [pairs["llama-3.1"].original_ids(ids) for ids in pruned["ids"]] == original["ids"]
