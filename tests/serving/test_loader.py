@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from tiny_models import KEPT, ROWS, TIED, UNTIED, OverlayMaker
 
 from vllm_kprune.checkpoint.manifest import load_manifest
+from vllm_kprune.checkpoint.rows import gather_rows, prune_weights
 from vllm_kprune.errors import KPruneError
 
 pytestmark = pytest.mark.usefixtures("vllm_ready")
@@ -74,8 +75,6 @@ def test_a_file_that_was_added_to_the_base_is_not_loaded_unseen(
     "dtype", [torch.float32, torch.bfloat16, torch.int8, torch.float8_e4m3fn, torch.float8_e5m2]
 )
 def test_rows_are_gathered_bit_for_bit_in_any_dtype(dtype: torch.dtype) -> None:
-    from vllm_kprune.serving.loader import gather_rows
-
     source = torch.randint(0, 256, (8, 4 * dtype.itemsize), dtype=torch.uint8)
     rows = torch.tensor([0, 3, 7])
     kept = gather_rows("w", source.view(dtype), rows, original_rows=8)
@@ -84,8 +83,6 @@ def test_rows_are_gathered_bit_for_bit_in_any_dtype(dtype: torch.dtype) -> None:
 
 
 def test_a_bias_is_gathered_too() -> None:
-    from vllm_kprune.serving.loader import gather_rows
-
     bias = torch.arange(8.0)
     assert gather_rows("lm_head.bias", bias, torch.tensor([1, 5]), 8).tolist() == [1.0, 5.0]
 
@@ -107,8 +104,6 @@ def some_weights(shape: tuple[int, ...]) -> Iterator[tuple[str, torch.Tensor]]:
 def test_a_tensor_of_another_height_is_refused(
     shape: tuple[int, ...], tied_model: Path, make_overlay: OverlayMaker
 ) -> None:
-    from vllm_kprune.serving.loader import prune_weights
-
     manifest = load_manifest(make_overlay(tied_model))
     with pytest.raises(KPruneError, match="was built for 96 rows"):
         list(prune_weights(some_weights(shape), manifest))
@@ -117,8 +112,6 @@ def test_a_tensor_of_another_height_is_refused(
 def test_a_vocabulary_tensor_that_never_comes_is_an_error(
     tied_model: Path, make_overlay: OverlayMaker
 ) -> None:
-    from vllm_kprune.serving.loader import prune_weights
-
     manifest = load_manifest(make_overlay(tied_model, UNTIED))
     with pytest.raises(KPruneError, match=r"holds no lm_head\.weight"):
         list(prune_weights(some_weights((ROWS, 4)), manifest))

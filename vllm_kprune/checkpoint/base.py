@@ -14,7 +14,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from vllm_kprune.checkpoint.digest import FileDigest, digest_file
-from vllm_kprune.checkpoint.families import Family, find_family
+from vllm_kprune.checkpoint.families import Family, find_family, with_implied_ids
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.tokenizer.bpe import BpeTokenizer, read_tokenizer
 
@@ -25,13 +25,6 @@ INDEX_NAME = "model.safetensors.index.json"
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _PLAIN_DTYPES = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}
 _DTYPE_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-_QUANTISED_SUFFIXES = (
-    ".weight_scale",
-    ".weight_packed",
-    ".qweight",
-    ".weight_scale_inv",
-    ".scales",
-)
 
 # Files of the base that an overlay is made from; all others (code above all) are left alone.
 CONFIG_FILES = (
@@ -91,11 +84,22 @@ class BaseModel:
 
     @property
     def tied(self) -> bool:
-        """Do embedding and LM head share their weights?"""
+        """Do embedding and LM head share their weights?
+
+        Also when the checkpoint stores a copy of the head: vLLM goes by the configuration.
+        """
         if self.family.head not in self.tensors:
             return True
-        text = self.config.get(self.family.text_config or "", self.config)
-        return bool(text.get("tie_word_embeddings", False))
+        said = (self.family.text(self.config), self.config)
+        ties = [part["tie_word_embeddings"] for part in said if "tie_word_embeddings" in part]
+        return bool(ties[0]) if ties else self.family.ties_by_default
+
+    def read_config(self, name: str) -> dict[str, Any]:
+        """A configuration file of the model; config.json with the ids that it implies."""
+        value = read_json(self.folder / name)
+        if name == "config.json":
+            return with_implied_ids(value, self.family.implied_ids, self.tokenizer.tokens)
+        return value
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -143,6 +147,11 @@ def open_base(model: str, revision: str | None = None) -> BaseModel:
     family = find_family(config, str(folder / "config.json"))
     shards = _shards(folder)
     tensors = {info.name: info for shard in shards for info in _headers(folder / shard)}
+    if family.text_config and not isinstance(config.get(family.text_config), dict):
+        raise KPruneError(
+            f"{folder / 'config.json'}: no '{family.text_config}', which {family.architecture} has"
+        )
+    family = family.spelled_in(tensors)
     _check_vocabulary(tensors, family, folder)
     tokenizer = read_tokenizer(folder)
     return BaseModel(model, revision, folder, config, family, tokenizer, tensors, shards)
@@ -210,16 +219,10 @@ def _dtype_bits(dtype: str) -> int:
 
 def _check_vocabulary(tensors: Mapping[str, TensorInfo], family: Family, folder: Path) -> None:
     for name in (family.embedding, family.head):
-        stem = name.removesuffix(".weight")
-        if quantised := [
-            stem + suffix for suffix in _QUANTISED_SUFFIXES if stem + suffix in tensors
-        ]:
-            raise KPruneError(
-                f"{folder}: {name} is quantised ({quantised[0]}), so its rows cannot be gathered; "
-                "use a checkpoint whose embedding and head are plain"
-            )
+        _refuse_companions(name, tensors, folder)
     if family.embedding not in tensors:
-        raise KPruneError(f"{folder}: no tensor {family.embedding}, the embedding of its family")
+        named = " or ".join((family.embedding, *(embedding for embedding, _ in family.spellings)))
+        raise KPruneError(f"{folder}: no tensor {named}, the embedding of its family")
     embedding = tensors[family.embedding]
     for info in (embedding, tensors.get(family.head, embedding)):
         if len(info.shape) != 2 or info.dtype not in _PLAIN_DTYPES:
@@ -232,3 +235,20 @@ def _check_vocabulary(tensors: Mapping[str, TensorInfo], family: Family, folder:
                 f"{folder}: {info.name} has {info.shape[0]} rows, {embedding.name} has "
                 f"{embedding.shape[0]}"
             )
+
+
+def _refuse_companions(name: str, tensors: Mapping[str, TensorInfo], folder: Path) -> None:
+    """Refuse what a quantised layer has beside its weight: scales, zeros, packed numbers.
+
+    Every format has other names for them, but all are inside the layer, as is a bias.
+    """
+    stem = name.removesuffix("weight")
+    for other in sorted(tensors):
+        if other == name or not other.startswith(stem):
+            continue
+        if other == stem + "bias":
+            raise KPruneError(f"{folder}: {other}: kprune does not prune a bias of the vocabulary")
+        raise KPruneError(
+            f"{folder}: {name} is quantised ({other}), so its rows cannot be gathered; "
+            "use a checkpoint whose embedding and head are plain"
+        )

@@ -1,37 +1,76 @@
 """The model families whose vocabulary tensors kprune knows: one row each.
 
 To add a family: its architecture (as in config.json), the names of its embedding and LM-head
-tensors in the checkpoint, and the key under which config.json nests the text model, if it does.
+tensors in the checkpoint, the key under which config.json nests the text model, if it does, and
+what transformers' configuration class assumes of token ids and of tying where config.json is
+silent.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vllm_kprune.errors import KPruneError
 
-__all__ = ["FAMILIES", "Family", "find_family"]
+__all__ = ["FAMILIES", "Family", "find_family", "with_implied_ids"]
 
 
 @dataclass(frozen=True)
 class Family:
     """Where a family keeps its vocabulary: tensor names, and the text model's place in the config.
 
-    `head` may be absent from a checkpoint whose head is tied to the embedding.
+    `head` may be absent from a checkpoint whose head is tied to the embedding. `spellings` are
+    other (embedding, head) names that checkpoints of the same family use. `implied_ids` are the
+    token ids of a config.json that does not name them, nested as they would be there.
     """
 
     architecture: str
     embedding: str = "model.embed_tokens.weight"
     head: str = "lm_head.weight"
     text_config: str | None = None
+    spellings: tuple[tuple[str, str], ...] = ()
+    ties_by_default: bool = False
+    implied_ids: Mapping[str, Any] = field(default_factory=dict)
 
+    def spelled_in(self, tensors: Container[str]) -> "Family":
+        """The family with the tensor names that a checkpoint of it uses."""
+        for embedding, head in self.spellings:
+            if embedding in tensors:
+                return replace(self, embedding=embedding, head=head)
+        return self
+
+    def text(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The part of a parsed config.json that describes the text model."""
+        part = config.get(self.text_config, {}) if self.text_config else config
+        return part if isinstance(part, Mapping) else {}
+
+
+_GEMMA_IDS = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
+_COHERE_IDS = {"pad_token_id": 0, "bos_token_id": 5, "eos_token_id": 255_001}
 
 FAMILIES: Mapping[str, Family] = {
     family.architecture: family
     for family in (
-        Family("Gemma3ForCausalLM"),
-        Family("LlamaForCausalLM"),
+        Family("CohereForCausalLM", ties_by_default=True, implied_ids=_COHERE_IDS),
+        Family("Cohere2ForCausalLM", ties_by_default=True, implied_ids=_COHERE_IDS),
+        Family("Gemma3ForCausalLM", ties_by_default=True, implied_ids=_GEMMA_IDS),
+        Family(
+            "Gemma3ForConditionalGeneration",
+            embedding="language_model.model.embed_tokens.weight",
+            head="language_model.lm_head.weight",
+            text_config="text_config",
+            spellings=(("model.language_model.embed_tokens.weight", "lm_head.weight"),),
+            ties_by_default=True,
+            implied_ids={
+                "boi_token_index": 255_999,
+                "eoi_token_index": 256_000,
+                "image_token_index": 262_144,
+                "text_config": _GEMMA_IDS,
+            },
+        ),
+        Family("LlamaForCausalLM", implied_ids={"bos_token_id": 1, "eos_token_id": 2}),
         Family("Qwen3ForCausalLM"),
+        Family("Qwen3MoeForCausalLM"),
     )
 }
 
@@ -48,3 +87,25 @@ def find_family(config: Mapping[str, Any], source: str) -> Family:
         f"{source}: kprune does not know the family {architectures[0]} (known: "
         f"{', '.join(sorted(FAMILIES))}); a row in vllm_kprune/checkpoint/families.py adds it"
     )
+
+
+def with_implied_ids(
+    config: Mapping[str, Any], implied: Mapping[str, Any], known: Container[int]
+) -> dict[str, Any]:
+    """A parsed config.json with the token ids that it leaves to transformers' defaults.
+
+    Left out, they would name other tokens after pruning. An id that is not `known` to the tokenizer
+    names nothing, before or after, and stays out.
+
+    >>> with_implied_ids({"eos_token_id": 9}, {"bos_token_id": 1, "eos_token_id": 2}, range(10))
+    {'bos_token_id': 1, 'eos_token_id': 9}
+    """
+    filled: dict[str, Any] = {}
+    for key, item in implied.items():
+        if isinstance(item, Mapping):
+            part = config.get(key)
+            filled[key] = with_implied_ids(part if isinstance(part, Mapping) else {}, item, known)
+        elif key.replace("_index", "_id") not in config and item in known:
+            filled[key] = item
+    nested = {key: item for key, item in filled.items() if isinstance(item, dict)}
+    return {**filled, **config, **nested}

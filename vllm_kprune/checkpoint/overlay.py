@@ -16,7 +16,7 @@ from filelock import FileLock
 from tokenizers import Tokenizer
 
 from vllm_kprune import __version__
-from vllm_kprune.checkpoint.base import CONFIG_FILES, BaseModel, open_base, read_json
+from vllm_kprune.checkpoint.base import CONFIG_FILES, BaseModel, open_base
 from vllm_kprune.checkpoint.cache import cache_dir
 from vllm_kprune.checkpoint.digest import (
     canonical_json,
@@ -229,7 +229,7 @@ def _referenced_texts(base: BaseModel) -> set[str]:
         if path.suffix == ".jinja":
             templates = path.read_text(encoding="utf-8", errors="replace")
         else:
-            value = _without_added_tokens(read_json(path))
+            value = _without_added_tokens(base.read_config(name))
             map_ids(value, note, name)
             texts |= set(token_texts(value))
             templates = str(value.get("chat_template") or "")
@@ -254,7 +254,7 @@ def _write_files(plan: Plan, folder: Path) -> None:
         elif name == "tokenizer.json":
             _write_json(folder / name, prune_tokenizer(plan.base.tokenizer, kept), indent=None)
         else:
-            _write_json(folder / name, _mapped_config(read_json(source), ids, name, plan))
+            _write_json(folder / name, _mapped_config(plan.base.read_config(name), ids, name, plan))
     for pattern in _LICENCE_FILES:
         for source in filter(Path.is_file, plan.base.folder.glob(pattern)):
             (folder / source.name).write_bytes(source.read_bytes())

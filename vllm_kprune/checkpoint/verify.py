@@ -15,7 +15,7 @@ from typing import Any
 
 from tokenizers import Encoding, Tokenizer
 
-from vllm_kprune.checkpoint.base import CONFIG_FILES, read_json
+from vllm_kprune.checkpoint.base import CONFIG_FILES, BaseModel, open_base, read_json
 from vllm_kprune.checkpoint.export import weights_of_overlay
 from vllm_kprune.checkpoint.manifest import (
     EXPORT_NAME,
@@ -86,7 +86,7 @@ def verify_overlay(
     progress("build again", 0.0)
     results.append(_law_5(manifest, folder, base_folder, corpora))
     progress("compare ids", 0.0)
-    results.append(_law_6(folder, base_folder, pair))
+    results.append(_law_6(folder, open_base(str(base_folder)), pair))
     progress("compare ids", 1.0)
     return results
 
@@ -192,18 +192,18 @@ def _with_selection(plan: Plan, manifest: Manifest) -> Plan:
     return replace(plan, selection=Selection(manifest.kept_ids, manifest.reasons, {}))
 
 
-def _law_6(folder: Path, base_folder: Path, pair: _Pair) -> LawResult:
+def _law_6(folder: Path, base: BaseModel, pair: _Pair) -> LawResult:
     """Each id in the overlay's files names the token that the base's file names there."""
     title = "every id in every file is mapped"
     checked = 0
     for name in CONFIG_FILES:
-        if name == "tokenizer.json" or not (base_folder / name).is_file():
+        if name == "tokenizer.json" or not (base.folder / name).is_file():
             continue
         if not (folder / name).is_file():
             return LawResult(6, title, checked, f"{name} is missing")
         if not name.endswith(".json"):
             continue
-        before = _named_tokens(read_json(base_folder / name), pair.original)
+        before = _named_tokens(base.read_config(name), pair.original)
         after = _named_tokens(read_json(folder / name), pair.pruned)
         checked += len(before)
         if before != after:

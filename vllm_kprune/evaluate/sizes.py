@@ -42,7 +42,7 @@ def predicted_ratio(original: ModelSize, pruned: ModelSize) -> float:
 
 
 def _size(base: BaseModel, tokens: int, rows: int) -> ModelSize:
-    matrices = base.vocabulary_tensors[:1] if _is_tied(base) else base.vocabulary_tensors
+    matrices = base.vocabulary_tensors[:1] if base.tied else base.vocabulary_tensors
     names = {info.name for info in base.vocabulary_tensors}
     body = [info for info in base.tensors.values() if info.name not in names]
     body_bytes = sum(info.bytes for info in body)
@@ -55,11 +55,3 @@ def _size(base: BaseModel, tokens: int, rows: int) -> ModelSize:
         weight_bytes=body_bytes + sum(kept_bytes),
         step_bytes=body_bytes + kept_bytes[-1],
     )
-
-
-def _is_tied(base: BaseModel) -> bool:
-    """Also when the checkpoint stores a copy of the head: vLLM goes by the configuration."""
-    if len(base.vocabulary_tensors) == 1:
-        return True
-    text = base.config[base.family.text_config] if base.family.text_config else base.config
-    return bool(text.get("tie_word_embeddings", base.config.get("tie_word_embeddings", False)))

@@ -24,6 +24,9 @@ from vllm_kprune.errors import KPruneError
 __all__ = [
     "ALLOW_UNTESTED",
     "TESTED",
+    "adapter_folder",
+    "check_adapter_loads",
+    "check_adapter_requests",
     "check_version",
     "endpoint_plugins_allowed",
     "settle_tied_head",
@@ -165,3 +168,43 @@ def stream_weights(loader: Any, folder: Path, model: Any) -> Iterator[tuple[str,
         is_unused_weight=getattr(model, "is_unused_checkpoint_weight", None),
     )
     yield from loader._get_weights_iterator(source)
+
+
+def adapter_folder(adapter: str) -> Path:
+    """The folder of a LoRA adapter, downloaded if it is a hub id."""
+    from vllm.lora.utils import get_adapter_absolute_path
+
+    return Path(get_adapter_absolute_path(adapter))
+
+
+def check_adapter_requests(module: ModuleType, check: Callable[[str, str], None]) -> None:
+    """Call `check(model, adapter)` before any request with a LoRA adapter is accepted.
+
+    `module` is `vllm.v1.engine.input_processor`. The error of a check is the answer to the request.
+    """
+
+    def validate(original: Callable[..., Any], processor: Any, lora_request: Any) -> Any:
+        if lora_request is not None:
+            check(processor.model_config.model, lora_request.lora_path)
+        return original(processor, lora_request)
+
+    wrap(module.InputProcessor, "_validate_lora", validate)
+
+
+def check_adapter_loads(module: ModuleType, check: Callable[[str, str], None]) -> None:
+    """Call `check(model, adapter)` when a server is asked to load one: an error is HTTP 400.
+
+    `module` is `vllm.entrypoints.openai.models.serving`.
+    """
+
+    async def validate(original: Callable[..., Any], models: Any, request: Any) -> Any:
+        answer = await original(models, request)
+        if answer is not None:
+            return answer
+        try:
+            check(models.model_config.model, request.lora_path)
+        except KPruneError as error:
+            return module.create_error_response(message=str(error))
+        return None
+
+    wrap(module.OpenAIServingModels, "_check_load_lora_adapter_request", validate)

@@ -6,8 +6,7 @@ embedding is never in memory. Everything after that (tensor parallel shards, tie
 layers) is vLLM's default loader, unchanged.
 """
 
-import logging
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,13 +17,12 @@ from vllm.config.load import LoadConfig
 from vllm.model_executor.model_loader import DefaultModelLoader, register_model_loader
 
 from vllm_kprune.checkpoint.manifest import Manifest, load_manifest
+from vllm_kprune.checkpoint.rows import prune_weights
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.serving.activation import LOAD_FORMAT
 from vllm_kprune.serving.compat import stream_weights
 
-__all__ = ["KPruneModelLoader", "gather_rows", "prune_weights"]
-
-logger = logging.getLogger("vllm.kprune")
+__all__ = ["KPruneModelLoader"]
 
 
 @register_model_loader(LOAD_FORMAT)
@@ -45,55 +43,6 @@ class KPruneModelLoader(DefaultModelLoader):
         base = manifest.check_base(_folder(model_config))
         _refuse_unlisted(base, manifest)
         yield from prune_weights(stream_weights(self, base, model), manifest)
-
-
-def prune_weights(
-    weights: Iterable[tuple[str, torch.Tensor]], manifest: Manifest
-) -> Iterator[tuple[str, torch.Tensor]]:
-    """Cut the manifest's vocabulary tensors to the kept rows; pass all others through.
-
-    Raises `KPruneError` when a vocabulary tensor has not the recorded number of rows, or never
-    came.
-    """
-    rows = torch.tensor(manifest.kept_rows, dtype=torch.int64, device="cpu")
-    missing = set(manifest.vocabulary_tensors)
-    saved = 0
-    for name, tensor in weights:
-        if name in missing:
-            missing.remove(name)
-            whole = tensor.nbytes
-            tensor = gather_rows(name, tensor, rows, manifest.original_rows)
-            saved += whole - tensor.nbytes
-        yield name, tensor
-    if missing:
-        raise KPruneError(
-            f"the base model holds no {', '.join(sorted(missing))}, which the overlay prunes; "
-            "build the overlay again"
-        )
-    logger.info(
-        "kprune: kept %d of %d vocabulary rows (profile %s), %.1f MiB less to hold",
-        len(rows),
-        manifest.original_rows,
-        manifest.profile.name,
-        saved / 2**20,
-    )
-
-
-def gather_rows(
-    name: str, tensor: torch.Tensor, rows: torch.Tensor, original_rows: int
-) -> torch.Tensor:
-    """`tensor[rows]`, bit for bit, for any dtype; dimension 0 must have `original_rows`."""
-    if tensor.ndim == 0 or tensor.shape[0] != original_rows:
-        raise KPruneError(
-            f"{name} has shape {list(tensor.shape)}, the overlay was built for {original_rows} "
-            "rows; build the overlay again"
-        )
-    rows = rows.to(tensor.device)
-    if tensor.element_size() > 1:
-        return tensor.index_select(0, rows)
-    # PyTorch gathers no float8; as bytes it does, and bytes are all that matters here.
-    kept = tensor.view(torch.uint8).index_select(0, rows)
-    return kept.view(tensor.dtype)
 
 
 def _folder(model_config: ModelConfig) -> Path | None:

@@ -35,6 +35,8 @@ def register() -> None:
     compat.when_imported("vllm.engine.arg_utils", _hook_engine_args)
     compat.when_imported("vllm.entrypoints.cli.serve", _hook_serve_command)
     compat.when_imported("vllm.model_executor.model_loader", _register_loader)
+    compat.when_imported("vllm.v1.engine.input_processor", _hook_adapter_requests)
+    compat.when_imported("vllm.entrypoints.openai.models.serving", _hook_adapter_loads)
 
 
 def _hook_plugins(module: ModuleType) -> None:
@@ -57,6 +59,20 @@ def _register_loader(module: ModuleType) -> None:
         import_module("vllm_kprune.serving.loader")  # registers itself
     except ImportError as error:  # an untested vLLM; an unrelated server must not stop for it
         compat.logger.warning("kprune: load format %s is off: %s", NAME, error)
+
+
+def _hook_adapter_requests(module: ModuleType) -> None:
+    compat.check_adapter_requests(module, _check_adapter)
+
+
+def _hook_adapter_loads(module: ModuleType) -> None:
+    compat.check_adapter_loads(module, _check_adapter)
+
+
+def _check_adapter(model: str, adapter: str) -> None:
+    from vllm_kprune.serving.adapters import check_served_adapter
+
+    check_served_adapter(model, adapter)
 
 
 def _add_cli_args(original: Callable[..., Any], parser: argparse.ArgumentParser) -> Any:
@@ -121,6 +137,7 @@ def _serve(original: Callable[..., Any], args: argparse.Namespace) -> None:
         _settle(args)
         if _asks_for_kprune(args):
             _refuse_missing_folder(getattr(args, "model_tag", None) or args.model)
+            _refuse_unfit_adapters(args)
         original(args)
     except KPruneError as error:
         _exit(str(error))
@@ -142,6 +159,18 @@ def _refuse_missing_folder(model: str) -> None:
     looks_local = model.startswith((".", "/", "~")) or model.count("/") > 1
     if looks_local and not Path(model).exists():
         raise KPruneError(f"model folder {model} does not exist; check the path")
+
+
+def _refuse_unfit_adapters(args: argparse.Namespace) -> None:
+    from vllm_kprune.checkpoint.manifest import is_overlay
+    from vllm_kprune.serving.options import given_options
+
+    model = getattr(args, "model_tag", None) or args.model
+    modules = getattr(args, "lora_modules", None)
+    if modules and (is_overlay(model) or "profile" in given_options(args)):
+        from vllm_kprune.serving.adapters import check_static_adapters
+
+        check_static_adapters(module.path for module in modules)
 
 
 def _exit(message: str) -> NoReturn:

@@ -30,6 +30,8 @@ _SHARE_EXPONENT = 1.5
 _PRIOR_WEIGHT = 1 / 3
 _OBSERVED_WEIGHT = 0.3
 _ZIPF = 1e6 / 12  # occurrences per million tokens at rank 1: 1 / (ln 150,000)
+_MOST_UNSPACED = 16  # characters
+_UNSPACED = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}]")
 _WORD = regex.compile(r"[^\p{L}\p{N}]*(\p{L}+)")
 
 
@@ -54,11 +56,25 @@ def _estimate(source: TokenRates, words: Mapping[str, Sequence[int]], ranks: Flo
     known = source.source.words() if source.source.words else None
     estimate = observed * (1.0 if known is None else _OBSERVED_WEIGHT)
     for word, ids in words.items():
-        frequency = float(observed[ids].sum()) if known is None else known.get(word, 0.0) * 1e6
+        frequency = float(observed[ids].sum()) if known is None else _frequency(word, known) * 1e6
         if frequency:
             shares = ranks[ids] ** -_SHARE_EXPONENT
             estimate[ids] += frequency * shares / shares.sum()
     return estimate
+
+
+def _frequency(text: str, words: Mapping[str, float]) -> float:
+    """Frequency of a word; in scripts without spaces also of words that follow one another.
+
+    Tokens of Chinese span words as they come. Taking words as independent, a sequence is as
+    frequent as the product of theirs; the likeliest division counts.
+    """
+    if not _UNSPACED.match(text):
+        return words.get(text, 0.0)
+    best = [1.0]
+    for end in range(1, min(len(text), _MOST_UNSPACED) + 1):
+        best.append(max(best[at] * words.get(text[at:end], 0.0) for at in range(end)))
+    return best[-1]
 
 
 def _spellings(parsed: BpeTokenizer, ids: Iterable[int]) -> dict[str, list[int]]:

@@ -1,0 +1,153 @@
+"""Tiny models of the known classes through vLLM: the pruned one answers as the masked original.
+
+The classes that differ in how vLLM loads a vocabulary are here: tied and untied, one shard and
+several, experts, Cohere's scaled logits. Gemma-3 text is what the live servers serve; the
+multimodal class needs torchvision, which vLLM's CPU build here is without.
+"""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_adapters import ATTENTION, save_adapter
+from tiny_architectures import ARCHITECTURES
+from tiny_folders import KOREAN
+from tiny_models import ENVIRONMENT
+from tokenizers import Tokenizer
+
+from vllm_kprune.checkpoint.manifest import load_manifest
+from vllm_kprune.checkpoint.overlay import build_overlay
+from vllm_kprune.profile import Profile
+
+pytestmark = [pytest.mark.server, pytest.mark.slow]
+
+PROFILE = Profile(name="tiny", languages=("th",), code=False)
+TEXTS = ("the weather in Seoul", "ภาษาไทย", "for item in items")
+SERVED = ("qwen3-moe", "llama-3.1", "aya-expanse")
+if importlib.util.find_spec("torchvision"):
+    SERVED += ("gemma3-multimodal",)
+
+CPUS = sorted(os.sched_getaffinity(0))
+TWO_RANKS = {
+    "options": {"tensor_parallel_size": 2},
+    "environment": {"VLLM_CPU_OMP_THREADS_BIND": "|".join(map(str, CPUS[:2]))},
+}
+ADAPTERS = {
+    "adapter": {ATTENTION: (64, 64)},
+    "head-adapter": {ATTENTION: (64, 64), "lm_head": (64, 9)},
+}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A tiny model, its overlay, and the prompts for it as ids of the pruned vocabulary."""
+
+    original: Path
+    overlay: Path
+    kept: tuple[int, ...]
+    prompts: list[list[int]]
+
+    def jobs(self, **more: Any) -> list[dict[str, Any]]:
+        """The same greedy generation by the pruned model, and by the original when masked."""
+        originals = [self.original_ids(ids) for ids in self.prompts]
+        return [
+            {"model": str(self.overlay), "prompts": self.prompts, **more},
+            {"model": str(self.original), "prompts": originals, "allowed": self.kept, **more},
+        ]
+
+    def original_ids(self, ids: list[int]) -> list[int]:
+        return [self.kept[i] for i in ids]
+
+
+def make_pair(name: str, folder: Path) -> Pair:
+    """Save and prune a tiny architecture."""
+    (folder / "corpus.txt").write_text(KOREAN, encoding="utf-8")
+    original = ARCHITECTURES[name].save(folder / "original")
+    overlay = folder / "pruned"
+    build_overlay(str(original), PROFILE, overlay, corpora=[folder / "corpus.txt"])
+    tokenizer = Tokenizer.from_file(str(overlay / "tokenizer.json"))
+    prompts = [tokenizer.encode(text).ids for text in TEXTS]
+    return Pair(original, overlay, load_manifest(overlay).kept_rows, prompts)
+
+
+def run_jobs(jobs: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
+    """What `offline_jobs.py` answers."""
+    (folder / "jobs.json").write_text(json.dumps(jobs))
+    script = Path(__file__).with_name("offline_jobs.py")
+    done = subprocess.run(
+        [sys.executable, script, folder / "jobs.json"],
+        env={**os.environ, **ENVIRONMENT},
+        capture_output=True,
+        text=True,
+        timeout=800,
+        check=False,
+    )
+    lines = [line for line in done.stdout.splitlines() if line.startswith("ANSWERS ")]
+    assert lines, done.stdout[-3000:] + done.stderr[-3000:]
+    answers: list[dict[str, Any]] = json.loads(lines[-1].removeprefix("ANSWERS "))
+    return answers
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pair]:
+    """Every model that is served here, and its overlay."""
+    return {name: make_pair(name, tmp_path_factory.mktemp(name)) for name in SERVED}
+
+
+@pytest.fixture(scope="module")
+def answers(
+    pairs: dict[str, Pair], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, list[dict[str, Any]]]:
+    """What the overlay and the original answer: each model, and Llama in further settings."""
+    folder = tmp_path_factory.mktemp("jobs")
+    cases = {name: pair.jobs() for name, pair in pairs.items()}
+    for name, modules in ADAPTERS.items():
+        adapter = save_adapter(folder / name, modules)
+        jobs = pairs["llama-3.1"].jobs(lora=str(adapter), options={"enable_lora": True})
+        cases[name] = jobs if name == "adapter" else jobs[:1]
+    cases["two ranks"] = pairs["llama-3.1"].jobs(**TWO_RANKS) if len(CPUS) > 1 else []
+    found = iter(run_jobs([job for jobs in cases.values() for job in jobs], folder))
+    return {name: [next(found) for _ in jobs] for name, jobs in cases.items()}
+
+
+@pytest.mark.parametrize("name", SERVED)
+def test_an_overlay_answers_as_the_original_with_all_other_tokens_masked(
+    name: str, pairs: dict[str, Pair], answers: dict[str, list[dict[str, Any]]]
+) -> None:
+    pruned, original = answers[name]
+    assert "error" not in pruned and "error" not in original, (pruned, original)
+    assert len({tuple(ids) for ids in original["ids"]}) == len(TEXTS)
+    assert [pairs[name].original_ids(ids) for ids in pruned["ids"]] == original["ids"]
+
+
+def test_a_lora_adapter_of_the_original_does_the_same_to_the_overlay(
+    pairs: dict[str, Pair], answers: dict[str, list[dict[str, Any]]]
+) -> None:
+    pruned, original = answers["adapter"]
+    assert "error" not in pruned and "error" not in original, (pruned, original)
+    assert [pairs["llama-3.1"].original_ids(ids) for ids in pruned["ids"]] == original["ids"]
+    assert original["ids"] != answers["llama-3.1"][1]["ids"]
+
+
+def test_a_lora_adapter_of_the_head_is_refused_with_the_reason(
+    answers: dict[str, list[dict[str, Any]]],
+) -> None:
+    (pruned,) = answers["head-adapter"]
+    assert pruned["error"].startswith("KPruneError: LoRA adapter ")
+    assert "changes the vocabulary (target_modules: lm_head)" in pruned["error"]
+
+
+@pytest.mark.skipif(len(CPUS) < 2, reason="vLLM's tensor parallel needs a CPU for each rank")
+def test_an_overlay_in_two_tensor_parallel_ranks_answers_as_the_masked_original(
+    pairs: dict[str, Pair], answers: dict[str, list[dict[str, Any]]]
+) -> None:
+    pruned, original = answers["two ranks"]
+    assert "error" not in pruned and "error" not in original, (pruned, original)
+    assert len(pairs["llama-3.1"].kept) % 2 == 1  # the ranks hold different numbers of rows
+    assert [pairs["llama-3.1"].original_ids(ids) for ids in pruned["ids"]] == original["ids"]

@@ -1,0 +1,68 @@
+"""May a LoRA adapter that was trained on the original be used with the pruned model?
+
+Yes when it leaves embedding and LM head alone: everything between them is unchanged. An adapter of
+the vocabulary has a row or column for every original token, so it is refused. The names of its
+tensors decide, and its configuration where that says more.
+"""
+
+from collections.abc import Iterator, Mapping
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from vllm_kprune.checkpoint.base import read_json
+from vllm_kprune.checkpoint.families import FAMILIES
+from vllm_kprune.errors import KPruneError
+
+__all__ = ["check_adapter"]
+
+# "embed_tokens", "lm_head": a module's own name, whatever it is nested in.
+_VOCABULARY = frozenset(
+    name.split(".")[-2] for family in FAMILIES.values() for name in (family.embedding, family.head)
+)
+_WEIGHTS = "adapter_model.safetensors"
+_PICKLED = ("adapter_model.bin", "adapter_model.pt")
+
+
+def check_adapter(folder: Path) -> None:
+    """Raise `KPruneError` if the adapter in `folder` (PEFT's files) touches the vocabulary.
+
+    A folder that is no adapter at all is left to vLLM to complain of.
+    """
+    if not (folder / _WEIGHTS).is_file():
+        for name in _PICKLED:
+            if (folder / name).is_file():
+                raise KPruneError(
+                    f"LoRA adapter {folder}: {name} is pickled, so kprune cannot tell whether it "
+                    f"fits a pruned vocabulary; save it as {_WEIGHTS}"
+                )
+        return
+    config = read_json(folder / "adapter_config.json")
+    touched = next(chain(_in_config(config), _in_weights(folder / _WEIGHTS)), None)
+    if touched:
+        raise KPruneError(
+            f"LoRA adapter {folder} changes the vocabulary ({touched}), whose rows a pruned model "
+            "does not all have; use an adapter without embedding and LM head, "
+            "or serve the original model"
+        )
+
+
+def _in_config(config: Mapping[str, Any]) -> Iterator[str]:
+    for key in ("modules_to_save", "target_modules"):
+        names = config.get(key)
+        for name in names if isinstance(names, list) else ():
+            if isinstance(name, str) and name.split(".")[-1] in _VOCABULARY:
+                yield f"{key}: {name}"
+    if config.get("trainable_token_indices"):
+        yield "trainable_token_indices"
+
+
+def _in_weights(path: Path) -> Iterator[str]:
+    try:
+        with safe_open(path, framework="numpy") as file:
+            names = sorted(file.keys())
+    except (SafetensorError, OSError) as error:
+        raise KPruneError(f"{path} is not a readable safetensors file: {error}") from None
+    yield from (name for name in names if not _VOCABULARY.isdisjoint(name.split(".")))

@@ -1,0 +1,35 @@
+"""LoRA adapters on a pruned model: those that touch the vocabulary are refused, others pass.
+
+vLLM would load the former with the wrong rows, or skip parts of them without a word. The check
+runs in the front-end process, before a bad adapter can stop the engine.
+"""
+
+from collections.abc import Iterable
+from functools import lru_cache
+from pathlib import Path
+
+from vllm_kprune.checkpoint.adapters import check_adapter
+from vllm_kprune.checkpoint.manifest import is_overlay
+from vllm_kprune.serving import compat
+
+__all__ = ["check_served_adapter", "check_static_adapters"]
+
+
+def check_served_adapter(model: str, adapter: str) -> None:
+    """Raise `KPruneError` if `model` is pruned and the adapter (folder or hub id) does not fit."""
+    if is_overlay(model):
+        _check_once(adapter)
+
+
+def check_static_adapters(adapters: Iterable[str]) -> None:
+    """Check those adapters of `--lora-modules` that are on disk, before anything starts."""
+    for adapter in adapters:
+        folder = Path(adapter).expanduser()
+        if folder.is_dir():
+            check_adapter(folder)
+
+
+@lru_cache(maxsize=1024)
+def _check_once(adapter: str) -> None:
+    """Every request names its adapter: one that passed is not read again."""
+    check_adapter(compat.adapter_folder(adapter))
