@@ -199,3 +199,12 @@ def _some(texts: Iterator[tuple[str, float]], count: int) -> Iterator[str]:
     for _, (text, weight) in zip(range(count), texts, strict=False):
         assert weight > 0
         yield f"{text}\n"
+
+
+def test_chinese_words_are_found_in_traditional_characters_too() -> None:
+    [chinese] = [s for s in profile_sources(Profile(name="x", languages=("zh",), code=False))]
+    assert chinese.words is not None
+    words = chinese.words()
+    for simplified, traditional in (("历史", "歷史"), ("技术", "技術"), ("以后", "以後")):
+        assert words[traditional] == words[simplified] > 1e-6
+    assert "歴史" not in words  # Japanese

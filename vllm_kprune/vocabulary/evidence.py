@@ -30,7 +30,6 @@ from tokenizers import Tokenizer
 
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.profile import LANGUAGES, Profile
-from vllm_kprune.vocabulary.scripts import standard_characters
 
 __all__ = [
     "Source",
@@ -136,33 +135,31 @@ def _wordlist_source(language: str) -> Source:
     )
 
 
-def _word_frequencies(language: str) -> dict[str, float]:
-    """Words of a `wordfreq` list, frequent ones first; Chinese in both of its characters.
+def _word_frequencies(language: str) -> Mapping[str, float]:
+    words: dict[str, float] = wordfreq.get_frequency_dict(language, wordlist="best")
+    return _EitherChinese(words) if language == "zh" else words
 
-    wordfreq writes Chinese in simplified characters. Each word is given again in traditional ones,
-    which are as frequent where they are used: once with those characters changed that Big5 lacks,
-    once with all that have a traditional form (a character such as U+540E can stay or change).
+
+class _EitherChinese(Mapping[str, float]):
+    """Words of wordfreq's Chinese list, which is in simplified characters, found in either.
+
+    A traditional word has the frequency of its simplified one, by wordfreq's own table.
     """
-    frequencies: dict[str, float] = wordfreq.get_frequency_dict(language, wordlist="best")
-    if language != "zh":
-        return frequencies
-    all_forms = _traditional_characters()
-    big5 = standard_characters("big5")
-    needed = {new: old for new, old in all_forms.items() if chr(new) not in big5}
-    both: dict[str, float] = {}
-    for word, frequency in frequencies.items():
-        for form in (word, word.translate(needed), word.translate(all_forms)):
-            both.setdefault(form, frequency)
-    return both
 
+    def __init__(self, words: Mapping[str, float]) -> None:
+        path = importlib.resources.files(wordfreq) / "data" / "_chinese_mapping.msgpack.gz"
+        packed = gzip.decompress(path.read_bytes())
+        self._simplified: dict[int, str] = msgpack.unpackb(packed, strict_map_key=False)
+        self._words = words
 
-def _traditional_characters() -> dict[int, str]:
-    """Simplified character -> the first traditional one that Big5 has, from wordfreq's table."""
-    path = importlib.resources.files(wordfreq) / "data" / "_chinese_mapping.msgpack.gz"
-    table = msgpack.unpackb(gzip.decompress(path.read_bytes()), strict_map_key=False)
-    big5 = standard_characters("big5")
-    forms = sorted((chr(old), ord(new)) for old, new in table.items() if chr(old) in big5)
-    return {new: old for old, new in reversed(forms)}
+    def __getitem__(self, word: str) -> float:
+        return self._words[word.translate(self._simplified)]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._words)
+
+    def __len__(self) -> int:
+        return len(self._words)
 
 
 def word_forms(language: str) -> Iterator[WeightedText]:
