@@ -111,7 +111,7 @@ def answers(
         adapter = save_adapter(folder / name, modules)
         jobs = pairs["llama-3.1"].jobs(lora=str(adapter), options={"enable_lora": True})
         cases[name] = jobs if name == "adapter" else jobs[:1]
-    cases["two ranks"] = pairs["llama-3.1"].jobs(**TWO_RANKS) if len(CPUS) > 1 else []
+    cases["two ranks"] = pairs["llama-3.1"].jobs(**TWO_RANKS)[:1] if len(CPUS) > 1 else []
     found = iter(run_jobs([job for jobs in cases.values() for job in jobs], folder))
     return {name: [next(found) for _ in jobs] for name, jobs in cases.items()}
 
@@ -147,7 +147,8 @@ def test_a_lora_adapter_of_the_head_is_refused_with_the_reason(
 def test_an_overlay_in_two_tensor_parallel_ranks_answers_as_the_masked_original(
     pairs: dict[str, Pair], answers: dict[str, list[dict[str, Any]]]
 ) -> None:
-    pruned, original = answers["two ranks"]
+    """The original in one rank: in float32 this model has no ties, and two give the same ids."""
+    (pruned,), original = answers["two ranks"], answers["llama-3.1"][1]
     assert "error" not in pruned and "error" not in original, (pruned, original)
     assert len(pairs["llama-3.1"].kept) % 2 == 1  # the ranks hold different numbers of rows
     assert [pairs["llama-3.1"].original_ids(ids) for ids in pruned["ids"]] == original["ids"]
