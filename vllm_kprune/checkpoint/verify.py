@@ -16,7 +16,13 @@ from tokenizers import Encoding, Tokenizer
 
 from vllm_kprune.checkpoint.base import CONFIG_FILES, read_json
 from vllm_kprune.checkpoint.manifest import Manifest, load_manifest
-from vllm_kprune.checkpoint.overlay import Plan, make_plan, open_tokenizer, write_overlay
+from vllm_kprune.checkpoint.overlay import (
+    TokenizerPlan,
+    make_plan,
+    make_tokenizer_plan,
+    open_tokenizer,
+    write_overlay,
+)
 from vllm_kprune.checkpoint.token_ids import map_ids
 from vllm_kprune.profile import LANGUAGES
 from vllm_kprune.tokenizer.bpe import BpeTokenizer, read_tokenizer
@@ -148,7 +154,8 @@ def _law_5(
     manifest: Manifest, folder: Path, base_folder: Path, corpora: Sequence[Path]
 ) -> LawResult:
     title = "building again gives the same files"
-    plan = make_plan(str(base_folder), manifest.profile, corpora=corpora)
+    plan_again = make_tokenizer_plan if manifest.tokenizer_only else make_plan
+    plan = plan_again(str(base_folder), manifest.profile, corpora=corpora)
     note = "selection repeated"
     digests = [(r.source.name, r.source.digest) for r in plan.rates]
     if digests != [(e.source, e.digest) for e in manifest.evidence]:
@@ -169,7 +176,7 @@ def _law_5(
     return LawResult(5, title, len(manifest.files), found, note)
 
 
-def _with_selection(plan: Plan, manifest: Manifest) -> Plan:
+def _with_selection(plan: TokenizerPlan, manifest: Manifest) -> TokenizerPlan:
     return replace(plan, selection=Selection(manifest.kept_ids, manifest.reasons, {}))
 
 
