@@ -25,7 +25,7 @@ from vllm_kprune.vocabulary.evidence import WeightedText, read_corpus, weighted_
 from vllm_kprune.vocabulary.scripts import main_script
 from vllm_kprune.vocabulary.selection import REASONS, Selection
 
-__all__ = ["Change", "Inspection", "KeptToken", "inspect_model"]
+__all__ = ["Change", "Inspection", "KeptToken", "inspect_model", "weight_sizes"]
 
 Progress = Callable[[str, float], None]
 _WORD_GROUPS = 10_000
@@ -112,7 +112,7 @@ def inspect_model(
         by_reason=selection.by_reason() if selection else {},
         tokens_per_character=measured,
         kept=tuple(_kept_tokens(base, selection)) if selection else (),
-        **_sizes(base, kept),
+        **weight_sizes(base, kept),
     )
 
 
@@ -133,7 +133,11 @@ def _open(
     return base, Selection(manifest.kept_ids, manifest.reasons, {}), manifest.profile
 
 
-def _sizes(base: TokenizerFolder, kept: set[int] | None) -> dict[str, Change | None]:
+def weight_sizes(base: TokenizerFolder, kept: set[int] | None) -> dict[str, Change | None]:
+    """Parameters and bytes of the whole model and bytes of its vocabulary; a tied head counts once.
+
+    Of a tokenizer alone nothing is known: each is None.
+    """
     if not isinstance(base, BaseModel):
         return dict.fromkeys(("parameters", "bytes", "vocabulary_bytes"))
     vocabulary = base.vocabulary_tensors
