@@ -169,7 +169,7 @@ def test_serving_a_pruned_tokenizer_is_refused_with_the_way_to_a_model(
         tokenizer_revision=None,
         revision=None,
     )
-    with pytest.raises(KPruneError, match="pruned tokenizer without a model.*kprune build MODEL"):
+    with pytest.raises(KPruneError, match=r"pruned tokenizer without a model.*kprune build MODEL"):
         activate(arguments)
 
 

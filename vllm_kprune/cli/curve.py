@@ -89,7 +89,7 @@ def _panel(curve: Curve, field: str, title: str) -> Any:
     rows = [_values(curve, point, name) for point in curve.points for name in point.extra_tokens]
     # Linear near nothing, logarithmic above a tenth of a percent: both ends can be read.
     scale = altair.Scale(type="symlog", constant=0.001)
-    axis = altair.Axis(format="~%", values=[0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3])
+    axis = altair.Axis(format=".2~%", values=[0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3])
     lines = (
         altair.Chart(altair.Data(values=rows))
         .mark_line(point=True)
