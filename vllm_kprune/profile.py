@@ -105,6 +105,14 @@ class Profile(BaseModel):
     target_size: Annotated[
         int | None, Field(gt=0, description="number of tokens to keep, exactly")
     ] = None
+    max_extra_tokens: Annotated[
+        float | None,
+        Field(
+            ge=0,
+            le=1,
+            description="share of extra tokens that each source of evidence may cost at most",
+        ),
+    ] = None
 
     @property
     def keeps_everything(self) -> bool:
@@ -129,8 +137,9 @@ def shipped_profiles() -> list[str]:
 def load_profile(name_or_path: str | Path, **overrides: Any) -> Profile:
     """Read a shipped profile by name, or a YAML file by path; `overrides` replace its values.
 
-    Overrides that are None are ignored. A sizing override (`coverage`, `min_count`, `target_size`)
-    replaces the profile's own sizing. Raises `KPruneError` for anything unknown or out of range.
+    Overrides that are None are ignored. A sizing override (`coverage`, `max_extra_tokens`,
+    `min_count`, `target_size`) replaces the profile's own sizing. Raises `KPruneError` for anything
+    unknown or out of range.
     """
     path = _resolve(str(name_or_path))
     values = _read_yaml(path)
@@ -140,7 +149,7 @@ def load_profile(name_or_path: str | Path, **overrides: Any) -> Profile:
     return parse_profile({"name": path.stem, **values, **given}, source=str(path))
 
 
-_SIZING = frozenset({"coverage", "min_count", "target_size"})
+_SIZING = frozenset({"coverage", "max_extra_tokens", "min_count", "target_size"})
 
 
 def parse_profile(values: Mapping[str, Any], source: str = "profile") -> Profile:

@@ -9,7 +9,7 @@ from tiny_tokenizers import TINY
 from vllm_kprune.checkpoint.overlay import Plan, open_tokenizer
 from vllm_kprune.profile import Profile
 from vllm_kprune.tokenizer.bpe import parse_tokenizer
-from vllm_kprune.vocabulary.selection import select_tokens
+from vllm_kprune.vocabulary.sizing import select_tokens
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,8 @@ from vllm_kprune.errors import KPruneError
 from vllm_kprune.profile import Profile, parse_profile
 from vllm_kprune.tokenizer.bpe import BpeTokenizer, parse_tokenizer
 from vllm_kprune.vocabulary.evidence import Source, TokenRates, count_source
-from vllm_kprune.vocabulary.selection import Selection, select_everything, select_tokens
+from vllm_kprune.vocabulary.selection import Selection, select_everything
+from vllm_kprune.vocabulary.sizing import select_tokens
 
 ENGLISH = ("the cat sat on the mat", "the other weather", "the weather in items")
 CODE = ("for item in items:\n    print(item)\n",)

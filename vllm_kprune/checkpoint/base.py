@@ -1,12 +1,13 @@
 """Read a base model's folder: find it, check it before anything long, describe its vocabulary.
 
-Only headers of the weights are read. Nothing is executed: pickled weights and code in the folder
-are refused or ignored.
+A tokenizer can be pruned alone: its folder is the same without weights, and without the rows that
+these have. Only headers of the weights are read. Nothing is executed: pickled weights and code in
+the folder are refused or ignored.
 """
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,17 @@ from vllm_kprune.checkpoint.families import Family, find_family, with_implied_id
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.tokenizer.bpe import BpeTokenizer, read_tokenizer
 
-__all__ = ["INDEX_NAME", "BaseModel", "TensorInfo", "open_base", "read_json", "resolve_model"]
+__all__ = [
+    "INDEX_NAME",
+    "BaseModel",
+    "TensorInfo",
+    "TokenizerFolder",
+    "has_weights",
+    "open_base",
+    "open_tokenizer_folder",
+    "read_json",
+    "resolve_model",
+]
 
 _MAX_JSON_BYTES = 64 << 20
 INDEX_NAME = "model.safetensors.index.json"
@@ -54,15 +65,44 @@ class TensorInfo:
 
 
 @dataclass(frozen=True)
-class BaseModel:
-    """A checked model folder: configuration, tokenizer, and its tensors' headers by name."""
+class TokenizerFolder:
+    """A checked folder with a tokenizer and the configuration files beside it, of any model."""
 
     reference: str
     revision: str | None
     folder: Path
+    tokenizer: BpeTokenizer
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Every file that what is built from the folder depends on."""
+        configs = (self.folder / name for name in CONFIG_FILES)
+        return tuple(path for path in configs if path.is_file())
+
+    def digests(self, advance: Callable[[int], None] | None = None) -> dict[str, FileDigest]:
+        """Size, time and SHA-256 of each of its files. Reads them all."""
+        return {path.name: digest_file(path, advance) for path in self.files}
+
+    def read_config(self, name: str) -> dict[str, Any]:
+        """One of its configuration files, parsed."""
+        return read_json(self.folder / name)
+
+    def fit_config(self, config: dict[str, Any], kept_ids: Sequence[int]) -> None:
+        """Make a config.json that is pruned to `kept_ids` tell the number of rows that they have.
+
+        Only where it tells one: of a model without weights nothing else is known.
+        """
+        for part in (config, config.get("text_config")):
+            if isinstance(part, dict) and isinstance(rows := part.get("vocab_size"), int):
+                part["vocab_size"] = sum(i < rows for i in kept_ids)
+
+
+@dataclass(frozen=True)
+class BaseModel(TokenizerFolder):
+    """A checked model folder: configuration, tokenizer, and its tensors' headers by name."""
+
     config: Mapping[str, Any]
     family: Family
-    tokenizer: BpeTokenizer
     tensors: Mapping[str, TensorInfo]
     shards: tuple[str, ...]
 
@@ -104,19 +144,23 @@ class BaseModel:
     @property
     def files(self) -> tuple[Path, ...]:
         """Every file that an overlay depends on."""
-        configs = (self.folder / name for name in (*CONFIG_FILES, INDEX_NAME))
+        index = self.folder / INDEX_NAME
         shards = (self.folder / name for name in self.shards)
-        return (*(path for path in configs if path.is_file()), *shards)
+        return (*super().files, *([index] if index.is_file() else []), *shards)
 
-    def digests(self, advance: Callable[[int], None] | None = None) -> dict[str, FileDigest]:
-        """Size, time and SHA-256 of each of its files. Reads them all."""
-        return {path.name: digest_file(path, advance) for path in self.files}
+    def fit_config(self, config: dict[str, Any], kept_ids: Sequence[int]) -> None:
+        """Write the number of rows that `kept_ids` have, and the data type, into a config.json."""
+        text = config[self.family.text_config] if self.family.text_config else config
+        if self.dtype and "dtype" not in text and "torch_dtype" not in text:
+            text["dtype"] = self.dtype  # vLLM would look it up in the weights
+        text["vocab_size"] = sum(i < self.rows for i in kept_ids)
 
 
-def resolve_model(model: str, revision: str | None = None) -> Path:
+def resolve_model(model: str, revision: str | None = None, *, weights: bool = True) -> Path:
     """The folder of `model`: a path, or a hub id whose snapshot is found or downloaded.
 
-    Raises `KPruneError` for a folder that does not exist and a hub id that cannot be had.
+    Without `weights` these are not downloaded. Raises `KPruneError` for a folder that does not
+    exist and a hub id that cannot be had.
     """
     folder = Path(model).expanduser()
     if folder.is_dir():
@@ -126,7 +170,9 @@ def resolve_model(model: str, revision: str | None = None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    patterns = ["*.json", "*.safetensors", "*.jinja", "LICENSE*", "NOTICE*", "*.md"]
+    patterns = ["*.json", "*.jinja", "LICENSE*", "NOTICE*", "*.md"]
+    if weights:
+        patterns.append("*.safetensors")
     try:
         return Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
@@ -154,7 +200,19 @@ def open_base(model: str, revision: str | None = None) -> BaseModel:
     family = family.spelled_in(tensors)
     _check_vocabulary(tensors, family, folder)
     tokenizer = read_tokenizer(folder)
-    return BaseModel(model, revision, folder, config, family, tokenizer, tensors, shards)
+    return BaseModel(model, revision, folder, tokenizer, config, family, tensors, shards)
+
+
+def open_tokenizer_folder(model: str, revision: str | None = None) -> TokenizerFolder:
+    """Find and check a tokenizer; weights are neither needed nor looked at."""
+    folder = resolve_model(model, revision, weights=False)
+    return TokenizerFolder(model, revision, folder, read_tokenizer(folder))
+
+
+def has_weights(folder: Path) -> bool:
+    """Does a folder hold weights of any format, or the index of some?"""
+    patterns = (INDEX_NAME, "*.safetensors", *_PICKLED)
+    return any(path.is_file() for pattern in patterns for path in folder.glob(pattern))
 
 
 def read_json(path: Path) -> dict[str, Any]:

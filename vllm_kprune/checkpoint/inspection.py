@@ -11,17 +11,21 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from vllm_kprune.checkpoint.base import BaseModel
-from vllm_kprune.checkpoint.digest import canonical_json
+from vllm_kprune.checkpoint.base import BaseModel, TokenizerFolder
 from vllm_kprune.checkpoint.manifest import is_overlay, load_manifest
-from vllm_kprune.checkpoint.overlay import make_plan, open_base_of
+from vllm_kprune.checkpoint.overlay import (
+    choose_tokens,
+    evidence_sources,
+    open_any_of,
+    open_tokenizer,
+)
 from vllm_kprune.profile import LANGUAGES, Profile
-from vllm_kprune.tokenizer.prune import prune_tokenizer
+from vllm_kprune.tokenizer.prune import pruned_tokenizer
 from vllm_kprune.vocabulary.evidence import WeightedText, read_corpus, weighted_batches, word_forms
 from vllm_kprune.vocabulary.scripts import main_script
 from vllm_kprune.vocabulary.selection import REASONS, Selection
 
-__all__ = ["Change", "Inspection", "KeptToken", "inspect_model"]
+__all__ = ["Change", "Inspection", "KeptToken", "inspect_model", "weight_sizes"]
 
 Progress = Callable[[str, float], None]
 _WORD_GROUPS = 10_000
@@ -55,14 +59,17 @@ class KeptToken:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What `kprune inspect` shows; counts are tokens, sizes are parameters and bytes."""
+    """What `kprune inspect` shows; counts are tokens, sizes are parameters and bytes.
+
+    A tokenizer alone has no sizes.
+    """
 
     model: str
     profile: str | None
     tokens: Change
-    parameters: Change
-    bytes: Change
-    vocabulary_bytes: Change
+    parameters: Change | None
+    bytes: Change | None
+    vocabulary_bytes: Change | None
     by_script: Mapping[str, Change]
     by_reason: Mapping[str, int]
     tokens_per_character: Mapping[str, Change]
@@ -105,7 +112,7 @@ def inspect_model(
         by_reason=selection.by_reason() if selection else {},
         tokens_per_character=measured,
         kept=tuple(_kept_tokens(base, selection)) if selection else (),
-        **_sizes(base, kept),
+        **weight_sizes(base, kept),
     )
 
 
@@ -115,18 +122,24 @@ def _open(
     revision: str | None,
     corpora: Sequence[Path],
     progress: Progress,
-) -> tuple[BaseModel, Selection | None, Profile | None]:
+) -> tuple[TokenizerFolder, Selection | None, Profile | None]:
+    sources = evidence_sources(profile, corpora) if profile else []
+    base = open_any_of(model, revision)
     if profile is not None:
-        plan = make_plan(model, profile, revision=revision, corpora=corpora, progress=progress)
-        return plan.base, plan.selection, profile
-    base = open_base_of(model, revision)
+        return base, choose_tokens(base, profile, sources, progress)[0], profile
     if not is_overlay(model):
         return base, None, None
     manifest = load_manifest(Path(model))
     return base, Selection(manifest.kept_ids, manifest.reasons, {}), manifest.profile
 
 
-def _sizes(base: BaseModel, kept: set[int] | None) -> dict[str, Change]:
+def weight_sizes(base: TokenizerFolder, kept: set[int] | None) -> dict[str, Change | None]:
+    """Parameters and bytes of the whole model and bytes of its vocabulary; a tied head counts once.
+
+    Of a tokenizer alone nothing is known: each is None.
+    """
+    if not isinstance(base, BaseModel):
+        return dict.fromkeys(("parameters", "bytes", "vocabulary_bytes"))
     vocabulary = base.vocabulary_tensors
     if base.tied:
         vocabulary = vocabulary[:1]
@@ -153,20 +166,20 @@ def _sizes(base: BaseModel, kept: set[int] | None) -> dict[str, Change]:
     }
 
 
-def _kept_tokens(base: BaseModel, selection: Selection) -> Iterator[KeptToken]:
+def _kept_tokens(base: TokenizerFolder, selection: Selection) -> Iterator[KeptToken]:
     pairs = zip(selection.kept_ids, selection.reasons, strict=True)
     for new, (old, letter) in enumerate(pairs):
         token = base.tokenizer.tokens[old]
         yield KeptToken(old, new, REASONS[letter], _script(base, old), token)
 
 
-def _script(base: BaseModel, token_id: int) -> str:
+def _script(base: TokenizerFolder, token_id: int) -> str:
     if token_id in base.tokenizer.added_ids:
         return "Special"
     return main_script(base.tokenizer.token_bytes(token_id))
 
 
-def _by_script(base: BaseModel, kept: set[int] | None) -> dict[str, Change]:
+def _by_script(base: TokenizerFolder, kept: set[int] | None) -> dict[str, Change]:
     scripts = {i: _script(base, i) for i in base.tokenizer.tokens}
     before = Counter(scripts.values())
     if kept is None:
@@ -175,12 +188,11 @@ def _by_script(base: BaseModel, kept: set[int] | None) -> dict[str, Change]:
     return {script: Change(count, after[script]) for script, count in before.most_common()}
 
 
-def _tokenizers(base: BaseModel, selection: Selection | None) -> list[Tokenizer]:
-    original = Tokenizer.from_str(canonical_json(base.tokenizer.data))
+def _tokenizers(base: TokenizerFolder, selection: Selection | None) -> list[Tokenizer]:
+    original = open_tokenizer(base.folder)
     if selection is None:
         return [original]
-    pruned = prune_tokenizer(base.tokenizer, selection.kept_ids)
-    return [original, Tokenizer.from_str(canonical_json(pruned))]
+    return [original, pruned_tokenizer(base.tokenizer, selection.kept_ids)]
 
 
 def _tokens_per_character(

@@ -1,5 +1,7 @@
 """`kprune.json`: what an overlay was made from, what it keeps, and proof that neither changed.
 
+A tokenizer that was pruned alone has the same manifest, without family, rows and tensors.
+
 The manifest is read by servers, so it is treated as hostile: bounded in size, checked field by
 field, and refused when its own fingerprint does not fit (it was edited) or the base weights are not
 the ones it was built from. File names in it never leave their folder.
@@ -63,22 +65,27 @@ class Manifest(_Strict):
     `kept_ids` are ids of the original tokenizer in increasing order: position is the new id.
     `reasons` has one letter for each of them (`vocabulary.selection.REASONS`). Kept ids at or above
     `original_rows` have no embedding row, before or after. `vocabulary_tensors` are the tensors of
-    the base checkpoint whose rows (dimension 0) are gathered.
+    the base checkpoint whose rows (dimension 0) are gathered; a tokenizer alone has none.
     """
 
     format: Literal[1] = 1
     kprune_version: str
-    family: str
+    family: str = ""
     profile: Profile
     base: BaseReference
     original_tokens: TokenId
-    original_rows: TokenId
+    original_rows: TokenId = 0
     kept_ids: Annotated[tuple[TokenId, ...], Field(strict=False, min_length=1)]
     reasons: str
-    vocabulary_tensors: Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
+    vocabulary_tensors: Annotated[tuple[str, ...], Field(strict=False)] = ()
     evidence: Annotated[tuple[Evidence, ...], Field(strict=False)] = ()
     files: dict[PlainName, str]
     fingerprint: str = ""
+
+    @property
+    def tokenizer_only(self) -> bool:
+        """Is this a tokenizer that was pruned without a model's weights?"""
+        return not self.vocabulary_tensors
 
     @property
     def kept_rows(self) -> tuple[int, ...]:
@@ -139,10 +146,12 @@ class Manifest(_Strict):
                 raise ValueError(f"unknown language {code!r}")
         if len(self.reasons) != len(ids):
             raise ValueError(f"{len(self.reasons)} reasons for {len(ids)} kept ids")
+        if self.tokenizer_only and (self.family or self.original_rows):
+            raise ValueError("a family or rows, but no vocabulary_tensors")
 
 
 def is_overlay(model: str | Path) -> bool:
-    """Is `model` a folder that `kprune build` made?"""
+    """Is `model` a folder that `kprune build` or `kprune tokenizer` made?"""
     return (Path(model) / MANIFEST_NAME).is_file()
 
 

@@ -1,8 +1,8 @@
 """Build an overlay: a model folder with a pruned tokenizer and configs, but without weights.
 
 About 10 MB instead of a second copy of the model: `kprune.json` tells the loader which rows of the
-base model's vocabulary tensors to gather. Everything is planned and checked before the long part,
-and the folder appears whole or not at all.
+base model's vocabulary tensors to gather. A tokenizer alone is pruned in the same way. Everything
+is planned and checked before the long part, and the folder appears whole or not at all.
 """
 
 import json
@@ -10,13 +10,20 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from filelock import FileLock
 from tokenizers import Tokenizer
 
 from vllm_kprune import __version__
-from vllm_kprune.checkpoint.base import CONFIG_FILES, BaseModel, open_base
+from vllm_kprune.checkpoint.base import (
+    CONFIG_FILES,
+    BaseModel,
+    TokenizerFolder,
+    has_weights,
+    open_base,
+    open_tokenizer_folder,
+)
 from vllm_kprune.checkpoint.cache import cache_dir
 from vllm_kprune.checkpoint.digest import (
     canonical_json,
@@ -38,32 +45,48 @@ from vllm_kprune.errors import KPruneError
 from vllm_kprune.profile import Profile
 from vllm_kprune.tokenizer.prune import IdMap, prune_tokenizer, referenced_ids
 from vllm_kprune.vocabulary.evidence import Source, TokenRates, count_source, profile_sources
-from vllm_kprune.vocabulary.selection import Selection, select_tokens
+from vllm_kprune.vocabulary.selection import Selection
+from vllm_kprune.vocabulary.sizing import select_tokens
 
 __all__ = [
     "Plan",
+    "TokenizerPlan",
     "build_overlay",
     "cached_overlay",
+    "choose_tokens",
+    "count_evidence",
+    "evidence_sources",
     "make_plan",
+    "make_tokenizer_plan",
+    "open_any_of",
     "open_base_of",
     "open_tokenizer",
+    "open_tokenizer_of",
     "write_overlay",
 ]
 
 Progress = Callable[[str, float], None]
+_Folder = TypeVar("_Folder", bound=TokenizerFolder)
 
 # Copied as they are, so that a model's licence stays with it.
 _LICENCE_FILES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*", "*TERMS*")
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What is to be kept of which model, and what it was decided on."""
+class TokenizerPlan:
+    """What is to be kept of which tokenizer, and what it was decided on."""
 
-    base: BaseModel
+    base: TokenizerFolder
     profile: Profile
     selection: Selection
     rates: tuple[TokenRates, ...]
+
+
+@dataclass(frozen=True)
+class Plan(TokenizerPlan):
+    """A plan for a model: its weights are known."""
+
+    base: BaseModel
 
 
 def build_overlay(
@@ -97,27 +120,98 @@ def make_plan(
 ) -> Plan:
     """Check a model, count the evidence and select tokens; writes nothing."""
     progress = progress or (lambda step, share: None)
-    sources = _sources(profile, corpora)
+    sources = evidence_sources(profile, corpora)
     progress("read model", 0.0)
     base = open_base_of(model, revision)
-    tokenizer = open_tokenizer(base.folder)
-    progress("read model", 1.0)
-    rates = _count(base, tokenizer, sources, progress)
-    progress("select tokens", 0.0)
-    referenced = frozenset(_referenced_texts(base))
-    selection = select_tokens(base.tokenizer, tokenizer, profile, rates, referenced)
-    progress("select tokens", 1.0)
-    return Plan(base, profile, selection, tuple(rates))
+    return Plan(base, profile, *choose_tokens(base, profile, sources, progress))
+
+
+def make_tokenizer_plan(
+    model: str,
+    profile: Profile,
+    *,
+    revision: str | None = None,
+    corpora: Sequence[Path] = (),
+    progress: Progress | None = None,
+) -> TokenizerPlan:
+    """The same for a tokenizer alone: weights beside it are not looked at."""
+    progress = progress or (lambda step, share: None)
+    sources = evidence_sources(profile, corpora)
+    progress("read tokenizer", 0.0)
+    base = open_tokenizer_of(model, revision)
+    return TokenizerPlan(base, profile, *choose_tokens(base, profile, sources, progress))
 
 
 def open_base_of(model: str, revision: str | None) -> BaseModel:
     """The base model: of an overlay, the one that it prunes."""
+    return _open_original(model, revision, open_base)
+
+
+def open_tokenizer_of(model: str, revision: str | None) -> TokenizerFolder:
+    """The original tokenizer: of a folder that kprune made, the one that it prunes."""
+    return _open_original(model, revision, open_tokenizer_folder)
+
+
+def open_any_of(model: str, revision: str | None) -> TokenizerFolder:
+    """The base model; the original tokenizer alone, where there are no weights."""
+    folder = Path(model).expanduser()
+    if is_overlay(folder):
+        alone = load_manifest(folder).tokenizer_only
+    else:
+        alone = folder.is_dir() and not has_weights(folder)
+    return open_tokenizer_of(model, revision) if alone else open_base_of(model, revision)
+
+
+def _open_original(
+    model: str, revision: str | None, open_folder: Callable[[str, str | None], _Folder]
+) -> _Folder:
     folder = Path(model).expanduser()
     if not is_overlay(folder):
-        return open_base(model, revision)
+        return open_folder(model, revision)
     manifest = load_manifest(folder)
-    base = open_base(str(manifest.check_base()))
+    base = open_folder(str(manifest.check_base()), None)
     return replace(base, reference=manifest.base.reference, revision=manifest.base.revision)
+
+
+def evidence_sources(profile: Profile, corpora: Sequence[Path]) -> list[Source]:
+    """The sources for a profile and the user's corpora; none where every token is kept."""
+    if not profile.keeps_everything:
+        return profile_sources(profile, corpora)
+    if corpora:
+        raise KPruneError(f"profile {profile.name} keeps every token: a corpus has no use with it")
+    return []
+
+
+def choose_tokens(
+    base: TokenizerFolder, profile: Profile, sources: Sequence[Source], progress: Progress
+) -> tuple[Selection, tuple[TokenRates, ...]]:
+    """What a profile keeps of a tokenizer, and the evidence that it was decided on."""
+    tokenizer, rates, referenced = count_evidence(base, sources, progress)
+    selection = select_tokens(
+        base.tokenizer,
+        tokenizer,
+        profile,
+        rates,
+        referenced,
+        lambda share: progress("select tokens", share),
+    )
+    progress("select tokens", 1.0)
+    return selection, rates
+
+
+def count_evidence(
+    base: TokenizerFolder, sources: Sequence[Source], progress: Progress
+) -> tuple[Tokenizer, tuple[TokenRates, ...], frozenset[str]]:
+    """What tokens are ranked by: the tokenizer, rates in each source, and texts referred to."""
+    tokenizer = open_tokenizer(base.folder)
+    referenced = frozenset(_referenced_texts(base))
+    size = max(base.tokenizer.tokens) + 1
+    rates = []
+    for number, source in enumerate(sources):
+        progress(f"count {source.name}", number / len(sources))
+        rates.append(count_source(tokenizer, source, size))
+    progress("select tokens", 0.0)
+    return tokenizer, tuple(rates), referenced
 
 
 def open_tokenizer(folder: Path) -> Tokenizer:
@@ -131,8 +225,8 @@ def open_tokenizer(folder: Path) -> Tokenizer:
     return tokenizer
 
 
-def write_overlay(plan: Plan, folder: Path, progress: Progress | None = None) -> Manifest:
-    """Write tokenizer, configs and manifest of a plan into an empty folder."""
+def write_overlay(plan: TokenizerPlan, folder: Path, progress: Progress | None = None) -> Manifest:
+    """Write tokenizer, configs and manifest of a plan, with weights or without, into a folder."""
     progress = progress or (lambda step, share: None)
     progress("write overlay", 0.0)
     _write_files(plan, folder)
@@ -154,7 +248,7 @@ def cached_overlay(
 
     Two processes that ask for the same one at once build it once.
     """
-    sources = _sources(profile, corpora)
+    sources = evidence_sources(profile, corpora)
     base = open_base_of(model, revision)
     key = {
         "files": {p.name: remembered_digest(p, cache_dir() / "digests").sha256 for p in base.files},
@@ -191,26 +285,7 @@ def _is_whole(folder: Path) -> bool:
     return True
 
 
-def _sources(profile: Profile, corpora: Sequence[Path]) -> list[Source]:
-    if not profile.keeps_everything:
-        return profile_sources(profile, corpora)
-    if corpora:
-        raise KPruneError(f"profile {profile.name} keeps every token: a corpus has no use with it")
-    return []
-
-
-def _count(
-    base: BaseModel, tokenizer: Tokenizer, sources: Sequence[Source], progress: Progress
-) -> list[TokenRates]:
-    size = max(base.tokenizer.tokens) + 1
-    rates = []
-    for number, source in enumerate(sources):
-        progress(f"count {source.name}", number / len(sources))
-        rates.append(count_source(tokenizer, source, size))
-    return rates
-
-
-def _referenced_texts(base: BaseModel) -> set[str]:
+def _referenced_texts(base: TokenizerFolder) -> set[str]:
     """Texts of all tokens that the model's configs, tokenizer or chat template refer to."""
     tokenizer = base.tokenizer
     ids: set[int] = set()
@@ -242,7 +317,7 @@ def _without_added_tokens(value: dict[str, Any]) -> dict[str, Any]:
     return {key: item for key, item in value.items() if key != "added_tokens_decoder"}
 
 
-def _write_files(plan: Plan, folder: Path) -> None:
+def _write_files(plan: TokenizerPlan, folder: Path) -> None:
     kept = plan.selection.kept_ids
     ids = IdMap(kept)
     for name in CONFIG_FILES:
@@ -260,7 +335,9 @@ def _write_files(plan: Plan, folder: Path) -> None:
             (folder / source.name).write_bytes(source.read_bytes())
 
 
-def _mapped_config(value: dict[str, Any], ids: IdMap, name: str, plan: Plan) -> dict[str, Any]:
+def _mapped_config(
+    value: dict[str, Any], ids: IdMap, name: str, plan: TokenizerPlan
+) -> dict[str, Any]:
     mapped: dict[str, Any] = map_ids(_without_added_tokens(value), ids.required, name)
     if "added_tokens_decoder" in value:
         added = value["added_tokens_decoder"]
@@ -268,11 +345,7 @@ def _mapped_config(value: dict[str, Any], ids: IdMap, name: str, plan: Plan) -> 
             str(ids[int(old)]): token for old, token in added.items() if int(old) in ids
         }
     if name == "config.json":
-        family = plan.base.family
-        text = mapped[family.text_config] if family.text_config else mapped
-        if plan.base.dtype and "dtype" not in text and "torch_dtype" not in text:
-            text["dtype"] = plan.base.dtype  # vLLM would look it up in the weights
-        text["vocab_size"] = sum(i < plan.base.rows for i in plan.selection.kept_ids)
+        plan.base.fit_config(mapped, plan.selection.kept_ids)
     return mapped
 
 
@@ -282,19 +355,18 @@ def _write_json(path: Path, value: dict[str, Any], indent: int | None = 2) -> No
     path.write_text(text + "\n", encoding="utf-8")
 
 
-def _manifest(plan: Plan, folder: Path, progress: Progress) -> Manifest:
+def _manifest(plan: TokenizerPlan, folder: Path, progress: Progress) -> Manifest:
     base = plan.base
-    total = sum((base.folder / shard).stat().st_size for shard in base.shards) or 1
+    total = sum(path.stat().st_size for path in base.files)
     done = 0
 
     def advance(count: int) -> None:
         nonlocal done
         done += count
-        progress("fingerprint weights", min(done / total, 1.0))
+        progress("fingerprint base", min(done / total, 1.0))
 
     return Manifest(
         kprune_version=__version__,
-        family=base.family.architecture,
         profile=plan.profile,
         base=BaseReference(
             reference=base.reference,
@@ -303,13 +375,23 @@ def _manifest(plan: Plan, folder: Path, progress: Progress) -> Manifest:
             files=base.digests(advance),
         ),
         original_tokens=max(base.tokenizer.tokens) + 1,
-        original_rows=base.rows,
         kept_ids=plan.selection.kept_ids,
         reasons=plan.selection.reasons,
-        vocabulary_tensors=tuple(info.name for info in base.vocabulary_tensors),
         evidence=tuple(
             Evidence(source=r.source.name, digest=r.source.digest, tokens=r.tokens)
             for r in plan.rates
         ),
         files={path.name: sha256_file(path) for path in sorted(folder.iterdir())},
+        **_weights_facts(base),
     )
+
+
+def _weights_facts(base: TokenizerFolder) -> dict[str, Any]:
+    """The part of the manifest that only a model with weights has."""
+    if not isinstance(base, BaseModel):
+        return {}
+    return {
+        "family": base.family.architecture,
+        "original_rows": base.rows,
+        "vocabulary_tensors": tuple(info.name for info in base.vocabulary_tensors),
+    }

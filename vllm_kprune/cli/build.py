@@ -1,13 +1,9 @@
 """`kprune build`: write an overlay, or with --export a standalone checkpoint."""
 
-import gc
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from vllm_kprune.checkpoint.export import (
     REPLACED_BY_EXPORT,
@@ -17,14 +13,25 @@ from vllm_kprune.checkpoint.export import (
     write_standalone,
 )
 from vllm_kprune.checkpoint.folders import new_folder
-from vllm_kprune.checkpoint.manifest import MANIFEST_NAME, Manifest
+from vllm_kprune.checkpoint.manifest import MANIFEST_NAME
 from vllm_kprune.checkpoint.overlay import Plan, make_plan, write_overlay
 from vllm_kprune.cli.console import error_console, steps, write_json
 from vllm_kprune.cli.export import export_figures, show_export
+from vllm_kprune.cli.options import (
+    CorpusOption,
+    CoverageOption,
+    ForceOption,
+    JsonOption,
+    MaxExtraTokensOption,
+    ProfileOption,
+    RevisionOption,
+    TargetSizeOption,
+    sized_profile,
+)
+from vllm_kprune.cli.pruning import no_collection, overlay_figures, pruning_figures, show_pruning
 from vllm_kprune.cli.verify import keep_if_lawful
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.evaluate.servers import stops_on_sigterm
-from vllm_kprune.profile import load_profile
 
 __all__ = ["register"]
 
@@ -35,40 +42,31 @@ def register(app: typer.Typer) -> None:
 
 
 def _run(
-    model: str = typer.Argument(help="Folder of the base model, or its id on the model hub."),
-    output: Path = typer.Option(..., "-o", "--output", help="Folder to write the overlay to."),
-    profile: str = typer.Option(
-        "enko", "--profile", help="Profile by name (enko, original), or your own .yaml file."
-    ),
-    corpus: list[Path] = typer.Option(
-        [], "--corpus", help="Your own text (.txt, .jsonl, also .gz or .zst); repeat for several."
-    ),
-    target_size: int | None = typer.Option(
-        None, "--target-size", help="Keep exactly this many tokens."
-    ),
-    coverage: float | None = typer.Option(
-        None, "--coverage", help="Keep tokens until this share of the evidence is covered (0.999)."
-    ),
-    revision: str | None = typer.Option(
-        None, "--revision", help="Branch, tag or commit on the hub."
-    ),
-    export: bool = typer.Option(
-        False, "--export", help="Write a standalone checkpoint, with weights, for plain vLLM."
-    ),
-    link: bool = typer.Option(
-        False, "--link/--copy", help="With --export: see `kprune export --help`."
-    ),
-    verify: bool = typer.Option(
-        False, "--verify", help="Check the laws at the end; keep nothing if one is broken."
-    ),
-    force: bool = typer.Option(
-        False,
-        "--force",
-        help="Replace an overlay that is there already (with --export: or an export).",
-    ),
-    json_to: str | None = typer.Option(
-        None, "--json", help="Write the figures as JSON; - prints them."
-    ),
+    model: Annotated[
+        str, typer.Argument(help="Folder of the base model, or its id on the model hub.")
+    ],
+    output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write to.")],
+    profile: ProfileOption = "enko",
+    corpus: CorpusOption = [],  # noqa: B006 - Typer copies it
+    target_size: TargetSizeOption = None,
+    coverage: CoverageOption = None,
+    max_extra_tokens: MaxExtraTokensOption = None,
+    revision: RevisionOption = None,
+    export: Annotated[
+        bool,
+        typer.Option(
+            "--export", help="Write a standalone checkpoint, with weights, for plain vLLM."
+        ),
+    ] = False,
+    link: Annotated[
+        bool, typer.Option("--link/--copy", help="With --export: see `kprune export --help`.")
+    ] = False,
+    verify: Annotated[
+        bool,
+        typer.Option("--verify", help="Check the laws at the end; keep nothing if one is broken."),
+    ] = False,
+    force: ForceOption = False,
+    json_to: JsonOption = None,
 ) -> None:
     """Prune a model's vocabulary to a language profile.
 
@@ -78,12 +76,12 @@ def _run(
     """
     if link and not export:
         raise KPruneError("--link is about the weights that --export writes; an overlay has none")
-    wanted = load_profile(profile, target_size=target_size, coverage=coverage)
+    wanted = sized_profile(profile, target_size, coverage, max_extra_tokens)
     replaced = REPLACED_BY_EXPORT if export else MANIFEST_NAME
     weights = None
     folder_made = new_folder(output, replaced if force else None)
     with stops_on_sigterm(), steps() as progress, folder_made as folder:
-        with _no_collection():
+        with no_collection():
             plan = make_plan(model, wanted, revision=revision, corpora=corpus, progress=progress)
             if export:
                 weights = _checked_weights(plan, output, folder, link)
@@ -92,11 +90,19 @@ def _run(
             write_standalone(weights, folder, progress)
         if verify:
             keep_if_lawful(folder, corpora=corpus, progress=progress)
-    figures = _figures(plan, manifest, output, weights)
+    figures = {**pruning_figures(plan, manifest, output), "vocabulary_bytes": _bytes(plan)}
+    exported = export_figures(weights, output) if weights else None
+    figures |= {"export": exported} if exported else overlay_figures(output)
     if json_to:
         write_json(figures, json_to)
-    if json_to != "-":
-        _show(figures)
+    if json_to == "-":
+        return
+    show_pruning(figures)
+    if exported:
+        show_export({"output": figures["output"], **exported})
+    else:
+        error_console.print(f"next:  kprune verify {output}", markup=False)
+        error_console.print(f"then:  vllm serve {output} --plugin kprune", markup=False)
 
 
 def _checked_weights(plan: Plan, output: Path, folder: Path, link: bool) -> WeightsPlan:
@@ -107,58 +113,7 @@ def _checked_weights(plan: Plan, output: Path, folder: Path, link: bool) -> Weig
     return weights
 
 
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """Hold garbage collection: looking through millions of tokens takes a tenth of the time."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
-
-
-def _figures(
-    plan: Plan, manifest: Manifest, output: Path, weights: WeightsPlan | None
-) -> dict[str, Any]:
-    tensors = plan.base.vocabulary_tensors
-    before = sum(info.bytes for info in tensors)
-    row_bytes = before / plan.base.rows
-    return {
-        "output": str(output),
-        "profile": manifest.profile.name,
-        "tokens": {"original": len(plan.base.tokenizer.tokens), "kept": len(manifest.kept_ids)},
-        "kept_share": round(len(manifest.kept_ids) / len(plan.base.tokenizer.tokens), 4),
-        "by_reason": plan.selection.by_reason(),
-        "coverage": dict(plan.selection.coverage),
-        "vocabulary_bytes": {
-            "original": before,
-            "kept": round(row_bytes * len(manifest.kept_rows)),
-        },
-        **({"export": export_figures(weights, output)} if weights else _overlay_figures(output)),
-        "fingerprint": manifest.fingerprint,
-    }
-
-
-def _overlay_figures(output: Path) -> dict[str, int]:
-    return {"overlay_bytes": sum(path.stat().st_size for path in output.iterdir())}
-
-
-def _show(figures: dict[str, Any]) -> None:
-    tokens, memory = figures["tokens"], figures["vocabulary_bytes"]
-    table = Table(title=f"profile {figures['profile']}", title_justify="left", show_header=False)
-    table.add_row("tokens", f"{tokens['original']:,} → {tokens['kept']:,}")
-    for name, count in figures["by_reason"].items():
-        table.add_row(f"  {name}", f"{count:,}")
-    for source, share in figures["coverage"].items():
-        table.add_row(f"covered of {source}", f"{share:.3%}")
-    table.add_row(
-        "vocabulary weights", f"{memory['original'] / 1e6:,.0f} → {memory['kept'] / 1e6:,.0f} MB"
-    )
-    if "overlay_bytes" in figures:
-        table.add_row("overlay", f"{figures['overlay_bytes'] / 1e6:.1f} MB in {figures['output']}")
-    error_console.print(table)
-    if "export" in figures:
-        show_export({"output": figures["output"], **figures["export"]})
-        return
-    error_console.print(f"next:  kprune verify {figures['output']}", markup=False)
-    error_console.print(f"then:  vllm serve {figures['output']} --plugin kprune", markup=False)
+def _bytes(plan: Plan) -> dict[str, int]:
+    before = sum(info.bytes for info in plan.base.vocabulary_tensors)
+    rows = sum(i < plan.base.rows for i in plan.selection.kept_ids)
+    return {"original": before, "kept": round(before / plan.base.rows * rows)}

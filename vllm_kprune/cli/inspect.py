@@ -3,14 +3,27 @@
 import csv
 from dataclasses import asdict, astuple, fields, replace
 from pathlib import Path
+from typing import Annotated
 
 import typer
 from rich.table import Table
 
+from vllm_kprune.checkpoint.curve import measure_curve
 from vllm_kprune.checkpoint.inspection import Change, Inspection, KeptToken, inspect_model
 from vllm_kprune.cli.console import output_console, steps, write_json
+from vllm_kprune.cli.curve import check_plot, curve_table, plot_curve
+from vllm_kprune.cli.options import (
+    CorpusOption,
+    CoverageOption,
+    JsonOption,
+    MaxExtraTokensOption,
+    RevisionOption,
+    TargetSizeOption,
+    TextOption,
+    sized_profile,
+)
 from vllm_kprune.errors import KPruneError, nearest
-from vllm_kprune.profile import LANGUAGES, load_profile
+from vllm_kprune.profile import LANGUAGES, Profile
 
 __all__ = ["register"]
 
@@ -21,46 +34,70 @@ def register(app: typer.Typer) -> None:
 
 
 def _run(
-    model: str = typer.Argument(help="Model folder or hub id, or a folder made by `kprune build`."),
-    profile: str | None = typer.Option(
-        None, "--profile", help="Show what this profile would keep."
-    ),
-    corpus: list[Path] = typer.Option([], "--corpus", help="Your own evidence, as for build."),
-    target_size: int | None = typer.Option(
-        None, "--target-size", help="Keep exactly this many tokens."
-    ),
-    coverage: float | None = typer.Option(
-        None, "--coverage", help="Share of the evidence to cover."
-    ),
-    text: list[Path] = typer.Option(
-        [], "--text", help="Measure tokens per character on this file as well; repeat for several."
-    ),
-    language: list[str] = typer.Option(
-        [], "--language", help="Measure this language as well (zh, ja, fr, …); repeat for several."
-    ),
-    revision: str | None = typer.Option(
-        None, "--revision", help="Branch, tag or commit on the hub."
-    ),
-    tokens_to: Path | None = typer.Option(
-        None, "--tokens", help="Write every kept token to this file (TSV): ids, reason, script."
-    ),
-    json_to: str | None = typer.Option(
-        None, "--json", help="Write the figures as JSON; - prints them."
-    ),
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="Folder of a model or a tokenizer, hub id, or a folder that kprune made."
+        ),
+    ],
+    profile: Annotated[
+        str | None, typer.Option("--profile", help="Show what this profile would keep.")
+    ] = None,
+    corpus: CorpusOption = [],  # noqa: B006 - Typer copies it
+    target_size: TargetSizeOption = None,
+    coverage: CoverageOption = None,
+    max_extra_tokens: MaxExtraTokensOption = None,
+    text: TextOption = [],  # noqa: B006 - Typer copies it
+    language: Annotated[
+        list[str],
+        typer.Option(
+            "--language",
+            help="Measure this language as well (zh, ja, fr, …); repeat for several.",
+        ),
+    ] = [],  # noqa: B006 - Typer copies it
+    curve: Annotated[
+        bool,
+        typer.Option(
+            "--curve",
+            help="With --profile: a table of vocabulary size against extra tokens and memory, on "
+            "--text or on the profile's evidence. Takes a minute or two for a large tokenizer.",
+        ),
+    ] = False,
+    plot: Annotated[
+        Path | None,
+        typer.Option("--plot", help="Draw the curve to this file (.html, .png or .svg)."),
+    ] = None,
+    revision: RevisionOption = None,
+    tokens_to: Annotated[
+        Path | None,
+        typer.Option(
+            "--tokens", help="Write every kept token to this file (TSV): ids, reason, script."
+        ),
+    ] = None,
+    json_to: JsonOption = None,
 ) -> None:
     """Show a model's tokens by script and by reason, its size, and what each language pays.
 
     With --profile: before and after pruning, without writing anything. Sizes count a tied LM head
-    once. Tokens per character are measured on word lists, and on your files with --text.
+    once. Tokens per character are measured on word lists, and on your files with --text. A
+    tokenizer without a model has no sizes in memory.
     """
     for code in language:
         if code not in LANGUAGES:
             raise KPruneError(f"unknown language '{code}'; {nearest(code, LANGUAGES)}")
-    if profile is None and (corpus or target_size or coverage):
-        raise KPruneError("--corpus, --target-size and --coverage need --profile: they size it")
     wanted = None
     if profile is not None:
-        wanted = load_profile(profile, target_size=target_size, coverage=coverage)
+        wanted = sized_profile(profile, target_size, coverage, max_extra_tokens)
+    elif corpus or curve or plot or (target_size, coverage, max_extra_tokens) != (None, None, None):
+        raise KPruneError(
+            "--curve, --plot, --corpus, --target-size, --coverage and --max-extra-tokens need "
+            "--profile: they are about its size"
+        )
+    if wanted is not None and (curve or plot):
+        if language or tokens_to:
+            raise KPruneError("--curve shows sizes only: leave out --language and --tokens")
+        _run_curve(model, wanted, revision, corpus, text, plot, json_to)
+        return
     with steps() as progress:
         result = inspect_model(
             model,
@@ -77,6 +114,29 @@ def _run(
         _write_tokens(result, tokens_to)
     if json_to != "-":
         _show(result)
+
+
+def _run_curve(
+    model: str,
+    profile: Profile,
+    revision: str | None,
+    corpora: list[Path],
+    texts: list[Path],
+    plot: Path | None,
+    json_to: str | None,
+) -> None:
+    if plot:
+        check_plot(plot)
+    with steps() as progress:
+        curve = measure_curve(
+            model, profile, revision=revision, corpora=corpora, texts=texts, progress=progress
+        )
+    if json_to:
+        write_json(asdict(curve), json_to)
+    if plot:
+        plot_curve(curve, plot)
+    if json_to != "-":
+        output_console.print(curve_table(curve))
 
 
 def _write_tokens(result: Inspection, path: Path) -> None:
@@ -110,7 +170,9 @@ def _show(result: Inspection) -> None:
     output_console.print(table)
 
 
-def _row(table: Table, name: str, change: Change, scale: float = 1, digits: int = 0) -> None:
+def _row(table: Table, name: str, change: Change | None, scale: float = 1, digits: int = 0) -> None:
+    if change is None:
+        return
     pruned, ratio = change.pruned, change.ratio
     table.add_row(
         name,

@@ -1,16 +1,23 @@
 """`kprune verify`: check the laws of a pruned model on the user's own text."""
 
 import itertools
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Annotated
 
 import typer
 from rich.markup import escape
 
+from vllm_kprune.checkpoint.manifest import MANIFEST_NAME, is_export, is_overlay
+from vllm_kprune.checkpoint.overlay import make_tokenizer_plan, write_overlay
 from vllm_kprune.checkpoint.verify import LawResult, verify_overlay
 from vllm_kprune.cli.console import output_console, say_error, steps, write_json
+from vllm_kprune.cli.options import JsonOption, TextOption
 from vllm_kprune.errors import KPruneError
+from vllm_kprune.profile import load_profile
 from vllm_kprune.vocabulary.evidence import read_corpus
 
 __all__ = ["keep_if_lawful", "register", "show_law"]
@@ -22,17 +29,27 @@ def register(app: typer.Typer) -> None:
 
 
 def _run(
-    folder: Path = typer.Argument(help="Folder made by `kprune build` or `kprune export`."),
-    text: list[Path] = typer.Option(
-        [], "--text", help="Your own text (.txt, .jsonl, also .gz or .zst); repeat for several."
-    ),
-    corpus: list[Path] = typer.Option(
-        [], "--corpus", help="The corpora it was built with, to repeat the selection as well."
-    ),
-    base: Path | None = typer.Option(None, "--base", help="Base model's folder, if it was moved."),
-    json_to: str | None = typer.Option(
-        None, "--json", help="Write the results as JSON; - prints them."
-    ),
+    folder: Annotated[
+        Path, typer.Argument(help="Folder made by `kprune build`, `export` or `tokenizer`.")
+    ],
+    text: TextOption = [],  # noqa: B006 - Typer copies it
+    profile: Annotated[
+        str | None,
+        typer.Option(
+            "--profile",
+            help="FOLDER is not pruned yet: check what this profile would make of its tokenizer.",
+        ),
+    ] = None,
+    corpus: Annotated[
+        list[Path],
+        typer.Option(
+            "--corpus", help="The corpora it was built with, to repeat the selection as well."
+        ),
+    ] = [],  # noqa: B006 - Typer copies it
+    base: Annotated[
+        Path | None, typer.Option("--base", help="Base model's folder, if it was moved.")
+    ] = None,
+    json_to: JsonOption = None,
 ) -> None:
     """Check that a pruned model's tokenizer keeps its promises, on your own text.
 
@@ -45,8 +62,8 @@ def _run(
         if not path.is_file():
             raise KPruneError(f"text {path} does not exist or is not a file")
     lines = itertools.chain.from_iterable(map(read_corpus, text)) if text else None
-    with steps() as progress:
-        results = verify_overlay(folder, lines, corpora=corpus, base=base, progress=progress)
+    with steps() as progress, _pruned(folder, profile, corpus, base, progress) as pruned:
+        results = verify_overlay(pruned, lines, corpora=corpus, base=base, progress=progress)
     if json_to:
         write_json([{**asdict(result), "holds": result.holds} for result in results], json_to)
     if json_to != "-":
@@ -70,6 +87,32 @@ def keep_if_lawful(
             show_law(result)
         say_error("it breaks a law: nothing was kept (without --verify it is); please report this")
         raise typer.Exit(1)
+
+
+@contextmanager
+def _pruned(
+    folder: Path,
+    profile: str | None,
+    corpora: list[Path],
+    base: Path | None,
+    progress: Callable[[str, float], None],
+) -> Iterator[Path]:
+    """The pruned folder to check: `folder` itself, or its tokenizer pruned for a profile."""
+    if profile is None:
+        if not is_overlay(folder) and not is_export(folder):
+            raise KPruneError(
+                f"{folder} has no {MANIFEST_NAME}: give a folder made by `kprune build` or "
+                "`kprune tokenizer`, or --profile NAME to check what it would make of this one"
+            )
+        yield folder
+        return
+    if is_overlay(folder) or is_export(folder) or base is not None:
+        raise KPruneError("--profile is for a folder that is not pruned yet, without --base")
+    wanted = load_profile(profile)
+    with tempfile.TemporaryDirectory() as scratch:
+        plan = make_tokenizer_plan(str(folder), wanted, corpora=corpora, progress=progress)
+        write_overlay(plan, Path(scratch), progress)
+        yield Path(scratch)
 
 
 def show_law(result: LawResult) -> None:

@@ -48,6 +48,11 @@ def activate(engine_args: Any) -> bool:
 def _serve_overlay(engine_args: Any, options: ServingOptions) -> None:
     folder = Path(engine_args.model)
     manifest = load_manifest(folder)
+    if manifest.tokenizer_only:
+        raise KPruneError(
+            f"{folder} is a pruned tokenizer without a model (made by `kprune tokenizer`); prune "
+            f"the model itself: kprune build MODEL --profile {manifest.profile.name} -o DIR"
+        )
     if options.profile is not None:
         raise KPruneError(
             f"{folder} is pruned already (profile {manifest.profile.name}); serve it without "

@@ -9,7 +9,8 @@ WordPiece models have no merges and are refused.
 
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterator, KeysView, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -94,27 +95,28 @@ class BpeTokenizer:
         crossed its borders: so these ancestors are what a pruned tokenizer needs to reach it.
         For "the" with merges (t h), (th e): "t", "h", "e", "th", "the".
         """
+        rank_of = self._ranks.get
         parts = list(token)
         yield from parts
-        while len(parts) > 1:
-            ranked = [
-                (rank, at)
-                for at, pair in enumerate(itertools.pairwise(parts))
-                if (rank := self._ranks.get(pair)) is not None
-            ]
-            if not ranked:
-                return
-            at = min(ranked)[1]
+        ranks = [rank_of(pair, math.inf) for pair in itertools.pairwise(parts)]
+        while ranks and (lowest := min(ranks)) < math.inf:
+            at = ranks.index(lowest)
             parts[at : at + 2] = [parts[at] + parts[at + 1]]
+            del ranks[at]
+            if at > 0:
+                ranks[at - 1] = rank_of((parts[at - 1], parts[at]), math.inf)
+            if at < len(ranks):
+                ranks[at] = rank_of((parts[at], parts[at + 1]), math.inf)
             yield parts[at]
 
-    def derivation_ids(self, token_id: int) -> set[int]:
-        """Ids of the derivation of a token; parts that are not in the vocabulary are left out."""
+    def derivation_ids(self, token_id: int) -> KeysView[int]:
+        """Ids of a token's derivation, in order: parts come before what is built from them.
+
+        Parts that are not in the vocabulary are left out.
+        """
         token = self.tokens[token_id]
-        if token not in self.vocab:
-            return set()
-        found = (self.vocab.get(part) for part in self.derivation(token))
-        return {part for part in found if part is not None}
+        parts = self.derivation(token) if token in self.vocab else ()
+        return dict.fromkeys(self.vocab[part] for part in parts if part in self.vocab).keys()
 
 
 def _alphabet_bytes() -> Mapping[str, int]:

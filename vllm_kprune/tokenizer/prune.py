@@ -5,13 +5,16 @@ the old order; so text whose original ids are all kept is encoded to the very sa
 Every id in the file is mapped; an id that was not kept is an error, never a guess (law 6).
 """
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+from tokenizers import Tokenizer
 
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.tokenizer.bpe import BpeTokenizer
 
-__all__ = ["IdMap", "prune_tokenizer", "referenced_ids"]
+__all__ = ["IdMap", "prune_tokenizer", "pruned_tokenizer", "referenced_ids"]
 
 
 class IdMap(Mapping[int, int]):
@@ -52,6 +55,14 @@ def prune_tokenizer(tokenizer: BpeTokenizer, kept_ids: Sequence[int]) -> dict[st
     if padding := tokenizer.data.get("padding"):
         new_id = ids.required(padding["pad_id"], "tokenizer.json: padding")
         pruned["padding"] = {**padding, "pad_id": new_id}
+    return pruned
+
+
+def pruned_tokenizer(tokenizer: BpeTokenizer, kept_ids: Sequence[int]) -> Tokenizer:
+    """The pruned tokenizer, ready to encode, without truncation or padding."""
+    pruned = Tokenizer.from_str(json.dumps(prune_tokenizer(tokenizer, kept_ids)))
+    pruned.no_truncation()
+    pruned.no_padding()
     return pruned
 
 

@@ -1,19 +1,20 @@
-"""Decide which tokens a profile keeps; nothing is changed here.
+"""Rank the tokens that a profile may keep, and cut the ranking at a size; nothing is changed here.
 
 Reasons, in this order: `special`, `byte`, `script`, `evidence`, `merge` (design, section 3). What
 must be kept is the first three with their BPE ancestors. Tokens of shared scripts follow in order
-of evidence until the profile's size is reached, each with the ancestors that BPE needs to build it.
+of evidence, each after the ancestors that BPE needs to build it. Where to cut is `sizing`'s part.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
+import numpy.typing as npt
 import regex
 from tokenizers import Tokenizer
 
-from vllm_kprune.errors import KPruneError
 from vllm_kprune.profile import Profile
 from vllm_kprune.tokenizer.bpe import BpeTokenizer
 from vllm_kprune.tokenizer.reach import unreachable_ids
@@ -21,7 +22,7 @@ from vllm_kprune.vocabulary.evidence import TokenRates
 from vllm_kprune.vocabulary.scripts import ScriptJudge
 from vllm_kprune.vocabulary.strength import token_strengths
 
-__all__ = ["REASONS", "Selection", "select_everything", "select_tokens"]
+__all__ = ["NEVER", "REASONS", "Ranking", "Selection", "rank_tokens", "select_everything"]
 
 # Letter in the manifest -> reason.
 REASONS: Mapping[str, str] = {
@@ -62,66 +63,118 @@ def select_everything(parsed: BpeTokenizer) -> Selection:
     return Selection(tuple(ids), "".join(letters[i] for i in ids), {})
 
 
-def select_tokens(
+# A size that no vocabulary has.
+NEVER = np.iinfo(np.int64).max
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """Every token that a profile can keep of a tokenizer, in the order in which it is taken in.
+
+    `required` are the ids that must be kept, with a reason letter for each. `ranked` are the ids
+    that evidence decides on, strongest first, and `strengths` their rates. `joining` are the ids
+    that these bring in, ancestors before what is built from them; so `required` with any beginning
+    of `joining` is a vocabulary, and each holds all smaller ones. `sizes[n]` is the size of the
+    vocabulary that has the first n of `ranked`.
+    """
+
+    parsed: BpeTokenizer
+    rates: tuple[TokenRates, ...]
+    required: Mapping[int, str]
+    ranked: tuple[int, ...]
+    strengths: npt.NDArray[np.float64]
+    joining: tuple[int, ...]
+    sizes: npt.NDArray[np.int64]
+
+    @property
+    def least(self) -> int:
+        """Size of the smallest vocabulary: what must be kept."""
+        return len(self.required)
+
+    @property
+    def most(self) -> int:
+        """Size of the largest vocabulary that the profile's languages can use."""
+        return len(self.required) + len(self.joining)
+
+    @cached_property
+    def least_sizes(self) -> npt.NDArray[np.int64]:
+        """For each id, the size of the smallest vocabulary that has it; `NEVER` if none does."""
+        found = np.full(max(self.parsed.tokens) + 1, NEVER)
+        found[list(self.required)] = self.least
+        found[list(self.joining)] = np.arange(self.least + 1, self.most + 1)
+        return found
+
+    def first(self, count: int) -> "Selection":
+        """What is kept with the first `count` of `ranked`."""
+        return self._cut(count, int(self.sizes[count]))
+
+    def of_size(self, size: int) -> "Selection":
+        """The vocabulary of exactly `size` tokens, from `least` to `most`."""
+        count = int(np.searchsorted(self.sizes, size))
+        return self._cut(count if self.sizes[count] == size else count - 1, size)
+
+    def _cut(self, count: int, size: int) -> "Selection":
+        """The vocabulary of `size` tokens, in which the first `count` of `ranked` are evident."""
+        reasons = dict(self.required) | dict.fromkeys(self.joining[: size - self.least], "m")
+        reasons |= dict.fromkeys(self.ranked[:count], "e")
+        ids = sorted(reasons)
+        letters = "".join(reasons[i] for i in ids)
+        return Selection(tuple(ids), letters, self._coverage(ids))
+
+    def _coverage(self, kept_ids: Sequence[int]) -> dict[str, float]:
+        kept = np.array(kept_ids, dtype=np.int64)
+        allowed = np.union1d(kept, np.array(self.ranked, dtype=np.int64))
+        least = np.finfo(np.float64).tiny  # a source may hold nothing that the scripts allow
+        return {
+            r.source.name: round(
+                float(r.per_million[kept].sum() / max(r.per_million[allowed].sum(), least)), 6
+            )
+            for r in self.rates
+        }
+
+
+def rank_tokens(
     parsed: BpeTokenizer,
     tokenizer: Tokenizer,
     profile: Profile,
     rates: Sequence[TokenRates],
     referenced: frozenset[str],
-) -> Selection:
-    """Select tokens for a profile.
+) -> Ranking:
+    """Rank the tokens of a tokenizer for a profile that names languages.
 
     `rates` are the evidence; `referenced` are token texts that configs or the chat template name.
-    Raises `KPruneError` if `target_size` is less than what must be kept, or more than the profile's
-    scripts can use.
     """
-    if profile.keeps_everything:
-        return select_everything(parsed)
-    builder = _Builder(parsed, _required_specials(parsed, profile, referenced))
-    own, shared = _judge(parsed, tokenizer, profile, builder.reasons)
+    required = _always_kept(parsed, _required_specials(parsed, profile, referenced))
+    own, shared = _judge(parsed, tokenizer, profile, required)
     for token_id in own:
-        builder.keep(token_id, "c")
+        required |= dict.fromkeys(parsed.derivation_ids(token_id) - required.keys(), "m")
+        required[token_id] = "c"
     strength = token_strengths(parsed, rates, shared)
     ranked = sorted(shared, key=lambda i: (-strength[i], i))
-    if profile.target_size is not None:
-        _fill(builder, ranked, profile.target_size, len(parsed.tokens), profile.name)
-    elif profile.coverage is not None:
-        _cover(builder, ranked, [r.per_million for r in rates], profile.coverage, own)
-    else:
-        threshold = max(profile.min_count or 0.0, np.nextafter(0, 1))
-        for token_id in ranked:
-            if strength[token_id] < threshold:
-                break
-            builder.keep(token_id, "e")
-    allowed = np.array([*builder.reasons, *shared], dtype=np.int64)
-    return builder.finish(_coverage(rates, np.unique(allowed), builder.reasons))
+    joined = dict.fromkeys(required)
+    sizes = [len(joined)]
+    for token_id in ranked:
+        joined |= dict.fromkeys(parsed.derivation_ids(token_id))
+        joined[token_id] = None
+        sizes.append(len(joined))
+    return Ranking(
+        parsed=parsed,
+        rates=tuple(rates),
+        required=required,
+        ranked=tuple(ranked),
+        strengths=np.array([strength[i] for i in ranked]),
+        joining=tuple(joined)[len(required) :],
+        sizes=np.array(sizes, dtype=np.int64),
+    )
 
 
-class _Builder:
-    """Kept ids so far, with reasons; keeping a token keeps its BPE ancestors."""
-
-    def __init__(self, parsed: BpeTokenizer, specials: Sequence[int]) -> None:
-        self._parsed = parsed
-        self.reasons: dict[int, str] = dict.fromkeys(sorted(parsed.byte_ids), "b")
-        self.reasons |= dict.fromkeys(specials, "s")
-        for token_id in specials:  # texts reach some of them by merges: those that configs name
-            if token_id in (ancestors := parsed.derivation_ids(token_id)):
-                self.reasons |= dict.fromkeys(sorted(ancestors - self.reasons.keys()), "m")
-
-    def missing(self, token_id: int) -> set[int]:
-        """The ancestors of a token, itself included, that are not kept yet."""
-        ancestors = self._parsed.derivation_ids(token_id) | {token_id}
-        return {i for i in ancestors if i not in self.reasons}
-
-    def keep(self, token_id: int, letter: str) -> None:
-        if self.reasons.get(token_id, "m") == "m":
-            for ancestor in self.missing(token_id):
-                self.reasons[ancestor] = "m"
-            self.reasons[token_id] = letter
-
-    def finish(self, coverage: Mapping[str, float]) -> Selection:
-        ids = sorted(self.reasons)
-        return Selection(tuple(ids), "".join(self.reasons[i] for i in ids), coverage)
+def _always_kept(parsed: BpeTokenizer, specials: Sequence[int]) -> dict[int, str]:
+    """Byte and special tokens, and the ancestors of those specials that merges reach."""
+    kept = dict.fromkeys(sorted(parsed.byte_ids), "b") | dict.fromkeys(specials, "s")
+    for token_id in specials:  # texts reach some of them by merges: those that configs name
+        if token_id in (ancestors := parsed.derivation_ids(token_id)):
+            kept |= dict.fromkeys(ancestors - kept.keys(), "m")
+    return kept
 
 
 def _required_specials(
@@ -152,59 +205,3 @@ def _judge(
     dead = set(unreachable_ids(parsed, tokenizer, living))
     own = [i for i in living if verdicts[i] == "script" and i not in dead]
     return own, [i for i in living if verdicts[i] == "shared" and i not in dead]
-
-
-def _fill(builder: _Builder, ranked: Sequence[int], size: int, limit: int, name: str) -> None:
-    least = len(builder.reasons)
-    if size < least:
-        raise KPruneError(
-            f"target size {size}: profile {name} must keep at least {least} tokens "
-            "(special, byte and script tokens with their BPE ancestors)"
-        )
-    if size > limit:
-        raise KPruneError(f"target size {size} is above the vocabulary of {limit} tokens")
-    for token_id in ranked:
-        if len(builder.reasons) == size:
-            return
-        if len(builder.reasons) + len(builder.missing(token_id)) <= size:
-            builder.keep(token_id, "e")
-    if len(builder.reasons) < size:
-        raise KPruneError(
-            f"target size {size}: the languages of profile {name} can use at most "
-            f"{len(builder.reasons)} tokens; lower it, or add a language"
-        )
-
-
-def _cover(
-    builder: _Builder,
-    ranked: Sequence[int],
-    per_million: Sequence["np.ndarray[tuple[int], np.dtype[np.float64]]"],
-    coverage: float,
-    own: Sequence[int],
-) -> None:
-    """Keep ranked tokens until every source is covered."""
-    everything = sorted({*builder.reasons, *own, *ranked})
-    table = np.stack(per_million) if per_million else np.zeros((0, everything[-1] + 1))
-    needed = coverage * table[:, everything].sum(axis=1)
-    have = table[:, sorted(builder.reasons)].sum(axis=1)
-    for token_id in ranked:
-        if bool((have >= needed - 1e-6).all()):
-            return
-        for new in builder.missing(token_id):
-            have += table[:, new]
-        builder.keep(token_id, "e")
-
-
-def _coverage(
-    rates: Sequence[TokenRates],
-    allowed: "np.ndarray[tuple[int], np.dtype[np.int64]]",
-    kept: Iterable[int],
-) -> dict[str, float]:
-    ids = np.array(sorted(kept), dtype=np.int64)
-    least = np.finfo(np.float64).tiny  # a source may hold nothing that the scripts allow
-    return {
-        r.source.name: round(
-            float(r.per_million[ids].sum() / max(r.per_million[allowed].sum(), least)), 6
-        )
-        for r in rates
-    }

@@ -1,0 +1,119 @@
+"""Size against cost: what each size of a profile's vocabulary saves, and what it costs.
+
+The cost is extra tokens, measured by encoding with the tokenizer pruned to that size: on the user's
+own files, or else on the evidence that the profile ranks tokens by. That is the text that they were
+chosen for, so other text of the same kind costs a little more.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from vllm_kprune.checkpoint.base import TokenizerFolder
+from vllm_kprune.checkpoint.inspection import weight_sizes
+from vllm_kprune.checkpoint.overlay import count_evidence, evidence_sources, open_any_of
+from vllm_kprune.errors import KPruneError
+from vllm_kprune.profile import Profile
+from vllm_kprune.vocabulary.cost import encode_texts, shrink
+from vllm_kprune.vocabulary.evidence import Source, read_corpus
+from vllm_kprune.vocabulary.selection import Ranking, rank_tokens
+from vllm_kprune.vocabulary.sizing import cut_ranking
+
+__all__ = ["Curve", "CurvePoint", "measure_curve"]
+
+Progress = Callable[[str, float], None]
+# Shares of the tokens that evidence decides on. The strongest ones matter most.
+_SHARES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.85, 1)
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """A vocabulary: its size, the bytes of its weights (None without weights), and for each text
+    the share of tokens that it needs more than with the original."""
+
+    tokens: int
+    vocabulary_bytes: int | None
+    extra_tokens: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Points from the smallest vocabulary to the original one; `chosen` is the profile's own size.
+
+    `measured_on` says whose texts they are: "evidence" or "text".
+    """
+
+    model: str
+    profile: str
+    measured_on: str
+    chosen: int
+    points: tuple[CurvePoint, ...]
+
+
+def measure_curve(
+    model: str,
+    profile: Profile,
+    *,
+    revision: str | None = None,
+    corpora: Sequence[Path] = (),
+    texts: Sequence[Path] = (),
+    progress: Progress | None = None,
+) -> Curve:
+    """Measure a profile's curve on `texts`, or on its evidence when there are none."""
+    progress = progress or (lambda step, share: None)
+    if profile.keeps_everything:
+        raise KPruneError(f"profile {profile.name} keeps every token: it has no sizes to compare")
+    own = [_text_source(path) for path in texts]
+    sources = evidence_sources(profile, corpora)
+    base = open_any_of(model, revision)
+    tokenizer, rates, referenced = count_evidence(base, sources, progress)
+    ranking = rank_tokens(base.tokenizer, tokenizer, profile, rates, referenced)
+    tell: Callable[[float], None] = lambda share: progress("select tokens", share)  # noqa: E731
+    chosen = len(cut_ranking(ranking, tokenizer, profile, tell).kept_ids)
+    points = _points(base, ranking, tokenizer, own or sources, chosen, progress)
+    measured_on = "text" if own else "evidence"
+    return Curve(model, profile.name, measured_on, chosen, tuple(points))
+
+
+def _text_source(path: Path) -> Source:
+    if not path.is_file():
+        raise KPruneError(f"text {path} does not exist or is not a file")
+    return Source(str(path), "", lambda: ((line, 1.0) for line in read_corpus(path)))
+
+
+def _points(
+    base: TokenizerFolder,
+    ranking: Ranking,
+    tokenizer: Tokenizer,
+    sources: Sequence[Source],
+    chosen: int,
+    progress: Progress,
+) -> list[CurvePoint]:
+    """Measured from the largest to the smallest, as each is encoded from the one before."""
+    optional = ranking.most - ranking.least
+    sizes = {ranking.least + round(share * optional) for share in _SHARES} | {chosen}
+    progress("measure extra tokens", 0.0)
+    least_sizes = ranking.least_sizes
+    original = [encode_texts(tokenizer, source, least_sizes) for source in sources]
+    points = [_point(base, base.tokenizer.tokens, [0.0] * len(sources), sources)]
+    texts = original
+    for number, size in enumerate(sorted(sizes, reverse=True), start=1):
+        texts = shrink(base.tokenizer, texts, size, least_sizes)
+        extra = [now.extra(before) for now, before in zip(texts, original, strict=True)]
+        points.append(_point(base, ranking.of_size(size).kept_ids, extra, sources))
+        progress("measure extra tokens", number / len(sizes))
+    return points[::-1]
+
+
+def _point(
+    base: TokenizerFolder,
+    kept_ids: Sequence[int] | Mapping[int, str],
+    extra: Sequence[float],
+    sources: Sequence[Source],
+) -> CurvePoint:
+    size = weight_sizes(base, set(kept_ids))["vocabulary_bytes"]
+    named = {s.name: round(share, 6) for s, share in zip(sources, extra, strict=True)}
+    kept_bytes = None if size is None or size.pruned is None else int(size.pruned)
+    return CurvePoint(len(kept_ids), kept_bytes, named)

@@ -1,0 +1,115 @@
+"""The curve of `kprune inspect --curve`: as a table, and drawn by Altair from the extra `plot`."""
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from vllm_kprune.checkpoint.curve import Curve, CurvePoint
+from vllm_kprune.errors import KPruneError
+
+__all__ = ["check_plot", "curve_table", "plot_curve"]
+
+_FORMATS = (".html", ".png", ".svg")
+_LIBRARIES = ("altair", "vl_convert")
+_ON_EVIDENCE = (
+    "Measured on the profile's own evidence, which tokens are chosen by; "
+    "--text FILE measures your own text."
+)
+
+
+def curve_table(curve: Curve) -> Table:
+    """A row for each size, the profile's own size marked."""
+    table = Table(
+        title=escape(f"{curve.model}, profile {curve.profile}: size against extra tokens"),
+        caption=_ON_EVIDENCE if curve.measured_on == "evidence" else None,
+        title_justify="left",
+        caption_justify="left",
+    )
+    original = curve.points[-1]
+    weighed = original.vocabulary_bytes is not None
+    names = original.extra_tokens
+    for heading in ("tokens", "of all", *(["weights, MB"] if weighed else []), *names, ""):
+        table.add_column(escape(heading), justify="right", overflow="fold")
+    for point in curve.points:
+        cells = [f"{point.tokens:,}", f"{point.tokens / original.tokens:.0%}"]
+        if point.vocabulary_bytes is not None:
+            cells.append(f"{point.vocabulary_bytes / 1e6:,.1f}")
+        cells += [f"{point.extra_tokens[name]:+.2%}" for name in names]
+        chosen = point.tokens == curve.chosen
+        table.add_row(*cells, _mark(curve, point), style="bold" if chosen else None)
+    return table
+
+
+def _mark(curve: Curve, point: CurvePoint) -> str:
+    if point.tokens == curve.chosen:
+        return f"← {escape(curve.profile)}"
+    return "original" if point is curve.points[-1] else ""
+
+
+def check_plot(path: Path) -> None:
+    """Raise `KPruneError`, before anything is measured, if a plot cannot be written to `path`."""
+    if path.suffix.lower() not in _FORMATS:
+        raise KPruneError(f"--plot {path}: the name must end in {', '.join(_FORMATS)}")
+    if not path.absolute().parent.is_dir():
+        raise KPruneError(f"--plot {path}: the folder {path.parent} does not exist")
+    for library in _LIBRARIES:
+        if importlib.util.find_spec(library) is None:
+            raise KPruneError(
+                f"--plot needs {library}, which is not installed: pip install 'vllm-kprune[plot]'"
+            )
+
+
+def plot_curve(curve: Curve, path: Path) -> None:
+    """Draw extra tokens against size, and against memory where there are weights.
+
+    The web page is whole: it loads nothing from elsewhere.
+    """
+    import altair
+
+    panels = [_panel(curve, "tokens", "tokens kept")]
+    if curve.points[-1].vocabulary_bytes is not None:
+        panels.append(_panel(curve, "megabytes", "vocabulary weights, MB"))
+    title = f"{Path(curve.model).name}, profile {curve.profile} (dashed: its own size)"
+    chart = altair.hconcat(*panels, title=title)
+    try:
+        if path.suffix.lower() == ".html":
+            chart.save(str(path), format="html", inline=True)
+        else:
+            chart.save(str(path), format=path.suffix.lower()[1:], ppi=144)
+    except OSError as error:
+        raise KPruneError(f"--plot {path} cannot be written: {error.strerror}") from None
+
+
+def _panel(curve: Curve, field: str, title: str) -> Any:
+    import altair
+
+    rows = [_values(curve, point, name) for point in curve.points for name in point.extra_tokens]
+    # Linear near nothing, logarithmic above a tenth of a percent: both ends can be read.
+    scale = altair.Scale(type="symlog", constant=0.001)
+    axis = altair.Axis(format=".2~%", values=[0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3])
+    lines = (
+        altair.Chart(altair.Data(values=rows))
+        .mark_line(point=True)
+        .encode(
+            x=altair.X(f"{field}:Q", title=title, scale=altair.Scale(zero=False)),
+            y=altair.Y("extra:Q", title="extra tokens", scale=scale, axis=axis),
+            color=altair.Color("text:N", title=f"on {curve.measured_on}"),
+            tooltip=["text:N", "tokens:Q", altair.Tooltip("extra:Q", format=".2%")],
+        )
+    )
+    chosen = [row for row in rows if row["tokens"] == curve.chosen][:1]
+    mark = altair.Chart(altair.Data(values=chosen)).mark_rule(strokeDash=[4, 4])
+    return (lines + mark.encode(x=f"{field}:Q")).properties(width=420, height=320)
+
+
+def _values(curve: Curve, point: CurvePoint, name: str) -> dict[str, Any]:
+    size = point.vocabulary_bytes
+    return {
+        "text": Path(name).name if curve.measured_on == "text" else name,
+        "tokens": point.tokens,
+        "megabytes": None if size is None else size / 1e6,
+        "extra": point.extra_tokens[name],
+    }

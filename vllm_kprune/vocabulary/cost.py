@@ -1,0 +1,89 @@
+"""What a smaller vocabulary costs: the extra tokens that texts need with it.
+
+Texts are encoded with the pruned tokenizer itself, so nothing is estimated. Vocabularies of one
+ranking are nested, which saves time: a text whose tokens are all in the smaller one keeps its
+encoding (law 1), and only the others are encoded again. Texts are streamed anew each time; of each
+one, three numbers are remembered.
+"""
+
+import itertools
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer
+
+from vllm_kprune.errors import KPruneError
+from vllm_kprune.tokenizer.bpe import BpeTokenizer
+from vllm_kprune.tokenizer.prune import pruned_tokenizer
+from vllm_kprune.vocabulary.evidence import Source, WeightedText, weighted_batches
+
+__all__ = ["EncodedTexts", "encode_texts", "shrink"]
+
+_Ids = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class EncodedTexts:
+    """How one vocabulary of a ranking encodes the texts of a source.
+
+    For each text: its weight, its number of tokens, and the size of the smallest vocabulary that
+    has all of these tokens.
+    """
+
+    source: Source
+    weights: npt.NDArray[np.float64]
+    lengths: _Ids
+    least_sizes: _Ids
+
+    def extra(self, original: "EncodedTexts") -> float:
+        """Share of tokens that it needs more than the original's encoding of the same texts."""
+        before = float(original.weights @ original.lengths)
+        return float(self.weights @ self.lengths) / before - 1
+
+
+def encode_texts(tokenizer: Tokenizer, source: Source, least_sizes: _Ids) -> EncodedTexts:
+    """Encode a source with the original tokenizer; `least_sizes` are the ranking's, by id."""
+    weights = np.fromiter((weight for _, weight in source.texts()), dtype=np.float64)
+    lengths, needed = _encode(tokenizer, source.texts(), len(weights), least_sizes)
+    if not lengths.any():
+        raise KPruneError(f"{source.name} holds no text to measure")
+    return EncodedTexts(source, weights, lengths, needed)
+
+
+def shrink(
+    parsed: BpeTokenizer, texts: Sequence[EncodedTexts], size: int, least_sizes: _Ids
+) -> list[EncodedTexts]:
+    """The same texts with a vocabulary of `size` tokens, no larger than the one they have now.
+
+    `least_sizes` are the ranking's, by id of the original tokenizer `parsed`.
+    """
+    kept_ids = np.flatnonzero(least_sizes <= size)
+    pruned = pruned_tokenizer(parsed, kept_ids.tolist())
+    return [_shrunk(one, pruned, size, least_sizes[kept_ids]) for one in texts]
+
+
+def _shrunk(texts: EncodedTexts, pruned: Tokenizer, size: int, least_sizes: _Ids) -> EncodedTexts:
+    changed = texts.least_sizes > size
+    lengths, needed = texts.lengths.copy(), texts.least_sizes.copy()
+    again = itertools.compress(texts.source.texts(), changed)
+    lengths[changed], needed[changed] = _encode(pruned, again, int(changed.sum()), least_sizes)
+    return replace(texts, lengths=lengths, least_sizes=needed)
+
+
+def _encode(
+    tokenizer: Tokenizer, texts: Iterable[WeightedText], count: int, least_sizes: _Ids
+) -> tuple[_Ids, _Ids]:
+    """Number of tokens of each of `count` texts, and the size that has all of them."""
+    lengths, needed = np.zeros(count, np.int64), np.zeros(count, np.int64)
+    start = 0
+    for batch in weighted_batches(texts):
+        part = slice(start, start + len(batch))
+        encodings = tokenizer.encode_batch_fast([t for t, _ in batch], add_special_tokens=False)
+        lengths[part] = [len(encoding) for encoding in encodings]
+        ids = np.fromiter(itertools.chain.from_iterable(e.ids for e in encodings), dtype=np.int64)
+        owners = np.repeat(np.arange(len(batch)), lengths[part])
+        np.maximum.at(needed[part], owners, least_sizes[ids])
+        start += len(batch)
+    return lengths, needed
