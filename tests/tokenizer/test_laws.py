@@ -49,6 +49,46 @@ def test_texts_of_kept_tokens_keep_their_tokens(pair: Pair, seed: int) -> None:
     assert covered > 0
 
 
+@SETTINGS
+@given(text=TEXTS)
+def test_the_makers_tokenizers_keep_covered_text_and_lose_nothing(
+    published: Pair, text: str
+) -> None:
+    assert published.uncovered([text])[0] == []
+    assert published.lossy([text]) == []
+
+
+def test_texts_of_kept_tokens_keep_them_in_the_makers_tokenizers(published: Pair) -> None:
+    chosen = random.Random(5)
+    spelled = [published.parsed.token_bytes(i) for i in chosen.sample(published.kept_ids, 4000)]
+    texts = [b"".join(spelled[at : at + 4]).decode(errors="ignore") for at in range(0, 4000, 4)]
+    broken, covered = published.uncovered(texts)
+    assert (broken, covered > 500) == ([], True)
+    assert published.lossy(texts) == []
+
+
+def test_the_makers_tokenizers_have_no_dead_rows_but_steps_that_were_dead_before(
+    published: Pair,
+) -> None:
+    parsed = parse_tokenizer(published.data)
+    plain = [i for i in parsed.tokens if i not in parsed.added_ids]
+    dead = [published.kept_ids[i] for i in unreachable_ids(parsed, published.pruned, plain)]
+    assert len(dead) < 10
+    assert unreachable_ids(published.parsed, published.original, dead) == dead
+
+
+@pytest.mark.parametrize("language", ("en", "ko", "zh"))
+def test_real_text_obeys_the_laws_in_the_makers_tokenizers(
+    published: Pair, kprune_data: Path, language: str
+) -> None:
+    lines = list(islice(_lines(kprune_data, language), 600))
+    broken, covered = published.uncovered(lines)
+    assert broken == []
+    assert published.lossy(lines[:200]) == []
+    if language != "zh":
+        assert covered > 0.8 * len(lines)
+
+
 def test_sentences_of_the_kept_languages_are_covered_and_others_are_spelled(tiny: Pair) -> None:
     korean = "대한민국의 수도는 서울이다."
     assert tiny.covers(korean)

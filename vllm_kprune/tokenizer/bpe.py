@@ -9,7 +9,6 @@ WordPiece models have no merges and are refused.
 
 import itertools
 import json
-import math
 from collections.abc import Iterator, KeysView, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -95,19 +94,19 @@ class BpeTokenizer:
         crossed its borders: so these ancestors are what a pruned tokenizer needs to reach it.
         For "the" with merges (t h), (th e): "t", "h", "e", "th", "the".
         """
-        rank_of = self._ranks.get
+        rank, never = self._ranks.get, len(self.merges)
         parts = list(token)
         yield from parts
-        ranks = [rank_of(pair, math.inf) for pair in itertools.pairwise(parts)]
-        while ranks and (lowest := min(ranks)) < math.inf:
-            at = ranks.index(lowest)
+        scores = [rank(pair, never) for pair in itertools.pairwise(parts)]
+        while scores and (best := min(scores)) < never:
+            at = scores.index(best)
             parts[at : at + 2] = [parts[at] + parts[at + 1]]
-            del ranks[at]
-            if at > 0:
-                ranks[at - 1] = rank_of((parts[at - 1], parts[at]), math.inf)
-            if at < len(ranks):
-                ranks[at] = rank_of((parts[at], parts[at + 1]), math.inf)
             yield parts[at]
+            del scores[at]
+            if at < len(scores):
+                scores[at] = rank((parts[at], parts[at + 1]), never)
+            if at:
+                scores[at - 1] = rank((parts[at - 1], parts[at]), never)
 
     def derivation_ids(self, token_id: int) -> KeysView[int]:
         """Ids of a token's derivation, in order: parts come before what is built from them.

@@ -12,6 +12,7 @@ none, and casing and punctuation that running text has are not in a list of word
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -41,25 +42,51 @@ def token_strengths(
     """Estimated occurrences per million tokens of running text in any of the sources, for `ids`."""
     ids = list(ids)
     ranks = _merge_ranks(parsed)
-    words = _spellings(parsed, ids)
-    total = np.zeros(max(parsed.tokens) + 1)
-    for source in rates:
-        total += _estimate(source, words, ranks)
+    spellings = _spellings(parsed, ids, ranks)
+    total = sum((_estimate(source, spellings) for source in rates), np.zeros(len(ranks)))
     prior = _ZIPF / ranks
     pooled = np.where(total > 0, total ** (1 - _PRIOR_WEIGHT) * prior**_PRIOR_WEIGHT, 0.0)
     return {i: float(pooled[i]) for i in ids}
 
 
-def _estimate(source: TokenRates, words: Mapping[str, Sequence[int]], ranks: Floats) -> Floats:
+@dataclass(frozen=True)
+class _Spellings:
+    """Words in lower case, and the tokens that spell them, in any case and after any marks.
+
+    Token `ids[n]` spells word number `word_of[n]`, and `shares[n]` of its occurrences.
+    """
+
+    words: Sequence[str]
+    ids: npt.NDArray[np.int64]
+    word_of: npt.NDArray[np.int64]
+    shares: Floats
+
+
+def _spellings(parsed: BpeTokenizer, ids: Iterable[int], ranks: Floats) -> _Spellings:
+    numbers: dict[str, int] = {}
+    spelling, word_of = [], []
+    for token_id in ids:
+        text = parsed.token_bytes(token_id).decode(errors="replace")
+        if match := _WORD.fullmatch(text):
+            spelling.append(token_id)
+            word_of.append(numbers.setdefault(match[1].casefold(), len(numbers)))
+    tokens, words = np.array(spelling, dtype=np.int64), np.array(word_of, dtype=np.int64)
+    shares = ranks[tokens] ** -_SHARE_EXPONENT
+    shares /= np.bincount(words, weights=shares)[words]
+    return _Spellings(list(numbers), tokens, words, shares)
+
+
+def _estimate(source: TokenRates, spellings: _Spellings) -> Floats:
     """Rates of one source, with each word's frequency shared among the tokens that spell it."""
-    observed = source.per_million
-    known = source.source.words() if source.source.words else None
-    estimate = observed * (1.0 if known is None else _OBSERVED_WEIGHT)
-    for word, ids in words.items():
-        frequency = float(observed[ids].sum()) if known is None else _frequency(word, known) * 1e6
-        if frequency:
-            shares = ranks[ids] ** -_SHARE_EXPONENT
-            estimate[ids] += frequency * shares / shares.sum()
+    observed, word_of = source.per_million, spellings.word_of
+    if source.source.words is None:
+        estimate = observed.copy()
+        frequencies = np.bincount(word_of, weights=observed[spellings.ids])
+    else:
+        known = source.source.words()
+        estimate = observed * _OBSERVED_WEIGHT
+        frequencies = np.array([_frequency(word, known) * 1e6 for word in spellings.words])
+    estimate[spellings.ids] += frequencies[word_of] * spellings.shares
     return estimate
 
 
@@ -75,16 +102,6 @@ def _frequency(text: str, words: Mapping[str, float]) -> float:
     for end in range(1, min(len(text), _MOST_UNSPACED) + 1):
         best.append(max(best[at] * words.get(text[at:end], 0.0) for at in range(end)))
     return best[-1]
-
-
-def _spellings(parsed: BpeTokenizer, ids: Iterable[int]) -> dict[str, list[int]]:
-    """Word in lower case -> the tokens that spell it, in any case and after any marks."""
-    words: dict[str, list[int]] = {}
-    for token_id in ids:
-        text = parsed.token_bytes(token_id).decode(errors="replace")
-        if match := _WORD.fullmatch(text):
-            words.setdefault(match[1].casefold(), []).append(token_id)
-    return words
 
 
 def _merge_ranks(parsed: BpeTokenizer) -> Floats:

