@@ -64,6 +64,21 @@ def test_a_folder_without_weights_is_pruned_with_every_id_mapped(
     assert laws(run, output) == ALL_HOLD
 
 
+def test_ids_that_a_known_family_implies_are_written_down(
+    run: Command, folder: Path, profile: Path, tmp_path: Path
+) -> None:
+    """Left out, `eos_token_id` of a Llama is 2: another token after pruning."""
+    config = read(folder / "config.json")
+    del config["eos_token_id"]
+    (folder / "config.json").write_text(json.dumps(config))
+    original = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    pruned(run, folder, tmp_path / "out", "--profile", profile)
+    after = Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json"))
+    eos = read(tmp_path / "out" / "config.json")["eos_token_id"]
+    assert after.id_to_token(eos) == original.id_to_token(2)
+    assert laws(run, tmp_path / "out") == ALL_HOLD
+
+
 def test_tokenizer_json_alone_is_enough(
     run: Command, folder: Path, profile: Path, tmp_path: Path
 ) -> None:

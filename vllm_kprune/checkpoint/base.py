@@ -15,7 +15,12 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from vllm_kprune.checkpoint.digest import FileDigest, digest_file
-from vllm_kprune.checkpoint.families import Family, find_family, with_implied_ids
+from vllm_kprune.checkpoint.families import (
+    Family,
+    find_family,
+    implied_ids,
+    with_implied_ids,
+)
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.tokenizer.bpe import BpeTokenizer, read_tokenizer
 
@@ -84,8 +89,11 @@ class TokenizerFolder:
         return {path.name: digest_file(path, advance) for path in self.files}
 
     def read_config(self, name: str) -> dict[str, Any]:
-        """One of its configuration files, parsed."""
-        return read_json(self.folder / name)
+        """A configuration file; config.json with the ids that it implies, where these are known."""
+        value = read_json(self.folder / name)
+        if name == "config.json":
+            return with_implied_ids(value, implied_ids(value), self.tokenizer.tokens)
+        return value
 
     def fit_config(self, config: dict[str, Any], kept_ids: Sequence[int]) -> None:
         """Make a config.json that is pruned to `kept_ids` tell the number of rows that they have.
@@ -133,13 +141,6 @@ class BaseModel(TokenizerFolder):
         said = (self.family.text(self.config), self.config)
         ties = [part["tie_word_embeddings"] for part in said if "tie_word_embeddings" in part]
         return bool(ties[0]) if ties else self.family.ties_by_default
-
-    def read_config(self, name: str) -> dict[str, Any]:
-        """A configuration file of the model; config.json with the ids that it implies."""
-        value = read_json(self.folder / name)
-        if name == "config.json":
-            return with_implied_ids(value, self.family.implied_ids, self.tokenizer.tokens)
-        return value
 
     @property
     def files(self) -> tuple[Path, ...]:

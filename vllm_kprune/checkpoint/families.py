@@ -12,7 +12,7 @@ from typing import Any
 
 from vllm_kprune.errors import KPruneError
 
-__all__ = ["FAMILIES", "Family", "find_family", "with_implied_ids"]
+__all__ = ["FAMILIES", "Family", "find_family", "implied_ids", "with_implied_ids"]
 
 
 @dataclass(frozen=True)
@@ -80,13 +80,24 @@ def find_family(config: Mapping[str, Any], source: str) -> Family:
     architectures = config.get("architectures")
     if not isinstance(architectures, list) or not architectures:
         raise KPruneError(f"{source}: no 'architectures', so the model's family is unknown")
-    for name in architectures:
-        if isinstance(name, str) and name in FAMILIES:
-            return FAMILIES[name]
+    if (family := _known_family(architectures)) is not None:
+        return family
     raise KPruneError(
         f"{source}: kprune does not know the family {architectures[0]} (known: "
         f"{', '.join(sorted(FAMILIES))}); a row in vllm_kprune/checkpoint/families.py adds it"
     )
+
+
+def implied_ids(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The token ids that a parsed config.json implies, as far as its family is known."""
+    family = _known_family(config.get("architectures"))
+    return family.implied_ids if family else {}
+
+
+def _known_family(architectures: Any) -> Family | None:
+    names = architectures if isinstance(architectures, list) else []
+    known = (FAMILIES[name] for name in names if isinstance(name, str) and name in FAMILIES)
+    return next(known, None)
 
 
 def with_implied_ids(

@@ -15,7 +15,12 @@ from typing import Any
 
 from tokenizers import Encoding, Tokenizer
 
-from vllm_kprune.checkpoint.base import CONFIG_FILES, BaseModel, open_base, read_json
+from vllm_kprune.checkpoint.base import (
+    CONFIG_FILES,
+    TokenizerFolder,
+    open_tokenizer_folder,
+    read_json,
+)
 from vllm_kprune.checkpoint.export import weights_of_overlay
 from vllm_kprune.checkpoint.manifest import (
     EXPORT_NAME,
@@ -92,7 +97,7 @@ def verify_overlay(
     progress("build again", 0.0)
     results.append(_law_5(manifest, folder, base_folder, corpora))
     progress("compare ids", 0.0)
-    results.append(_law_6(folder, open_base(str(base_folder)), pair))
+    results.append(_law_6(folder, open_tokenizer_folder(str(base_folder)), pair))
     progress("compare ids", 1.0)
     return results
 
@@ -211,7 +216,7 @@ def _with_selection(plan: TokenizerPlan, manifest: Manifest) -> TokenizerPlan:
     return replace(plan, selection=Selection(manifest.kept_ids, manifest.reasons, {}))
 
 
-def _law_6(folder: Path, base: BaseModel, pair: _Pair) -> LawResult:
+def _law_6(folder: Path, base: TokenizerFolder, pair: _Pair) -> LawResult:
     """Each id in the overlay's files names the token that the base's file names there."""
     title = "every id in every file is mapped"
     checked = 0
