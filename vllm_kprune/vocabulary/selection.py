@@ -147,7 +147,8 @@ def rank_tokens(
     required = _always_kept(parsed, _required_specials(parsed, profile, referenced))
     own, shared = _judge(parsed, tokenizer, profile, required)
     for token_id in own:
-        required |= dict.fromkeys(parsed.derivation_ids(token_id) - required.keys(), "m")
+        for ancestor in parsed.derivation_ids(token_id):
+            required.setdefault(ancestor, "m")
         required[token_id] = "c"
     strength = token_strengths(parsed, rates, shared)
     ranked = sorted(shared, key=lambda i: (-strength[i], i))
