@@ -99,7 +99,7 @@ class Profile(BaseModel):
         Field(
             ge=0,
             allow_inf_nan=False,
-            description="evidence threshold, in occurrences per million tokens",
+            description="least occurrences per million tokens, as estimated from the evidence",
         ),
     ] = None
     target_size: Annotated[

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_architectures import ARCHITECTURES
 from tiny_folders import read, save_weights, write_json
 
 from vllm_kprune.checkpoint.manifest import load_manifest
@@ -84,7 +85,7 @@ def assert_same_conversation(original: Path, overlay: Path, **options: Any) -> s
 @pytest.mark.parametrize("name", ["llama-3.2", "gemma3-multimodal"])
 @pytest.mark.parametrize("tools", [None, TOOLS])
 def test_a_small_template_gives_the_same_tokens(name: str, tools: Any, tmp_path: Path) -> None:
-    original = CLASSES[name].save(tmp_path / "original")
+    original = ARCHITECTURES[name].save(tmp_path / "original")
     texts = [rendered(original, tools=t)[0] for t in (None, TOOLS)]
     overlay = prune(original, *texts)
     text = assert_same_conversation(original, overlay, tools=tools)

@@ -28,8 +28,9 @@ Floats = npt.NDArray[np.float64]
 # Weights were chosen on Korean, English and code that is no evidence, for the tokenizers of
 # Qwen3, Llama-3.1, Gemma-3 and Aya Expanse (benchmarks/selection.py).
 _SHARE_EXPONENT = 1.5
-_PRIOR_WEIGHT = 1 / 3
-_OBSERVED_WEIGHT = 0.3
+_PRIOR_WEIGHT = 2 / 3
+_LIST_WEIGHT = 0.3  # of tokens counted in a word list, beside its words' own frequencies
+_TEXT_WEIGHT = 4.0  # of source code and corpora, which are running text, against word lists
 _ZIPF = 1e6 / 12  # occurrences per million tokens at rank 1: 1 / (ln 150,000)
 _MOST_UNSPACED = 16  # characters
 _UNSPACED = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}]")
@@ -80,11 +81,11 @@ def _estimate(source: TokenRates, spellings: _Spellings) -> Floats:
     """Rates of one source, with each word's frequency shared among the tokens that spell it."""
     observed, word_of = source.per_million, spellings.word_of
     if source.source.words is None:
-        estimate = observed.copy()
-        frequencies = np.bincount(word_of, weights=observed[spellings.ids])
+        estimate = observed * _TEXT_WEIGHT
+        frequencies = np.bincount(word_of, weights=estimate[spellings.ids])
     else:
         known = source.source.words()
-        estimate = observed * _OBSERVED_WEIGHT
+        estimate = observed * _LIST_WEIGHT
         frequencies = np.array([_frequency(word, known) * 1e6 for word in spellings.words])
     estimate[spellings.ids] += frequencies[word_of] * spellings.shares
     return estimate
