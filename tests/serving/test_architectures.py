@@ -70,7 +70,11 @@ def make_pair(name: str, folder: Path) -> Pair:
     (folder / "corpus.txt").write_text(KOREAN, encoding="utf-8")
     original = ARCHITECTURES[name].save(folder / "original")
     overlay = folder / "pruned"
-    build_overlay(str(original), PROFILE, overlay, corpora=[folder / "corpus.txt"])
+    corpora = [folder / "corpus.txt"]
+    kept = build_overlay(str(original), PROFILE, overlay, corpora=corpora).kept_ids
+    if len(kept) % 2 == 0:  # an odd number makes two ranks hold different numbers of rows
+        odd = PROFILE.model_copy(update={"target_size": len(kept) - 1})
+        build_overlay(str(original), odd, overlay, corpora=corpora, force=True)
     tokenizer = Tokenizer.from_file(str(overlay / "tokenizer.json"))
     prompts = [tokenizer.encode(text).ids for text in TEXTS]
     return Pair(original, overlay, load_manifest(overlay).kept_rows, prompts)
