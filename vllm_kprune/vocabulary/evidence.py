@@ -188,7 +188,7 @@ def word_forms(language: str) -> Iterator[WeightedText]:
 
 def _word_groups(language: str) -> Iterator[tuple[int, list[str], float]]:
     """Rank, words and mean frequency of groups of neighbours in a word list."""
-    frequencies = _word_frequencies(language)
+    frequencies = wordfreq.get_frequency_dict(language, wordlist="best")
     ranked = iter(frequencies.items())
     for rank in range(0, len(frequencies), _GROUP_WORDS):
         group = list(itertools.islice(ranked, _GROUP_WORDS))
