@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from tiny_exports import save_sharded
 from tiny_folders import KOREAN, save_model
 from tiny_tokenizers import TINY
 
@@ -10,6 +11,18 @@ from vllm_kprune.checkpoint.overlay import Plan, make_plan
 from vllm_kprune.profile import Profile
 
 PROFILE = Profile(name="tiny", languages=("ko",), code=False, coverage=0.9)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A model with a float32 embedding and head in one file, and rows past the tokenizer."""
+    return save_model(tmp_path / "model")
+
+
+@pytest.fixture
+def sharded(tmp_path: Path) -> Path:
+    """Three bfloat16 shards: embedding and a layer, layers alone, head alone."""
+    return save_sharded(tmp_path / "sharded")
 
 
 @pytest.fixture(params=sorted(TINY))

@@ -23,7 +23,6 @@ from tiny_exports import (
     overlay_of,
     rows_of,
     save,
-    save_sharded,
     sparse_weights,
     stored,
     tensor,
@@ -40,18 +39,6 @@ from vllm_kprune.checkpoint.manifest import (
 from vllm_kprune.checkpoint.overlay import build_overlay
 from vllm_kprune.checkpoint.verify import verify_overlay
 from vllm_kprune.profile import Profile
-
-
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    """A model with a float32 embedding and head in one file, and rows past the tokenizer."""
-    return save_model(tmp_path / "model")
-
-
-@pytest.fixture
-def sharded(tmp_path: Path) -> Path:
-    """Three bfloat16 shards: embedding and a layer, layers alone, head alone."""
-    return save_sharded(tmp_path / "sharded")
 
 
 @pytest.mark.parametrize("tied", [True, False])

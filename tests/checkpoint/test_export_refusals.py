@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_exports import EMBEDDING, exported, flip, overlay_of, save_sharded
-from tiny_folders import contents, edit, save_model
+from tiny_exports import EMBEDDING, exported, flip, overlay_of
+from tiny_folders import contents, edit
 
 from vllm_kprune.checkpoint.digest import digest_file
 from vllm_kprune.checkpoint.export import export_overlay
@@ -16,18 +16,6 @@ from vllm_kprune.checkpoint.manifest import MANIFEST_NAME, load_manifest
 from vllm_kprune.errors import KPruneError
 
 Usage = namedtuple("Usage", "total used free")
-
-
-@pytest.fixture
-def model(tmp_path: Path) -> Path:
-    """A model with a float32 embedding and head in one file, and rows past the tokenizer."""
-    return save_model(tmp_path / "model")
-
-
-@pytest.fixture
-def sharded(tmp_path: Path) -> Path:
-    """Three bfloat16 shards: embedding and a layer, layers alone, head alone."""
-    return save_sharded(tmp_path / "sharded")
 
 
 def test_where_links_are_not_possible_the_way_out_is_said(
