@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import regex
 import zstandard
 from tiny_tokenizers import byte_level_tokenizer
 
@@ -99,7 +100,7 @@ def test_a_corpus_that_is_not_a_file_is_refused_before_anything_is_counted(
 def test_an_empty_corpus_is_refused(tmp_path: Path, content: bytes) -> None:
     path = corpus(tmp_path, "a.jsonl", content)
     profile = Profile(name="th", languages=("th",), code=False)
-    (source,) = profile_sources(profile, [path])
+    source = profile_sources(profile, [path])[-1]
     with pytest.raises(KPruneError, match=r"corpus a.jsonl holds no text"):
         count_source(byte_level_tokenizer(), source, 1000)
 
@@ -167,24 +168,50 @@ def test_sources_are_word_lists_code_and_corpora_with_digests_that_pin_them(
     path = corpus(tmp_path, "a.txt", b"one")
     profile = Profile(name="enko", languages=("en", "ko"))
     names = [source.name for source in profile_sources(profile, [path])]
-    assert names[:2] == ["word list en", "word list ko"]
-    assert "source code" in names
-    assert names[-1] == "corpus a.txt"
-    plain = Profile(name="th", languages=("th",), code=False)
-    before = profile_sources(plain, [path])[0].digest
-    assert profile_sources(plain, [path])[0].digest == before
-    path.write_bytes(b"two")
-    assert profile_sources(plain, [path])[0].digest != before
-
-
-def test_code_has_the_names_of_other_languages_than_python_in_the_forms_of_code() -> None:
-    [code] = [
-        s for s in profile_sources(Profile(name="x", languages=("en",))) if s.name == "source code"
+    assert names == [
+        "word list en",
+        "word list ko",
+        "English text",
+        "source code",
+        "corpus a.txt",
     ]
-    texts = [text for text, _ in code.texts()]
-    for form in (" getElementById", "\ngetElementById", ".getElementById"):
-        assert any(form in text for text in texts), form
-    assert not any("# JavaScript and TypeScript" in text for text in texts)
+    plain = Profile(name="th", languages=("th",), code=False)
+    before = profile_sources(plain, [path])[-1].digest
+    assert profile_sources(plain, [path])[-1].digest == before
+    path.write_bytes(b"two")
+    assert profile_sources(plain, [path])[-1].digest != before
+
+
+def test_code_has_the_names_of_many_languages_in_the_forms_of_code() -> None:
+    code = _named("source code", Profile(name="x", languages=("en",)))
+    pieces = {
+        piece for text, _ in code.texts() for piece in regex.findall(r"^\W?\w+| \w+|^.*$", text)
+    }
+    known = {".getElementById", " instanceof", " nullptr", " fmt", "::", "</", " =>", "__", ".__"}
+    assert known <= pieces
+    assert any(text.startswith("\n    ") and not text.strip() for text, _ in code.texts())
+
+
+def test_english_text_has_names_and_words_as_they_are_written() -> None:
+    english = _named("English text", Profile(name="x", languages=("en",), code=False))
+    rates: dict[str, float] = {}
+    for text, rate in english.texts():
+        for word in regex.findall(r" ?\p{L}+", text):
+            rates[word] = max(rates.get(word, 0.0), rate)
+    assert rates[" Washington"] > 10 * rates.get(" washington", 0.0)
+    assert rates[" the"] > rates[" The"] > rates[" THE"] > 0
+
+
+def test_marks_are_counted_where_neither_english_nor_code_brings_them() -> None:
+    marks = _named("marks", Profile(name="x", languages=("ko",), code=False))
+    texts = [text for text, _ in marks.texts()]
+    assert {"...", '."', "\n\n"} <= set(texts)
+    assert not any(regex.search(r"[\p{L}\p{N}]", text) for text in texts)
+
+
+def _named(name: str, profile: Profile) -> Source:
+    [source] = [s for s in profile_sources(profile) if s.name == name]
+    return source
 
 
 def test_words_are_counted_as_in_running_text_capitalised_and_upper_case() -> None:
@@ -202,7 +229,7 @@ def _some(texts: Iterator[tuple[str, float]], count: int) -> Iterator[str]:
 
 
 def test_chinese_words_are_found_in_traditional_characters_too() -> None:
-    [chinese] = [s for s in profile_sources(Profile(name="x", languages=("zh",), code=False))]
+    chinese = _named("word list zh", Profile(name="x", languages=("zh",), code=False))
     assert chinese.words is not None
     words = chinese.words()
     for simplified, traditional in (("历史", "歷史"), ("技术", "技術"), ("以后", "以後")):

@@ -1,20 +1,18 @@
 """Evidence: how often each token of the original vocabulary occurs in a profile's languages.
 
-Sources are word lists with frequencies (`wordfreq`), source code that is on every machine (Python's
-standard library) and corpora of the user's own. Each is streamed in batches, so memory does not
-grow with it, and each gives rates (occurrences per million tokens of that source), so a long corpus
-does not drown a short one. Words are counted in the forms that running text has: after a space,
-capitalised, in upper case.
+Sources are word lists with frequencies (`wordfreq`), tables of English text and source code as they
+are written (`words/`; made by `packaging/words`), and corpora of the user's own. Each is streamed
+in batches, so memory does not grow with it, and each gives rates (occurrences per million tokens of
+that source), so a long corpus does not drown a short one. Words of a list are counted in the forms
+that running text has: after a space, capitalised, in upper case.
 """
 
 import gzip
 import hashlib
 import importlib.metadata
 import importlib.resources
-import importlib.util
 import itertools
 import json
-import sysconfig
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +22,7 @@ from typing import IO, Any
 import msgpack
 import numpy as np
 import numpy.typing as npt
+import regex
 import wordfreq
 import zstandard
 from tokenizers import Tokenizer
@@ -49,11 +48,9 @@ _BATCH_CHARACTERS = 1 << 20
 _LINE_CHARACTERS = 1 << 16
 _RECORD_CHARACTERS = 1 << 26
 _CORPUS_CHARACTERS = 100_000_000
-_CODE_CHARACTERS = 3_500_000
-# Packages that kprune itself needs, so that their sources are wherever it runs.
-_CODE_PACKAGES = ("huggingface_hub", "numpy", "pydantic", "rich", "typer", "yaml")
-_PACKAGE_CHARACTERS = 400_000
-_TERMS = Path(__file__).parent / "terms.txt"
+_TABLES = Path(__file__).parent / "words"
+_SPACED_WORD = regex.compile(r" \p{L}+")
+_MARKS = regex.compile(r"[^\p{L}\p{N}]+")
 
 # Words of neighbouring frequency are encoded together, which halves the time. What joins them keeps
 # them apart: a space begins a new token, and so does a line.
@@ -84,11 +81,18 @@ class TokenRates:
 
 
 def profile_sources(profile: Profile, corpora: Sequence[Path] = ()) -> list[Source]:
-    """The sources for a profile: its languages' word lists, code, and the user's corpora."""
+    """The sources for a profile: word lists, tables of text, and the user's corpora.
+
+    Without English and code there is no other text with marks: those of English stand in.
+    """
     lists = [LANGUAGES[code].wordlist for code in profile.languages]
     sources = [_wordlist_source(name) for name in lists if name]
+    if "en" in profile.languages:
+        sources.append(_table_source("English text", "english"))
     if profile.code:
-        sources.append(_code_source())
+        sources.append(_table_source("source code", "code"))
+    elif "en" not in profile.languages:
+        sources.append(_table_source("marks", "english", wanted=_MARKS.fullmatch))
     return sources + [_corpus_source(path) for path in corpora]
 
 
@@ -204,46 +208,43 @@ def _lines(words: Sequence[str]) -> str:
     return "\n".join(words)
 
 
-def _code_source() -> Source:
-    """Python sources, and once each the names that other code has: see `terms.txt`."""
-    files = list(_code_files())
-    digest = hashlib.sha256(b"".join(hashlib.sha256(p.read_bytes()).digest() for p in files))
-    digest.update(_TERMS.read_bytes())
+def _table_source(name: str, *tables: str, wanted: Callable[[str], Any] = bool) -> Source:
+    """Pieces of running text with their rates: `packaging/words` says what they were counted in."""
+    files = [_TABLES / f"{table}.tsv.zst" for table in tables]
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in files))
+    digest.update(name.encode())
 
     def texts() -> Iterator[WeightedText]:
-        for path in files:
-            yield path.read_text(encoding="utf-8", errors="replace"), 1.0
-        terms = _code_terms()
-        yield _spaced(terms), 1.0
-        yield _lines(terms), 1.0
-        yield _lines([f".{term}" for term in terms]), 1.0
+        return _grouped(row for path in files for row in _table_rows(path) if wanted(row[0]))
 
-    return Source("source code", digest.hexdigest(), texts)
+    return Source(name, digest.hexdigest(), texts)
 
 
-def _code_terms() -> list[str]:
-    lines = _TERMS.read_text(encoding="utf-8").splitlines()
-    return [term for line in lines if not line.startswith("#") for term in line.split()]
+def _table_rows(path: Path) -> Iterator[WeightedText]:
+    with zstandard.open(path, "rt", encoding="utf-8") as stream:
+        for line in stream:
+            rate, piece = line.split("\t", 1)
+            yield json.loads(piece), float(rate)
 
 
-def _code_files() -> Iterator[Path]:
-    """Python sources in a fixed order, up to a bound for each library; tests left out."""
-    library = Path(sysconfig.get_path("stdlib"))
-    yield from _bounded([*library.glob("*.py"), *library.glob("*/*.py")], _CODE_CHARACTERS)
-    for package in _CODE_PACKAGES:
-        spec = importlib.util.find_spec(package)
-        if spec is not None and spec.origin:
-            yield from _bounded(Path(spec.origin).parent.rglob("*.py"), _PACKAGE_CHARACTERS)
+def _grouped(rows: Iterable[WeightedText]) -> Iterator[WeightedText]:
+    """Join words of neighbouring rates that have a space before them; others stand alone."""
+    words: list[WeightedText] = []
+    for piece, rate in rows:
+        if not _SPACED_WORD.fullmatch(piece):
+            yield piece, rate
+            continue
+        words.append((piece, rate))
+        if len(words) == _GROUP_WORDS:
+            yield _joined(words)
+            words = []
+    if words:
+        yield _joined(words)
 
 
-def _bounded(paths: Iterable[Path], characters: int) -> Iterator[Path]:
-    skipped = {"site-packages", "test", "tests", "idlelib", "lib2to3"}
-    for path in sorted(paths, key=lambda path: (len(path.parts), path)):
-        if skipped.isdisjoint(path.parts[-3:]):
-            characters -= path.stat().st_size
-            if characters < 0:
-                return
-            yield path
+def _joined(words: Sequence[WeightedText]) -> WeightedText:
+    mean = sum(rate for _, rate in words) / len(words)
+    return "".join(word for word, _ in words), mean
 
 
 def _corpus_source(path: Path) -> Source:

@@ -31,6 +31,10 @@ _SCRIPTS_BY_FREQUENCY = (
     *("Lao", "Oriya", "Tibetan", "Mongolian", "Thaana", "Syriac"),
 )
 
+# Runs of marks, as code has them: kept on evidence. One mark alone is always kept, with or without
+# a space before it.
+_MARKS = regex.compile(r" ?+[!-/:-@\[-`{-~\s]{2,}")
+
 Verdict = Literal["script", "shared", "foreign"]
 
 
@@ -48,6 +52,8 @@ class ScriptJudge:
     def __call__(self, token: bytes) -> Verdict:
         """Judge a token's UTF-8 bytes, which may begin or end inside a character."""
         head, text, tail = split_incomplete(token)
+        if not head and not tail and _MARKS.fullmatch(text):
+            return "shared"
         if self._own.spell(text, tail) or (not tail and text in self._han):
             return "shared" if head else "script"
         return "shared" if self._shared.spell(text, tail) else "foreign"

