@@ -95,7 +95,7 @@ def foreign(text: str, policy: GuardPolicy) -> set[str]:
 
 
 class BruteForce:
-    """Every allowed character (`test_characters.py` tests these) and every beginning of its bytes."""
+    """Every allowed character (`test_characters.py` tests these), every beginning of its bytes."""
 
     def __init__(self, policy: GuardPolicy) -> None:
         self.characters = {chr(code) for code in np.flatnonzero(allowed_characters(policy))}
