@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from vllm_kprune.errors import KPruneError
 
-__all__ = ["AddedToken", "BpeTokenizer", "parse_tokenizer", "read_tokenizer"]
+__all__ = ["AddedToken", "BpeTokenizer", "byte_alphabet", "parse_tokenizer", "read_tokenizer"]
 
 _MAX_BYTES = 512 << 20
 _BYTE_TOKENS = {f"<0x{value:02X}>": value for value in range(256)}
@@ -62,7 +62,7 @@ class BpeTokenizer:
     @cached_property
     def byte_ids(self) -> frozenset[int]:
         """Ids of the tokens that spell any text byte by byte: lossless encoding rests on them."""
-        names = _BYTE_TOKENS if self.kind == "byte_fallback" else _alphabet_bytes()
+        names = _BYTE_TOKENS if self.kind == "byte_fallback" else byte_alphabet()
         return frozenset(self.vocab[name] for name in names if name in self.vocab)
 
     @cached_property
@@ -84,7 +84,7 @@ class BpeTokenizer:
             if token in _BYTE_TOKENS:
                 return bytes([_BYTE_TOKENS[token]])
             return token.replace("▁", " ").encode()
-        alphabet = _alphabet_bytes()
+        alphabet = byte_alphabet()
         return bytes(alphabet[char] for char in token if char in alphabet)
 
     def derivation(self, token: str) -> Iterator[str]:
@@ -118,7 +118,7 @@ class BpeTokenizer:
         return dict.fromkeys(self.vocab[part] for part in parts if part in self.vocab).keys()
 
 
-def _alphabet_bytes() -> Mapping[str, int]:
+def byte_alphabet() -> Mapping[str, int]:
     """GPT-2's printable alphabet: character to the byte that it stands for."""
     return _ALPHABET
 

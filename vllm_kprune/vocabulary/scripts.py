@@ -15,7 +15,16 @@ import regex
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.profile import Profile
 
-__all__ = ["SHARED_SCRIPTS", "ScriptJudge", "Verdict", "hanja_characters", "main_script"]
+__all__ = [
+    "SHARED_SCRIPTS",
+    "ScriptJudge",
+    "Verdict",
+    "hanja_characters",
+    "letter_set",
+    "main_script",
+    "split_incomplete",
+    "standard_characters",
+]
 
 # Scripts that serve many languages (and mathematics): their tokens are kept on evidence only.
 SHARED_SCRIPTS = ("Latin", "Greek")
@@ -59,17 +68,22 @@ class ScriptJudge:
         return "shared" if self._shared.spell(text, tail) else "foreign"
 
 
-class _Letters:
-    """The characters of these scripts, and those that belong to no script alone.
+def letter_set(*scripts: str) -> str:
+    """The characters of these scripts and those of no script alone, as a `regex` set (V1).
 
     A few common marks (the middle dot, say) list in Script_Extensions all scripts that use them:
     they count as common wherever a shared script does.
     """
+    own = "".join(rf"\p{{scx={script}}}" for script in (*scripts, *_NEUTRAL_SCRIPTS))
+    shared = "".join(rf"\p{{scx={script}}}" for script in SHARED_SCRIPTS)
+    return rf"[{own}[[\p{{sc=Common}}\p{{sc=Inherited}}]&&[{shared}]]]"
+
+
+class _Letters:
+    """Tests of text against `letter_set`."""
 
     def __init__(self, *scripts: str) -> None:
-        own = "".join(rf"\p{{scx={script}}}" for script in (*scripts, *_NEUTRAL_SCRIPTS))
-        shared = "".join(rf"\p{{scx={script}}}" for script in SHARED_SCRIPTS)
-        letter = rf"[{own}[[\p{{sc=Common}}\p{{sc=Inherited}}]&&[{shared}]]]"
+        letter = letter_set(*scripts)
         self._letter = regex.compile(rf"(?V1){letter}")
         self._letters = regex.compile(rf"(?V1){letter}*")
 

@@ -1,0 +1,31 @@
+"""Real tokenizers with their spellings, made once."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from guard_oracle import NUM_ROWS, Vocabulary
+
+from vllm_kprune.guard.spelling import load_spellings
+
+
+@pytest.fixture(scope="session")
+def load_vocabulary(published_tokenizer: Callable[[str], Path]) -> Callable[[str], Vocabulary]:
+    """A function that gives a vocabulary by its name in `NUM_ROWS`."""
+    loaded: dict[str, Vocabulary] = {}
+
+    def load(name: str) -> Vocabulary:
+        if name not in loaded:
+            path = published_tokenizer(name)
+            loaded[name] = Vocabulary(name, path, load_spellings(path.parent, None))
+        return loaded[name]
+
+    return load
+
+
+@pytest.fixture(scope="session", params=sorted(NUM_ROWS))
+def vocabulary(
+    request: pytest.FixtureRequest, load_vocabulary: Callable[[str], Vocabulary]
+) -> Vocabulary:
+    """Each of the tokenizers."""
+    return load_vocabulary(request.param)

@@ -1,0 +1,1 @@
+"""The language guard: which tokens may come next, so that no other script is ever produced."""

@@ -1,0 +1,84 @@
+"""Which characters a policy allows, from Unicode data.
+
+The rules, in order (each has its row in the README's table and its test):
+
+1. Characters whose Script_Extensions (UAX #24) name an allowed script.
+2. Characters of no script alone (Common, Inherited): digits, punctuation, symbols, emoji, white
+   space, control and format characters, combining marks, mathematical letters. A Common character
+   that lists scripts of its own (the Japanese prolonged sound mark, the Arabic comma) is allowed
+   with one of these, and where a shared script, Latin or Greek, is among them (the middle dot).
+3. With `languages`, the 52 ASCII letters and Roman numerals (Ⅳ): every language has loan words,
+   units and code. `scripts` are literal.
+4. `hanja` adds the 4,888 Han characters of KS X 1001, or the script Han.
+5. `digits`, `punctuation` and `emoji`, switched off, take theirs away.
+6. Never: unassigned and private-use code points, which belong to no script, and U+FFFD, the trace
+   of a broken text.
+7. `allow` overrides all of these. (Surrogates are no characters, and no UTF-8 spells them.)
+"""
+
+from functools import lru_cache
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import regex
+
+from vllm_kprune.guard.policy import GuardPolicy
+from vllm_kprune.profile import LANGUAGES
+from vllm_kprune.vocabulary.scripts import hanja_characters, letter_set
+
+__all__ = ["NUM_CODE_POINTS", "CharacterTable", "allowed_characters"]
+
+NUM_CODE_POINTS = 0x110000
+CharacterTable: TypeAlias = npt.NDArray[np.bool_]
+
+_EVERYWHERE = r"[[A-Za-z][\p{sc=Latin}&&\p{N}]]"
+_BROKEN = 0xFFFD
+_SURROGATES = slice(0xD800, 0xE000)
+_EMOJI = (
+    r"[[\p{Emoji_Presentation}\p{Extended_Pictographic}\p{Emoji_Modifier}\p{Regional_Indicator}"
+    r"\uFE0F\u20E3\U000E0020-\U000E007F]--[©®™\p{P}\p{Sm}\p{L}]]"
+)
+_NUMBERS = r"\p{N}"
+_MARKS = rf"[[\p{{P}}\p{{S}}]--{_EMOJI}]"
+
+
+@lru_cache(maxsize=16)
+def allowed_characters(policy: GuardPolicy) -> CharacterTable:
+    """Code point -> allowed?, bool [0x110000]; not to be written to."""
+    scripts = {script for code in policy.languages for script in LANGUAGES[code].scripts}
+    scripts |= {*policy.scripts, *(("Han",) if policy.hanja == "all" else ())}
+    table = _members(letter_set(*sorted(scripts))).copy()
+    if policy.languages:
+        table |= _members(_EVERYWHERE)
+    if policy.hanja == "ksx1001":
+        table[[ord(character) for character in hanja_characters(policy.hanja)]] = True
+    switches = ((policy.digits, _NUMBERS), (policy.punctuation, _MARKS), (policy.emoji, _EMOJI))
+    for kept, members in switches:
+        if not kept:
+            table &= ~_members(members)
+    table[_BROKEN] = False
+    table[[ord(character) for character in policy.allow]] = True
+    table[_SURROGATES] = False
+    table.flags.writeable = False
+    return table
+
+
+@lru_cache(maxsize=32)
+def _members(characters: str) -> CharacterTable:
+    """The assigned characters of a `regex` set, bool [0x110000]."""
+    code_points, text = _assigned()
+    table = np.zeros(NUM_CODE_POINTS, np.bool_)
+    for run in regex.finditer(rf"(?V1){characters}+", text):
+        table[code_points[run.start() : run.end()]] = True
+    return table
+
+
+@lru_cache(maxsize=1)
+def _assigned() -> tuple[npt.NDArray[np.uint32], str]:
+    """All characters but surrogates, private use and what Unicode has not assigned yet."""
+    points = np.arange(NUM_CODE_POINTS, dtype="<u4")
+    points = points[(points < 0xD800) | (points >= 0xE000)]
+    text = points.tobytes().decode("utf-32-le")
+    text = "".join(regex.findall(r"[^\p{Cn}\p{Co}]+", text))
+    return np.frombuffer(text.encode("utf-32-le"), dtype="<u4"), text

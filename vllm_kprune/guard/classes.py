@@ -1,0 +1,140 @@
+"""Tokens in classes of equal behaviour, for one table of allowed bytes.
+
+A vocabulary has some 100,000 tokens, but only a few hundred ways to act on a state: allowed text,
+refused text, control tokens, and one class for each pair of what a token finishes and what it
+leaves unfinished.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from vllm_kprune.guard.characters import CharacterTable
+from vllm_kprune.guard.tokens import (
+    BYTE,
+    PRESENT,
+    SPECIAL,
+    UNSPELLABLE,
+    Fragments,
+    Ints,
+    Spellings,
+)
+from vllm_kprune.guard.utf8 import REFUSED, ByteTable, walk
+
+__all__ = ["Classes", "States", "classify"]
+
+States: TypeAlias = npt.NDArray[np.int16]
+# Classes with a meaning of their own; the others stand for parts of characters.
+_NEVER, _TEXT, _CONTROL, _ASCII_BYTE = range(4)
+_NO_HEAD = -1
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """`following` int16 [num_states, num_classes]: the next state or REFUSED; `fallback` int16
+    [num_classes]: the state after a token of the class that was refused and came all the same."""
+
+    following: States
+    fallback: States
+
+
+@dataclass(frozen=True)
+class Classes(_Columns):
+    """The columns, and `of_token` int16 [num_rows]: which of them each token has."""
+
+    of_token: States
+
+
+def classify(
+    spellings: Spellings,
+    allowed: CharacterTable,
+    table: ByteTable,
+    num_rows: int,
+    stop_ids: Collection[int] = (),
+) -> Classes:
+    """The classes of ids 0 to `num_rows - 1`; ids without a token are always refused.
+
+    A byte-fallback vocabulary gets one state more than `table` has, the last: a broken run.
+    """
+    broken = len(table) - 1 if spellings.kind == "byte_fallback" else 0
+    of_token, whole = _whole(spellings, allowed, len(table) - 1 + (broken > 0), broken)
+    ids, index, parts = _parts(spellings, of_token != _NEVER, table, broken)
+    of_token[ids] = len(whole.fallback) + index
+    following = np.concatenate([whole.following, parts.following], axis=1)
+
+    control = spellings.flags & SPECIAL != 0
+    control[[token_id for token_id in stop_ids if 0 <= token_id < len(control)]] = True
+    of_token[control] = _CONTROL
+    rows = np.zeros(num_rows, np.int16)
+    width = min(num_rows, len(of_token))
+    rows[:width] = of_token[:width]
+    _close_dead_ends(following, np.unique(rows))
+    return Classes(following, np.concatenate([whole.fallback, parts.fallback]), rows)
+
+
+def _whole(
+    spellings: Spellings, allowed: CharacterTable, num_states: int, broken: int
+) -> tuple[States, _Columns]:
+    """The class of each token by its whole characters alone, and the first four columns."""
+    refused = np.zeros(len(spellings.code_points) + 1, np.int32)
+    np.cumsum(~allowed[spellings.code_points], out=refused[1:])
+    starts = spellings.code_starts
+    good = refused[starts[1:]] == refused[starts[:-1]]
+    good &= spellings.flags & (PRESENT | UNSPELLABLE) == PRESENT
+    of_token = np.where(good, _TEXT, _NEVER).astype(np.int16)
+    of_token[good & (spellings.flags & BYTE != 0)] = _ASCII_BYTE
+
+    following = np.full((num_states, 4), REFUSED, np.int16)
+    if broken:
+        following[broken, [_TEXT, _CONTROL]] = 0, broken
+    following[0, [_TEXT, _CONTROL, _ASCII_BYTE]] = 0
+    return of_token, _Columns(following, np.array([0, 0, broken, broken], np.int16))
+
+
+def _parts(
+    spellings: Spellings, good: npt.NDArray[np.bool_], table: ByteTable, broken: int
+) -> tuple[Ints, Ints, _Columns]:
+    """Ids of the tokens with parts of characters, which column each has, and the columns."""
+    heads, tails = spellings.heads, spellings.tails
+    ids = np.union1d(heads.token_ids, tails.token_ids)
+    head = np.full(len(ids), _NO_HEAD)
+    head[np.searchsorted(ids, heads.token_ids)] = heads.index
+    end = np.zeros(len(ids), np.int64)
+    begun = walk(table, np.zeros(1, np.int16), tails.parts, tails.lengths)[0]
+    end[np.searchsorted(ids, tails.token_ids)] = begun[tails.index]
+    is_byte = spellings.flags[ids] & BYTE != 0
+    fallback = np.where(is_byte, broken, np.maximum(end, 0))
+    more = (np.diff(spellings.code_starts)[ids] > 0) | (spellings.tail_lengths[ids] > 0)
+    kinds, index = np.unique(
+        np.stack([head, more, np.where(good[ids], end, REFUSED), fallback], axis=1),
+        axis=0,
+        return_inverse=True,
+    )
+    following = np.full((len(table) - 1 + (broken > 0), len(kinds)), REFUSED, np.int16)
+    following[: len(table) - 1] = _after(kinds, table, heads)
+    columns = _Columns(following, kinds[:, 3].astype(np.int16))
+    return ids, index.reshape(-1).astype(np.int32), columns
+
+
+def _after(kinds: npt.NDArray[np.int64], table: ByteTable, heads: Fragments) -> States:
+    """From every state over a head and what follows it: int16 [states, kinds]."""
+    states = np.arange(len(table) - 1, dtype=np.int16)
+    # Without a head a token begins where the last character has ended.
+    no_head = np.where(states == 0, 0, REFUSED)[:, None]
+    reached = np.concatenate([walk(table, states, heads.parts, heads.lengths), no_head], axis=1)
+    head, more, end, _ = kinds.T
+    after = np.where(more, np.where(reached[:, head] == 0, end, REFUSED), reached[:, head])
+    return np.where(end == REFUSED, REFUSED, after).astype(np.int16)
+
+
+def _close_dead_ends(following: States, used: States) -> None:
+    """Refuse what leads to a state from which no `used` class leads back to state 0."""
+    living = np.zeros(len(following) + 1, np.bool_)  # the last is what REFUSED points at
+    living[0] = True
+    before = 0
+    while before != (before := int(living.sum())):
+        living[:-1] |= living[following[:, used]].any(axis=1)
+    following[~living[following]] = REFUSED

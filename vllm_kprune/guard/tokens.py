@@ -1,0 +1,138 @@
+"""What every token of a tokenizer spells, as flat arrays: whole characters, and parts at its ends.
+
+It depends on the tokenizer alone: policies are applied to it by `guard/automaton.py`.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from vllm_kprune.errors import KPruneError
+from vllm_kprune.guard.decoder import make_speller
+from vllm_kprune.tokenizer.bpe import BpeTokenizer, TokenKind
+from vllm_kprune.vocabulary.scripts import split_incomplete
+
+__all__ = ["BYTE", "PRESENT", "SPECIAL", "UNSPELLABLE", "Fragments", "Spellings", "spell_tokens"]
+
+# Bits of `Spellings.flags`.
+PRESENT, SPECIAL, BYTE, UNSPELLABLE = 1, 2, 4, 8
+_MAX_TOKENS = 1 << 23
+_MOST_FRAGMENT_BYTES = 3
+
+Bytes: TypeAlias = npt.NDArray[np.uint8]
+Ints: TypeAlias = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Fragments:
+    """Parts of characters, each once: `parts` uint8 [n, 3], padded with 0; `lengths` int32 [n].
+
+    `token_ids` are the tokens that have one, `index` says which one each of them has.
+    """
+
+    parts: Bytes
+    lengths: Ints
+    token_ids: Ints
+    index: Ints
+
+
+@dataclass(frozen=True)
+class Spellings:
+    """What each token spells. A token's share of a flat array is `starts[i]:starts[i + 1]`.
+
+    `spelled` uint8: the bytes, by `starts`. `code_points` uint32: the whole characters among them,
+    by `code_starts`. `head_lengths` uint8 [num_tokens]: bytes before these, which end a character;
+    `tail_lengths`: bytes after them, which begin one. `flags` uint8 [num_tokens]: has the id a
+    token, is it special, is it a byte token of byte fallback, is it never part of valid UTF-8.
+    """
+
+    kind: TokenKind
+    spelled: Bytes
+    starts: Ints
+    code_points: npt.NDArray[np.uint32]
+    code_starts: Ints
+    head_lengths: Bytes
+    tail_lengths: Bytes
+    flags: Bytes
+
+    @property
+    def num_tokens(self) -> int:
+        """The largest id, plus one; ids between may have no token."""
+        return len(self.flags)
+
+    def bytes_of(self, token_id: int) -> bytes:
+        """The bytes that a token spells, which may be part of a character."""
+        return self.spelled[self.starts[token_id] : self.starts[token_id + 1]].tobytes()
+
+    def flags_of(self, token_id: int) -> int:
+        """The flags of any id; 0 where there is no token."""
+        return int(self.flags[token_id]) if 0 <= token_id < len(self.flags) else 0
+
+    @cached_property
+    def heads(self) -> Fragments:
+        """Bytes at the beginning of tokens that continue a character."""
+        return self._fragments(self.head_lengths, self.starts[:-1])
+
+    @cached_property
+    def tails(self) -> Fragments:
+        """Bytes at the end of tokens that begin a character."""
+        return self._fragments(self.tail_lengths, self.starts[1:] - self.tail_lengths)
+
+    def _fragments(self, lengths: Bytes, begins: Ints) -> Fragments:
+        token_ids = np.flatnonzero(lengths).astype(np.int32)
+        rows = np.zeros((len(token_ids), _MOST_FRAGMENT_BYTES + 1), np.uint8)
+        rows[:, -1] = lengths[token_ids]
+        for k in range(_MOST_FRAGMENT_BYTES):
+            longer = rows[:, -1] > k
+            rows[longer, k] = self.spelled[begins[token_ids[longer]] + k]
+        distinct, index = np.unique(rows, axis=0, return_inverse=True)
+        return Fragments(
+            distinct[:, :-1], distinct[:, -1].astype(np.int32), token_ids, index.astype(np.int32)
+        )
+
+
+def spell_tokens(tokenizer: BpeTokenizer) -> Spellings:
+    """Spell every token. Raises `KPruneError` for a decoder that is not understood."""
+    tokens, spell = tokenizer.tokens, make_speller(tokenizer)
+    num_tokens = max(tokens, default=-1) + 1
+    if num_tokens > _MAX_TOKENS or min(tokens, default=0) < 0:
+        raise KPruneError(f"tokenizer.json: ids from 0 to {_MAX_TOKENS - 1:,} were expected")
+    flags = np.zeros(num_tokens, np.uint8)
+    spelled = [b""] * num_tokens
+    for token_id, token in tokens.items():
+        spelled[token_id], is_byte = spell(token)
+        flags[token_id] = PRESENT | BYTE * is_byte
+    flags[[token.id for token in tokenizer.added if token.special]] |= SPECIAL
+    return _flatten(tokenizer.kind, spelled, flags)
+
+
+def _flatten(kind: TokenKind, spelled: list[bytes], flags: Bytes) -> Spellings:
+    texts = []
+    head_lengths, tail_lengths = np.zeros((2, len(spelled)), np.uint8)
+    for token_id, token in enumerate(spelled):
+        try:
+            texts.append(token.decode())
+        except UnicodeDecodeError:
+            head, text, tail = split_incomplete(token)
+            if max(len(head), len(tail)) > _MOST_FRAGMENT_BYTES:
+                flags[token_id] |= UNSPELLABLE
+            else:
+                head_lengths[token_id], tail_lengths[token_id] = len(head), len(tail)
+            texts.append(text)
+    return Spellings(
+        kind=kind,
+        spelled=np.frombuffer(b"".join(spelled), np.uint8),
+        starts=_starts([len(token) for token in spelled]),
+        code_points=np.frombuffer("".join(texts).encode("utf-32-le"), "<u4"),
+        code_starts=_starts([len(text) for text in texts]),
+        head_lengths=head_lengths,
+        tail_lengths=tail_lengths,
+        flags=flags,
+    )
+
+
+def _starts(lengths: list[int]) -> Ints:
+    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int32)

@@ -1,0 +1,82 @@
+"""A deterministic automaton over bytes: the UTF-8 of allowed characters, and nothing else.
+
+State 0 is between characters. The other states are unfinished characters; those with the same
+completions are one state, so Hangul's 11,172 syllables need few. A table of allowed characters is
+read in blocks of 64, since one continuation byte chooses within a block.
+"""
+
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from vllm_kprune.guard.characters import NUM_CODE_POINTS, CharacterTable
+
+__all__ = ["REFUSED", "ByteTable", "byte_table", "walk"]
+
+REFUSED = -1
+# int16 [num_states + 1, 256]; the last row is REFUSED throughout, where an index of -1 leads.
+ByteTable: TypeAlias = npt.NDArray[np.int16]
+
+_BLOCK = 64
+_NUM_ROWS = NUM_CODE_POINTS // _BLOCK // _BLOCK
+
+
+def byte_table(allowed: CharacterTable) -> ByteTable:
+    """The state after each byte: `table[state, byte]`, REFUSED where no allowed character goes on.
+
+    Surrogates must not be in `allowed`. Overlong forms are refused here: ASCII in two bytes, the
+    first 0x800 code points in three, the first 0x10000 in four.
+    """
+    last = np.where(allowed.reshape(-1, _BLOCK), 0, REFUSED).astype(np.int16)
+    last[: 0x80 // _BLOCK] = REFUSED
+    one_left, rows_one = _merge(last, 1)
+    middle = one_left.reshape(_NUM_ROWS, _BLOCK).copy()
+    middle[0, : 0x800 // _BLOCK] = REFUSED
+    two_left, rows_two = _merge(middle, 1 + len(rows_one))
+    first = np.full((5, _BLOCK), REFUSED, np.int16)
+    first.flat[:_NUM_ROWS] = two_left
+    first[0, :16] = REFUSED
+    three_left, rows_three = _merge(first, 1 + len(rows_one) + len(rows_two))
+
+    pending = np.concatenate([rows_one, rows_two, rows_three])
+    table = np.full((1 + len(pending) + 1, 256), REFUSED, np.int16)
+    table[1:-1, 0x80:0xC0] = pending
+    table[0, :0x80] = np.where(allowed[:0x80], 0, REFUSED)
+    table[0, 0xC2:0xE0] = one_left[2:32]
+    table[0, 0xE0:0xF0] = two_left[:16]
+    table[0, 0xF0:0xF5] = three_left
+    return table
+
+
+def _merge(
+    rows: npt.NDArray[np.int16], first_state: int
+) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.int16]]:
+    """Equal rows become one state, from `first_state` up; rows that refuse all become REFUSED.
+
+    Returns the state of each row [n], and the rows of the states, in the order of their first use.
+    """
+    content, row_bytes = rows.tobytes(), rows.itemsize * rows.shape[1]
+    states = {np.full_like(rows[0], REFUSED).tobytes(): REFUSED}
+    firsts: list[int] = []
+    reached = np.empty(len(rows), np.int16)
+    for n in range(len(rows)):
+        row = content[n * row_bytes : (n + 1) * row_bytes]
+        if row not in states:
+            states[row] = first_state + len(firsts)
+            firsts.append(n)
+        reached[n] = states[row]
+    return reached, rows[firsts]
+
+
+def walk(
+    table: ByteTable,
+    states: npt.NDArray[np.int16],
+    parts: npt.NDArray[np.uint8],
+    lengths: npt.NDArray[np.int32],
+) -> npt.NDArray[np.int16]:
+    """From each of `states` [s] over each of `parts` [n, bytes]: the states there, int16 [s, n]."""
+    reached = np.broadcast_to(states[:, None], (len(states), len(lengths)))
+    for k in range(parts.shape[1]):
+        reached = np.where(lengths > k, table[reached, parts[:, k]], reached)
+    return reached
