@@ -1,4 +1,4 @@
-"""Count the words of published packages: makes `vllm_kprune/vocabulary/words/*.tsv.zst`.
+"""Count the words of published packages: makes `vllm_kprune/vocabulary/words/*.json.zst`.
 
 python packaging/words/make_tables.py DOWNLOADS     (needs pip, npm, and apt-get with deb-src)
 
@@ -14,7 +14,6 @@ dominate. Files that are long-lined (minified, generated) or larger than 400 kB 
 import argparse
 import gzip
 import io
-import itertools
 import json
 import math
 import random
@@ -197,16 +196,14 @@ def mixed(parts: Mapping[str, Mapping[str, float]], weights: dict[str, float]) -
 
 
 def write_table(name: str, rates: Rates, size: int) -> None:
-    """The `size` most frequent pieces, one a line: rate, tab, the piece as JSON."""
+    """The `size` most frequent pieces with their rates, as one JSON object, compressed."""
     entries = ((p, r) for p, r in rates.items() if len(p) <= LONGEST_PIECE)
-    ranked = sorted(entries, key=lambda entry: (-entry[1], entry[0]))
-    lines = (
-        f"{rate:.3g}\t{json.dumps(piece, ensure_ascii=False)}\n"
-        for piece, rate in itertools.islice(ranked, size)
-    )
+    ranked = sorted(entries, key=lambda entry: (-entry[1], entry[0]))[:size]
+    table = {"pieces": [p for p, _ in ranked], "rates": [float(f"{r:.3g}") for _, r in ranked]}
     TABLES.mkdir(exist_ok=True)
-    path = TABLES / f"{name}.tsv.zst"
-    path.write_bytes(zstandard.compress("".join(lines).encode(), 19))
+    path = TABLES / f"{name}.json.zst"
+    content = json.dumps(table, ensure_ascii=False, separators=(",", ":")).encode()
+    path.write_bytes(zstandard.compress(content, 19))
     print(f"{path.name}: {path.stat().st_size:,} bytes", flush=True)
 
 

@@ -140,7 +140,7 @@ def test_the_manifest_tells_what_was_built_from_what(plan: Plan, tmp_path: Path)
     assert manifest.base.reference == str(plan.base.folder)
     assert manifest.check_base() == plan.base.folder
     assert manifest.original_rows == len(plan.base.tokenizer.tokens) + 3
-    assert [e.source for e in manifest.evidence] == ["corpus corpus.txt"]
+    assert [e.source for e in manifest.evidence] == ["marks", "corpus corpus.txt"]
     manifest.check_files(tmp_path / "a")
 
 

@@ -8,6 +8,7 @@ is planned and checked before the long part, and the folder appears whole or not
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -207,9 +208,11 @@ def count_evidence(
     referenced = frozenset(_referenced_texts(base))
     size = max(base.tokenizer.tokens) + 1
     rates = []
-    for number, source in enumerate(sources):
-        progress(f"count {source.name}", number / len(sources))
-        rates.append(count_source(tokenizer, source, size))
+    with ThreadPoolExecutor(2) as pool:  # one source is read while another one is encoded
+        counted = pool.map(lambda source: count_source(tokenizer, source, size), sources)
+        for number, source in enumerate(sources):
+            progress(f"count {source.name}", number / len(sources))
+            rates.append(next(counted))
     progress("select tokens", 0.0)
     return tokenizer, tuple(rates), referenced
 

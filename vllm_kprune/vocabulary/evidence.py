@@ -210,7 +210,7 @@ def _lines(words: Sequence[str]) -> str:
 
 def _table_source(name: str, *tables: str, wanted: Callable[[str], Any] = bool) -> Source:
     """Pieces of running text with their rates: `packaging/words` says what they were counted in."""
-    files = [_TABLES / f"{table}.tsv.zst" for table in tables]
+    files = [_TABLES / f"{table}.json.zst" for table in tables]
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in files))
     digest.update(name.encode())
 
@@ -222,9 +222,8 @@ def _table_source(name: str, *tables: str, wanted: Callable[[str], Any] = bool) 
 
 def _table_rows(path: Path) -> Iterator[WeightedText]:
     with zstandard.open(path, "rt", encoding="utf-8") as stream:
-        for line in stream:
-            rate, piece = line.split("\t", 1)
-            yield json.loads(piece), float(rate)
+        table = json.load(stream)
+    return zip(table["pieces"], table["rates"], strict=True)
 
 
 def _grouped(rows: Iterable[WeightedText]) -> Iterator[WeightedText]:
