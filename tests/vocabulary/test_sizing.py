@@ -15,7 +15,8 @@ from vllm_kprune.errors import KPruneError
 from vllm_kprune.profile import Profile, parse_profile
 from vllm_kprune.tokenizer.bpe import parse_tokenizer
 from vllm_kprune.tokenizer.prune import pruned_tokenizer
-from vllm_kprune.vocabulary.cost import encode_texts, shrink
+from vllm_kprune.vocabulary import sizing
+from vllm_kprune.vocabulary.cost import encode_texts, expected_extra, shrink
 from vllm_kprune.vocabulary.evidence import Source, count_source
 from vllm_kprune.vocabulary.selection import NEVER, Ranking, Selection, rank_tokens
 from vllm_kprune.vocabulary.sizing import cut_ranking
@@ -116,6 +117,54 @@ def test_the_point_meets_the_bound_and_the_next_smaller_one_does_not(
     smaller = int(max(n for n in ranking.sizes if n < len(chosen)))
     below = ranking.of_size(smaller).kept_ids
     assert max(extra_tokens(tokenizer, ranking, below)) > bound
+
+
+@pytest.mark.parametrize("tolerance", [0.01, 0.05, 0.4])
+@pytest.mark.parametrize("bound", [0.01, 0.1, 0.3])
+def test_the_point_is_within_the_tolerance_of_the_smallest_that_would_do(
+    ranking: Ranking,
+    tokenizer: Tokenizer,
+    bound: float,
+    tolerance: float,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    smallest = len(cut(ranking, tokenizer, max_extra_tokens=bound).kept_ids)
+    monkeypatch.setattr(sizing, "_TOLERANCE", tolerance)
+    chosen = cut(ranking, tokenizer, max_extra_tokens=bound).kept_ids
+    assert max(extra_tokens(tokenizer, ranking, chosen)) <= bound
+    assert smallest <= len(chosen) <= smallest / (1 - tolerance)
+
+
+@pytest.mark.parametrize("slope", [-1.0, 0.0, 1e-6, 1.0])
+@pytest.mark.parametrize("bound", [0.0, 0.1, 1.0])
+def test_a_wrong_estimate_costs_time_but_leads_to_the_same_point(
+    ranking: Ranking,
+    tokenizer: Tokenizer,
+    bound: float,
+    slope: float,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    right = cut(ranking, tokenizer, max_extra_tokens=bound)
+    monkeypatch.setattr(
+        sizing,
+        "expected_extra",
+        lambda parsed, rates, least, sizes: np.outer(
+            [slope] * len(rates), range(len(sizes), 0, -1)
+        ),
+    )
+    assert cut(ranking, tokenizer, max_extra_tokens=bound) == right
+
+
+def test_the_estimate_of_all_sizes_is_close_to_what_is_measured(
+    ranking: Ranking, tokenizer: Tokenizer
+) -> None:
+    sizes = np.arange(ranking.least, ranking.most + 1)
+    expected = expected_extra(ranking.parsed, ranking.rates, ranking.least_sizes, sizes)
+    assert (np.diff(expected) <= 0).all()
+    for place in range(0, len(sizes), 11):
+        measured = extra_tokens(tokenizer, ranking, ranking.of_size(int(sizes[place])).kept_ids)
+        assert expected[:, place] == pytest.approx(measured, rel=0.02, abs=0.01)
+    assert expected[:, 0].max() > 2
 
 
 def test_each_source_is_bound_by_itself(tokenizer: Tokenizer) -> None:
