@@ -119,20 +119,13 @@ def test_the_point_meets_the_bound_and_the_next_smaller_one_does_not(
     assert max(extra_tokens(tokenizer, ranking, below)) > bound
 
 
-@pytest.mark.parametrize("tolerance", [0.01, 0.05, 0.4])
-@pytest.mark.parametrize("bound", [0.01, 0.1, 0.3])
-def test_the_point_is_within_the_tolerance_of_the_smallest_that_would_do(
-    ranking: Ranking,
-    tokenizer: Tokenizer,
-    bound: float,
-    tolerance: float,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    smallest = len(cut(ranking, tokenizer, max_extra_tokens=bound).kept_ids)
-    monkeypatch.setattr(sizing, "_TOLERANCE", tolerance)
-    chosen = cut(ranking, tokenizer, max_extra_tokens=bound).kept_ids
-    assert max(extra_tokens(tokenizer, ranking, chosen)) <= bound
-    assert smallest <= len(chosen) <= smallest / (1 - tolerance)
+def estimate_badly(monkeypatch: pytest.MonkeyPatch, slope: float) -> None:
+    """Let every size cost as much less than the one before as `slope` says."""
+
+    def wrong(parsed: Any, rates: Sequence[Any], least_sizes: Any, sizes: Sequence[int]) -> Any:
+        return np.outer([slope] * len(rates), range(len(sizes), 0, -1))
+
+    monkeypatch.setattr(sizing, "expected_extra", wrong)
 
 
 @pytest.mark.parametrize("slope", [-1.0, 0.0, 1e-6, 1.0])
@@ -145,14 +138,26 @@ def test_a_wrong_estimate_costs_time_but_leads_to_the_same_point(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     right = cut(ranking, tokenizer, max_extra_tokens=bound)
-    monkeypatch.setattr(
-        sizing,
-        "expected_extra",
-        lambda parsed, rates, least, sizes: np.outer(
-            [slope] * len(rates), range(len(sizes), 0, -1)
-        ),
-    )
+    estimate_badly(monkeypatch, slope)
     assert cut(ranking, tokenizer, max_extra_tokens=bound) == right
+
+
+@pytest.mark.parametrize("slope", [None, -1.0, 0.0, 1e-3, 1.0])
+@pytest.mark.parametrize("tolerance", [0.02, 0.1])
+def test_the_point_is_within_the_tolerance_of_the_smallest_that_would_do(
+    ranking: Ranking,
+    tokenizer: Tokenizer,
+    tolerance: float,
+    slope: float | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    smallest = len(cut(ranking, tokenizer, max_extra_tokens=0.1).kept_ids)
+    monkeypatch.setattr(sizing, "_TOLERANCE", tolerance)
+    if slope is not None:
+        estimate_badly(monkeypatch, slope)
+    chosen = cut(ranking, tokenizer, max_extra_tokens=0.1).kept_ids
+    assert max(extra_tokens(tokenizer, ranking, chosen)) <= 0.1
+    assert smallest <= len(chosen) <= smallest / (1 - tolerance)
 
 
 def test_the_estimate_of_all_sizes_is_close_to_what_is_measured(
