@@ -12,6 +12,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import pytest
@@ -38,6 +39,7 @@ TWO_RANKS = {
     "options": {"tensor_parallel_size": 2},
     "environment": {"VLLM_CPU_OMP_THREADS_BIND": "|".join(map(str, CPUS[:2]))},
 }
+ENGINE_APART = {"environment": {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}}
 ADAPTERS = {
     "adapter": {ATTENTION: (64, 64)},
     "head-adapter": {ATTENTION: (64, 64), "lm_head": (64, 9)},
@@ -80,6 +82,31 @@ def make_pair(name: str, folder: Path) -> Pair:
     return Pair(original, overlay, load_manifest(overlay).kept_rows, prompts)
 
 
+def moved_base_job(pair: Pair, folder: Path) -> dict[str, Any]:
+    """An overlay whose base is elsewhere since, as Python tells it; in vLLM's usual processes."""
+    base, overlay = copytree(pair.original, folder / "base"), folder / "overlay"
+    profile = load_manifest(pair.overlay).profile
+    build_overlay(str(base), profile, overlay, corpora=[pair.original.parent / "corpus.txt"])
+    options = {"additional_config": {"kprune": {"base": str(base.rename(folder / "moved"))}}}
+    return {"model": str(overlay), "prompts": pair.prompts, "options": options, **ENGINE_APART}
+
+
+def masked_greedy(pair: Pair, tokens: int) -> list[list[int]]:
+    """What transformers answers with the original, when all but the kept ids are masked."""
+    import torch
+    from transformers import LlamaForCausalLM
+
+    network = LlamaForCausalLM.from_pretrained(pair.original, dtype=torch.float32)
+    prompts = [pair.original_ids(prompt) for prompt in pair.prompts]
+    answers: list[list[int]] = [[] for _ in prompts]
+    with torch.no_grad():
+        for prompt, ids in zip(prompts, answers, strict=True):
+            for _ in range(tokens):
+                logits = network(torch.tensor([prompt + ids])).logits[0, -1, list(pair.kept)]
+                ids.append(pair.kept[int(logits.argmax())])
+    return answers
+
+
 def run_jobs(jobs: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
     """What `offline_jobs.py` answers."""
     (folder / "jobs.json").write_text(json.dumps(jobs))
@@ -115,6 +142,7 @@ def answers(
         adapter = save_adapter(folder / name, modules)
         jobs = pairs["llama-3.1"].jobs(lora=str(adapter), options={"enable_lora": True})
         cases[name] = jobs if name == "adapter" else jobs[:1]
+    cases["moved"] = [moved_base_job(pairs["llama-3.1"], folder)]
     cases["two ranks"] = pairs["llama-3.1"].jobs(**TWO_RANKS)[:1] if len(CPUS) > 1 else []
     found = iter(run_jobs([job for jobs in cases.values() for job in jobs], folder))
     return {name: [next(found) for _ in jobs] for name, jobs in cases.items()}
@@ -128,6 +156,15 @@ def test_an_overlay_answers_as_the_original_with_all_other_tokens_masked(
     assert "error" not in pruned and "error" not in original, (pruned, original)
     assert len({tuple(ids) for ids in original["ids"]}) == len(TEXTS)
     assert [pairs[name].original_ids(ids) for ids in pruned["ids"]] == original["ids"]
+
+
+def test_an_overlay_whose_base_was_moved_answers_as_the_masked_original_in_transformers(
+    pairs: dict[str, Pair], answers: dict[str, list[dict[str, Any]]]
+) -> None:
+    pair, (moved,) = pairs["llama-3.1"], answers["moved"]
+    assert "error" not in moved, moved
+    expected = masked_greedy(pair, len(moved["ids"][0]))
+    assert [pair.original_ids(ids) for ids in moved["ids"]] == expected
 
 
 def test_a_lora_adapter_of_the_original_does_the_same_to_the_overlay(
