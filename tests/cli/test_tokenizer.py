@@ -8,14 +8,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from published import PUBLISHED
+from published import PROFILES
 from tiny_folders import contents, edit, read, save_model
 from tokenizers import Tokenizer
 
 from vllm_kprune.checkpoint.manifest import load_manifest
 
 Command = Callable[..., tuple[int, str, str]]
-PublishedTokenizer = Callable[[str], Path]
 
 
 @pytest.fixture(params=["byte_fallback", "byte_level"])
@@ -235,17 +234,27 @@ def test_the_tightest_bound_of_the_command_line_is_met(
     assert load_manifest(tmp_path / "b").profile.min_count is None
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(PUBLISHED))
-def test_real_tokenizers_are_pruned_and_keep_every_law(
-    run: Command, published_tokenizer: PublishedTokenizer, tmp_path: Path, name: str
-) -> None:
-    source = published_tokenizer(name)
-    profile = tmp_path / "ko.yaml"
-    profile.write_text("languages: [ko]\ncode: false\nmin_count: 1\n")
-    text = tmp_path / "text.txt"
+@pytest.fixture(scope="module")
+def verified(
+    pruned_tokenizers: dict[str, Path],
+    kprune_at_once: Callable[..., list[str]],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[str, list[dict[str, Any]]]:
+    """What `kprune verify` says of each published tokenizer, pruned with a shipped profile."""
+    text = tmp_path_factory.mktemp("text") / "text.txt"
     text.write_text("오늘 날씨가 좋다.\nThe weather is fine. 😀\n中国 Привет\n", encoding="utf-8")
-    output = tmp_path / "out"
-    figures = pruned(run, source.parent, output, "--profile", profile)
-    assert figures["kept_share"] < 0.3
-    assert laws(run, output, "--text", text) == ALL_HOLD
+    more = ("--text", text, "--json", "-")
+    said = kprune_at_once([("verify", folder, *more) for folder in pruned_tokenizers.values()])
+    return dict(zip(pruned_tokenizers, map(json.loads, said), strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(PROFILES))
+def test_real_tokenizers_are_pruned_and_keep_every_law(
+    name: str, verified: dict[str, list[dict[str, Any]]], pruned_tokenizers: dict[str, Path]
+) -> None:
+    manifest = load_manifest(pruned_tokenizers[name])
+    assert 0.3 < len(manifest.kept_ids) / manifest.original_tokens < 0.75
+    assert [(result["law"], result["holds"]) for result in verified[name]] == ALL_HOLD
+    assert [result["checked"] > 0 for result in verified[name]][:4] == [True] * 4
+    assert verified[name][3]["note"] == "selection repeated"

@@ -3,43 +3,28 @@
     python offline_jobs.py JOBS.json
 
 Each job (`{"model": FOLDER, "options": {...}, "prompts": [[id, ...], ...], "allowed": [...]}`) runs
-in a fork of a process that has imported vLLM, with the engine inside of it. The greedy ids of all
-jobs are printed as one line of JSON; of a job that failed, its error.
+in a fork, with the engine inside of it. The greedy ids of all jobs are printed as one line of JSON;
+of a job that failed, its error.
 """
 
 import importlib
 import json
 import os
 import sys
-import tempfile
+import traceback
 from pathlib import Path
 from typing import Any
 
+from forks import run_forked
+
 # Read when vLLM is imported: the engine, and its one worker, in the process that asks.
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-
-
-def run(job: dict[str, Any]) -> dict[str, Any]:
-    """`{"ids": [...]}`, or `{"error": "..."}`, of one job."""
-    with tempfile.TemporaryFile() as output:
-        if not (pid := os.fork()):
-            answer = _answer(job)
-            output.write(json.dumps(answer).encode())
-            output.flush()
-            sys.stderr.flush()
-            os._exit(0)
-        _, status = os.waitpid(pid, 0)
-        output.seek(0)
-        text = output.read().decode()
-    return json.loads(text) if text else {"error": f"ended with status {status}"}
 
 
 def _answer(job: dict[str, Any]) -> dict[str, Any]:
     try:
         return {"ids": _generate(**job)}
     except BaseException as error:
-        import traceback
-
         traceback.print_exc()
         return {"error": f"{type(error).__name__}: {error}"}
 
@@ -77,5 +62,7 @@ if __name__ == "__main__":
     for name in ("vllm", "vllm.entrypoints.llm", "vllm.v1.worker.cpu_worker"):
         importlib.import_module(name)
     jobs = json.loads(Path(sys.argv[1]).read_text())
-    answers = [run(job) for job in jobs]
+    ended = run_forked(_answer, jobs)
+    sys.stderr.writelines(one.text for one in ended)
+    answers = [one.result or {"error": f"ended with status {one.status}"} for one in ended]
     sys.stdout.write("ANSWERS " + json.dumps(answers) + "\n")

@@ -9,6 +9,7 @@ from tiny_models import KEPT, UNTIED, OverlayMaker
 
 from vllm_kprune.checkpoint.manifest import is_overlay
 from vllm_kprune.errors import KPruneError
+from vllm_kprune.profile import Profile, load_profile
 from vllm_kprune.serving import compat
 from vllm_kprune.serving.activation import activate
 
@@ -131,6 +132,32 @@ def test_an_unknown_profile_is_refused_with_the_nearest(tied_model: Path) -> Non
     args = engine_args(tied_model, additional_config={"kprune": {"profile": "enk"}})
     with pytest.raises(KPruneError, match="unknown profile 'enk'; did you mean 'enko'"):
         activate(args)
+
+
+@pytest.mark.parametrize(
+    "size", [{"target_size": 70}, {"coverage": 0.9}, {"max_extra_tokens": 0.02}]
+)
+def test_a_size_replaces_the_profiles_own(
+    size: dict[str, float], tied_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The build itself is another test's: here only what it is asked for counts."""
+    asked: list[Profile] = []
+
+    def build(model: str, profile: Profile, **options: Any) -> Path:
+        asked.append(profile)
+        raise KPruneError("enough")
+
+    monkeypatch.setattr("vllm_kprune.checkpoint.overlay.cached_overlay", build)
+    with pytest.raises(KPruneError, match="enough"):
+        activate(engine_args(tied_model, additional_config={"kprune": {"profile": "enko", **size}}))
+    assert asked == [load_profile("enko", **size)]
+    assert asked[0].min_count is None
+
+
+def test_two_sizes_are_refused(tied_model: Path) -> None:
+    sizes = {"profile": "enko", "coverage": 0.9, "max_extra_tokens": 0.02}
+    with pytest.raises(KPruneError, match="one of coverage and max_extra_tokens, not both"):
+        activate(engine_args(tied_model, additional_config={"kprune": sizes}))
 
 
 def test_random_weights_can_be_asked_for_without_a_base(

@@ -6,29 +6,21 @@ multimodal class needs torchvision, which vLLM's CPU build here is without.
 """
 
 import importlib.util
-import json
 import os
-import subprocess
-import sys
-from dataclasses import dataclass
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import pytest
+from offline_pairs import TEXTS, Pair, make_pair, run_jobs
 from tiny_adapters import ATTENTION, save_adapter
 from tiny_architectures import ARCHITECTURES
-from tiny_folders import KOREAN
-from tiny_models import ENVIRONMENT
-from tokenizers import Tokenizer
 
 from vllm_kprune.checkpoint.manifest import load_manifest
 from vllm_kprune.checkpoint.overlay import build_overlay
-from vllm_kprune.profile import Profile
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
 
-PROFILE = Profile(name="tiny", languages=("th",), code=False)
-TEXTS = ("the weather in Seoul", "ภาษาไทย", "for item in items")
 SERVED = ("qwen3-moe", "llama-3.1", "aya-expanse")
 if importlib.util.find_spec("torchvision"):
     SERVED += ("gemma3-multimodal",)
@@ -38,70 +30,46 @@ TWO_RANKS = {
     "options": {"tensor_parallel_size": 2},
     "environment": {"VLLM_CPU_OMP_THREADS_BIND": "|".join(map(str, CPUS[:2]))},
 }
+ENGINE_APART = {"environment": {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}}
 ADAPTERS = {
     "adapter": {ATTENTION: (64, 64)},
     "head-adapter": {ATTENTION: (64, 64), "lm_head": (64, 9)},
 }
 
 
-@dataclass(frozen=True)
-class Pair:
-    """A tiny model, its overlay, and the prompts for it as ids of the pruned vocabulary."""
-
-    original: Path
-    overlay: Path
-    kept: tuple[int, ...]
-    prompts: list[list[int]]
-
-    def jobs(self, **more: Any) -> list[dict[str, Any]]:
-        """The same greedy generation by the pruned model, and by the original when masked."""
-        originals = [self.original_ids(ids) for ids in self.prompts]
-        return [
-            {"model": str(self.overlay), "prompts": self.prompts, **more},
-            {"model": str(self.original), "prompts": originals, "allowed": self.kept, **more},
-        ]
-
-    def original_ids(self, ids: list[int]) -> list[int]:
-        return [self.kept[i] for i in ids]
+def moved_base_job(pair: Pair, folder: Path) -> dict[str, Any]:
+    """An overlay whose base is elsewhere since, as Python tells it; in vLLM's usual processes."""
+    base, overlay = copytree(pair.original, folder / "base"), folder / "overlay"
+    profile = load_manifest(pair.overlay).profile
+    build_overlay(str(base), profile, overlay, corpora=[pair.original.parent / "corpus.txt"])
+    options = {"additional_config": {"kprune": {"base": str(base.rename(folder / "moved"))}}}
+    return {"model": str(overlay), "prompts": pair.prompts, "options": options, **ENGINE_APART}
 
 
-def make_pair(name: str, folder: Path) -> Pair:
-    """Save and prune a tiny architecture."""
-    (folder / "corpus.txt").write_text(KOREAN, encoding="utf-8")
-    original = ARCHITECTURES[name].save(folder / "original")
-    overlay = folder / "pruned"
-    corpora = [folder / "corpus.txt"]
-    kept = build_overlay(str(original), PROFILE, overlay, corpora=corpora).kept_ids
-    if len(kept) % 2 == 0:  # an odd number makes two ranks hold different numbers of rows
-        odd = PROFILE.model_copy(update={"target_size": len(kept) - 1})
-        build_overlay(str(original), odd, overlay, corpora=corpora, force=True)
-    tokenizer = Tokenizer.from_file(str(overlay / "tokenizer.json"))
-    prompts = [tokenizer.encode(text).ids for text in TEXTS]
-    return Pair(original, overlay, load_manifest(overlay).kept_rows, prompts)
+def masked_greedy(pair: Pair, tokens: int) -> list[list[int]]:
+    """What transformers answers with the original, when all but the kept ids are masked."""
+    import torch
+    from transformers import LlamaForCausalLM
 
-
-def run_jobs(jobs: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
-    """What `offline_jobs.py` answers."""
-    (folder / "jobs.json").write_text(json.dumps(jobs))
-    script = Path(__file__).with_name("offline_jobs.py")
-    done = subprocess.run(
-        [sys.executable, script, folder / "jobs.json"],
-        env={**os.environ, **ENVIRONMENT},
-        capture_output=True,
-        text=True,
-        timeout=800,
-        check=False,
-    )
-    lines = [line for line in done.stdout.splitlines() if line.startswith("ANSWERS ")]
-    assert lines, done.stdout[-3000:] + done.stderr[-3000:]
-    answers: list[dict[str, Any]] = json.loads(lines[-1].removeprefix("ANSWERS "))
+    network = LlamaForCausalLM.from_pretrained(pair.original, dtype=torch.float32)
+    prompts = [pair.original_ids(prompt) for prompt in pair.prompts]
+    answers: list[list[int]] = [[] for _ in prompts]
+    with torch.no_grad():
+        for prompt, ids in zip(prompts, answers, strict=True):
+            for _ in range(tokens):
+                logits = network(torch.tensor([prompt + ids])).logits[0, -1, list(pair.kept)]
+                ids.append(pair.kept[int(logits.argmax())])
     return answers
 
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pair]:
     """Every model that is served here, and its overlay."""
-    return {name: make_pair(name, tmp_path_factory.mktemp(name)) for name in SERVED}
+    folders = {name: tmp_path_factory.mktemp(name) for name in SERVED}
+    return {
+        name: make_pair(ARCHITECTURES[name].save(folder / "original"), folder)
+        for name, folder in folders.items()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +83,7 @@ def answers(
         adapter = save_adapter(folder / name, modules)
         jobs = pairs["llama-3.1"].jobs(lora=str(adapter), options={"enable_lora": True})
         cases[name] = jobs if name == "adapter" else jobs[:1]
+    cases["moved"] = [moved_base_job(pairs["llama-3.1"], folder)]
     cases["two ranks"] = pairs["llama-3.1"].jobs(**TWO_RANKS)[:1] if len(CPUS) > 1 else []
     found = iter(run_jobs([job for jobs in cases.values() for job in jobs], folder))
     return {name: [next(found) for _ in jobs] for name, jobs in cases.items()}
@@ -128,6 +97,15 @@ def test_an_overlay_answers_as_the_original_with_all_other_tokens_masked(
     assert "error" not in pruned and "error" not in original, (pruned, original)
     assert len({tuple(ids) for ids in original["ids"]}) == len(TEXTS)
     assert [pairs[name].original_ids(ids) for ids in pruned["ids"]] == original["ids"]
+
+
+def test_an_overlay_whose_base_was_moved_answers_as_the_masked_original_in_transformers(
+    pairs: dict[str, Pair], answers: dict[str, list[dict[str, Any]]]
+) -> None:
+    pair, (moved,) = pairs["llama-3.1"], answers["moved"]
+    assert "error" not in moved, moved
+    expected = masked_greedy(pair, len(moved["ids"][0]))
+    assert [pair.original_ids(ids) for ids in moved["ids"]] == expected
 
 
 def test_a_lora_adapter_of_the_original_does_the_same_to_the_overlay(

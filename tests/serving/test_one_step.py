@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.request import urlopen
@@ -15,6 +16,8 @@ from tiny_models import ENVIRONMENT
 from vllm_kprune.checkpoint.cache import cache_dir
 from vllm_kprune.checkpoint.manifest import load_manifest
 from vllm_kprune.evaluate.servers import VllmServer, log_tail
+
+pytestmark = [pytest.mark.server, pytest.mark.slow]
 
 NAME = "acme/gemma-tiny"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -59,62 +62,68 @@ print(cached_overlay(sys.argv[1], load_profile("enko"), revision="v1.0"))
 """
 
 
-@pytest.fixture(scope="module")
-def built_twice_at_once(environment: dict[str, str]) -> list[str]:
-    """The folders that two processes got that built the same overlay at the same time."""
-    command = [sys.executable, "-c", _BUILD, NAME]
-    processes = [
-        subprocess.Popen(
-            command,
-            env={**os.environ, **environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(2)
-    ]
-    answers = [process.communicate(timeout=300) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], answers
-    return [out.splitlines()[-1] for out, _ in answers]
-
-
-@pytest.mark.slow
-def test_two_processes_that_build_the_same_overlay_at_once_share_it(
-    built_twice_at_once: list[str],
-) -> None:
-    one, other = built_twice_at_once
-    assert one == other
-    load_manifest(Path(one)).check_files(Path(one))
-    left = [p.name for p in Path(one).parent.iterdir() if not p.name.endswith(".lock")]
-    assert left == [Path(one).name]
+def started(server: VllmServer) -> int:
+    """How many API servers have said that they are there."""
+    return log_tail(server.log, 10_000).count("Application startup complete")
 
 
 @pytest.fixture(scope="module")
-def server(
-    environment: dict[str, str],
-    built_twice_at_once: list[str],
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[VllmServer]:
-    """The model by its hub name, pruned on the way, behind two API servers."""
+def served(
+    environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[VllmServer, Path]]:
+    """The model by its hub name behind two API servers, and its overlay, built at the same time.
+
+    Both the server and another process build it; this one tells where it is.
+    """
     folder = tmp_path_factory.mktemp("one-step")
-    config = folder / "serve.yaml"
+    config, log = folder / "serve.yaml", folder / "server.log"
     config.write_text(CONFIG)
-    with VllmServer(
-        NAME, ["--config", str(config)], environment=environment, log=folder / "server.log"
-    ) as running:
-        yield running
+    server = VllmServer(NAME, ["--config", str(config)], environment=environment, log=log)
+    server.start()
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", _BUILD, NAME],
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        server.wait_ready()
+        while started(server) < 2:  # ready is when one of them is
+            time.sleep(0.2)
+        yield server, Path(done.stdout.splitlines()[-1])
+    finally:
+        server.stop()
 
 
-@pytest.mark.server
+@pytest.fixture
+def server(served: tuple[VllmServer, Path]) -> VllmServer:
+    """The server."""
+    return served[0]
+
+
+def test_a_server_and_another_process_that_build_the_same_overlay_at_once_share_it(
+    served: tuple[VllmServer, Path],
+) -> None:
+    server, built = served
+    load_manifest(built).check_files(built)
+    left = [p.name for p in built.parent.iterdir() if not p.name.endswith(".lock")]
+    assert left == [built.name]
+    with urlopen(f"{server.url}/kprune", timeout=30) as response:
+        assert json.loads(response.read())["fingerprint"] == load_manifest(built).fingerprint
+
+
 def test_the_model_answers_under_the_name_that_was_given(server: VllmServer) -> None:
     assert model_name(server) == NAME
     assert complete(server, "대한민국의 수도는").model == NAME
 
 
-@pytest.mark.server
 def test_both_api_servers_tell_the_same_and_the_revision(
-    server: VllmServer, built_twice_at_once: list[str]
+    served: tuple[VllmServer, Path],
 ) -> None:
+    server, built = served
     answers = []
     for _ in range(12):  # the kernel spreads new connections over both
         with urlopen(f"{server.url}/kprune", timeout=30) as response:
@@ -122,13 +131,11 @@ def test_both_api_servers_tell_the_same_and_the_revision(
     assert all(answer == answers[0] for answer in answers)
     assert answers[0]["active"] is True
     assert answers[0]["base"] == {"model": NAME, "revision": "v1.0"}
-    manifest = load_manifest(Path(built_twice_at_once[0]))
-    assert answers[0]["fingerprint"] == manifest.fingerprint
+    assert answers[0]["fingerprint"] == load_manifest(built).fingerprint
     assert str(cache_dir()) not in json.dumps(answers)
-    assert log_tail(server.log, 10_000).count("Application startup complete") == 2
+    assert started(server) == 2
 
 
-@pytest.mark.server
 def test_log_probabilities_are_a_distribution(server: VllmServer) -> None:
     logprobs = complete(server, "The capital of Korea is", logprobs=5).choices[0].logprobs
     for token, value, best in zip(
@@ -138,7 +145,6 @@ def test_log_probabilities_are_a_distribution(server: VllmServer) -> None:
         assert value <= 0
 
 
-@pytest.mark.server
 def test_it_answers_as_the_overlay_that_kprune_build_made(
     server: VllmServer, pruned: VllmServer
 ) -> None:

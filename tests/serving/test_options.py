@@ -42,6 +42,14 @@ def test_flags_become_options(parser: Any) -> None:
     )
 
 
+@pytest.mark.parametrize("name", ["coverage", "max_extra_tokens"])
+def test_a_size_can_be_given_as_a_share(name: str, parser: Any) -> None:
+    flag = f"--kprune-{name.replace('_', '-')}"
+    args = parse(parser, "--kprune-profile", "enko", flag, "0.02")
+    expected = ServingOptions(profile="enko", **{name: 0.02})
+    assert read_options({"kprune": given_options(args)}) == expected
+
+
 def test_nothing_is_given_when_no_flag_is(parser: Any) -> None:
     args = parse(parser)
     assert given_options(args) == {}
@@ -53,6 +61,7 @@ def test_the_help_has_a_group_that_explains_every_option(parser: Any) -> None:
     flags = {flag for action in group._group_actions for flag in action.option_strings}
     assert flags == {
         "--plugin", "--kprune-profile", "--kprune-corpus", "--kprune-target-size", "--kprune-base",
+        "--kprune-coverage", "--kprune-max-extra-tokens",
     }  # fmt: skip
     assert all(len(action.help) > 40 for action in group._group_actions)
 
@@ -100,6 +109,12 @@ def test_options_can_be_given_in_python() -> None:
         ({"profile": "enko", "target_size": True}, "--kprune-target-size: expected a number"),
         ({"profile": "enko", "target_size": "9"}, "--kprune-target-size: expected a number"),
         ({"target_size": 9000}, "--kprune-target-size needs --kprune-profile"),
+        ({"profile": "enko", "coverage": 1.1}, "--kprune-coverage: expected a share from 0 to 1"),
+        ({"profile": "enko", "coverage": "0.9"}, "--kprune-coverage: expected a share"),
+        ({"profile": "enko", "max_extra_tokens": -1}, "--kprune-max-extra-tokens: expected a"),
+        ({"profile": "enko", "max_extra_tokens": float("nan")}, "expected a share from 0 to 1"),
+        ({"coverage": 0.9}, "--kprune-coverage needs --kprune-profile"),
+        ({"max_extra_tokens": 0.0}, "--kprune-max-extra-tokens needs --kprune-profile"),
         ({"corpus": ["a.txt"]}, "--kprune-corpus needs --kprune-profile"),
         ({"profile": "enko", "base": "/models"}, "--kprune-base is for a folder made by"),
     ],

@@ -1,16 +1,16 @@
 """The real tokenizer pruned with `enko`, and small ones pruned by hand."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from cases import Pair, pair_of
 from tiny_tokenizers import TINY
 
-from vllm_kprune.checkpoint.overlay import Plan, make_tokenizer_plan, open_tokenizer
-from vllm_kprune.profile import Profile, load_profile
-from vllm_kprune.tokenizer.bpe import parse_tokenizer
+from vllm_kprune.checkpoint.manifest import load_manifest
+from vllm_kprune.checkpoint.overlay import Plan, open_tokenizer
+from vllm_kprune.profile import Profile
+from vllm_kprune.tokenizer.bpe import parse_tokenizer, read_tokenizer
 from vllm_kprune.vocabulary.sizing import select_tokens
 
 
@@ -35,13 +35,12 @@ def tiny(request: pytest.FixtureRequest) -> Pair:
     return _pair(request.param)
 
 
-@pytest.fixture(scope="session", params=["qwen3 enko", "llama3_1 enkozh", "aya_expanse enko"])
-def published(request: pytest.FixtureRequest, published_tokenizer: Callable[[str], Path]) -> Pair:
+@pytest.fixture(scope="session", params=["qwen3", "llama3_1", "aya_expanse"])
+def published(request: pytest.FixtureRequest, pruned_tokenizers: dict[str, Path]) -> Pair:
     """A tokenizer that a maker published, and what a shipped profile keeps of it."""
-    name, profile = request.param.split()
-    folder = published_tokenizer(name).parent
-    plan = make_tokenizer_plan(str(folder), load_profile(profile))
-    return Pair(plan.base.tokenizer, open_tokenizer(folder), plan.selection.kept_ids)
+    manifest = load_manifest(pruned_tokenizers[request.param])
+    folder = manifest.check_base()
+    return Pair(read_tokenizer(folder), open_tokenizer(folder), manifest.kept_ids)
 
 
 @pytest.fixture(scope="session", params=["gemma", *sorted(TINY)])

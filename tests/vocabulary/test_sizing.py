@@ -15,7 +15,8 @@ from vllm_kprune.errors import KPruneError
 from vllm_kprune.profile import Profile, parse_profile
 from vllm_kprune.tokenizer.bpe import parse_tokenizer
 from vllm_kprune.tokenizer.prune import pruned_tokenizer
-from vllm_kprune.vocabulary.cost import encode_texts, shrink
+from vllm_kprune.vocabulary import sizing
+from vllm_kprune.vocabulary.cost import encode_texts, expected_extra, shrink
 from vllm_kprune.vocabulary.evidence import Source, count_source
 from vllm_kprune.vocabulary.selection import NEVER, Ranking, Selection, rank_tokens
 from vllm_kprune.vocabulary.sizing import cut_ranking
@@ -116,6 +117,59 @@ def test_the_point_meets_the_bound_and_the_next_smaller_one_does_not(
     smaller = int(max(n for n in ranking.sizes if n < len(chosen)))
     below = ranking.of_size(smaller).kept_ids
     assert max(extra_tokens(tokenizer, ranking, below)) > bound
+
+
+def estimate_badly(monkeypatch: pytest.MonkeyPatch, slope: float) -> None:
+    """Let every size cost as much less than the one before as `slope` says."""
+
+    def wrong(parsed: Any, rates: Sequence[Any], least_sizes: Any, sizes: Sequence[int]) -> Any:
+        return np.outer([slope] * len(rates), range(len(sizes), 0, -1))
+
+    monkeypatch.setattr(sizing, "expected_extra", wrong)
+
+
+@pytest.mark.parametrize("slope", [-1.0, 0.0, 1e-6, 1.0])
+@pytest.mark.parametrize("bound", [0.0, 0.1, 1.0])
+def test_a_wrong_estimate_costs_time_but_leads_to_the_same_point(
+    ranking: Ranking,
+    tokenizer: Tokenizer,
+    bound: float,
+    slope: float,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    right = cut(ranking, tokenizer, max_extra_tokens=bound)
+    estimate_badly(monkeypatch, slope)
+    assert cut(ranking, tokenizer, max_extra_tokens=bound) == right
+
+
+@pytest.mark.parametrize("slope", [None, -1.0, 0.0, 1e-3, 1.0])
+@pytest.mark.parametrize("tolerance", [0.02, 0.1])
+def test_the_point_is_within_the_tolerance_of_the_smallest_that_would_do(
+    ranking: Ranking,
+    tokenizer: Tokenizer,
+    tolerance: float,
+    slope: float | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    smallest = len(cut(ranking, tokenizer, max_extra_tokens=0.1).kept_ids)
+    monkeypatch.setattr(sizing, "_TOLERANCE", tolerance)
+    if slope is not None:
+        estimate_badly(monkeypatch, slope)
+    chosen = cut(ranking, tokenizer, max_extra_tokens=0.1).kept_ids
+    assert max(extra_tokens(tokenizer, ranking, chosen)) <= 0.1
+    assert smallest <= len(chosen) <= smallest / (1 - tolerance)
+
+
+def test_the_estimate_of_all_sizes_is_close_to_what_is_measured(
+    ranking: Ranking, tokenizer: Tokenizer
+) -> None:
+    sizes = np.arange(ranking.least, ranking.most + 1)
+    expected = expected_extra(ranking.parsed, ranking.rates, ranking.least_sizes, sizes)
+    assert (np.diff(expected) <= 0).all()
+    for place in range(0, len(sizes), 11):
+        measured = extra_tokens(tokenizer, ranking, ranking.of_size(int(sizes[place])).kept_ids)
+        assert expected[:, place] == pytest.approx(measured, rel=0.02, abs=0.01)
+    assert expected[:, 0].max() > 2
 
 
 def test_each_source_is_bound_by_itself(tokenizer: Tokenizer) -> None:

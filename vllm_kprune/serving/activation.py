@@ -65,7 +65,12 @@ def _serve_in_one_step(engine_args: Any, options: ServingOptions) -> None:
     model = engine_args.model
     if options.profile is None:
         raise KPruneError(_not_an_overlay(model, "--kprune-base"))
-    profile = load_profile(options.profile, target_size=options.target_size)
+    profile = load_profile(
+        options.profile,
+        target_size=options.target_size,
+        coverage=options.coverage,
+        max_extra_tokens=options.max_extra_tokens,
+    )
     # Only now: building needs tokenizers, word lists and Unicode tables; serving a folder does not.
     from vllm_kprune.checkpoint.base import resolve_model
     from vllm_kprune.checkpoint.overlay import cached_overlay

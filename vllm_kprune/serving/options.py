@@ -52,6 +52,21 @@ class ServingOptions:
         "With --kprune-profile: keep exactly N tokens instead of the profile's own sizing.",
         type=int,
     )
+    coverage: float | None = _option(
+        None,
+        "SHARE",
+        "With --kprune-profile: keep tokens until this share of the evidence is covered (0.999), "
+        "instead of the profile's own sizing.",
+        type=float,
+    )
+    max_extra_tokens: float | None = _option(
+        None,
+        "SHARE",
+        "With --kprune-profile: keep as few tokens as cost at most this share of extra tokens "
+        "(0.01) on each source of evidence and each --kprune-corpus, instead of the profile's own "
+        "sizing. Measured once, which adds half a minute for a large tokenizer.",
+        type=float,
+    )
     base: str | None = _option(
         None,
         "FOLDER",
@@ -123,9 +138,13 @@ def _checked(options: ServingOptions) -> ServingOptions:
     size = options.target_size
     if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
         raise KPruneError(f"{_flag('target_size')}: expected a number of tokens, got {size!r}")
+    for name in ("coverage", "max_extra_tokens"):
+        share = getattr(options, name)
+        if share is not None and (not isinstance(share, float | int) or not 0 <= share <= 1):
+            raise KPruneError(f"{_flag(name)}: expected a share from 0 to 1, got {share!r}")
     if options.profile is None:
-        for name in ("corpus", "target_size"):
-            if getattr(options, name):
+        for name in ("corpus", "target_size", "coverage", "max_extra_tokens"):
+            if getattr(options, name) not in (None, ()):
                 raise KPruneError(f"{_flag(name)} needs --kprune-profile: it says how to prune")
     elif options.base is not None:
         raise KPruneError(

@@ -4,9 +4,12 @@ Texts are encoded with the pruned tokenizer itself, so nothing is estimated. Voc
 ranking are nested, which saves time: a text whose tokens are all in the smaller one keeps its
 encoding (law 1), and only the others are encoded again. Texts are streamed anew each time; of each
 one, three numbers are remembered.
+
+`expected_extra` estimates the cost of all sizes at once, for deciding which of them to measure.
 """
 
 import itertools
+from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -17,11 +20,17 @@ from tokenizers import Tokenizer
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.tokenizer.bpe import BpeTokenizer
 from vllm_kprune.tokenizer.prune import pruned_tokenizer
-from vllm_kprune.vocabulary.evidence import Source, WeightedText, weighted_batches
+from vllm_kprune.vocabulary.evidence import (
+    Source,
+    TokenRates,
+    WeightedText,
+    weighted_batches,
+)
 
-__all__ = ["EncodedTexts", "encode_texts", "shrink"]
+__all__ = ["EncodedTexts", "encode_texts", "expected_extra", "shrink"]
 
 _Ids = npt.NDArray[np.int64]
+_Shares = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -87,3 +96,36 @@ def _encode(
         np.maximum.at(needed[part], owners, least_sizes[ids])
         start += len(batch)
     return lengths, needed
+
+
+def expected_extra(
+    parsed: BpeTokenizer, rates: Sequence[TokenRates], least_sizes: _Ids, sizes: _Ids
+) -> _Shares:
+    """About what each of `sizes` costs each source: shares of extra tokens [sources, sizes].
+
+    A token that is missing takes one token more for each step of its derivation that is missing
+    too. Characters that must be spelled in bytes, and neighbours that merge in another way then,
+    are left out: this is an estimate, for which nothing is encoded.
+    """
+    uses = np.stack([rate.per_million for rate in rates])
+    missed, steps = _missed_steps(parsed, np.flatnonzero(uses.any(axis=0)), least_sizes, sizes[0])
+    order = np.argsort(least_sizes[steps])
+    missed, needed = missed[order], least_sizes[steps][order]
+    gained = np.cumsum(np.pad(uses[:, missed], ((0, 0), (1, 0))), axis=1) / 1e6
+    return gained[:, [-1]] - gained[:, np.searchsorted(needed, sizes, side="right")]
+
+
+def _missed_steps(
+    parsed: BpeTokenizer, ids: _Ids, least_sizes: _Ids, smallest: int
+) -> tuple[_Ids, _Ids]:
+    """Pairs of a token and a step of its derivation, where the smallest vocabulary lacks both."""
+    tokens, steps = array("q"), array("q")
+    for token_id in ids[least_sizes[ids] > smallest].tolist():
+        token = parsed.tokens[token_id]
+        made = parsed.derivation(token) if token in parsed.vocab else ()
+        found = [parsed.vocab[step] for step in itertools.islice(made, len(token), None)]
+        steps.extend(found)
+        tokens.extend([token_id] * len(found))
+    owners, made_ids = np.array(tokens, np.int64), np.array(steps, np.int64)
+    lacking = least_sizes[made_ids] > smallest
+    return owners[lacking], made_ids[lacking]

@@ -13,13 +13,15 @@ from tokenizers import Tokenizer
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.profile import Profile
 from vllm_kprune.tokenizer.bpe import BpeTokenizer
-from vllm_kprune.vocabulary.cost import EncodedTexts, encode_texts, shrink
+from vllm_kprune.vocabulary.cost import encode_texts, expected_extra, shrink
 from vllm_kprune.vocabulary.evidence import TokenRates
 from vllm_kprune.vocabulary.selection import Ranking, Selection, rank_tokens, select_everything
 
 __all__ = ["cut_ranking", "select_tokens"]
 
 Progress = Callable[[float], None]
+# Of a size; to find it more closely would cost more time than the few tokens are worth.
+_TOLERANCE = 1e-3
 
 
 def select_tokens(
@@ -93,49 +95,85 @@ def _cheap_enough(
 ) -> int:
     """The smallest size whose extra tokens are within the profile's bound on every source.
 
-    Found by bisection over the sizes that ranked tokens end at, so the next smaller one of them is
-    above the bound.
+    Up to a thousandth: it was measured, and so was a size above the bound that is smaller by no
+    more than that, or the next smaller one at which a ranked token ends.
     """
     bound = profile.max_extra_tokens
     assert bound is not None
-    sizes = np.unique(ranking.sizes)
-    least_sizes = ranking.least_sizes
-    original = [encode_texts(tokenizer, rate.source, least_sizes) for rate in ranking.rates]
+    if not ranking.rates:
+        return ranking.least
+    search = _Search(ranking, tokenizer, bound)
+    while not search.done:
+        search.measure(search.next_place())
+        progress(1 - 1 / (1 + search.measured))
+    if search.high == len(search.sizes):
+        raise KPruneError(search.unreachable(profile.name))
+    return int(search.sizes[search.high])
 
-    def shrunk(texts: list[EncodedTexts], at: int) -> list[EncodedTexts]:
-        return shrink(ranking.parsed, texts, int(sizes[at]), least_sizes)
 
-    low, high = -1, len(sizes) - 1
-    whole = high + 1
-    texts = shrunk(original, high)
-    _check_reachable(texts, original, bound, profile.name, int(sizes[high]))
-    while high - low > 1:
-        progress(1 - np.log2(high - low) / np.log2(whole + 1))
-        middle = (low + high) // 2
-        smaller = shrunk(texts, middle)
-        if _dearest(smaller, original) <= bound:
-            high, texts = middle, smaller
+class _Search:
+    """Between `low`, above the bound, and `high`, within it: places in `sizes`, or just outside.
+
+    `expected` is the estimate for all sizes, moved to agree with what was measured last. It is
+    close, so a few sizes are measured; were it wrong, more would be, with the same result.
+    """
+
+    def __init__(self, ranking: Ranking, tokenizer: Tokenizer, bound: float) -> None:
+        self.ranking, self.bound = ranking, bound
+        self.sizes = np.unique(ranking.sizes)
+        self.low, self.high = -1, len(self.sizes)
+        self.measured = self._in_a_row = 0
+        self._rose = False
+        least_sizes, rates = ranking.least_sizes, ranking.rates
+        self.original = [encode_texts(tokenizer, rate.source, least_sizes) for rate in rates]
+        self.texts = self.original
+        self.expected = expected_extra(ranking.parsed, rates, least_sizes, self.sizes)
+
+    @property
+    def done(self) -> bool:
+        """Is nothing left to measure between the two?"""
+        if self.low < 0 or self.high == len(self.sizes):
+            return self.high - self.low <= 1
+        close = self.sizes[self.low] >= self.sizes[self.high] * (1 - _TOLERANCE)
+        return bool(close) or self.high - self.low <= 1
+
+    def next_place(self) -> int:
+        """Where the estimate meets the bound, but beyond the last one measured by some tolerances.
+
+        Far enough to end the search there, and further each time that it did not.
+        """
+        fits = (self.expected <= self.bound).all(axis=0)
+        place = int(np.argmax(fits)) if fits.any() else len(self.sizes) - 1
+        beyond = 1 - min(_TOLERANCE * 2 ** (self._in_a_row - 1), 0.5)
+        if self._in_a_row and self._rose:
+            higher = np.searchsorted(self.sizes, self.sizes[self.low] / beyond, side="right") - 1
+            place = max(place, int(higher))
+        elif self._in_a_row:
+            place = min(place, int(np.searchsorted(self.sizes, self.sizes[self.high] * beyond)))
+        return min(max(place, self.low + 1), self.high - 1)
+
+    def measure(self, place: int) -> None:
+        """Encode the sources with a size's vocabulary; it becomes `high` or `low`."""
+        parsed, least_sizes = self.ranking.parsed, self.ranking.least_sizes
+        texts = shrink(parsed, self.texts, int(self.sizes[place]), least_sizes)
+        pairs = zip(texts, self.original, strict=True)
+        extra = np.array([after.extra(before) for after, before in pairs])
+        self.expected += (extra - self.expected[:, place])[:, np.newaxis]
+        rose = bool((extra > self.bound).any())
+        if rose:
+            self.low = place
         else:
-            low = middle
-    return int(sizes[high])
+            self.high, self.texts = place, texts
+        self.measured += 1
+        self._in_a_row = self._in_a_row + 1 if rose == self._rose else 1
+        self._rose = rose
 
-
-def _dearest(texts: Sequence[EncodedTexts], original: Sequence[EncodedTexts]) -> float:
-    pairs = zip(texts, original, strict=True)
-    return max((after.extra(before) for after, before in pairs), default=0.0)
-
-
-def _check_reachable(
-    texts: Sequence[EncodedTexts],
-    original: Sequence[EncodedTexts],
-    bound: float,
-    name: str,
-    size: int,
-) -> None:
-    for after, before in zip(texts, original, strict=True):
-        if (extra := after.extra(before)) > bound:
-            raise KPruneError(
-                f"max_extra_tokens {bound:g}: {after.source.name} needs {extra:.2%} more tokens "
-                f"with all {size} that the languages of profile {name} can use; raise it, or add "
-                "a language"
-            )
+    def unreachable(self, profile: str) -> str:
+        """Why not even the largest size is within the bound; it was measured last."""
+        dearest = int(np.argmax(self.expected[:, -1]))
+        name, extra = self.original[dearest].source.name, self.expected[dearest, -1]
+        return (
+            f"max_extra_tokens {self.bound:g}: {name} needs {extra:.2%} more tokens with all "
+            f"{self.sizes[-1]} that the languages of profile {profile} can use; raise it, or add "
+            "a language"
+        )

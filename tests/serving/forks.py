@@ -1,0 +1,65 @@
+"""Runs small jobs in forks of a process that has imported vLLM, which takes longest.
+
+Two at once: to start an engine is mostly Python, which keeps one CPU busy.
+"""
+
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+AT_ONCE = 2
+
+
+@dataclass
+class Ended:
+    """A fork that has ended: what its function gave (None if it gave nothing), and its output."""
+
+    result: Any
+    status: int
+    text: str
+
+
+def run_forked(run: Callable[[Any], Any], jobs: Sequence[Any]) -> list[Ended]:
+    """Call `run` for each of the jobs, in a fork of its own; its result must be JSON."""
+    running: dict[int, tuple[int, int, int]] = {}
+    ended: dict[int, Ended] = {}
+
+    def reap() -> None:
+        pid, status = os.wait()
+        at, result, output = running.pop(pid)
+        found = _read(result)
+        ended[at] = Ended(json.loads(found) if found else None, status, _read(output))
+
+    for at, job in enumerate(jobs):
+        if len(running) == AT_ONCE:
+            reap()
+        result, output = os.memfd_create("result"), os.memfd_create("output")
+        sys.stdout.flush()
+        if not (pid := os.fork()):
+            _child(run, job, result, output)
+        running[pid] = at, result, output
+    while running:
+        reap()
+    return [ended[at] for at in range(len(jobs))]
+
+
+def _child(run: Callable[[Any], Any], job: Any, result: int, output: int) -> None:
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    try:
+        os.write(result, json.dumps(run(job)).encode())
+    except BaseException:
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
+
+
+def _read(handle: int) -> str:
+    with os.fdopen(handle, "rb") as file:
+        file.seek(0)
+        return file.read().decode("utf-8", errors="replace")

@@ -1,0 +1,71 @@
+"""A body that is quantised, in the formats that vLLM's CPU build runs, is served as it was.
+
+INT8 is computed in float32 here; the kernel of INT4 has no float32, so those are in bfloat16. The
+three formats of INT4 hold the same numbers: one original is enough for all.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from offline_pairs import TEXTS, Pair, make_pair, run_jobs
+from tiny_architectures import ARCHITECTURES
+from tiny_quantised import FORMATS, quantise
+
+from vllm_kprune.checkpoint.export import export_overlay
+
+pytestmark = [pytest.mark.server, pytest.mark.slow]
+
+# The kernels take sizes that are multiples of 32.
+ARCHITECTURE = replace(ARCHITECTURES["llama-3.1"], settings={"intermediate_size": 64})
+INT4 = ("awq", "gptq", "int4")
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pair]:
+    """The same tiny Llama in each format, and its overlay."""
+    folders = {name: tmp_path_factory.mktemp(name) for name in FORMATS}
+    return {
+        name: make_pair(quantise(ARCHITECTURE.save(folder / "original"), name), folder)
+        for name, folder in folders.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def answers(
+    pairs: dict[str, Pair], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, list[list[int]]]:
+    """Greedy ids of the original vocabulary, by what was asked."""
+    folder = tmp_path_factory.mktemp("jobs")
+    export_overlay(pairs["int8"].overlay, folder / "int8")
+    pruned, original = pairs["int8"].jobs()
+    jobs = {
+        "int8 original": original,
+        "int8 overlay": pruned,
+        "int8 export": {**pruned, "model": str(folder / "int8")},
+    }
+    for name in INT4:
+        jobs[f"{name} overlay"], original = pairs[name].jobs(options={"dtype": "bfloat16"})
+    jobs["int4 original"] = original
+    found: dict[str, Any] = dict(zip(jobs, run_jobs(list(jobs.values()), folder), strict=True))
+    assert not any("error" in answer for answer in found.values()), found
+    kept = pairs["int8"].original_ids
+    return {
+        name: answer["ids"] if name.endswith("original") else [kept(ids) for ids in answer["ids"]]
+        for name, answer in found.items()
+    }
+
+
+def test_an_int8_body_answers_as_the_masked_original_from_overlay_and_export(
+    answers: dict[str, list[list[int]]],
+) -> None:
+    assert len(set(map(tuple, answers["int8 original"]))) == len(TEXTS)
+    assert answers["int8 overlay"] == answers["int8 export"] == answers["int8 original"]
+
+
+@pytest.mark.parametrize("name", INT4)
+def test_an_int4_body_answers_as_the_masked_original(
+    name: str, answers: dict[str, list[list[int]]]
+) -> None:
+    assert answers["int4 original"] != answers["int8 original"]
+    assert answers[f"{name} overlay"] == answers["int4 original"]
