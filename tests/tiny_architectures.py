@@ -35,6 +35,7 @@ _VISION = {
 }
 
 IMAGE = "<image>"
+IMAGE_TOKENS = {"boi": "<unused2>", "eoi": "<unused4>", "image": IMAGE}
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% if tools %}<unused1>{{ tools | tojson }}\n{% endif %}"
     "{% for m in messages %}<unused3>{{ m.role }}\n{{ m.content }}<eos>\n{% endfor %}"
@@ -67,6 +68,8 @@ class TinyArchitecture:
         options = {"max_shard_size": "120KB"} if self.shards else {}
         model.save_pretrained(folder, **options)
         _save_tokenizer(tokenizer, folder)
+        if self.config == "Gemma3Config":
+            _save_processor(folder)
         return folder
 
     def _tokenizer(self) -> Tokenizer:
@@ -84,7 +87,7 @@ class TinyArchitecture:
             return text
         images = {
             f"{name}_token_index": tokenizer.token_to_id(token)
-            for name, token in (("boi", "<unused2>"), ("eoi", "<unused4>"), ("image", IMAGE))
+            for name, token in IMAGE_TOKENS.items()
         }
         return {"text_config": text, "vision_config": _VISION, "mm_tokens_per_image": 4} | images
 
@@ -113,6 +116,21 @@ def _save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
         "clean_up_tokenization_spaces": False,
     }
     (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+
+
+def _save_processor(folder: Path) -> None:
+    """What a multimodal Gemma-3 has besides: how images are prepared, and the tokens for them."""
+    tokens = {f"{name}_token": token for name, token in IMAGE_TOKENS.items()}
+    settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    size = {"height": _VISION["image_size"], "width": _VISION["image_size"]}
+    images = {"image_processor_type": "Gemma3ImageProcessor", "size": size, "image_seq_length": 4}
+    files = {
+        "tokenizer_config.json": {**settings, **tokens, "extra_special_tokens": tokens},
+        "preprocessor_config.json": images,
+        "processor_config.json": {"processor_class": "Gemma3Processor", "image_seq_length": 4},
+    }
+    for name, value in files.items():
+        (folder / name).write_text(json.dumps(value), encoding="utf-8")
 
 
 _HEAD_DIM = {"head_dim": 32}  # the least that vLLM can serve on a CPU

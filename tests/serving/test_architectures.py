@@ -1,8 +1,8 @@
 """Tiny models of the known classes through vLLM: the pruned one answers as the masked original.
 
 The classes that differ in how vLLM loads a vocabulary are here: tied and untied, one shard and
-several, experts, Cohere's scaled logits. Gemma-3 text is what the live servers serve; the
-multimodal class needs torchvision, which vLLM's CPU build here is without.
+several, experts, Cohere's scaled logits, a text model inside of a multimodal one. Gemma-3 text is
+what the live servers serve.
 """
 
 import importlib.util
@@ -21,9 +21,12 @@ from vllm_kprune.checkpoint.overlay import build_overlay
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
 
-SERVED = ("qwen3-moe", "llama-3.1", "aya-expanse")
-if importlib.util.find_spec("torchvision"):
-    SERVED += ("gemma3-multimodal",)
+SERVED = ("qwen3-moe", "llama-3.1", "aya-expanse", "gemma3-multimodal")
+# vLLM's own class for it cannot be imported without torchvision, which the CPU build here lacks.
+WITHOUT_TORCHVISION = {"model_impl": "transformers", "skip_tokenizer_init": False}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "gemma3-multimodal": {} if importlib.util.find_spec("torchvision") else WITHOUT_TORCHVISION
+}
 
 CPUS = sorted(os.sched_getaffinity(0))
 TWO_RANKS = {
@@ -78,7 +81,7 @@ def answers(
 ) -> dict[str, list[dict[str, Any]]]:
     """What the overlay and the original answer: each model, and Llama in further settings."""
     folder = tmp_path_factory.mktemp("jobs")
-    cases = {name: pair.jobs() for name, pair in pairs.items()}
+    cases = {name: pair.jobs(options=OPTIONS.get(name)) for name, pair in pairs.items()}
     for name, modules in ADAPTERS.items():
         adapter = save_adapter(folder / name, modules)
         jobs = pairs["llama-3.1"].jobs(lora=str(adapter), options={"enable_lora": True})
