@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from vllm_kprune.checkpoint.base import BaseModel, TensorInfo
+from vllm_kprune.checkpoint.base import BaseModel
 from vllm_kprune.checkpoint.families import FAMILIES
 from vllm_kprune.checkpoint.manifest import BaseReference, Manifest
+from vllm_kprune.checkpoint.shards import StoredTensor
 from vllm_kprune.evaluate.decode_speed import Round, SpeedComparison, step_times
 from vllm_kprune.evaluate.sizes import model_sizes, predicted_ratio
 from vllm_kprune.profile import Profile
@@ -18,9 +19,9 @@ ROWS, HIDDEN, BODY = 100, 8, 400
 TOKENIZER = BpeTokenizer({}, {str(i): i for i in range(ROWS + 1)}, (), (), "byte_fallback")
 
 
-def tensor(name: str, *shape: int) -> TensorInfo:
+def tensor(name: str, *shape: int) -> StoredTensor:
     count = shape[0] * (shape[1] if len(shape) > 1 else 1)
-    return TensorInfo(name, shape, "BF16", count, 2 * count)
+    return StoredTensor(name, "BF16", shape, 0, 2 * count)
 
 
 def base(*, tied: bool, stored_head: bool) -> BaseModel:

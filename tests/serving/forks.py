@@ -1,17 +1,45 @@
 """Runs small jobs in forks of a process that has imported vLLM, which takes longest.
 
-Two at once: to start an engine is mostly Python, which keeps one CPU busy.
+`ask` starts such a script for a test, with the jobs in a file; the script calls `run_forked` and
+`tell`. Two jobs run at once: to start an engine is mostly Python, which keeps one CPU busy.
 """
 
 import json
 import os
+import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from tiny_models import ENVIRONMENT
+
 AT_ONCE = 2
+_MARK = "ANSWERS "
+
+
+def ask(script: str, jobs: Sequence[Any], folder: Path) -> list[Any]:
+    """What a script beside this file answers to each of the jobs; `folder` takes the file."""
+    (folder / "jobs.json").write_text(json.dumps(jobs))
+    done = subprocess.run(
+        [sys.executable, Path(__file__).with_name(script), folder / "jobs.json"],
+        env={**os.environ, **ENVIRONMENT},
+        capture_output=True,
+        text=True,
+        timeout=800,
+        check=False,
+    )
+    lines = [line for line in done.stdout.splitlines() if line.startswith(_MARK)]
+    assert lines, done.stdout[-3000:] + done.stderr[-3000:]
+    answers: list[Any] = json.loads(lines[-1].removeprefix(_MARK))
+    return answers
+
+
+def tell(answers: Sequence[Any]) -> None:
+    """Answer, from inside the script."""
+    sys.stdout.write(_MARK + json.dumps(answers) + "\n")
 
 
 @dataclass

@@ -15,7 +15,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from forks import run_forked
+from forks import run_forked, tell
 
 # Read when vLLM is imported: the engine, and its one worker, in the process that asks.
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
@@ -64,5 +64,4 @@ if __name__ == "__main__":
     jobs = json.loads(Path(sys.argv[1]).read_text())
     ended = run_forked(_answer, jobs)
     sys.stderr.writelines(one.text for one in ended)
-    answers = [one.result or {"error": f"ended with status {one.status}"} for one in ended]
-    sys.stdout.write("ANSWERS " + json.dumps(answers) + "\n")
+    tell([one.result or {"error": f"ended with status {one.status}"} for one in ended])

@@ -1,15 +1,10 @@
-"""A tiny model and its overlay, and what vLLM's offline engine answers with both."""
+"""A tiny model and its overlay, and the jobs for `offline_jobs.py` that compare them."""
 
-import json
-import os
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tiny_folders import KOREAN
-from tiny_models import ENVIRONMENT
 from tokenizers import Tokenizer
 
 from vllm_kprune.checkpoint.manifest import load_manifest
@@ -53,21 +48,3 @@ def make_pair(original: Path, folder: Path) -> Pair:
     tokenizer = Tokenizer.from_file(str(overlay / "tokenizer.json"))
     prompts = [tokenizer.encode(text).ids for text in TEXTS]
     return Pair(original, overlay, load_manifest(overlay).kept_rows, prompts)
-
-
-def run_jobs(jobs: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
-    """What `offline_jobs.py` answers."""
-    (folder / "jobs.json").write_text(json.dumps(jobs))
-    script = Path(__file__).with_name("offline_jobs.py")
-    done = subprocess.run(
-        [sys.executable, script, folder / "jobs.json"],
-        env={**os.environ, **ENVIRONMENT},
-        capture_output=True,
-        text=True,
-        timeout=800,
-        check=False,
-    )
-    lines = [line for line in done.stdout.splitlines() if line.startswith("ANSWERS ")]
-    assert lines, done.stdout[-3000:] + done.stderr[-3000:]
-    answers: list[dict[str, Any]] = json.loads(lines[-1].removeprefix("ANSWERS "))
-    return answers

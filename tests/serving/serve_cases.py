@@ -14,7 +14,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from forks import run_forked
+from forks import run_forked, tell
 
 
 def _serve(case: dict[str, Any]) -> int:
@@ -40,6 +40,4 @@ if __name__ == "__main__":
     for name in ("vllm.entrypoints.cli.main", "vllm.entrypoints.cli.serve"):
         importlib.import_module(name)
     cases = json.loads(Path(sys.argv[1]).read_text())
-    ended = run_forked(_serve, cases)
-    answers = [{"code": one.result, "text": one.text} for one in ended]
-    sys.stdout.write("ANSWERS " + json.dumps(answers) + "\n")
+    tell([{"code": one.result, "text": one.text} for one in run_forked(_serve, cases)])

@@ -12,7 +12,8 @@ from shutil import copytree
 from typing import Any
 
 import pytest
-from offline_pairs import TEXTS, Pair, make_pair, run_jobs
+from forks import ask
+from offline_pairs import TEXTS, Pair, make_pair
 from tiny_adapters import ATTENTION, save_adapter
 from tiny_architectures import ARCHITECTURES
 
@@ -88,7 +89,7 @@ def answers(
         cases[name] = jobs if name == "adapter" else jobs[:1]
     cases["moved"] = [moved_base_job(pairs["llama-3.1"], folder)]
     cases["two ranks"] = pairs["llama-3.1"].jobs(**TWO_RANKS)[:1] if len(CPUS) > 1 else []
-    found = iter(run_jobs([job for jobs in cases.values() for job in jobs], folder))
+    found = iter(ask("offline_jobs.py", [job for jobs in cases.values() for job in jobs], folder))
     return {name: [next(found) for _ in jobs] for name, jobs in cases.items()}
 
 

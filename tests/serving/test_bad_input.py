@@ -1,17 +1,14 @@
 """A user's mistake at `vllm serve` is one line that says what to do, and exit code 2."""
 
-import json
-import os
 import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from shutil import copytree
 from typing import Any
 
 import pytest
-from tiny_models import ENVIRONMENT, overlay_by_hand
+from forks import ask
+from tiny_models import overlay_by_hand
 
 # What was done wrong -> what the one line has to say.
 CASES = {
@@ -79,23 +76,7 @@ def answers(
         _case(whole, vllm="0.40.0"),
         _case(whole, *plugin, "--host", "127.0.0.1", "--port", busy_port),
     ]
-    return dict(zip(CASES, _run(cases, folder), strict=True))
-
-
-def _run(cases: list[dict[str, Any]], folder: Path) -> list[dict[str, Any]]:
-    (folder / "cases.json").write_text(json.dumps(cases))
-    done = subprocess.run(
-        [sys.executable, Path(__file__).with_name("serve_cases.py"), folder / "cases.json"],
-        env={**os.environ, **ENVIRONMENT},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    lines = [line for line in done.stdout.splitlines() if line.startswith("ANSWERS ")]
-    assert lines, done.stderr[-3000:]
-    answers: list[dict[str, Any]] = json.loads(lines[-1].removeprefix("ANSWERS "))
-    return answers
+    return dict(zip(CASES, ask("serve_cases.py", cases, folder), strict=True))
 
 
 @pytest.mark.slow

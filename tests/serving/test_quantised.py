@@ -8,7 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from offline_pairs import TEXTS, Pair, make_pair, run_jobs
+from forks import ask
+from offline_pairs import TEXTS, Pair, make_pair
 from tiny_architectures import ARCHITECTURES
 from tiny_quantised import FORMATS, quantise
 
@@ -47,7 +48,9 @@ def answers(
     for name in INT4:
         jobs[f"{name} overlay"], original = pairs[name].jobs(options={"dtype": "bfloat16"})
     jobs["int4 original"] = original
-    found: dict[str, Any] = dict(zip(jobs, run_jobs(list(jobs.values()), folder), strict=True))
+    found: dict[str, Any] = dict(
+        zip(jobs, ask("offline_jobs.py", list(jobs.values()), folder), strict=True)
+    )
     assert not any("error" in answer for answer in found.values()), found
     kept = pairs["int8"].original_ids
     return {

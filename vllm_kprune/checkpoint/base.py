@@ -6,13 +6,10 @@ the folder are refused or ignored.
 """
 
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from safetensors import SafetensorError, safe_open
 
 from vllm_kprune.checkpoint.digest import FileDigest, digest_file
 from vllm_kprune.checkpoint.families import (
@@ -21,13 +18,13 @@ from vllm_kprune.checkpoint.families import (
     implied_ids,
     with_implied_ids,
 )
+from vllm_kprune.checkpoint.shards import StoredTensor, read_shard
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.tokenizer.bpe import BpeTokenizer, read_tokenizer
 
 __all__ = [
     "INDEX_NAME",
     "BaseModel",
-    "TensorInfo",
     "TokenizerFolder",
     "has_weights",
     "open_base",
@@ -56,17 +53,6 @@ CONFIG_FILES = (
     "hf_quant_config.json",
     "quantize_config.json",
 )
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """A tensor of a checkpoint, from its header."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    parameters: int
-    bytes: int
 
 
 @dataclass(frozen=True)
@@ -111,11 +97,11 @@ class BaseModel(TokenizerFolder):
 
     config: Mapping[str, Any]
     family: Family
-    tensors: Mapping[str, TensorInfo]
+    tensors: Mapping[str, StoredTensor]
     shards: tuple[str, ...]
 
     @property
-    def vocabulary_tensors(self) -> tuple[TensorInfo, ...]:
+    def vocabulary_tensors(self) -> tuple[StoredTensor, ...]:
         """Embedding and, where the checkpoint has one of its own, LM head: [rows, hidden]."""
         names = (self.family.embedding, self.family.head)
         return tuple(self.tensors[name] for name in names if name in self.tensors)
@@ -193,7 +179,7 @@ def open_base(model: str, revision: str | None = None) -> BaseModel:
     config = read_json(folder / "config.json")
     family = find_family(config, str(folder / "config.json"))
     shards = _shards(folder)
-    tensors = {info.name: info for shard in shards for info in _headers(folder / shard)}
+    tensors = {t.name: t for shard in shards for t in read_shard(folder / shard).tensors}
     if family.text_config and not isinstance(config.get(family.text_config), dict):
         raise KPruneError(
             f"{folder / 'config.json'}: no '{family.text_config}', which {family.architecture} has"
@@ -254,29 +240,7 @@ def _shards(folder: Path) -> tuple[str, ...]:
     raise KPruneError(f"{folder} holds no *.safetensors weights")
 
 
-def _headers(path: Path) -> list[TensorInfo]:
-    try:
-        with safe_open(path, framework="numpy") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - no dict
-            return [
-                _tensor_info(name, tuple(part.get_shape()), part.get_dtype())
-                for name, part in slices.items()
-            ]
-    except (SafetensorError, OSError) as error:
-        raise KPruneError(f"{path} is not a readable safetensors file: {error}") from None
-
-
-def _tensor_info(name: str, shape: tuple[int, ...], dtype: str) -> TensorInfo:
-    parameters = math.prod(shape)
-    return TensorInfo(name, shape, dtype, parameters, parameters * _dtype_bits(dtype) // 8)
-
-
-def _dtype_bits(dtype: str) -> int:
-    digits = "".join(c if c.isdigit() else " " for c in dtype.split("_")[0]).split()
-    return int(digits[0]) if digits else 8  # BOOL
-
-
-def _check_vocabulary(tensors: Mapping[str, TensorInfo], family: Family, folder: Path) -> None:
+def _check_vocabulary(tensors: Mapping[str, StoredTensor], family: Family, folder: Path) -> None:
     for name in (family.embedding, family.head):
         _refuse_companions(name, tensors, folder)
     if family.embedding not in tensors:
@@ -296,7 +260,7 @@ def _check_vocabulary(tensors: Mapping[str, TensorInfo], family: Family, folder:
             )
 
 
-def _refuse_companions(name: str, tensors: Mapping[str, TensorInfo], folder: Path) -> None:
+def _refuse_companions(name: str, tensors: Mapping[str, StoredTensor], folder: Path) -> None:
     """Refuse what a quantised layer has beside its weight: scales, zeros, packed numbers.
 
     Every format has other names for them, but all are inside the layer, as is a bias.

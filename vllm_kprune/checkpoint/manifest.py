@@ -96,10 +96,12 @@ class Manifest(_Strict):
         """The same manifest with the fingerprint of its content."""
         return self.model_copy(update={"fingerprint": self._fingerprint()})
 
-    def write(self, folder: Path) -> None:
-        """Write `kprune.json`, sealed, into `folder`."""
-        text = canonical_json(self.sealed().model_dump(mode="json"))
+    def write(self, folder: Path) -> "Manifest":
+        """Write `kprune.json` into `folder`; returns what was written: this, sealed."""
+        sealed = self.sealed()
+        text = canonical_json(sealed.model_dump(mode="json"))
         (folder / MANIFEST_NAME).write_text(text + "\n", encoding="utf-8")
+        return sealed
 
     def check_base(self, path: Path | None = None) -> Path:
         """Folder of the base weights, after comparing every file with what was built from.

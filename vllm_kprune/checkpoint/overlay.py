@@ -234,9 +234,7 @@ def write_overlay(plan: TokenizerPlan, folder: Path, progress: Progress | None =
     progress("write overlay", 0.0)
     _write_files(plan, folder)
     progress("write overlay", 1.0)
-    manifest = _manifest(plan, folder, progress).sealed()
-    manifest.write(folder)
-    return manifest
+    return _manifest(plan, folder, progress).write(folder)
 
 
 def cached_overlay(

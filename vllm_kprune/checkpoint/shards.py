@@ -45,6 +45,11 @@ class StoredTensor:
     bytes: int
 
     @property
+    def parameters(self) -> int:
+        """Number of its elements."""
+        return math.prod(self.shape)
+
+    @property
     def row_bytes(self) -> int:
         """Bytes of one row (dimension 0)."""
         return self.bytes // self.shape[0]
