@@ -55,6 +55,8 @@ _MARKS = regex.compile(r"[^\p{L}\p{N}]+")
 # Words of neighbouring frequency are encoded together, which halves the time. What joins them keeps
 # them apart: a space begins a new token, and so does a line.
 _GROUP_WORDS = 16
+# English has a table of text that knows its words better; other languages have the list alone.
+_WORDS_WEIGHT = {"en": 0.3}
 _COMMON_WORDS, _KNOWN_WORDS, _SHORT_WORD = 30_000, 120_000, 4
 
 
@@ -62,13 +64,15 @@ _COMMON_WORDS, _KNOWN_WORDS, _SHORT_WORD = 30_000, 120_000, 4
 class Source:
     """Texts with weights: a `name` for people, a `digest` that pins the content, and a stream.
 
-    A word list also gives its `words` in lower case with their frequencies, as shares of text.
+    A word list also gives its `words` in lower case with their frequencies, as shares of text; they
+    weigh less (`words_weight`) where another source has the same words as they are written.
     """
 
     name: str
     digest: str
     texts: Callable[[], Iterator[WeightedText]]
     words: Callable[[], Mapping[str, float]] | None = None
+    words_weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -136,6 +140,7 @@ def _wordlist_source(language: str) -> Source:
         f"wordfreq {version} {language}",
         lambda: word_forms(language),
         lambda: _word_frequencies(language),
+        words_weight=_WORDS_WEIGHT.get(language, 3.0),
     )
 
 

@@ -32,7 +32,7 @@ _PRIOR_WEIGHT = 0.6
 # Of tokens as they were counted, and of their words' frequencies, shared among spellings. Tables
 # and corpora are running text; a word list says nothing of how its words are written.
 _TEXT_WEIGHTS = (2.0, 1.0)
-_LIST_WEIGHTS = (0.3, 0.3)
+_LIST_WEIGHT = 0.3  # the words' own weight is the source's
 _ZIPF = 1e6 / 12  # occurrences per million tokens at rank 1: 1 / (ln 150,000)
 _MOST_UNSPACED = 16  # characters
 _UNSPACED = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}]")
@@ -86,7 +86,7 @@ def _estimate(source: TokenRates, spellings: _Spellings) -> Floats:
         as_counted, as_words = _TEXT_WEIGHTS
         frequencies = np.bincount(word_of, weights=observed[spellings.ids])
     else:
-        as_counted, as_words = _LIST_WEIGHTS
+        as_counted, as_words = _LIST_WEIGHT, source.source.words_weight
         known = source.source.words()
         frequencies = np.array([_frequency(word, known) * 1e6 for word in spellings.words])
     estimate = as_counted * observed
