@@ -1,30 +1,31 @@
-"""Spellings of real tokenizers, made once."""
+"""Real tokenizers with their spellings, made once."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer
+from guard_oracle import NUM_ROWS, Vocabulary
 
-from vllm_kprune.guard.spelling import Spellings, load_spellings
-
-# Width of the logits: Qwen3's embedding has rows past its tokenizer, Gemma-3's lacks a token's.
-NUM_ROWS = {"gemma3": 262_144, "qwen3": 151_936, "llama3_1": 128_256}
+from vllm_kprune.guard.spelling import load_spellings
 
 
-class Vocabulary:
-    """A published tokenizer and its spellings."""
+@pytest.fixture(scope="session")
+def load_vocabulary(published_tokenizer: Callable[[str], Path]) -> Callable[[str], Vocabulary]:
+    """A function that gives a vocabulary by its name in `NUM_ROWS`."""
+    loaded: dict[str, Vocabulary] = {}
 
-    def __init__(self, name: str, path: Path) -> None:
-        self.name = name
-        self.num_rows = NUM_ROWS[name]
-        self.tokenizer = Tokenizer.from_file(str(path))
-        self.spellings: Spellings = load_spellings(path.parent, None)
+    def load(name: str) -> Vocabulary:
+        if name not in loaded:
+            path = published_tokenizer(name)
+            loaded[name] = Vocabulary(name, path, load_spellings(path.parent, None))
+        return loaded[name]
+
+    return load
 
 
 @pytest.fixture(scope="session", params=sorted(NUM_ROWS))
 def vocabulary(
-    request: pytest.FixtureRequest, published_tokenizer: Callable[[str], Path]
+    request: pytest.FixtureRequest, load_vocabulary: Callable[[str], Vocabulary]
 ) -> Vocabulary:
     """Each of the tokenizers."""
-    return Vocabulary(request.param, published_tokenizer(request.param))
+    return load_vocabulary(request.param)

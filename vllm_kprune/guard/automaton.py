@@ -68,7 +68,7 @@ class Automaton:
 
     def refused(self, state: int) -> torch.Tensor:
         """Which tokens must not come next: bool [num_rows]."""
-        return (self.class_next[state] < 0)[self.token_class.int()]
+        return torch.from_numpy((self._next[state] < 0)[self._classes])
 
     def next_states(self, states: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
         """`advance` for many at once, on these tables' device; ids must be below `num_rows`."""
@@ -104,23 +104,24 @@ class Automaton:
     def _last_bytes(self, token_ids: Sequence[int]) -> tuple[bytes, bool]:
         """The bytes at a text's end that are decoded together with what follows them.
 
-        Byte-level: the last few. Byte-fallback: the run of byte tokens. False if they are broken.
+        Byte-level: the last few. Byte-fallback: the run of byte tokens. False if they are broken,
+        as they are too by a special token inside a character, which may or may not be decoded.
         """
-        run, parted, is_fallback = b"", False, self._spellings.kind == "byte_fallback"
+        is_fallback = self._spellings.kind == "byte_fallback"
+        parts = [b""]
         for token_id in reversed(token_ids[-_MOST_TOKENS_BACK:]):
             flags = self._spellings.flags_of(token_id)
-            if flags & SPECIAL and is_fallback:
-                parted = True
+            if is_fallback and flags & SPECIAL:
+                parts.append(b"")
             elif not flags & PRESENT or flags & SPECIAL or (is_fallback and not flags & BYTE):
                 break
             else:
-                run = self._spellings.bytes_of(token_id) + run
-                if not is_fallback and len(run) >= _LONGEST_CHARACTER:
+                parts[-1] = self._spellings.bytes_of(token_id) + parts[-1]
+                if not is_fallback and len(parts[-1]) >= _LONGEST_CHARACTER:
                     break
-        if not is_fallback:
-            return run, True
-        tail = _unfinished(run)
-        return run, _is_utf8(run[: len(run) - len(tail)]) and not (tail and parted)
+        last, *earlier = parts
+        whole = last[: len(last) - len(_unfinished(last))]
+        return last, not is_fallback or all(map(_is_utf8, (whole, *earlier)))
 
     @cached_property
     def _classes(self) -> States:

@@ -7,8 +7,8 @@ The rules, in order (each has its row in the README's table and its test):
    space, control and format characters, combining marks, mathematical letters. A Common character
    that lists scripts of its own (the Japanese prolonged sound mark, the Arabic comma) is allowed
    with one of these, and where a shared script, Latin or Greek, is among them (the middle dot).
-3. With `languages`, the 52 ASCII letters: every language has loan words, units and code.
-   `scripts` are literal.
+3. With `languages`, the 52 ASCII letters and Roman numerals (Ⅳ): every language has loan words,
+   units and code. `scripts` are literal.
 4. `hanja` adds the 4,888 Han characters of KS X 1001, or the script Han.
 5. `digits`, `punctuation` and `emoji`, switched off, take theirs away.
 6. Never: unassigned and private-use code points, which belong to no script, and U+FFFD, the trace
@@ -32,7 +32,7 @@ __all__ = ["NUM_CODE_POINTS", "CharacterTable", "allowed_characters"]
 NUM_CODE_POINTS = 0x110000
 CharacterTable: TypeAlias = npt.NDArray[np.bool_]
 
-_ASCII_LETTERS = r"[A-Za-z]"
+_EVERYWHERE = r"[[A-Za-z][\p{sc=Latin}&&\p{N}]]"
 _BROKEN = 0xFFFD
 _SURROGATES = slice(0xD800, 0xE000)
 _EMOJI = (
@@ -50,7 +50,7 @@ def allowed_characters(policy: GuardPolicy) -> CharacterTable:
     scripts |= {*policy.scripts, *(("Han",) if policy.hanja == "all" else ())}
     table = _members(letter_set(*sorted(scripts))).copy()
     if policy.languages:
-        table |= _members(_ASCII_LETTERS)
+        table |= _members(_EVERYWHERE)
     if policy.hanja == "ksx1001":
         table[[ord(character) for character in hanja_characters(policy.hanja)]] = True
     switches = ((policy.digits, _NUMBERS), (policy.punctuation, _MARKS), (policy.emoji, _EMOJI))

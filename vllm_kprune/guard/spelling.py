@@ -64,7 +64,8 @@ def _read(path: Path) -> Spellings | None:
     try:
         if path.stat().st_size > _MOST_BYTES:
             raise ValueError("the file is too large")
-        with np.load(path, allow_pickle=False) as arrays:
+        # NumPy leaves a file open that it opened and found damaged.
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
             return _checked({name: arrays[name] for name in ("kind", *_DTYPES)})
     except FileNotFoundError:
         return None
