@@ -35,6 +35,7 @@ __all__ = [
     "explain_failures",
     "refuses_logits_processors",
     "settle_tied_head",
+    "staged_tokens",
     "stream_weights",
     "tensor_parallel_rank",
     "vllm_version",
@@ -249,6 +250,23 @@ def tensor_parallel_rank() -> int:
     if not parallel_state.model_parallel_is_initialized():
         return 0
     return int(parallel_state.get_tensor_model_parallel_rank())
+
+
+def staged_tokens(tokens: Any, slot: int) -> list[int] | None:
+    """What is staged for a row of the V2 runner's token tensor and not on the device yet.
+
+    None if nothing is, or if this vLLM stages in another way. The tensor can be read instead, but
+    that waits for the device.
+    """
+    names = ("_staged_write_indices", "_staged_write_contents", "_staged_write_cu_lens")
+    if not all(hasattr(tokens, name) for name in names):
+        return None
+    indices, contents, ends = (getattr(tokens, name) for name in names)
+    written = [n for n, index in enumerate(indices) if index == slot]
+    if not written:
+        return None
+    begin = ends[written[-1] - 1] if written[-1] else 0
+    return list(contents[begin : ends[written[-1]]])
 
 
 def check_requests(module: ModuleType, check: Callable[[Any, Any], None]) -> None:

@@ -14,14 +14,12 @@ import numpy as np
 import torch
 
 from vllm_kprune.guard.automaton import Automaton
+from vllm_kprune.serving import compat
 from vllm_kprune.serving.guard_requests import Guards
 from vllm_kprune.serving.guard_tally import Tally
 
 __all__ = ["GuardedSlots"]
 
-# How far a prompt is looked back into. A character has four bytes.
-_WINDOW = 16
-_CUT_CHARACTER = 3
 _PER_SLOT = ("number", "label", "end", "constrained")
 _UNGUARDED = -1
 
@@ -42,7 +40,9 @@ class GuardedSlots:
         self._device = {name: self._tensor(values) for name, values in self._host.items()}
         self._state = self._tensor(np.zeros(slots, np.int64))
         self._taken = self._tensor(np.zeros(slots, np.int64))
+        self._host_state = np.zeros(slots, np.int64)
         self._entered: dict[int, None] = {}
+        self._staged: dict[int, list[int] | None] = {}
         guards.when_given_up(self._give_up)
 
     def add_request(self, slot: int, params: Any) -> bool:
@@ -54,6 +54,7 @@ class GuardedSlots:
             for values in self._host.values():
                 values[slot] = _UNGUARDED
             return False
+        self._staged[slot] = compat.staged_tokens(self._states.all_token_ids, slot)
         label = self._tally.slot(guard.automaton.policy.label)
         self._host["number"][slot] = self._table(guard.automaton)[0]
         self._host["label"][slot] = label
@@ -64,14 +65,10 @@ class GuardedSlots:
         return True
 
     def apply_staged_writes(self) -> None:
-        """Bring what entered since the last step to the device, and read those prompts' ends."""
-        if not self._entered:
-            return
-        self._device = {name: self._tensor(values) for name, values in self._host.items()}
-        guarded = [slot for slot in self._entered if self._automata[slot] is not None]
-        self._entered = {}
-        if guarded:
-            self._read_prompts(np.array(guarded))
+        """Bring what entered since the last step to the device, each in its own state."""
+        if self._entered:
+            self._device = {name: self._tensor(values) for name, values in self._host.items()}
+            self._read_entered()
 
     def apply(self, logits: torch.Tensor, context: Any) -> torch.Tensor:
         """Refuse tokens, in place; `logits` float32 [rows, vocabulary], rows as in `context`."""
@@ -136,32 +133,23 @@ class GuardedSlots:
             after = torch.where((numbers == number) & (token == known), following.long(), after)
         return after
 
-    def _read_prompts(self, entered: np.ndarray) -> None:
-        """The state at the end of what entered, from its last tokens."""
-        lengths_np = self._states.prefill_len.np[entered]
-        width = int(min(_WINDOW, lengths_np.max()))
-        slots, lengths = self._tensor(entered), self._tensor(lengths_np.astype(np.int64))
-        present = {self._automata[slot] for slot in entered}
-        tokens = self._states.all_token_ids.gpu
-        state = torch.zeros_like(slots)
-        for back in range(width, 0, -1):
-            token = tokens[slots, (lengths - back).clamp(min=0)]
-            following = self._step(present, slots, state, token)
-            if back > width - _CUT_CHARACTER:  # the window may begin inside a character
-                following = torch.where(
-                    lengths > width, self._mended(present, slots, following), following
-                )
-            state = torch.where(lengths >= back, following, state)
-        self._state[slots], self._taken[slots] = state, lengths
+    def _read_entered(self) -> None:
+        """The states of what entered since the last step, from its own text so far."""
+        for slot in self._entered:
+            automaton, length = self._automata[slot], int(self._states.prefill_len.np[slot])
+            if automaton is not None:
+                text = self._staged.pop(slot, None) or self._text(slot, length)
+                self._host_state[slot] = automaton.state_after(text)
+        slots = np.array(list(self._entered))
+        there = self._tensor(slots)
+        self._state[there] = self._tensor(self._host_state[slots])
+        self._taken[there] = self._tensor(self._states.prefill_len.np[slots].astype(np.int64))
+        self._entered = {}
 
-    def _mended(
-        self, present: Iterable[Automaton | None], slots: torch.Tensor, state: torch.Tensor
-    ) -> torch.Tensor:
-        """`state`, with 0 for a broken one."""
-        numbers = self._device["number"][slots]
-        for number, automaton in self._used(present):
-            state = torch.where((numbers == number) & (state == automaton.broken), 0, state)
-        return state
+    def _text(self, slot: int, length: int) -> list[int]:
+        """A slot's tokens, read back from the device, which waits for it."""
+        ids: list[int] = self._states.all_token_ids.gpu[slot, :length].tolist()
+        return ids
 
     def _used(self, present: Iterable[Automaton | None]) -> list[tuple[int, Automaton]]:
         """The numbers of automatons, and these with their tables on the device."""
