@@ -179,6 +179,29 @@ def stream_weights(loader: Any, folder: Path, model: Any) -> Iterator[tuple[str,
     yield from loader._get_weights_iterator(source)
 
 
+@contextmanager
+def _client_errors() -> Iterator[None]:
+    """Let a `KPruneError` be the client's error (HTTP 400), and still one of ours.
+
+    Other errors while a request is taken in, a plain `ValueError` too, are the server's (HTTP 500).
+    """
+    try:
+        yield
+    except KPruneError as error:
+        raise _refusal()(str(error)) from None
+
+
+@functools.cache
+def _refusal() -> type[KPruneError]:
+    from vllm.exceptions import VLLMValidationError
+
+    class RequestRefused(KPruneError, VLLMValidationError):
+        parameter = None
+        value = None
+
+    return RequestRefused
+
+
 def adapter_folder(adapter: str) -> Path:
     """The folder of a LoRA adapter, downloaded if it is a hub id."""
     from vllm.lora.utils import get_adapter_absolute_path
@@ -194,7 +217,8 @@ def check_adapter_requests(module: ModuleType, check: Callable[[str, str], None]
 
     def validate(original: Callable[..., Any], processor: Any, lora_request: Any) -> Any:
         if lora_request is not None:
-            check(processor.model_config.model, lora_request.lora_path)
+            with _client_errors():
+                check(processor.model_config.model, lora_request.lora_path)
         return original(processor, lora_request)
 
     wrap(module.InputProcessor, "_validate_lora", validate)
@@ -279,7 +303,8 @@ def check_requests(module: ModuleType, check: Callable[[Any, Any], None]) -> Non
     def validate(
         original: Callable[..., Any], processor: Any, params: Any, *args: Any, **kwargs: Any
     ) -> Any:
-        check(processor.vllm_config, getattr(params, "extra_args", None))
+        with _client_errors():
+            check(processor.vllm_config, getattr(params, "extra_args", None))
         return original(processor, params, *args, **kwargs)
 
     wrap(module.InputProcessor, "_validate_params", validate)
@@ -293,7 +318,8 @@ def check_beam_searches(module: ModuleType, check: Callable[[Any], None]) -> Non
 
     def resolve(original: Callable[..., Any], processor: Any, params: Any) -> Any:
         if hasattr(params, "beam_width"):
-            check(processor.vllm_config)
+            with _client_errors():
+                check(processor.vllm_config)
         return original(processor, params)
 
     wrap(module.InputProcessor, "resolve_watermarking", resolve)
@@ -306,7 +332,8 @@ def check_beam_options(module: ModuleType, check: Callable[[Any], None]) -> None
     """
 
     def convert(original: Callable[..., Any], request: Any, *args: Any, **kwargs: Any) -> Any:
-        check(request.vllm_xargs)
+        with _client_errors():
+            check(request.vllm_xargs)
         return original(request, *args, **kwargs)
 
     for name in ("CompletionRequest", "ChatCompletionRequest"):

@@ -98,7 +98,7 @@ def engine_spellings(config: Any) -> Spellings:
     folder = resolve_model(model.tokenizer, model.tokenizer_revision, weights=False)
     if not (folder / "tokenizer.json").is_file():
         raise KPruneError(f"{folder} has no tokenizer.json, from which the guard knows the tokens")
-    return load_spellings(folder, cache_dir() / "spellings")
+    return load_spellings(folder, cache_dir() / "guard")
 
 
 def _obstacle(config: Any) -> str | None:
