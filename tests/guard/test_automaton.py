@@ -10,7 +10,7 @@ from vllm_kprune.errors import KPruneError
 from vllm_kprune.guard.automaton import REFUSED, Automaton, build_automaton
 from vllm_kprune.guard.policy import GuardPolicy
 from vllm_kprune.guard.tokens import BYTE, PRESENT, SPECIAL, Spellings, spell_tokens
-from vllm_kprune.tokenizer.bpe import parse_tokenizer
+from vllm_kprune.tokenizer.bpe import byte_alphabet, parse_tokenizer
 
 ENKO = policy_of(languages="en,ko")
 HANJA = policy_of(languages="ko", hanja="ksx1001", allow="\U00020000д")
@@ -219,6 +219,18 @@ def test_a_character_that_the_vocabulary_cannot_finish_is_not_begun() -> None:
         state = automaton.state_after(begun[:1])
         assert bool(automaton.refused(state)[begun[1]]) is not is_begun
         assert (automaton.state_after(begun) > 0) is is_begun
+
+
+def test_tokens_that_no_text_has_are_refused_in_every_state() -> None:
+    alphabet = {letter: n for n, letter in enumerate(byte_alphabet())}
+    odd = ("ĤĤĤĤ", "êaaa", "ÿ", "ÀĢ", "íłĢ", "aÿb", "êê", "aĤ", "Ĥaĥ", "ôĲĢĢ")
+    vocab = alphabet | {token: 256 + n for n, token in enumerate(odd)}
+    model = {"type": "BPE", "vocab": vocab, "merges": []}
+    spellings = spell_tokens(parse_tokenizer({"model": model, "decoder": {"type": "ByteLevel"}}))
+    automaton = build_automaton(spellings, policy_of(languages="ko,en", hanja="all"), len(vocab))
+    states = range(automaton.num_states)
+    assert all(automaton.refused(state)[256:].all() for state in states)
+    assert not all(automaton.refused(state)[vocab["Ĥ"]] for state in states)
 
 
 def test_a_policy_that_leaves_no_token_is_an_error() -> None:

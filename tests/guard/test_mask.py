@@ -74,6 +74,18 @@ def test_rows_whose_most_likely_token_was_refused_are_told(automatons: list[Auto
             assert changed.tolist() == [True, False, False, True]
 
 
+def test_rows_of_a_large_batch_are_told_each(automatons: list[Automaton]) -> None:
+    """More rows than a CPU's cache holds are gone through in parts."""
+    logits = torch.randn(40, automatons[0].num_rows, generator=torch.Generator().manual_seed(1))
+    logits[::3] -= 5 * automatons[0].refused(0).float()
+    changed = torch.zeros(40, dtype=torch.bool)
+    before = logits.argmax(dim=-1)
+    Mask().apply_(logits, {(automatons[0], 0): range(40)}, changed)
+    assert torch.equal(changed, automatons[0].refused(0)[before])
+    assert not changed[::3].any()
+    assert changed.any()
+
+
 def test_infinite_logits_stay_what_they_are(automatons: list[Automaton]) -> None:
     for automaton in automatons:
         for state in (0, 1):
