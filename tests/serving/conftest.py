@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from guard_engines import Engine, make_engine
 from tiny_models import (
     ENVIRONMENT,
     SERVE,
@@ -62,6 +63,12 @@ def overlay(enko_plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("enko")
     write_overlay(enko_plan, folder)
     return folder
+
+
+@pytest.fixture(scope="session", params=["byte_level", "byte_fallback"])
+def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Engine:
+    """The configuration of an engine with a small trained tokenizer, guarded by default."""
+    return make_engine(request.param, tmp_path_factory.mktemp(request.param))
 
 
 _COMPACT_JSON = '{"backend": "xgrammar", "disable_any_whitespace": true}'

@@ -52,8 +52,9 @@ def test_no_local_path_is_told(untied_model: Path, make_overlay: OverlayMaker) -
 
 def test_a_model_that_is_not_pruned_is_not_active(tied_model: Path) -> None:
     status = get(tied_model)
-    assert status.keys() == {"active", "versions"}
+    assert status.keys() == {"active", "guard", "versions"}
     assert status["active"] is False
+    assert status["guard"] == {"available": False}
 
 
 def test_the_plugin_keeps_vllms_protocol() -> None:

@@ -50,6 +50,18 @@ def test_a_size_can_be_given_as_a_share(name: str, parser: Any) -> None:
     assert read_options({"kprune": given_options(args)}) == expected
 
 
+def test_the_flags_of_the_guard_become_its_options(parser: Any) -> None:
+    args = parse(
+        parser, "--kprune-languages", "ko,en", "--kprune-hanja", "ksx1001", "--kprune-allow", "αβ",
+        "--kprune-guard-fixed",
+    )  # fmt: skip
+    options = read_options({"kprune": given_options(args)})
+    assert options.guard == {"languages": "ko,en", "hanja": "ksx1001", "allow": "αβ"}
+    assert options.guard_fixed
+    assert options.given
+    assert not options.prunes
+
+
 def test_nothing_is_given_when_no_flag_is(parser: Any) -> None:
     args = parse(parser)
     assert given_options(args) == {}
@@ -62,6 +74,8 @@ def test_the_help_has_a_group_that_explains_every_option(parser: Any) -> None:
     assert flags == {
         "--plugin", "--kprune-profile", "--kprune-corpus", "--kprune-target-size", "--kprune-base",
         "--kprune-coverage", "--kprune-max-extra-tokens",
+        "--kprune-languages", "--kprune-scripts", "--kprune-hanja", "--kprune-allow",
+        "--kprune-guard-fixed",
     }  # fmt: skip
     assert all(len(action.help) > 40 for action in group._group_actions)
 
@@ -78,9 +92,14 @@ def test_a_plugin_that_is_not_installed_is_named_with_the_nearest(parser: Any) -
 
 def test_yaml_configurations_take_the_options(parser: Any, tmp_path: Path) -> None:
     config = tmp_path / "serve.yaml"
-    config.write_text("plugin: kprune\nkprune-profile: enko\nkprune-corpus: [a.txt, b.txt]\n")
+    config.write_text(
+        "plugin: kprune\nkprune-profile: enko\nkprune-corpus: [a.txt, b.txt]\n"
+        "kprune-languages: ko,en\nkprune-guard-fixed: true\n"
+    )
     args = parser.parse_args(["--config", str(config)])
-    assert given_options(args) == {"profile": "enko", "corpus": ["a.txt", "b.txt"]}
+    assert given_options(args) == {
+        "profile": "enko", "corpus": ["a.txt", "b.txt"], "languages": "ko,en", "guard_fixed": True,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("config", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.name)
@@ -117,6 +136,10 @@ def test_options_can_be_given_in_python() -> None:
         ({"max_extra_tokens": 0.0}, "--kprune-max-extra-tokens needs --kprune-profile"),
         ({"corpus": ["a.txt"]}, "--kprune-corpus needs --kprune-profile"),
         ({"profile": "enko", "base": "/models"}, "--kprune-base is for a folder made by"),
+        ({"hanja": "all"}, "--kprune-hanja needs --kprune-languages or --kprune-scripts"),
+        ({"allow": "α"}, "--kprune-allow needs --kprune-languages or --kprune-scripts"),
+        ({"guard_fixed": True}, "--kprune-guard-fixed needs --kprune-languages"),
+        ({"languages": "ko", "guard_fixed": "yes"}, "--kprune-guard-fixed: expected true or false"),
     ],
 )
 def test_wrong_options_are_refused_with_the_reason(values: Any, message: str) -> None:

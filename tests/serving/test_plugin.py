@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from vllm_kprune.serving import compat, plugin
+from vllm_kprune.serving.options import NAMED
 
 # Prints the resolved configuration of a model, field by field, as vLLM's own code makes it.
 _RESOLVE = """
@@ -86,7 +87,7 @@ import sys
 from vllm_kprune.serving.plugin import register
 register(); register()
 assert "vllm" not in sys.modules and "torch" not in sys.modules
-assert sum(type(finder).__name__ == "_ImportHook" for finder in sys.meta_path) == 6
+assert sum(type(finder).__name__ == "_ImportHook" for finder in sys.meta_path) == 11
 from vllm.model_executor import model_loader
 assert "kprune" in model_loader._LOAD_FORMAT_TO_MODEL_LOADER
 from vllm.engine.arg_utils import EngineArgs
@@ -144,7 +145,7 @@ def test_naming_a_plugin_filters_no_other(
     monkeypatch.delenv("VLLM_PLUGINS", raising=False)
     if before is not None:
         monkeypatch.setenv("VLLM_PLUGINS", before)
-    monkeypatch.setenv(plugin.NAMED, "kprune")
+    monkeypatch.setenv(NAMED, "kprune")
     allowed = plugin._load_endpoint_plugins(lambda: os.environ["VLLM_PLUGINS"].split(","))
     assert allowed == [*([before] if before else []), "kprune"]
     assert os.environ.get("VLLM_PLUGINS") == before
@@ -152,7 +153,7 @@ def test_naming_a_plugin_filters_no_other(
 
 def test_endpoint_plugins_stay_off_when_none_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("VLLM_PLUGINS", raising=False)
-    monkeypatch.delenv(plugin.NAMED, raising=False)
+    monkeypatch.delenv(NAMED, raising=False)
     assert plugin._load_endpoint_plugins(lambda: "VLLM_PLUGINS" in os.environ) is False
 
 
@@ -171,7 +172,7 @@ def test_a_port_in_use_is_not_ours_to_explain_without_kprune(tied_model: Path) -
 def test_flags_reach_processes_that_get_the_parsed_arguments(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv(plugin.NAMED, "")
+    monkeypatch.setenv(NAMED, "")
     args = SimpleNamespace(
         plugin=["kprune"],
         kprune_profile="enko",
@@ -184,12 +185,12 @@ def test_flags_reach_processes_that_get_the_parsed_arguments(
             "other": 1,
             "kprune": {"profile": "enko", "target_size": 9000},
         }
-        assert os.environ[plugin.NAMED] == "kprune"
+        assert os.environ[NAMED] == "kprune"
 
 
 def test_arguments_without_our_flags_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(plugin.NAMED, raising=False)
+    monkeypatch.delenv(NAMED, raising=False)
     args = SimpleNamespace(plugin=None, additional_config=None)
     plugin._settle(args)
     assert vars(args) == {"plugin": None, "additional_config": None}
-    assert plugin.NAMED not in os.environ
+    assert NAMED not in os.environ

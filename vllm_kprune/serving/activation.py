@@ -4,6 +4,7 @@ Runs where engine arguments become a configuration, before vLLM has read anythin
 model that is no overlay, without any kprune option, is left exactly as it was.
 """
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,9 @@ from vllm_kprune.checkpoint.manifest import MANIFEST_NAME, Manifest, is_overlay,
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.profile import load_profile
 from vllm_kprune.serving.compat import check_version, logger
-from vllm_kprune.serving.options import ServingOptions, read_options
+from vllm_kprune.serving.options import NAMED, ServingOptions, read_options
 
-__all__ = ["LOAD_FORMAT", "activate"]
+__all__ = ["LOAD_FORMAT", "activate", "asks_for_kprune"]
 
 LOAD_FORMAT = "kprune"
 # `dummy` (random weights, for measuring) needs no base; every other format would look for weights
@@ -32,9 +33,15 @@ def activate(engine_args: Any) -> bool:
     overlay = is_overlay(engine_args.model)
     if overlay and engine_args.model_weights:
         return True
-    if not overlay and not options.given:
+    if options.guard:
+        from vllm_kprune.serving.guard_settings import guard_settings
+
+        guard_settings(engine_args.additional_config)  # its mistakes are told before a long build
+    if not overlay and not options.prunes:
         if engine_args.load_format == LOAD_FORMAT:
             raise KPruneError(_not_an_overlay(engine_args.model, f"--load-format {LOAD_FORMAT}"))
+        if options.given:
+            check_version()
         return False
     check_version()
     _refuse_conflicts(engine_args)
@@ -43,6 +50,15 @@ def activate(engine_args: Any) -> bool:
     else:
         _serve_in_one_step(engine_args, options)
     return True
+
+
+def asks_for_kprune(config: Any) -> bool:
+    """Did the user of a `VllmConfig` ask for kprune: a plugin, an option, or a pruned model?"""
+    return (
+        "kprune" in os.environ.get(NAMED, "").split(",")
+        or read_options(config.additional_config).given
+        or is_overlay(config.model_config.model)
+    )
 
 
 def _serve_overlay(engine_args: Any, options: ServingOptions) -> None:

@@ -27,10 +27,17 @@ __all__ = [
     "adapter_folder",
     "check_adapter_loads",
     "check_adapter_requests",
+    "check_beam_options",
+    "check_beam_searches",
+    "check_requests",
     "check_version",
     "endpoint_plugins_allowed",
+    "explain_failures",
+    "refuses_logits_processors",
     "settle_tied_head",
+    "staged_tokens",
     "stream_weights",
+    "tensor_parallel_rank",
     "vllm_version",
     "when_imported",
     "wrap",
@@ -97,7 +104,9 @@ def when_imported(name: str, action: Callable[[ModuleType], None]) -> None:
     """
     if module := sys.modules.get(name):
         action(module)
-    elif not any(isinstance(f, _ImportHook) and f.name == name for f in sys.meta_path):
+    elif not any(
+        isinstance(f, _ImportHook) and f.waits_for == (name, action) for f in sys.meta_path
+    ):
         sys.meta_path.insert(0, _ImportHook(name, action))
 
 
@@ -105,13 +114,13 @@ class _ImportHook(MetaPathFinder):
     """Lets the import of one module run as usual, then calls `action` and is gone."""
 
     def __init__(self, name: str, action: Callable[[ModuleType], None]) -> None:
-        self.name = name
-        self._action = action
+        self.waits_for = (name, action)
 
     def find_spec(
         self, fullname: str, path: Any, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname != self.name:
+        name, action = self.waits_for
+        if fullname != name:
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(fullname)
@@ -120,7 +129,7 @@ class _ImportHook(MetaPathFinder):
 
             def exec_module(module: ModuleType) -> None:
                 execute(module)
-                self._action(module)
+                action(module)
 
             spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
@@ -170,6 +179,29 @@ def stream_weights(loader: Any, folder: Path, model: Any) -> Iterator[tuple[str,
     yield from loader._get_weights_iterator(source)
 
 
+@contextmanager
+def _client_errors() -> Iterator[None]:
+    """Let a `KPruneError` be the client's error (HTTP 400), and still one of ours.
+
+    Other errors while a request is taken in, a plain `ValueError` too, are the server's (HTTP 500).
+    """
+    try:
+        yield
+    except KPruneError as error:
+        raise _refusal()(str(error)) from None
+
+
+@functools.cache
+def _refusal() -> type[KPruneError]:
+    from vllm.exceptions import VLLMValidationError
+
+    class RequestRefused(KPruneError, VLLMValidationError):
+        parameter = None
+        value = None
+
+    return RequestRefused
+
+
 def adapter_folder(adapter: str) -> Path:
     """The folder of a LoRA adapter, downloaded if it is a hub id."""
     from vllm.lora.utils import get_adapter_absolute_path
@@ -185,7 +217,8 @@ def check_adapter_requests(module: ModuleType, check: Callable[[str, str], None]
 
     def validate(original: Callable[..., Any], processor: Any, lora_request: Any) -> Any:
         if lora_request is not None:
-            check(processor.model_config.model, lora_request.lora_path)
+            with _client_errors():
+                check(processor.model_config.model, lora_request.lora_path)
         return original(processor, lora_request)
 
     wrap(module.InputProcessor, "_validate_lora", validate)
@@ -208,3 +241,116 @@ def check_adapter_loads(module: ModuleType, check: Callable[[str, str], None]) -
         return None
 
     wrap(module.OpenAIServingModels, "_check_load_lora_adapter_request", validate)
+
+
+def refuses_logits_processors(config: Any) -> str | None:
+    """Why the engine of a `VllmConfig` takes no logits processors; None if it takes them.
+
+    vLLM says no more than that when it refuses one, or takes no notice of it at all.
+    """
+    from vllm.platforms import current_platform
+
+    model = config.model_config
+    if model.runner_type == "pooling":
+        return "a pooling model produces no text"
+    if getattr(model, "is_diffusion", False):
+        return "a diffusion model samples without logits processors"
+    if current_platform.is_tpu():
+        return "vLLM runs no logits processors on TPUs"
+    if getattr(model, "return_sampling_mask", False):
+        return "--return-sampling-mask refuses logits processors; leave it out"
+    if config.speculative_config is not None and not config.use_v2_model_runner:
+        return (
+            "vLLM's V1 model runner refuses logits processors with speculative decoding; "
+            "leave --speculative-config (-sc) out"
+        )
+    return None
+
+
+def tensor_parallel_rank() -> int:
+    """This process's place in its tensor-parallel group; 0 where there is no group."""
+    from vllm.distributed import parallel_state
+
+    if not parallel_state.model_parallel_is_initialized():
+        return 0
+    return int(parallel_state.get_tensor_model_parallel_rank())
+
+
+def staged_tokens(tokens: Any, slot: int) -> list[int] | None:
+    """What is staged for a row of the V2 runner's token tensor and not on the device yet.
+
+    None if nothing is, or if this vLLM stages in another way. The tensor can be read instead, but
+    that waits for the device.
+    """
+    names = ("_staged_write_indices", "_staged_write_contents", "_staged_write_cu_lens")
+    if not all(hasattr(tokens, name) for name in names):
+        return None
+    indices, contents, ends = (getattr(tokens, name) for name in names)
+    written = [n for n, index in enumerate(indices) if index == slot]
+    if not written:
+        return None
+    begin = ends[written[-1] - 1] if written[-1] else 0
+    return list(contents[begin : ends[written[-1]]])
+
+
+def check_requests(module: ModuleType, check: Callable[[Any, Any], None]) -> None:
+    """Call `check(vllm_config, extra_args)` for every request to generate: an error is HTTP 400.
+
+    `module` is `vllm.v1.engine.input_processor`. A processor's own `validate_params` is a class
+    method and knows no configuration.
+    """
+
+    def validate(
+        original: Callable[..., Any], processor: Any, params: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        with _client_errors():
+            check(processor.vllm_config, getattr(params, "extra_args", None))
+        return original(processor, params, *args, **kwargs)
+
+    wrap(module.InputProcessor, "_validate_params", validate)
+
+
+def check_beam_searches(module: ModuleType, check: Callable[[Any], None]) -> None:
+    """Call `check(vllm_config)` before a beam search, of a server or of `LLM`.
+
+    `module` is `vllm.v1.engine.input_processor`. Both kinds begin with this one call.
+    """
+
+    def resolve(original: Callable[..., Any], processor: Any, params: Any) -> Any:
+        if hasattr(params, "beam_width"):
+            with _client_errors():
+                check(processor.vllm_config)
+        return original(processor, params)
+
+    wrap(module.InputProcessor, "resolve_watermarking", resolve)
+
+
+def check_beam_options(module: ModuleType, check: Callable[[Any], None]) -> None:
+    """Call `check(vllm_xargs)` for requests of a beam search, whose beams vLLM hands none of them.
+
+    `module` is the protocol module of completions or of chat. An error is HTTP 400.
+    """
+
+    def convert(original: Callable[..., Any], request: Any, *args: Any, **kwargs: Any) -> Any:
+        with _client_errors():
+            check(request.vllm_xargs)
+        return original(request, *args, **kwargs)
+
+    for name in ("CompletionRequest", "ChatCompletionRequest"):
+        if hasattr(module, name):
+            wrap(getattr(module, name), "to_beam_search_params", convert)
+
+
+def explain_failures(module: ModuleType, explain: Callable[[], str | None]) -> None:
+    """Let `explain()` say why a request ended with an error: HTTP 500 with that message.
+
+    `module` is `vllm.entrypoints.generate.base.serving`, which says "Internal server error".
+    """
+
+    def raise_error(original: Callable[..., Any], serving: Any, reason: Any, request: Any) -> Any:
+        if reason == "error" and (message := explain()):
+            logger.warning("kprune: request %s: %s", request, message)
+            raise module.GenerationError(message)
+        return original(serving, reason, request)
+
+    wrap(module.GenerateBaseServing, "_raise_if_error", raise_error)

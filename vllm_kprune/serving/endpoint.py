@@ -1,4 +1,4 @@
-"""`GET /kprune`: which vocabulary this server serves, and what it was made from.
+"""`GET /kprune`: which vocabulary this server serves, what it was made from, and how it guards.
 
 An entry point of `vllm.endpoint_plugins`: vLLM loads it only when it is named (`--plugin kprune`,
 or `VLLM_PLUGINS`). Like `/health` and `/version` it needs no API key, so it tells no local path.
@@ -6,6 +6,7 @@ or `VLLM_PLUGINS`). Like `/health` and `/version` it needs no API key, so it tel
 
 from argparse import Namespace
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,12 @@ from safetensors import safe_open
 
 from vllm_kprune import __version__
 from vllm_kprune.checkpoint.manifest import BaseReference, Manifest, is_overlay, load_manifest
+from vllm_kprune.guard.policy import OPTIONS
 from vllm_kprune.serving.compat import vllm_version
+from vllm_kprune.serving.guard_attach import is_attached
+from vllm_kprune.serving.guard_settings import PREFIX, guard_settings
 
-__all__ = ["KPruneEndpoint", "register", "server_status"]
+__all__ = ["KPruneEndpoint", "guard_status", "register", "server_status"]
 
 
 def register() -> "KPruneEndpoint":
@@ -36,10 +40,12 @@ class KPruneEndpoint:
 
     async def init_state(self, engine_client: Any, state: Any, args: Namespace) -> None:
         """Read the manifest of the served model, if it has one."""
-        config = engine_client.vllm_config.model_config if engine_client else None
+        vllm_config = engine_client.vllm_config if engine_client else None
+        config = vllm_config.model_config if vllm_config else None
         model = config.model if config else args.model
         weights = getattr(config, "model_weights", "")
-        state.kprune = server_status(model, Path(weights) if weights else None)
+        status = server_status(model, Path(weights) if weights else None)
+        state.kprune = {**status, "guard": guard_status(vllm_config)}
 
 
 async def _answer(request: Request) -> dict[str, Any]:
@@ -63,6 +69,24 @@ def server_status(model: str, base: Path | None = None) -> dict[str, Any]:
         "base": {"model": _public_name(manifest.base), "revision": manifest.base.revision},
         "built_with": manifest.kprune_version,
         "versions": versions,
+    }
+
+
+def guard_status(vllm_config: Any) -> dict[str, Any]:
+    """The guard of requests that ask for none, and whether they may ask.
+
+    `available` is false where this server cannot guard, or serves no engine. What a request may
+    give is listed by name, without the values: an error names these.
+    """
+    if vllm_config is None or not is_attached(vllm_config):
+        return {"available": False}
+    settings = guard_settings(vllm_config.additional_config)
+    options = [] if settings.fixed else [PREFIX + name for name in OPTIONS]
+    return {
+        "available": True,
+        "default": asdict(settings.default) if settings.default else None,
+        "fixed": settings.fixed,
+        "request_options": options,
     }
 
 

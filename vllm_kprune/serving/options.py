@@ -1,6 +1,6 @@
 """What users can tell kprune in vLLM: declared once, here, for the command line, YAML and Python.
 
-    vllm serve MODEL --plugin kprune --kprune-profile enko
+    vllm serve MODEL --plugin kprune --kprune-profile enko --kprune-languages ko,en
     vllm serve --config serve.yaml                           # kprune-profile: enko
     LLM(MODEL, additional_config={"kprune": {"profile": "enko"}})
 
@@ -17,14 +17,28 @@ from typing import Any
 
 from vllm_kprune.errors import KPruneError, nearest
 
-__all__ = ["KEY", "ServingOptions", "add_options", "given_options", "named_plugins", "read_options"]
+__all__ = [
+    "GUARD_OPTIONS",
+    "KEY",
+    "NAMED",
+    "ServingOptions",
+    "add_options",
+    "given_options",
+    "named_plugins",
+    "read_options",
+]
 
 KEY = "kprune"
+# The plugins named with --plugin, for this process and the API servers that it starts. It has no
+# VLLM_ prefix because vLLM warns of, or refuses, variables with that prefix that it does not know.
+NAMED = "KPRUNE_ENDPOINT_PLUGINS"
+GUARD_OPTIONS = ("languages", "scripts", "hanja", "allow")
 _PLUGIN_GROUPS = ("vllm.general_plugins", "vllm.endpoint_plugins")
 
 
-def _option(default: Any, metavar: str, help: str, **how: Any) -> Any:
-    return field(default=default, metadata={"metavar": metavar, "help": help, **how})
+def _option(default: Any, metavar: str | None, help: str, **how: Any) -> Any:
+    named = {"metavar": metavar} if metavar else {}
+    return field(default=default, metadata={**named, "help": help, **how})
 
 
 @dataclass(frozen=True)
@@ -73,18 +87,62 @@ class ServingOptions:
         "For a folder made by `kprune build`: where the base model's weights are now, when they "
         "were moved since.",
     )
+    languages: str | tuple[str, ...] | None = _option(
+        None,
+        "ko,en",
+        "Guard every answer: no character outside the scripts of these languages (ISO 639-1) is "
+        "ever produced, on any model, pruned or not. A request chooses its own with "
+        'vllm_xargs={"kprune_languages": "ko,en"}, or "off".',
+    )
+    scripts: str | tuple[str, ...] | None = _option(
+        None,
+        "Hangul,Latin",
+        "Guard every answer by Unicode scripts, instead of or besides --kprune-languages.",
+    )
+    hanja: str | None = _option(
+        None,
+        "none|ksx1001|all",
+        "Han characters that the guard lets pass besides: none, the 4,888 of KS X 1001, or all. "
+        "Needs --kprune-languages or --kprune-scripts, as the next two do.",
+    )
+    allow: str | None = _option(
+        None,
+        "CHARACTERS",
+        "Characters that the guard lets pass whatever their script is, such as αβπ.",
+    )
+    guard_fixed: bool = _option(
+        False,
+        None,
+        "Requests can neither change the guard nor switch it off: one that tries is answered "
+        "with HTTP 400.",
+        action="store_const",
+        const=True,
+    )
 
     @property
     def given(self) -> bool:
         """True if the user set any of them."""
         return self != ServingOptions()
 
+    @property
+    def prunes(self) -> bool:
+        """True if any of them is about the vocabulary rather than the guard."""
+        guards = {*GUARD_OPTIONS, "guard_fixed"}
+        return any(getattr(self, f.name) != f.default for f in fields(self) if f.name not in guards)
+
+    @property
+    def guard(self) -> dict[str, Any]:
+        """What the server's default guard is made of, by the names of a request's options."""
+        values = {name: getattr(self, name) for name in GUARD_OPTIONS}
+        return {name: value for name, value in values.items() if value is not None}
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Declare `--plugin` and the `--kprune-*` options, in a group of their own."""
     group = parser.add_argument_group(
         title="kprune",
-        description="Serve the model with only the tokens that its languages need.",
+        description="Serve the model with only the tokens that its languages need, and answer "
+        "in these languages only.",
     )
     if "--plugin" not in parser._option_string_actions:  # a later vLLM may bring its own
         group.add_argument(
@@ -151,6 +209,19 @@ def _checked(options: ServingOptions) -> ServingOptions:
             "--kprune-base is for a folder made by `kprune build`; "
             "with --kprune-profile the model that you name is the base"
         )
+    return _guard_checked(options)
+
+
+def _guard_checked(options: ServingOptions) -> ServingOptions:
+    """The values of the guard's options are checked where they become a policy."""
+    if not isinstance(options.guard_fixed, bool):
+        raise KPruneError(
+            f"{_flag('guard_fixed')}: expected true or false, got {options.guard_fixed!r}"
+        )
+    if options.languages is None and options.scripts is None:
+        for name in ("hanja", "allow", "guard_fixed"):
+            if getattr(options, name):
+                raise KPruneError(f"{_flag(name)} needs --kprune-languages or --kprune-scripts")
     return options
 
 

@@ -17,14 +17,12 @@ from typing import Any, NoReturn
 
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.serving import compat
+from vllm_kprune.serving.guard_hooks import hook_guard
 
-__all__ = ["DISABLE", "NAMED", "register"]
+__all__ = ["DISABLE", "register"]
 
 DISABLE = "VLLM_KPRUNE_DISABLE"
 NAME = "kprune"
-# The plugins named with --plugin, for this process and the API servers that it starts. It has no
-# VLLM_ prefix because vLLM warns of, or refuses, variables with that prefix that it does not know.
-NAMED = "KPRUNE_ENDPOINT_PLUGINS"
 
 
 def register() -> None:
@@ -37,6 +35,7 @@ def register() -> None:
     compat.when_imported("vllm.model_executor.model_loader", _register_loader)
     compat.when_imported("vllm.v1.engine.input_processor", _hook_adapter_requests)
     compat.when_imported("vllm.entrypoints.openai.models.serving", _hook_adapter_loads)
+    hook_guard()
 
 
 def _hook_plugins(module: ModuleType) -> None:
@@ -94,7 +93,7 @@ def _settle(args: argparse.Namespace) -> None:
     vLLM hands the parsed arguments to further API servers, which load plugins only while they make
     engine arguments of them: too late for `from_cli_args` to be ours there.
     """
-    from vllm_kprune.serving.options import KEY, given_options, named_plugins
+    from vllm_kprune.serving.options import KEY, NAMED, given_options, named_plugins
 
     if names := named_plugins(args):
         os.environ[NAMED] = ",".join(names)
@@ -107,10 +106,15 @@ def _create_engine_config(
     original: Callable[..., Any], engine_args: Any, *args: Any, **kwargs: Any
 ) -> Any:
     # Earlier than the model config: vLLM first looks into the model for a speculator.
-    from vllm_kprune.serving.activation import activate
+    from vllm_kprune.serving.activation import activate, asks_for_kprune
 
     activate(engine_args)
-    return original(engine_args, *args, **kwargs)
+    config = original(engine_args, *args, **kwargs)
+    if asks_for_kprune(config):
+        from vllm_kprune.serving.guard_attach import attach_guard
+
+        attach_guard(config)
+    return config
 
 
 def _create_model_config(original: Callable[..., Any], engine_args: Any) -> Any:
@@ -124,6 +128,8 @@ def _create_model_config(original: Callable[..., Any], engine_args: Any) -> Any:
 
 
 def _load_endpoint_plugins(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    from vllm_kprune.serving.options import NAMED
+
     named = os.environ.get(NAMED)
     if not named:
         return original(*args, **kwargs)
