@@ -5,9 +5,9 @@
 
 MODELs are the reference model and its `enko` overlay by default. Leaks are counted on the first
 MODEL: N continuations of Korean and English prompts at temperature 1.5 and top-p 1, guarded with
-`ko,en`, and a tenth as many unguarded. A step is one `engine.step()` while all of a batch decode, so
-it is scheduling, model, sampling and detokenising; rounds with and without the guard take turns in
-one process (on off, off on, ...), and a round's figure is the median of its steps. Run it on an idle
+`ko,en`, and a tenth as many unguarded. A step is one `engine.step()` while all of a batch decode:
+scheduling, model, sampling and detokenising. Rounds with and without the guard take turns in one
+process (on off, off on, ...), and a round's figure is the median of its steps. Run it on an idle
 machine, and name the machine with the figures. `benchmarks/guard.py` measures the guard alone.
 """
 

@@ -1,6 +1,7 @@
 """Counter files: sums over processes, bounded labels, and what `/metrics` shows of them."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ from vllm_kprune.serving.counters import (
     explain_dead_end,
     read_totals,
 )
-from vllm_kprune.serving.metrics import GuardCollector, add_collector
+from vllm_kprune.serving.metrics import GuardCollector, show_counts
 
 
 def count(folder: Path | None, label: str, **numbers: int) -> CounterFile:
@@ -82,18 +83,44 @@ def test_metrics_show_the_counts_by_language_set(
     monkeypatch.setenv(FOLDER, str(tmp_path))
     count(tmp_path, "en+ko", requests=2, changed_steps=5)
     registry = CollectorRegistry()
-    add_collector(registry)
-    add_collector(registry)
+    show_counts(registry)
+    show_counts(registry)
     text = generate_latest(registry).decode()
     assert 'kprune_guard_requests_total{languages="en+ko"} 2.0' in text
     assert 'kprune_guard_changed_steps_total{languages="en+ko"} 5.0' in text
     assert text.count('kprune_guard_dead_ends_total{languages="en+ko"}') == 1
 
 
+def test_several_api_servers_show_the_same_sums(tmp_path: Path) -> None:
+    code = """
+import sys
+from prometheus_client import CollectorRegistry, Counter, generate_latest, multiprocess
+from vllm_kprune.serving.metrics import show_counts
+Counter("vllm_requests", "Another counter").inc()
+for _ in range(2):
+    show_counts(CollectorRegistry())
+registry = CollectorRegistry()
+multiprocess.MultiProcessCollector(registry)
+print(generate_latest(registry).decode())
+"""
+    (tmp_path / "theirs").mkdir()
+    count(tmp_path, "en+ko", requests=2)
+    environment = {FOLDER: str(tmp_path), "PROMETHEUS_MULTIPROC_DIR": str(tmp_path / "theirs")}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "vllm_requests_total 1.0" in done.stdout
+    assert done.stdout.count('kprune_guard_requests_total{languages="en+ko"} 2.0') == 1
+
+
 def test_a_server_without_a_guard_shows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(FOLDER, raising=False)
     registry = CollectorRegistry()
-    add_collector(registry)
+    show_counts(registry)
     assert generate_latest(registry) == b""
 
 

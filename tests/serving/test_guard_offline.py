@@ -33,7 +33,7 @@ def main():
         enforce_eager=True,
         max_model_len=384,
         block_size=16,
-        num_gpu_blocks_override=40,
+        num_gpu_blocks_override=140,
         max_num_batched_tokens=48,
         max_num_seqs=8,
         disable_log_stats=False,
@@ -43,12 +43,11 @@ def main():
     tokenizer = llm.get_tokenizer()
     begun = [tokenizer.convert_tokens_to_ids(f"<0x{b:02X}>") for b in "서".encode()[:2]]
     prompt = [*tokenizer.encode("日本の首都は東京です。大阪は、" * 8), *begun]
-    hot = dict(temperature=1.5, max_tokens=160, seed=1, ignore_eos=True, n=8)
+    hot = dict(temperature=1.5, max_tokens=64, ignore_eos=True, n=6)  # CPU: no seed with chunks
 
     def ids(**more):
-        prompts = [{"prompt_token_ids": prompt}] * 2
-        answers = llm.generate(prompts, SamplingParams(**hot, **more))
-        return [list(o.token_ids) for answer in answers for o in answer.outputs]
+        (answer,) = llm.generate([{"prompt_token_ids": prompt}], SamplingParams(**hot, **more))
+        return [list(output.token_ids) for output in answer.outputs]
 
     beams = llm.beam_search(
         [{"prompt": "日本の首都は"}], BeamSearchParams(beam_width=4, max_tokens=12)
@@ -114,7 +113,7 @@ def test_the_default_guard_holds_through_preemption_and_prompts_in_chunks(
     answer: dict[str, Any], texts: dict[str, list[str]]
 ) -> None:
     assert answer["preemptions"] > 0
-    assert len(texts["guarded"]) == 16
+    assert len(texts["guarded"]) == 6
     assert set().union(*map(foreign, texts["guarded"])) == set()
     # At most the three bytes of a last character that max_tokens cut off.
     assert all(text.count("\ufffd") <= 3 for text in texts["guarded"])

@@ -47,10 +47,13 @@ def validate(model: Path, adapter: Path | None) -> None:
 def test_a_request_with_an_adapter_of_the_vocabulary_is_refused(
     pruned: Path, good: Path, bad: Path
 ) -> None:
+    from vllm.exceptions import VLLMClientError
+
     validate(pruned, None)
     validate(pruned, good)
-    with pytest.raises(KPruneError, match="changes the vocabulary"):
+    with pytest.raises(KPruneError, match="changes the vocabulary") as error:
         validate(pruned, bad)
+    assert isinstance(error.value, VLLMClientError)  # others are HTTP 500 from here
     with pytest.raises(KPruneError, match="changes the vocabulary"):
         validate(pruned, bad)  # a refusal is not forgotten
 

@@ -1,4 +1,4 @@
-"""`vllm serve MODEL --kprune-profile`: from a hub cache, offline, YAML, two API servers."""
+"""`vllm serve MODEL --kprune-profile --kprune-languages`: hub cache, YAML, two API servers."""
 
 import json
 import os
@@ -11,6 +11,7 @@ from urllib.request import urlopen
 
 import pytest
 from live_client import complete, model_name
+from openai import BadRequestError
 from tiny_models import ENVIRONMENT
 
 from vllm_kprune.checkpoint.cache import cache_dir
@@ -24,6 +25,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 CONFIG = """\
 plugin: kprune
 kprune-profile: enko
+kprune-languages: ko,en
 revision: v1.0
 api-server-count: 2
 enforce-eager: true
@@ -131,6 +133,7 @@ def test_both_api_servers_tell_the_same_and_the_revision(
     assert all(answer == answers[0] for answer in answers)
     assert answers[0]["active"] is True
     assert answers[0]["base"] == {"model": NAME, "revision": "v1.0"}
+    assert answers[0]["guard"]["default"]["languages"] == ["en", "ko"]
     assert answers[0]["fingerprint"] == load_manifest(built).fingerprint
     assert str(cache_dir()) not in json.dumps(answers)
     assert started(server) == 2
@@ -151,3 +154,27 @@ def test_it_answers_as_the_overlay_that_kprune_build_made(
     for prompt in ("대한민국의 수도는", "def main():", "Once upon a time"):
         expected = complete(pruned, prompt).choices[0].text
         assert complete(server, prompt).choices[0].text == expected
+
+
+@pytest.mark.server
+def test_both_api_servers_count_every_guarded_request_once(server: VllmServer) -> None:
+    def scrape() -> dict[str, float]:
+        with urlopen(f"{server.url}/metrics", timeout=30) as response:
+            lines = response.read().decode().splitlines()
+        counts = (line.split() for line in lines if line.startswith("kprune_guard_requests_total"))
+        return {name: float(number) for name, number in counts}
+
+    name = 'kprune_guard_requests_total{languages="en+ko"}'
+    before = scrape().get(name, 0)
+    for _ in range(6):  # new connections: both servers get some
+        complete(server, "대한민국의 수도는")
+        complete(server, "대한민국의 수도는", vllm_xargs={"kprune_languages": "off"})
+    counted = [scrape() for _ in range(12)]
+    assert all(count == counted[0] for count in counted)
+    assert counted[0][name] == before + 6
+
+
+@pytest.mark.server
+def test_beams_that_the_default_guard_would_not_reach_are_refused(server: VllmServer) -> None:
+    with pytest.raises(BadRequestError, match="--logprobs-mode processed_logprobs"):
+        complete(server, "대한민국의 수도는", use_beam_search=True, n=2)

@@ -66,9 +66,9 @@ def _check_beam_options(extra_args: Any) -> None:
 def _registry(original: Callable[..., Any]) -> Any:
     registry = original()
     if _is_guarded():
-        from vllm_kprune.serving.metrics import add_collector
+        from vllm_kprune.serving.metrics import show_counts
 
-        add_collector(registry)
+        show_counts(registry)
     return registry
 
 

@@ -1,19 +1,21 @@
 """The guard's counts at `/metrics`, on every API server of a process group.
 
-With several API servers vLLM shows a registry of its own making that knows only counters of
-`prometheus_client`'s multi-process files; so the collector is added to whichever registry is shown.
+With one API server, a collector in the registry that vLLM shows. With several, a registry is made
+for each scrape, of `prometheus_client`'s multi-process files alone; its collector also yields ours.
 """
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, multiprocess
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
+from vllm_kprune.serving.compat import wrap
 from vllm_kprune.serving.counters import counter_folder, read_totals
 
-__all__ = ["GuardCollector", "add_collector"]
+__all__ = ["GuardCollector", "show_counts"]
 
 _METRICS = {
     "requests": (
@@ -49,11 +51,20 @@ class GuardCollector(Collector):
             yield CounterMetricFamily(name, help, labels=["languages"])
 
 
-def add_collector(registry: CollectorRegistry) -> None:
-    """Show the guard's counts in a registry, once, if this server has a guard."""
-    if counter_folder() and not getattr(registry, _ADDED, False):
+def show_counts(registry: CollectorRegistry) -> None:
+    """Show the guard's counts where `registry` is shown, once, if this server has a guard."""
+    if counter_folder() is None:
+        return
+    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+        wrap(multiprocess.MultiProcessCollector, "collect", _collect_all)
+    elif not getattr(registry, _SHOWN, False):
         registry.register(GuardCollector())
-        setattr(registry, _ADDED, True)
+        setattr(registry, _SHOWN, True)
 
 
-_ADDED = "kprune_guard_is_shown"
+_SHOWN = "kprune_guard_is_shown"
+
+
+def _collect_all(original: Callable[..., Any], collector: Any) -> Iterator[Any]:
+    yield from original(collector)
+    yield from GuardCollector().collect()
