@@ -78,7 +78,7 @@ class ServingOptions:
         "SHARE",
         "With --kprune-profile: keep as few tokens as cost at most this share of extra tokens "
         "(0.01) on each source of evidence and each --kprune-corpus, instead of the profile's own "
-        "sizing. Measured once, which adds half a minute for a large tokenizer.",
+        "sizing. Measured when the overlay is built, which takes some seconds more.",
         type=float,
     )
     base: str | None = _option(
