@@ -55,7 +55,7 @@ def test_the_chosen_point_is_what_build_keeps(
     assert code == 0
     assert curve["chosen"] == json.loads(out)["tokens"]["kept"]
     (point,) = [p for p in curve["points"] if p["tokens"] == curve["chosen"]]
-    assert set(point["extra_tokens"]) == {"word list ko", "corpus en.txt"}
+    assert set(point["extra_tokens"]) == {"word list ko", "marks", "corpus en.txt"}
     assert max(point["extra_tokens"].values()) <= 0.02
 
 
