@@ -31,9 +31,9 @@ def main():
     llm = LLM(
         model=model,
         enforce_eager=True,
-        max_model_len=384,
+        max_model_len=256,
         block_size=16,
-        num_gpu_blocks_override=140,
+        num_gpu_blocks_override=72,
         max_num_batched_tokens=48,
         max_num_seqs=8,
         disable_log_stats=False,
