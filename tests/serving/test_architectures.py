@@ -125,7 +125,7 @@ def test_a_lora_adapter_of_the_head_is_refused_with_the_reason(
     answers: dict[str, list[dict[str, Any]]],
 ) -> None:
     (pruned,) = answers["head-adapter"]
-    assert pruned["error"].startswith("KPruneError: LoRA adapter ")
+    assert pruned["error"].startswith("RequestRefused: LoRA adapter ")
     assert "changes the vocabulary (target_modules: lm_head)" in pruned["error"]
 
 
