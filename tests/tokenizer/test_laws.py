@@ -140,7 +140,7 @@ def test_real_text_of_any_language_obeys_the_laws(
     assert broken == []
     assert gemma.lossy(lines[:400]) == []
     if language in ("en", "ko"):
-        assert covered > 0.9 * len(lines)
+        assert covered > 0.8 * len(lines)  # a line is covered if all of its tokens are kept
 
 
 def _lines(data: Path, language: str) -> Iterator[str]:
