@@ -21,6 +21,7 @@ from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from hypothesis import HealthCheck, settings
 from published import PROFILES, PUBLISHED
 
 from vllm_kprune.checkpoint.cache import cache_dir
@@ -28,6 +29,16 @@ from vllm_kprune.checkpoint.overlay import Plan, make_plan
 from vllm_kprune.checkpoint.reference import demo_model
 from vllm_kprune.checkpoint.wheels import DownloadError
 from vllm_kprune.profile import load_profile
+
+# Every run tries the same examples, however slow the machine is; tests choose how many.
+settings.register_profile(
+    "kprune",
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
+settings.load_profile("kprune")
 
 PublishedTokenizer = Callable[[str], Path]
 Kprune = Callable[[Sequence[Sequence[object]]], list[str]]

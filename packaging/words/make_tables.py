@@ -90,6 +90,11 @@ def members(archive: Path, largest: int = FILE_BYTES) -> Iterator[tuple[str, byt
                 yield item.name, file.read()
 
 
+def pieces_of(text: str) -> list[str]:
+    """The pieces of a text, as both kinds of tokenizers split it."""
+    return PIECE.findall(text) + INDENT.findall(text)
+
+
 def readable(text: str) -> bool:
     """Is it UTF-8 text whose lines somebody wrote?"""
     long_lines = len(text) > LINE_CHARACTERS * (text.count("\n") + 1)
@@ -113,7 +118,7 @@ def count_package(archive: Path, kinds: dict[str, str]) -> dict[str, tuple[int, 
             text = content.decode(errors="replace")
             if not readable(text):
                 continue
-            pieces.update(PIECE.findall(text) + INDENT.findall(text))
+            pieces.update(pieces_of(text))
             characters += len(text)
             if characters > PACKAGE_CHARACTERS:
                 break
@@ -145,7 +150,7 @@ def standard_library() -> Counter[str]:
     for path in sorted([*root.glob("*.py"), *root.glob("*/*.py")]):
         if NOT_LIBRARY.isdisjoint(path.parts[-3:]):
             text = path.read_text(encoding="utf-8", errors="replace")
-            pieces.update(PIECE.findall(text) + INDENT.findall(text))
+            pieces.update(pieces_of(text))
     return pieces
 
 

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from vllm_kprune.checkpoint.folders import new_folder
+from vllm_kprune.checkpoint.folders import new_file, new_folder
 from vllm_kprune.errors import KPruneError
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from vllm_kprune.checkpoint.folders import new_folder
+from vllm_kprune.checkpoint.folders import new_file, new_folder
 with new_folder(Path(sys.argv[1]), "mark") as folder:
     (folder / "mark").write_text(sys.argv[2])
     print("inside", flush=True)
@@ -57,6 +57,18 @@ def test_an_error_inside_leaves_nothing(tmp_path: Path, error: BaseException) ->
         (folder / "mark").write_text("half")
         raise error
     assert left(tmp_path) == []
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    target = tmp_path / "new" / "file"
+    with new_file(target) as stream:
+        stream.write(b"one")
+        assert not target.exists()
+    with pytest.raises(KeyboardInterrupt), new_file(target) as stream:
+        stream.write(b"two")
+        raise KeyboardInterrupt
+    assert target.read_bytes() == b"one"
+    assert list(target.parent.iterdir()) == [target]
 
 
 def test_an_error_inside_leaves_the_old_folder_as_it_was(tmp_path: Path) -> None:

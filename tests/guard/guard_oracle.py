@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import regex
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 from tokenizers import Tokenizer
 
 from vllm_kprune.guard.automaton import Automaton, build_automaton
@@ -17,13 +17,7 @@ from vllm_kprune.profile import LANGUAGES
 
 # Width of the logits: Qwen3's embedding has rows past its tokenizer, Gemma-3's lacks a token's.
 NUM_ROWS = {"gemma3": 262_144, "qwen3": 151_936, "llama3_1": 128_256}
-SETTINGS = settings(
-    derandomize=True,
-    deadline=None,
-    max_examples=25,
-    database=None,
-    suppress_health_check=list(HealthCheck),
-)
+SETTINGS = settings(max_examples=25)
 
 
 def policy_of(**options: object) -> GuardPolicy:

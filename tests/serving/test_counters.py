@@ -11,13 +11,13 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from vllm_kprune.serving.counters import (
-    FOLDER,
     CounterFile,
     counter_folder,
     explain_dead_end,
     read_totals,
 )
 from vllm_kprune.serving.metrics import GuardCollector, show_counts
+from vllm_kprune.serving.options import COUNTER_FOLDER
 
 
 def count(folder: Path | None, label: str, **numbers: int) -> CounterFile:
@@ -57,15 +57,16 @@ def test_the_folder_is_made_once_named_in_the_environment_and_goes_with_its_make
 ) -> None:
     code = """
 import json, os
-from vllm_kprune.serving.counters import FOLDER, counter_folder, ensure_folder
+from vllm_kprune.serving.counters import counter_folder, ensure_folder
+from vllm_kprune.serving.options import COUNTER_FOLDER
 made = ensure_folder()
 assert ensure_folder() == counter_folder() == made
 if not (child := os.fork()):
     raise SystemExit
 os.waitpid(child, 0)
-print(json.dumps([os.environ[FOLDER], made.is_dir()]))
+print(json.dumps([os.environ[COUNTER_FOLDER], made.is_dir()]))
 """
-    monkeypatch.delenv(FOLDER, raising=False)
+    monkeypatch.delenv(COUNTER_FOLDER, raising=False)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     folder, was_there = json.loads(done.stdout)
     assert was_there
@@ -73,14 +74,14 @@ print(json.dumps([os.environ[FOLDER], made.is_dir()]))
 
 
 def test_a_folder_of_another_machine_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(FOLDER, "/nowhere/at-all")
+    monkeypatch.setenv(COUNTER_FOLDER, "/nowhere/at-all")
     assert counter_folder() is None
 
 
 def test_metrics_show_the_counts_by_language_set(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(FOLDER, str(tmp_path))
+    monkeypatch.setenv(COUNTER_FOLDER, str(tmp_path))
     count(tmp_path, "en+ko", requests=2, changed_steps=5)
     registry = CollectorRegistry()
     show_counts(registry)
@@ -105,7 +106,10 @@ print(generate_latest(registry).decode())
 """
     (tmp_path / "theirs").mkdir()
     count(tmp_path, "en+ko", requests=2)
-    environment = {FOLDER: str(tmp_path), "PROMETHEUS_MULTIPROC_DIR": str(tmp_path / "theirs")}
+    environment = {
+        COUNTER_FOLDER: str(tmp_path),
+        "PROMETHEUS_MULTIPROC_DIR": str(tmp_path / "theirs"),
+    }
     done = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, **environment},
@@ -118,7 +122,7 @@ print(generate_latest(registry).decode())
 
 
 def test_a_server_without_a_guard_shows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(FOLDER, raising=False)
+    monkeypatch.delenv(COUNTER_FOLDER, raising=False)
     registry = CollectorRegistry()
     show_counts(registry)
     assert generate_latest(registry) == b""
@@ -136,7 +140,7 @@ def test_a_dead_end_explains_the_errors_right_after_it(tmp_path: Path) -> None:
 
 
 def test_describing_the_metrics_reads_no_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(FOLDER, raising=False)
+    monkeypatch.delenv(COUNTER_FOLDER, raising=False)
     names = [family.name for family in GuardCollector().describe()]
     assert names == [
         "kprune_guard_requests",

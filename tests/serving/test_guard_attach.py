@@ -9,7 +9,7 @@ import pytest
 from guard_engines import Engine
 
 from vllm_kprune.errors import KPruneError
-from vllm_kprune.serving.counters import FOLDER
+from vllm_kprune.serving import guard_attach
 from vllm_kprune.serving.guard_attach import (
     CLASS_PATH,
     attach_guard,
@@ -17,7 +17,7 @@ from vllm_kprune.serving.guard_attach import (
     check_request,
     is_attached,
 )
-from vllm_kprune.serving.options import NAMED
+from vllm_kprune.serving.options import COUNTER_FOLDER, NAMED
 
 pytestmark = pytest.mark.usefixtures("vllm_ready")
 
@@ -30,7 +30,7 @@ def configure(
     engine: Engine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> Callable[..., Any]:
     """An engine configuration, not guarded yet; `plugin=True` is `--plugin kprune`."""
-    monkeypatch.setenv(FOLDER, str(tmp_path))
+    monkeypatch.setenv(COUNTER_FOLDER, str(tmp_path))
     monkeypatch.setenv("KPRUNE_CACHE", str(tmp_path / "cache"))
 
     def make(plugin: bool = False, extra: Any = None, **changes: Any) -> Any:
@@ -98,6 +98,16 @@ def test_a_folder_without_tokenizer_json_cannot_be_guarded(configure: Any, tmp_p
     config = configure(extra=ASKS, tokenizer=str(tmp_path))
     with pytest.raises(KPruneError, match=r"has no tokenizer\.json"):
         attach_guard(config)
+
+
+def test_a_tokenizer_that_is_not_known_is_read_once_and_not_for_every_request(
+    configure: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configure(plugin=True, tokenizer=str(tmp_path))
+    attach_guard(config)
+    monkeypatch.setattr(guard_attach, "resolve_model", lambda *args, **kwargs: pytest.fail("again"))
+    with pytest.raises(KPruneError, match=r"no guard: .* has no tokenizer\.json"):
+        check_request(config, {"kprune_languages": "ko"})
 
 
 def test_beams_are_refused_where_the_default_guard_would_not_reach_them(configure: Any) -> None:

@@ -14,7 +14,7 @@ from guard_engines import (
     expected_refusals,
     sampling_params,
 )
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -24,18 +24,12 @@ from hypothesis.stateful import (
 )
 
 from vllm_kprune.serving import guard_requests
-from vllm_kprune.serving.counters import FOLDER, read_totals
+from vllm_kprune.serving.counters import read_totals
+from vllm_kprune.serving.options import COUNTER_FOLDER
 
 pytestmark = pytest.mark.usefixtures("vllm_ready")
 
-SETTINGS = settings(
-    derandomize=True,
-    deadline=None,
-    max_examples=40,
-    stateful_step_count=30,
-    database=None,
-    suppress_health_check=list(HealthCheck),
-)
+SETTINGS = settings(max_examples=40, stateful_step_count=30)
 MAX_REQUESTS = 6
 
 
@@ -239,7 +233,7 @@ def test_a_row_that_has_a_token_left_gets_no_other(engine: Engine) -> None:
 def test_requests_changed_steps_and_dead_ends_are_counted(
     engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(FOLDER, str(tmp_path))
+    monkeypatch.setenv(COUNTER_FOLDER, str(tmp_path))
     refused, left = refused_and_left(engine)
     world = Batch(engine)
     world.meet("dead", engine.prompt("ok", 0), None, allowed_token_ids=[refused])
@@ -263,7 +257,7 @@ def test_requests_changed_steps_and_dead_ends_are_counted(
 def test_a_request_that_comes_back_is_not_counted_again(
     engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(FOLDER, str(tmp_path))
+    monkeypatch.setenv(COUNTER_FOLDER, str(tmp_path))
     world = Batch(engine)
     world.meet("r", engine.prompt("ok", 0), None)
     world.change([], ["r"], [])

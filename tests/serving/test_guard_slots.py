@@ -19,18 +19,12 @@ from guard_engines import (
     expected_refusals,
     sampling_params,
 )
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 pytestmark = pytest.mark.usefixtures("vllm_ready")
 
-SETTINGS = settings(
-    derandomize=True,
-    deadline=None,
-    max_examples=30,
-    database=None,
-    suppress_health_check=list(HealthCheck),
-)
+SETTINGS = settings(max_examples=30)
 SLOTS, LENGTH = 4, 128
 
 

@@ -6,20 +6,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from vllm_kprune.tokenizer.bpe import BpeTokenizer, parse_tokenizer
 from vllm_kprune.tokenizer.prune import prune_tokenizer
 
-SETTINGS = settings(
-    derandomize=True,
-    deadline=None,
-    max_examples=150,
-    database=None,
-    suppress_health_check=list(HealthCheck),
-)
+SETTINGS = settings(max_examples=150)
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,13 @@ modification time, and read the content again only when a copy or a `touch` chan
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
+
+from vllm_kprune.checkpoint.folders import new_file
 
 __all__ = [
     "FileDigest",
@@ -77,10 +78,8 @@ def remembered_digest(path: Path, memory: Path) -> FileDigest:
     except (OSError, ValueError):
         pass  # not remembered, or damaged: read the file
     digest = digest_file(path)
-    memory.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", dir=memory, suffix=".tmp", delete=False) as scratch:
-        scratch.write(digest.model_dump_json())
-    Path(scratch.name).replace(note)
+    with new_file(note) as stream:
+        stream.write(digest.model_dump_json().encode())
     return digest
 
 

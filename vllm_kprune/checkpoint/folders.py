@@ -1,4 +1,4 @@
-"""Write folders that appear whole or not at all.
+"""Write folders, and files, that appear whole or not at all.
 
 A folder is made beside its final place and renamed at the end, so a full disk, a failed check or a
 killed process leaves nothing that looks finished. What killed runs left is swept up by the next.
@@ -12,12 +12,13 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from filelock import FileLock
 
 from vllm_kprune.errors import KPruneError
 
-__all__ = ["new_folder"]
+__all__ = ["new_file", "new_folder"]
 
 
 @contextmanager
@@ -48,6 +49,20 @@ def new_folder(target: Path, replace_if: str | Sequence[str] | None = None) -> I
                 folder.rename(target)
     except OSError as error:
         raise KPruneError(_explain(error, target)) from error
+
+
+@contextmanager
+def new_file(target: Path) -> Iterator[IO[bytes]]:
+    """Yield an empty file that becomes `target`, or replaces it, when the block ends."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=target.parent, suffix=".tmp", delete=False) as scratch:
+        path = Path(scratch.name)
+        try:
+            yield scratch
+        except BaseException:
+            path.unlink()
+            raise
+    path.replace(target)
 
 
 def _refuse_foreign(target: Path, marks: Sequence[str]) -> None:

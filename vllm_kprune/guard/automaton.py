@@ -27,11 +27,11 @@ from vllm_kprune.guard.policy import GuardPolicy
 from vllm_kprune.guard.tokens import BYTE, PRESENT, SPECIAL, Spellings
 from vllm_kprune.guard.utf8 import REFUSED, ByteTable, byte_table
 
-__all__ = ["REFUSED", "Automaton", "build_automaton"]
+__all__ = ["MOST_TOKENS_BACK", "REFUSED", "Automaton", "build_automaton"]
 
 _LONGEST_CHARACTER = 4
 # A prompt's end is looked at as far as this: empty and special tokens do not lead further back.
-_MOST_TOKENS_BACK = 4096
+MOST_TOKENS_BACK = 4096
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,7 +109,7 @@ class Automaton:
         """
         is_fallback = self._spellings.kind == "byte_fallback"
         parts = [b""]
-        for token_id in reversed(token_ids[-_MOST_TOKENS_BACK:]):
+        for token_id in reversed(token_ids[-MOST_TOKENS_BACK:]):
             flags = self._spellings.flags_of(token_id)
             if is_fallback and flags & SPECIAL:
                 parts.append(b"")

@@ -5,9 +5,7 @@ format; no pickle is read or written. Files are written beside and renamed, and 
 damaged is made again. The newest few are kept.
 """
 
-import hashlib
 import logging
-import tempfile
 import zipfile
 from collections.abc import Callable
 from dataclasses import fields
@@ -17,6 +15,8 @@ from typing import Any, get_args
 import numpy as np
 import numpy.typing as npt
 
+from vllm_kprune.checkpoint.digest import sha256_file
+from vllm_kprune.checkpoint.folders import new_file
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.guard.tokens import Spellings, spell_tokens
 from vllm_kprune.tokenizer.bpe import TokenKind, read_tokenizer
@@ -48,7 +48,7 @@ def load_spellings(folder: Path, cache: Path | None) -> Spellings:
     if cache is None or not path.is_file():
         return spell_tokens(read_tokenizer(folder))
     try:
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        digest = sha256_file(path)
     except OSError as error:
         raise KPruneError(f"{path} is not readable: {error.strerror}") from None
     kept = cache / f"spellings-{_FORMAT}-{digest[:32]}.npz"
@@ -102,12 +102,8 @@ def _covers(starts: npt.NDArray[np.int32], parts: npt.NDArray[Any]) -> bool:
 def _write(spellings: Spellings, path: Path) -> None:
     arrays = {field.name: np.asarray(getattr(spellings, field.name)) for field in fields(spellings)}
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            dir=path.parent, prefix=".spellings-", suffix=".tmp", delete=False
-        ) as scratch:
-            np.savez(scratch, allow_pickle=False, **arrays)
-        Path(scratch.name).replace(path)
+        with new_file(path) as stream:
+            np.savez(stream, allow_pickle=False, **arrays)
         _forget_oldest(path)
     except OSError as error:
         _log.warning("kprune guard: no cache for the next start: %s (%s)", path, error)

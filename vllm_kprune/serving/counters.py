@@ -18,9 +18,10 @@ from typing import Any
 
 import numpy as np
 
+from vllm_kprune.serving.options import COUNTER_FOLDER
+
 __all__ = [
     "COUNTERS",
-    "FOLDER",
     "CounterFile",
     "counter_folder",
     "ensure_folder",
@@ -28,7 +29,6 @@ __all__ = [
     "read_totals",
 ]
 
-FOLDER = "KPRUNE_COUNTERS"
 COUNTERS = ("requests", "changed_steps", "dead_ends")
 OTHER = "other"
 _SETS = 32
@@ -40,7 +40,7 @@ _RECORD = np.dtype(
 
 def counter_folder() -> Path | None:
     """The folder of this server's counter files; None if it has none, or not on this machine."""
-    name = os.environ.get(FOLDER)
+    name = os.environ.get(COUNTER_FOLDER)
     return Path(name) if name and Path(name).is_dir() else None
 
 
@@ -49,7 +49,7 @@ def ensure_folder() -> Path:
     if folder := counter_folder():
         return folder
     made = tempfile.mkdtemp(prefix="kprune-counters-")
-    os.environ[FOLDER] = made
+    os.environ[COUNTER_FOLDER] = made
     atexit.register(_remove, made, os.getpid())
     return Path(made)
 

@@ -18,7 +18,8 @@ from vllm_kprune.checkpoint.manifest import BaseReference, Manifest, is_overlay,
 from vllm_kprune.guard.policy import OPTIONS
 from vllm_kprune.serving.compat import vllm_version
 from vllm_kprune.serving.guard_attach import is_attached
-from vllm_kprune.serving.guard_settings import PREFIX, guard_settings
+from vllm_kprune.serving.guard_settings import guard_settings
+from vllm_kprune.serving.options import PREFIX
 
 __all__ = ["KPruneEndpoint", "guard_status", "register", "server_status"]
 

@@ -4,6 +4,7 @@ The class goes into vLLM's `logits_processors` of one engine. The entry point gr
 `vllm.logits_processors` would load it in every server of the machine.
 """
 
+from functools import lru_cache
 from typing import Any
 
 from vllm_kprune.checkpoint.base import resolve_model
@@ -13,7 +14,8 @@ from vllm_kprune.guard.spelling import Spellings, load_spellings
 from vllm_kprune.serving import compat
 from vllm_kprune.serving.activation import asks_for_kprune
 from vllm_kprune.serving.counters import ensure_folder
-from vllm_kprune.serving.guard_settings import PREFIX, guard_settings, request_policy
+from vllm_kprune.serving.guard_settings import guard_settings, request_policy
+from vllm_kprune.serving.options import PREFIX
 
 __all__ = [
     "CLASS_PATH",
@@ -57,10 +59,11 @@ def check_request(config: Any, extra_args: Any) -> None:
     Without kprune a server ignores options that it does not know; with kprune, a request that asks
     for a guard must not go unguarded.
     """
-    if not asks_for_kprune(config):
+    attached = is_attached(config)
+    if not attached and not asks_for_kprune(config):
         return
     policy = request_policy(guard_settings(config.additional_config), extra_args)
-    if policy and not is_attached(config):
+    if policy and not attached:
         raise KPruneError(f"vllm_xargs: no guard: {_obstacle(config)}")
 
 
@@ -94,8 +97,11 @@ def engine_spellings(config: Any) -> Spellings:
     Raises `KPruneError` for a tokenizer without `tokenizer.json`, or of a kind that the guard does
     not know.
     """
-    model = config.model_config
-    folder = resolve_model(model.tokenizer, model.tokenizer_revision, weights=False)
+    return _spellings(config.model_config.tokenizer, config.model_config.tokenizer_revision)
+
+
+def _spellings(tokenizer: str, revision: str | None) -> Spellings:
+    folder = resolve_model(tokenizer, revision, weights=False)
     if not (folder / "tokenizer.json").is_file():
         raise KPruneError(f"{folder} has no tokenizer.json, from which the guard knows the tokens")
     return load_spellings(folder, cache_dir() / "guard")
@@ -105,10 +111,17 @@ def _obstacle(config: Any) -> str | None:
     """Why this engine cannot have a guard; None if it can."""
     if reason := compat.refuses_logits_processors(config):
         return reason
-    if config.model_config.skip_tokenizer_init:
+    model = config.model_config
+    if model.skip_tokenizer_init:
         return "the guard needs the tokenizer; leave skip_tokenizer_init out"
+    return _tokenizer_obstacle(model.tokenizer, model.tokenizer_revision)
+
+
+@lru_cache(maxsize=4)
+def _tokenizer_obstacle(tokenizer: str, revision: str | None) -> str | None:
+    """Why the guard does not know these tokens; requests ask again, and to read them is slow."""
     try:
-        engine_spellings(config)
+        _spellings(tokenizer, revision)
     except KPruneError as error:
         return str(error)
     return None

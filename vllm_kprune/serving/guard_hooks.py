@@ -10,10 +10,9 @@ from types import ModuleType
 from typing import Any
 
 from vllm_kprune.serving import compat
+from vllm_kprune.serving.options import COUNTER_FOLDER, PREFIX
 
 __all__ = ["hook_guard"]
-
-_PREFIX = "kprune_"
 
 
 def hook_guard() -> None:
@@ -81,9 +80,9 @@ def _explain_failure() -> str | None:
 
 
 def _asks(extra_args: Any) -> bool:
-    return any(isinstance(key, str) and key.startswith(_PREFIX) for key in extra_args or ())
+    return any(isinstance(key, str) and key.startswith(PREFIX) for key in extra_args or ())
 
 
 def _is_guarded() -> bool:
-    """Does this server have a guard? Then its counters have a folder (`counters.FOLDER`)."""
-    return "KPRUNE_COUNTERS" in os.environ
+    """Does this server have a guard? Then its counters have a folder."""
+    return COUNTER_FOLDER in os.environ

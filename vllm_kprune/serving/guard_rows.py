@@ -11,15 +11,12 @@ from typing import Any
 
 import torch
 
-from vllm_kprune.guard.automaton import Automaton
+from vllm_kprune.guard.automaton import MOST_TOKENS_BACK, Automaton
 from vllm_kprune.guard.mask import Mask
 from vllm_kprune.serving.guard_requests import Guards
 from vllm_kprune.serving.guard_tally import Tally
 
 __all__ = ["GuardedRows"]
-
-# As far as an automaton looks back: byte tokens are judged in whole runs.
-_TAIL = 4096
 
 
 @dataclass(slots=True)
@@ -99,7 +96,7 @@ class GuardedRows:
             self._tally.request(slot)
         return _Row(
             automaton=guard.automaton,
-            prompt=(prompt or [])[-_TAIL:],
+            prompt=(prompt or [])[-MOST_TOKENS_BACK:],
             output=output,
             label_slot=slot,
             end_id=guard.end_id,

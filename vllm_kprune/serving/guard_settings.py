@@ -13,11 +13,9 @@ from typing import Any
 
 from vllm_kprune.errors import KPruneError, nearest
 from vllm_kprune.guard.policy import OPTIONS, GuardPolicy, parse_policy
-from vllm_kprune.serving.options import read_options
+from vllm_kprune.serving.options import PREFIX, read_options
 
-__all__ = ["PREFIX", "GuardSettings", "guard_settings", "request_policy", "requested_options"]
-
-PREFIX = "kprune_"
+__all__ = ["GuardSettings", "guard_settings", "request_policy", "requested_options"]
 
 
 @dataclass(frozen=True)

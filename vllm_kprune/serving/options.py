@@ -18,9 +18,11 @@ from typing import Any
 from vllm_kprune.errors import KPruneError, nearest
 
 __all__ = [
+    "COUNTER_FOLDER",
     "GUARD_OPTIONS",
     "KEY",
     "NAMED",
+    "PREFIX",
     "ServingOptions",
     "add_options",
     "given_options",
@@ -32,6 +34,10 @@ KEY = "kprune"
 # The plugins named with --plugin, for this process and the API servers that it starts. It has no
 # VLLM_ prefix because vLLM warns of, or refuses, variables with that prefix that it does not know.
 NAMED = "KPRUNE_ENDPOINT_PLUGINS"
+# The folder of this server's counter files, in the environment of its processes (see `counters`).
+COUNTER_FOLDER = "KPRUNE_COUNTERS"
+# Of the guard's options in a request's `vllm_xargs`.
+PREFIX = "kprune_"
 GUARD_OPTIONS = ("languages", "scripts", "hanja", "allow")
 _PLUGIN_GROUPS = ("vllm.general_plugins", "vllm.endpoint_plugins")
 

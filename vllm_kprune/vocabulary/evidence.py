@@ -213,16 +213,13 @@ def _lines(words: Sequence[str]) -> str:
     return "\n".join(words)
 
 
-def _table_source(name: str, *tables: str, wanted: Callable[[str], Any] = bool) -> Source:
+def _table_source(name: str, table: str, wanted: Callable[[str], Any] = bool) -> Source:
     """Pieces of running text with their rates: `packaging/words` says what they were counted in."""
-    files = [_TABLES / f"{table}.json.zst" for table in tables]
-    digest = hashlib.sha256(b"".join(path.read_bytes() for path in files))
-    digest.update(name.encode())
-
-    def texts() -> Iterator[WeightedText]:
-        return _grouped(row for path in files for row in _table_rows(path) if wanted(row[0]))
-
-    return Source(name, digest.hexdigest(), texts)
+    path = _TABLES / f"{table}.json.zst"
+    digest = hashlib.sha256(path.read_bytes() + name.encode()).hexdigest()
+    return Source(
+        name, digest, lambda: _grouped(row for row in _table_rows(path) if wanted(row[0]))
+    )
 
 
 def _table_rows(path: Path) -> Iterator[WeightedText]:
