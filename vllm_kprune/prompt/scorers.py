@@ -112,8 +112,15 @@ def _make_rarity(folder: Path, how: Mapping[str, Any]) -> Scorer:
     return Rarity()
 
 
+def _make_question(folder: Path, how: Mapping[str, Any]) -> Scorer:
+    from vllm_kprune.prompt.question import Question
+
+    return Question()
+
+
 _MAKERS: Mapping[str, Callable[[Path, Mapping[str, Any]], Scorer]] = {
     "rarity": _make_rarity,
+    "question": _make_question,
     "attention": _make_attention,
     "random": _make_random,
 }
