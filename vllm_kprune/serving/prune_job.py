@@ -1,0 +1,149 @@
+"""Prune the texts of one request: what a ranking thread does, and can stop doing.
+
+Each segment is pruned by itself, and only by its own text and the options: so the same segment gives
+the same tokens in every request, and vLLM's prefix cache still finds them.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+from vllm_kprune.prompt.cache import CachedSegment, SegmentCache
+from vllm_kprune.prompt.pruner import InputPruner, PruneOptions
+from vllm_kprune.serving.prune_settings import Wish
+from vllm_kprune.serving.prune_texts import RequestTexts
+
+__all__ = ["Cancelled", "Outcome", "PruneJob"]
+
+Cancelled = Callable[[], bool]
+Count = Callable[[str], int]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a request's texts, in their order.
+
+    Tokens are the target model's. `segments` were shortened; `hits` and `misses` are of the cache.
+    `skipped` tells why nothing was done, if nothing was: `below_break_even` or `nothing_to_prune`.
+    """
+
+    texts: Sequence[RequestTexts]
+    tokens_before: int = 0
+    tokens_after: int = 0
+    segments: int = 0
+    hits: int = 0
+    misses: int = 0
+    seconds: float = 0.0
+    skipped: str | None = None
+
+    @property
+    def dropped(self) -> int:
+        """Tokens of the segments that are not sent to the model."""
+        return self.tokens_before - self.tokens_after
+
+
+@dataclass
+class PruneJob:
+    """One request: its texts, its wish, and what prunes them. `min_tokens`: below, do nothing."""
+
+    texts: Sequence[RequestTexts]
+    wish: Wish
+    min_tokens: int
+    pruner: InputPruner
+    cache: SegmentCache
+    count: Count
+    _sizes: dict[str, int] = field(default_factory=dict)
+
+    def __call__(self, cancelled: Cancelled) -> Outcome:
+        """Prune; `cancelled` is asked now and then, and ends it with an exception."""
+        started = time.perf_counter()
+        wanted = self._wanted()
+        total = sum(self._size(text) for text, _ in wanted)
+        if not total or total < self.min_tokens:
+            plain = [texts.without_marks(self.wish.request) for texts in self.texts]
+            return Outcome(plain, skipped="below_break_even" if total else "nothing_to_prune")
+        share = self._target_share(wanted)
+        tally = _Tally()
+        pruned = [self._pruned(texts, share, tally, cancelled) for texts in self.texts]
+        return Outcome(pruned, **vars(tally), seconds=time.perf_counter() - started)
+
+    def _wanted(self) -> list[tuple[str, PruneOptions]]:
+        """The segments that are not kept whole, each with its options."""
+        found: list[tuple[str, PruneOptions]] = []
+
+        def note(text: str, keep: float | None) -> str:
+            options = self._options(keep)
+            if text and not options.does_nothing:
+                found.append((text, options))
+            return text
+
+        for texts in self.texts:
+            texts.apply(note, self.wish.request)
+        return found
+
+    def _options(self, keep: float | None) -> PruneOptions:
+        options = self.wish.request.options
+        return options if keep is None else replace(options, keep=keep, target_tokens=None)
+
+    def _target_share(self, wanted: Sequence[tuple[str, PruneOptions]]) -> float:
+        """Of each segment's tokens, how many are left when all together have `target_tokens`."""
+        target = self.wish.request.options.target_tokens
+        total = sum(self._size(text) for text, options in wanted if options.target_tokens)
+        return target / total if target and total else 1.0
+
+    def _pruned(
+        self, texts: RequestTexts, share: float, tally: "_Tally", cancelled: Cancelled
+    ) -> RequestTexts:
+        scorer = self.pruner.scorer(self.wish.request.options.scorer)
+        asks = bool(getattr(scorer, "uses_query", False))
+        query = texts.query(self.wish.request) if asks else None
+
+        def prune(text: str, keep: float | None) -> str:
+            options = self._options(keep)
+            if not text or options.does_nothing:
+                return text
+            if options.target_tokens is not None:
+                fitting = max(1, int(share * self._size(text)))
+                options = replace(options, target_tokens=fitting)
+            return self._segment(text, options, query, tally, cancelled)
+
+        return texts.apply(prune, self.wish.request)
+
+    def _segment(
+        self,
+        text: str,
+        options: PruneOptions,
+        query: str | None,
+        tally: "_Tally",
+        cancelled: Cancelled,
+    ) -> str:
+        how = repr((options, query))
+        known = self.cache.get(text, how)
+        if known is None:
+            tally.misses += 1
+            done = self.pruner.prune(
+                text, options, query=query, count=self._size, cancelled=cancelled
+            )
+            known = CachedSegment(done.text, done.tokens_before, done.tokens_after)
+            self.cache.put(text, how, known)
+        else:
+            tally.hits += 1
+        tally.tokens_before += known.tokens_before
+        tally.tokens_after += known.tokens_after
+        tally.segments += known.text != text
+        return known.text
+
+    def _size(self, text: str) -> int:
+        """Tokens of the target; the texts of a request are counted once."""
+        if text not in self._sizes:
+            self._sizes[text] = self.count(text)
+        return self._sizes[text]
+
+
+@dataclass
+class _Tally:
+    tokens_before: int = 0
+    tokens_after: int = 0
+    segments: int = 0
+    hits: int = 0
+    misses: int = 0

@@ -1,0 +1,217 @@
+"""The input pruner of a server or an `LLM`: loaded once, asked for every prompt.
+
+Without `--kprune-input-pruner` it only takes <kprune> marks away, which every server with kprune
+does. What goes wrong while a prompt is ranked is counted and logged, and the prompt sent unpruned,
+unless the request is strict: a pruner makes answers faster, it must not lose any.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from vllm_kprune.checkpoint.base import resolve_model
+from vllm_kprune.checkpoint.digest import sha256_file
+from vllm_kprune.checkpoint.manifest import is_overlay, load_manifest
+from vllm_kprune.errors import KPruneError
+from vllm_kprune.prompt.cache import SegmentCache
+from vllm_kprune.prompt.pruner import InputPruner
+from vllm_kprune.serving import compat_prompt
+from vllm_kprune.serving.compat import logger
+from vllm_kprune.serving.prune_job import Outcome, PruneJob
+from vllm_kprune.serving.prune_metrics import current_report, prune_metrics
+from vllm_kprune.serving.prune_settings import (
+    UNMEASURED_MIN_TOKENS,
+    PrunerSettings,
+    Wish,
+    pruner_settings,
+    wish_of,
+)
+from vllm_kprune.serving.prune_texts import RequestTexts
+from vllm_kprune.serving.prune_worker import Busy, Worker
+from vllm_kprune.serving.pruner_options import SELF
+
+__all__ = ["Prepared", "PromptPruning", "Ranker", "load_ranker", "make_pruning"]
+
+_LOG_EVERY_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Texts to render instead of those that were sent; `outcome` None if no job ran."""
+
+    texts: Sequence[RequestTexts]
+    outcome: Outcome | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Ranker:
+    """A loaded pruner, the name that it is shown by, and its folder."""
+
+    name: str
+    folder: Path
+    pruner: InputPruner
+
+
+class PromptPruning:
+    """Prunes prompts as the server's settings and each request's wishes say."""
+
+    def __init__(
+        self,
+        settings: PrunerSettings | None,
+        ranker: Ranker | None = None,
+        count: Callable[[str], int] | None = None,
+    ) -> None:
+        """`count` counts tokens as the target does; without it, the ranker's are counted."""
+        self.settings = settings
+        self.ranker = ranker
+        self.min_tokens = UNMEASURED_MIN_TOKENS
+        if settings and settings.min_tokens is not None:
+            self.min_tokens = settings.min_tokens
+        self.cache = SegmentCache(settings.cache_bytes if settings else 0)
+        self._count = count
+        self._told: dict[str, float] = {}
+
+    @cached_property
+    def worker(self) -> Worker:
+        """Its thread, started when it is first needed."""
+        assert self.settings
+        return Worker(self.settings.threads)
+
+    async def prune(
+        self, texts: Sequence[RequestTexts], extra_args: Mapping[str, Any]
+    ) -> Prepared:
+        """What to render instead. `KPruneError` for bad wishes and malformed marks."""
+        wish = wish_of(self.settings, extra_args)
+        if not self._has_work(texts, wish):
+            return _untouched(texts, wish)
+        try:
+            outcome = await self.worker.run(self.job(texts, wish))
+        except asyncio.CancelledError:
+            prune_metrics().count("cancelled")
+            raise
+        except Exception as error:
+            return self._failed(error, texts, wish)
+        return self._done(outcome)
+
+    def prune_blocking(
+        self, texts: Sequence[RequestTexts], extra_args: Mapping[str, Any]
+    ) -> Prepared:
+        """The same, outside an event loop."""
+        wish = wish_of(self.settings, extra_args)
+        if not self._has_work(texts, wish):
+            return _untouched(texts, wish)
+        try:
+            outcome = self.worker.run_blocking(self.job(texts, wish))
+        except Exception as error:
+            return self._failed(error, texts, wish)
+        return self._done(outcome)
+
+    def job(self, texts: Sequence[RequestTexts], wish: Wish) -> PruneJob:
+        """What the worker runs for a request."""
+        assert self.ranker
+        least = self.min_tokens if wish.min_tokens is None else wish.min_tokens
+        return PruneJob(texts, wish, least, self.ranker.pruner, self.cache, self.count)
+
+    def count(self, text: str) -> int:
+        """Tokens of `text`, as the target counts them."""
+        if self._count:
+            return self._count(text)
+        assert self.ranker
+        return len(self.ranker.pruner.tokenize(text).ids)
+
+    def rendered(self, prepared: Prepared, seen: int) -> None:
+        """Its prompts were rendered to `seen` tokens: tell the metrics and the headers."""
+        outcome = prepared.outcome if prepared.outcome and not prepared.outcome.skipped else None
+        if outcome:
+            prune_metrics().rendered(seen, outcome)
+        if self.settings and (report := current_report.get()):
+            report.add(seen, outcome)
+
+    def _has_work(self, texts: Sequence[RequestTexts], wish: Wish) -> bool:
+        # Marks are looked at in any case: a malformed one is told whatever else is asked.
+        marked = any([one.is_marked(wish.request) for one in texts])
+        if wish.off or not texts:
+            return False
+        return marked or not wish.request.options.does_nothing
+
+    def _done(self, outcome: Outcome) -> Prepared:
+        prune_metrics().done(outcome)
+        return Prepared(outcome.texts, outcome)
+
+    def _failed(self, error: Exception, texts: Sequence[RequestTexts], wish: Wish) -> Prepared:
+        busy = isinstance(error, Busy)
+        prune_metrics().count("failed", "busy" if busy else "error")
+        reason = f"{type(error).__name__}: {error}"
+        if self._is_news(type(error).__name__):
+            logger.warning("kprune: a prompt could not be pruned: %s", reason, exc_info=not busy)
+        if wish.request.strict:
+            raise compat_prompt.server_error(f"input pruning failed: {reason}", busy=busy)
+        return _untouched(texts, wish)
+
+    def _is_news(self, kind: str) -> bool:
+        """Was nothing of this kind logged for a minute?"""
+        now = time.monotonic()
+        if now - self._told.get(kind, -_LOG_EVERY_SECONDS) < _LOG_EVERY_SECONDS:
+            return False
+        self._told[kind] = now
+        return True
+
+
+def make_pruning(renderer: Any) -> PromptPruning:
+    """What prunes the prompts of a vLLM renderer whose server asked for kprune; loads the ranker."""
+    config = renderer.config
+    settings = pruner_settings(config.additional_config)
+    if settings is None:
+        return PromptPruning(None)
+    model = config.model_config
+    ranker = load_ranker(settings, model.model_weights or model.model, model.revision)
+    pruning = PromptPruning(settings, ranker, _counter(renderer, ranker))
+    logger.info(
+        "kprune: input pruner ready: %s, keep %g, scorer %s",
+        ranker.name,
+        settings.default.options.keep,
+        ranker.pruner.default_scorer,
+    )
+    return pruning
+
+
+def load_ranker(settings: PrunerSettings, model: str, revision: str | None = None) -> Ranker:
+    """Load the ranker of a server of `model`. `KPruneError` if it cannot be one."""
+    own = settings.ranker == SELF
+    folder = resolve_model(model, revision) if own else resolve_model(settings.ranker)
+    if is_overlay(folder):  # it ranks as its base does: weights and tokenizer are there
+        folder = Path(load_manifest(folder).base.path)
+    scorer = settings.default.options.scorer
+    how: dict[str, Any] = {"scorer": scorer} if scorer else {}
+    try:
+        pruner = InputPruner.from_pretrained(folder, window=settings.window, **how)
+    except KPruneError as error:
+        raise KPruneError(f"--kprune-input-pruner {settings.ranker}: {error}") from None
+    return Ranker(SELF if own else _public_name(settings.ranker), folder, pruner)
+
+
+def _public_name(reference: str) -> str:
+    """A hub id; of a local folder only its last part."""
+    is_folder = Path(reference).expanduser().is_dir()
+    return Path(reference).expanduser().resolve().name if is_folder else reference
+
+
+def _counter(renderer: Any, ranker: Ranker) -> Callable[[str], int] | None:
+    """Counts tokens of the served model; None if its tokenizer is the ranker's own."""
+    served = Path(renderer.model_config.tokenizer) / "tokenizer.json"
+    if served.is_file():
+        if sha256_file(served) == sha256_file(ranker.folder / "tokenizer.json"):
+            return None
+    tokenizer = compat_prompt.target_tokenizer(renderer)
+    if tokenizer is None:
+        logger.warning("kprune: tokens of pruned segments are counted as the ranker's")
+        return None
+    return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+def _untouched(texts: Sequence[RequestTexts], wish: Wish) -> Prepared:
+    return Prepared([one.without_marks(wish.request) for one in texts])
