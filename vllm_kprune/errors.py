@@ -7,7 +7,7 @@ one line and exits with 2; inside vLLM it is a `ValueError`, which its servers a
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-__all__ = ["KPruneError", "nearest"]
+__all__ = ["KPruneError", "nearest", "shown"]
 
 
 class KPruneError(ValueError):
@@ -24,3 +24,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
     close = get_close_matches(name, names, n=1, cutoff=0.5)
     listed = f"known: {', '.join(names)}"
     return f"did you mean '{close[0]}'? ({listed})" if close else listed
+
+
+def shown(value: object) -> str:
+    """A hostile value for a message: short, and on one line."""
+    text = repr(value[:64] if isinstance(value, str) else value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

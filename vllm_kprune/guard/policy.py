@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from vllm_kprune.errors import KPruneError, nearest
+from vllm_kprune.errors import KPruneError, nearest, shown
 from vllm_kprune.profile import LANGUAGES
 
-__all__ = ["OFF", "OPTIONS", "SCRIPTS", "GuardPolicy", "Hanja", "parse_policy"]
+__all__ = ["OFF", "OPTIONS", "SCRIPTS", "GuardPolicy", "Hanja", "parse_policy", "switch"]
 
 Hanja = Literal["none", "ksx1001", "all"]
 OFF = "off"
@@ -68,7 +68,7 @@ def parse_policy(
     """
     for key in options:
         if key not in OPTIONS:
-            raise KPruneError(f"unknown option {_shown(key)}; {nearest(str(key)[:64], OPTIONS)}")
+            raise KPruneError(f"unknown option {shown(key)}; {nearest(str(key)[:64], OPTIONS)}")
     if not options:
         return default
     if _is_off(options.get("languages")):
@@ -80,7 +80,7 @@ def parse_policy(
         given = {"languages": (), "scripts": ()} | given
     elif default is None:
         raise KPruneError(
-            f"{_shown(next(iter(options)))} without languages or scripts, and this server has no "
+            f"{shown(next(iter(options)))} without languages or scripts, and this server has no "
             f"default: give languages (known: {', '.join(LANGUAGES)}) or scripts"
         )
     return GuardPolicy(**(vars(default or GuardPolicy()) | given))
@@ -96,7 +96,7 @@ def _names(key: str, value: object, known: Iterable[str]) -> tuple[str, ...]:
         value = value.split(",")
     if not isinstance(value, list | tuple) or not all(isinstance(n, str) for n in value):
         raise KPruneError(
-            f"{key}: got {_shown(value)}, expected names with commas between them, or a list"
+            f"{key}: got {shown(value)}, expected names with commas between them, or a list"
         )
     if len(value) > _MAX_NAMES:
         raise KPruneError(f"{key}: got {len(value)} names, at most {_MAX_NAMES} are taken")
@@ -106,7 +106,7 @@ def _names(key: str, value: object, known: Iterable[str]) -> tuple[str, ...]:
         raise KPruneError(f"{key}: empty; known: {', '.join(sorted(known))}")
     for name in sorted(wanted):
         if name.lower() not in spelled:
-            raise KPruneError(f"{key}: unknown {_shown(name)}; {nearest(name, known)}")
+            raise KPruneError(f"{key}: unknown {shown(name)}; {nearest(name, known)}")
     return tuple(sorted({spelled[name.lower()] for name in wanted}))
 
 
@@ -121,12 +121,12 @@ def _scripts(key: str, value: object) -> tuple[str, ...]:
 def _hanja(key: str, value: object) -> str:
     if isinstance(value, str) and value in get_args(Hanja):
         return value
-    raise KPruneError(f"{key}: got {_shown(value)}, expected none, ksx1001 or all")
+    raise KPruneError(f"{key}: got {shown(value)}, expected none, ksx1001 or all")
 
 
 def _characters(key: str, value: object) -> str:
     if not isinstance(value, str):
-        raise KPruneError(f"{key}: got {_shown(value)}, expected a text of extra characters")
+        raise KPruneError(f"{key}: got {shown(value)}, expected a text of extra characters")
     if len(value) > _MAX_ALLOWED_CHARACTERS:
         raise KPruneError(
             f"{key}: got {len(value)} characters, at most {_MAX_ALLOWED_CHARACTERS} are taken; "
@@ -137,19 +137,14 @@ def _characters(key: str, value: object) -> str:
     return "".join(sorted(set(value)))
 
 
-def _switch(key: str, value: object) -> bool:
+def switch(key: str, value: object) -> bool:
+    """`value` as true or false, if it says so; `key` is for the error."""
     word = value.strip().lower() if isinstance(value, str) else value
     # `in` would take 1.0 for 1, and compare a list with everything.
-    for wanted, words in ((True, (True, 1, "true")), (False, (False, 0, "false"))):
+    for wanted, words in ((True, (True, 1, "true", "on")), (False, (False, 0, "false", "off"))):
         if isinstance(word, bool | int | str) and word in words:
             return wanted
-    raise KPruneError(f"{key}: got {_shown(value)}, expected true or false")
-
-
-def _shown(value: object) -> str:
-    """A hostile value for a message: short, and on one line."""
-    shown = repr(value[:64] if isinstance(value, str) else value)
-    return shown if len(shown) <= 80 else f"{shown[:77]}..."
+    raise KPruneError(f"{key}: got {shown(value)}, expected true or false")
 
 
 OPTIONS: Mapping[str, Callable[[str, object], object]] = {
@@ -157,7 +152,7 @@ OPTIONS: Mapping[str, Callable[[str, object], object]] = {
     "scripts": _scripts,
     "hanja": _hanja,
     "allow": _characters,
-    "digits": _switch,
-    "punctuation": _switch,
-    "emoji": _switch,
+    "digits": switch,
+    "punctuation": switch,
+    "emoji": switch,
 }

@@ -1,0 +1,209 @@
+"""The laws of pruning a text, on real tokenizers and any Unicode."""
+
+import math
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import regex
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from prompt_cases import UNICODE, GivenScores, pruner_of, random_text
+from tiny_tokenizers import byte_fallback_tokenizer
+from tokenizers import Tokenizer
+
+from vllm_kprune.errors import KPruneError
+from vllm_kprune.prompt.pieces import cut_pieces
+from vllm_kprune.prompt.pruner import InputPruner, Pruned, PruneOptions
+
+NAMES = ("qwen3", "llama3_1", "gemma3", "aya_expanse")
+OPTIONS = st.builds(
+    PruneOptions,
+    keep=st.sampled_from([0.05, 0.3, 0.5, 0.7, 0.9, 1.0]),
+    target_tokens=st.none() | st.integers(1, 40),
+    unit=st.sampled_from(["token", "word"]),
+    force_tokens=st.sampled_from([(), ("\n",), ("의", "a")]),
+    force_digits=st.booleans(),
+    force_first=st.integers(0, 3),
+    force_last=st.integers(0, 3),
+    min_tokens=st.sampled_from([0, 10]),
+)
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def pruner(
+    request: pytest.FixtureRequest, published_tokenizer: Callable[[str], Path]
+) -> InputPruner:
+    return pruner_of(Tokenizer.from_file(str(published_tokenizer(request.param))))
+
+
+def forced_tokens(pruned: Pruned) -> int:
+    return int(pruned.pieces.sizes[pruned.piece_forced].sum())
+
+
+@given(text=UNICODE, options=OPTIONS)
+@settings(max_examples=80)
+def test_whole_characters_of_the_text_are_kept_in_their_order(
+    pruner: InputPruner, text: str, options: PruneOptions
+) -> None:
+    check_pieces(text, pruner.prune(text, options))
+
+
+def test_ten_thousand_random_strings_are_cut_at_characters(pruner: InputPruner) -> None:
+    rng = random.Random(5)
+    options = [PruneOptions(keep=0.6), PruneOptions(keep=0.4, unit="word")]
+    for number in range(10_000 // len(NAMES)):
+        text = random_text(rng)
+        check_pieces(text, pruner.prune(text, options[number % 2]))
+
+
+def check_pieces(text: str, pruned: Pruned) -> None:
+    pieces = pruned.pieces
+    bounds = list(zip(pieces.starts.tolist(), pieces.ends.tolist(), strict=True))
+    assert "".join(text[start:end] for start, end in bounds) == text
+    kept = [text[start:end] for (start, end), k in zip(bounds, pruned.piece_kept, strict=True) if k]
+    assert pruned.text == "".join(kept)
+    characters = {match.start() for match in regex.finditer(r"\X", text)} | {len(text)}
+    assert {start for start, _ in bounds} | {end for _, end in bounds} <= characters
+
+
+@given(text=UNICODE, options=OPTIONS)
+@settings(max_examples=80)
+def test_no_more_is_kept_than_asked_for_or_forced(
+    pruner: InputPruner, text: str, options: PruneOptions
+) -> None:
+    pruned = pruner.prune(text, options)
+    assert pruned.tokens_after == len(pruner.tokenize(pruned.text).ids)
+    if pruned.scores is None:
+        assert pruned.text == text
+    elif options.target_tokens is None:
+        budget = math.ceil(options.keep * len(pruned.tokens.ids))
+        assert int(pruned.kept.sum()) <= max(budget, forced_tokens(pruned))
+    elif pruned.piece_kept.sum() > pruned.piece_forced.sum():
+        assert pruned.tokens_after <= options.target_tokens
+
+
+@given(text=UNICODE, options=OPTIONS)
+@settings(max_examples=60)
+def test_what_is_forced_stays(pruner: InputPruner, text: str, options: PruneOptions) -> None:
+    pruned = pruner.prune(text, options)
+    assert (pruned.piece_kept | ~pruned.piece_forced).all()
+    if options.force_digits:
+        assert [c for c in pruned.text if c.isdigit()] == [c for c in text if c.isdigit()]
+    for wanted in options.force_tokens:
+        assert pruned.text.count(wanted) >= text.count(wanted)
+    count = len(pruned.tokens.ids)
+    assert pruned.kept[: options.force_first].all()
+    assert pruned.kept[max(count - options.force_last, 0) :].all()
+
+
+@given(text=UNICODE, options=OPTIONS)
+@settings(max_examples=25)
+def test_the_same_text_is_pruned_the_same(
+    pruner: InputPruner, text: str, options: PruneOptions
+) -> None:
+    assert pruner.prune(text, options).text == pruner.prune(text, options).text
+
+
+@given(text=UNICODE)
+@settings(max_examples=60)
+def test_words_are_kept_or_dropped_whole(pruner: InputPruner, text: str) -> None:
+    words = pruner.prune(text, PruneOptions(keep=0.5, unit="word")).pieces
+    boundaries = {m.start() for m in regex.finditer(r"(?w)\b", text)} | {0, len(text)}
+    assert set(words.starts.tolist()) <= boundaries
+
+
+def test_korean_is_cut_at_eojeol_by_words(published_tokenizer: Callable[[str], Path]) -> None:
+    pruner = pruner_of(Tokenizer.from_file(str(published_tokenizer("gemma3"))))
+    text = "대한민국의 수도는 서울특별시이다. 인구는 약 940만 명이다."
+    pieces = pruner.prune(text, PruneOptions(keep=0.5, unit="word")).pieces
+    found = [text[a:b] for a, b in zip(pieces.starts, pieces.ends, strict=True)]
+    assert found == [
+        *(
+            "대한민국의",
+            " 수도는",
+            " 서울특별시이다",
+            ".",
+            " 인구는",
+            " 약",
+            " 940만",
+            " 명이다",
+            ".",
+        )
+    ]
+
+
+def test_the_most_important_tokens_are_kept() -> None:
+    tokenizer = byte_fallback_tokenizer()
+    count = len(tokenizer.encode("the cat sat", add_special_tokens=False).ids)
+    scores = np.arange(count, dtype=np.float32)
+    pruner = pruner_of(tokenizer, GivenScores(scores))
+    pruned = pruner.prune("the cat sat", PruneOptions(keep=0.5))
+    assert pruned.kept.tolist() == [n >= count - math.ceil(count / 2) for n in range(count)]
+    assert "the cat sat".endswith(pruned.text)
+
+
+def test_equal_scores_keep_the_earlier_tokens() -> None:
+    tokenizer = byte_fallback_tokenizer()
+    count = len(tokenizer.encode("the cat sat", add_special_tokens=False).ids)
+    pruned = pruner_of(tokenizer, GivenScores([0.5] * count)).prune(
+        "the cat sat", PruneOptions(keep=0.4)
+    )
+    assert "the cat sat".startswith(pruned.text)
+    assert 0 < len(pruned.text) < len("the cat sat")
+
+
+def test_control_tokens_of_a_template_are_never_dropped(
+    published_tokenizer: Callable[[str], Path],
+) -> None:
+    pruner = pruner_of(Tokenizer.from_file(str(published_tokenizer("gemma3"))))
+    text = "<start_of_turn>user\nWhat is the capital of South Korea?<end_of_turn>\n" * 3
+    pruned = pruner.prune(text, PruneOptions(keep=0.1))
+    assert pruned.text.count("<start_of_turn>") == 3
+    assert pruned.text.count("<end_of_turn>") == 3
+    assert "capital of South Korea" not in pruned.text
+
+
+def test_the_targets_count_decides_what_fits(published_tokenizer: Callable[[str], Path]) -> None:
+    pruner = pruner_of(Tokenizer.from_file(str(published_tokenizer("qwen3"))))
+    text = "서울의 봄은 짧고 여름은 길다. " * 40
+    pruned = pruner.prune(text, PruneOptions(target_tokens=100), count=len)
+    assert pruned.tokens_before == len(text)
+    assert 90 <= len(pruned.text) == pruned.tokens_after <= 100
+
+
+def test_a_short_text_is_left_alone(published_tokenizer: Callable[[str], Path]) -> None:
+    pruner = pruner_of(Tokenizer.from_file(str(published_tokenizer("qwen3"))))
+    text = "The quick brown fox jumps over the lazy dog."
+    assert pruner.prune(text, PruneOptions(keep=0.5, min_tokens=100)).text == text
+    assert pruner.prune(text, PruneOptions(keep=0.5, min_tokens=5)).text != text
+
+
+def test_half_a_surrogate_pair_is_the_users_mistake(
+    published_tokenizer: Callable[[str], Path],
+) -> None:
+    pruner = pruner_of(Tokenizer.from_file(str(published_tokenizer("qwen3"))))
+    with pytest.raises(KPruneError, match="surrogate"):
+        pruner.prune("\ud800 a", PruneOptions(keep=0.5))
+
+
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(KPruneError, match=r"has no tokenizer\.json"):
+        InputPruner.from_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(KPruneError, match="is not a tokenizer"):
+        InputPruner.from_pretrained(tmp_path)
+
+
+@given(text=st.text("ab \n", max_size=8), data=st.data())
+@settings(max_examples=60)
+def test_tokens_that_overlap_lie_in_one_piece(text: str, data: st.DataObject) -> None:
+    spans = data.draw(st.lists(st.tuples(st.integers(0, len(text)), st.integers(0, 3)), max_size=6))
+    offsets = sorted((a, min(a + length, len(text))) for a, length in spans)
+    pieces = cut_pieces(text, offsets)
+    assert len(pieces.of_token) == len(offsets)
+    for (begin, end), piece in zip(offsets, pieces.of_token.tolist(), strict=True):
+        if begin < end:
+            assert pieces.starts[piece] <= begin < end <= pieces.ends[piece]

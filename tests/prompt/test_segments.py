@@ -1,0 +1,169 @@
+"""Which parts of a request are pruned, and how marks are read."""
+
+import re
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vllm_kprune.prompt.segments import (
+    MarkError,
+    Segment,
+    prune_documents,
+    prune_messages,
+    prune_prompt,
+    split_marks,
+)
+
+_BITS = st.sampled_from(
+    ["a", " ", "<kprune>", "</kprune>", '<kprune keep="0.5">', "\\", "<", "kprune", "/", ">", "한"]
+)
+
+
+def short(text: str, keep: float | None) -> str:
+    """Stands for pruning: shows what it was called with."""
+    return f"[{text}|{keep}]"
+
+
+def escaped(text: str) -> str:
+    """The text so that it has no marks: a backslash before each, and doubled ones before it."""
+    out, run = [], 0
+    for at, character in enumerate(text):
+        if re.match(r"</?kprune(?![\w-])", text[at:]):
+            out.append("\\" * run + "\\")
+        run = run + 1 if character == "\\" else 0
+        out.append(character)
+    return "".join(out)
+
+
+@given(st.lists(_BITS, max_size=10).map("".join))
+@settings(max_examples=500)
+def test_any_text_can_be_escaped(text: str) -> None:
+    assert "".join(part.text for part in split_marks(escaped(text))) == text
+
+
+@given(st.lists(_BITS, max_size=10).map("".join))
+@settings(max_examples=500)
+def test_marks_are_read_or_refused_and_never_left_in(text: str) -> None:
+    try:
+        parts = split_marks(text)
+    except MarkError:
+        return
+    assert all(part.text for part in parts if not part.marked)
+    left = "".join(part.text for part in parts)
+    assert len(left) <= len(text)
+    if "\\" not in text:
+        assert "<kprune>" not in text or any(part.marked for part in parts)
+        assert sum(part.marked for part in parts) == text.count("</kprune>")
+
+
+def test_a_mark_may_name_its_rate() -> None:
+    text = "a <kprune keep=\"0.5\">b</kprune> c<kprune keep='1' >d</kprune ><kprune></kprune>"
+    assert split_marks(text) == [
+        Segment("a "),
+        Segment("b", True, 0.5),
+        Segment(" c"),
+        Segment("d", True, 1.0),
+        Segment("", True),
+    ]
+
+
+def test_a_backslash_makes_a_mark_text() -> None:
+    assert split_marks(r"say \<kprune> and \</kprune>") == [Segment("say <kprune> and </kprune>")]
+    assert split_marks(r"C:\\<kprune>x</kprune>") == [Segment("C:\\"), Segment("x", True)]
+    assert split_marks(r"C:\dir \\ <kprunes> <kprune-x>") == [
+        Segment(r"C:\dir \\ <kprunes> <kprune-x>")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a <kprune>b", "at character 2 is not closed"),
+        ("a</kprune>", "at character 1 closes nothing"),
+        ("<kprune>a<kprune>b</kprune></kprune>", "cannot be nested"),
+        ("<kprune keep=0.5>a</kprune>", 'expected <kprune>, <kprune keep="0.7">'),
+        ('<kprune keep="0">a</kprune>', "expected a share above 0"),
+        ('<kprune keep="nan">a</kprune>', "expected a share above 0"),
+        ('<kprune keep="two">a</kprune>', "expected a share above 0"),
+        ('<kprune rate="0.5">a</kprune>', "expected <kprune>"),
+        ("<kprune", "expected <kprune>"),
+        ("<kprune></kprune>" * 5000, "more than 4096"),
+    ],
+)
+def test_malformed_marks_are_refused(text: str, message: str) -> None:
+    with pytest.raises(MarkError, match=message):
+        split_marks(text)
+
+
+def test_a_plain_prompt_is_pruned_as_a_whole() -> None:
+    assert prune_prompt("abc", short) == "[abc|None]"
+    assert prune_prompt("", short) == ""
+    assert prune_prompt(r"\<kprune>", short) == "[<kprune>|None]"
+    assert prune_prompt("<kprune>a", short, marks=False) == "[<kprune>a|None]"
+
+
+def test_a_marked_prompt_is_pruned_in_its_marks_alone() -> None:
+    text = 'a <kprune keep="0.5">b</kprune> c <kprune>d</kprune>'
+    assert prune_prompt(text, short) == "a [b|0.5] c [d|None]"
+    assert prune_prompt("abc", short, marked=True) == "abc"
+
+
+CHAT = [
+    {"role": "system", "content": "S"},
+    {"role": "user", "content": "U1"},
+    {"role": "assistant", "content": "A1", "tool_calls": [{"id": "1"}]},
+    {"role": "tool", "content": "T1"},
+    {"role": "user", "content": [{"type": "text", "text": "U2"}, {"type": "image_url"}]},
+    {"role": "assistant", "content": None},
+    {"role": "user", "content": "U3"},
+    {"role": "assistant", "content": "A3"},
+]
+
+
+def test_earlier_turns_are_pruned_and_nothing_else_of_a_chat() -> None:
+    pruned = prune_messages(CHAT, short)
+    assert pruned == [
+        CHAT[0],
+        {"role": "user", "content": "[U1|None]"},
+        {"role": "assistant", "content": "[A1|None]", "tool_calls": [{"id": "1"}]},
+        CHAT[3],
+        {"role": "user", "content": [{"type": "text", "text": "[U2|None]"}, {"type": "image_url"}]},
+        *CHAT[5:],
+    ]
+    assert CHAT[1]["content"] == "U1"
+
+
+def test_roles_choose_whose_turns_are_pruned() -> None:
+    assert prune_messages(CHAT, short, roles=("tool",))[3]["content"] == "[T1|None]"
+    assert prune_messages(CHAT, short, roles=("tool",))[1] == CHAT[1]
+
+
+def test_a_chat_without_a_user_is_left_alone() -> None:
+    chat = [{"role": "system", "content": "S"}, {"role": "assistant", "content": "A"}]
+    assert prune_messages(chat, short) == chat
+
+
+def test_a_marked_chat_is_pruned_in_its_marks_alone() -> None:
+    chat = [*CHAT[:6], {"role": "user", "content": "<kprune>D</kprune> Q?"}]
+    pruned = prune_messages(chat, short)
+    assert pruned[:6] == CHAT[:6]
+    assert pruned[6]["content"] == "[D|None] Q?"
+    assert prune_messages(CHAT, short, marked=True) == CHAT
+
+
+def test_escapes_go_from_messages_that_are_not_pruned_too() -> None:
+    chat = [{"role": "user", "content": r"what does \<kprune> do?"}]
+    assert prune_messages(chat, short)[0]["content"] == "what does <kprune> do?"
+    assert prune_messages(chat, short, marks=False) == chat
+
+
+def test_documents_are_pruned_without_their_titles() -> None:
+    documents = [{"title": "T", "text": "D1", "n": 1}, {"content": "D2"}]
+    assert prune_documents(documents, short) == [
+        {"title": "T", "text": "[D1|None]", "n": 1},
+        {"content": "[D2|None]"},
+    ]
+    marked = [{"text": "a<kprune>b</kprune>"}, {"text": "c"}]
+    assert prune_documents(marked, short) == [{"text": "a[b|None]"}, {"text": "c"}]
+    assert prune_documents(documents, short, marked=True) == documents

@@ -1,0 +1,283 @@
+"""Keep the most important tokens of a text, in their order (LitePruner, section 2, algorithm 1).
+
+    pruner = InputPruner.from_pretrained("models/gemma-3-270m")
+    pruner.prune(document, PruneOptions(keep=0.7)).text
+
+Text in, text out: the target model may have another tokenizer than the ranker. What is kept is cut
+out of the text, never decoded from ids, so it is a subsequence of its characters.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer
+
+from vllm_kprune.errors import KPruneError
+from vllm_kprune.prompt.pieces import Pieces, Unit, cut_pieces
+from vllm_kprune.prompt.scorers import DEFAULT_SCORER, Scorer, Tokens, make_scorer
+
+__all__ = ["InputPruner", "PruneOptions", "Pruned"]
+
+Count = Callable[[str], int]
+Cancelled = Callable[[], bool]
+
+
+@dataclass(frozen=True)
+class PruneOptions:
+    """How much of a text to keep, and what of it in any case.
+
+    `keep` is a share of the ranker's tokens; `target_tokens`, if given, is the most tokens that may
+    remain and takes its place. `force_tokens` are texts that stay wherever they occur ("\\n", "?"),
+    `force_first` and `force_last` count tokens. What is forced stays even beyond the budget. A text
+    of fewer than `min_tokens` tokens is left as it is. `scorer` None is the pruner's own.
+    """
+
+    keep: float = 1.0
+    target_tokens: int | None = None
+    unit: Unit = "token"
+    scorer: str | None = None
+    force_tokens: tuple[str, ...] = ()
+    force_digits: bool = False
+    force_first: int = 0
+    force_last: int = 0
+    min_tokens: int = 0
+
+    @property
+    def does_nothing(self) -> bool:
+        """True if they keep every text whole."""
+        return self.keep >= 1 and self.target_tokens is None
+
+
+@dataclass(frozen=True, eq=False)
+class Pruned:
+    """A text and what is kept of it.
+
+    `pieces` are kept or dropped as a whole. `scores`: [tokens] float32, higher is more important;
+    None where nothing had to be ranked. `piece_kept`, `piece_forced`: [pieces]. `tokens_before` and
+    `tokens_after` are in tokens of the target if it was asked, otherwise of the ranker.
+    """
+
+    original: str
+    text: str
+    tokens: Tokens
+    pieces: Pieces
+    scores: npt.NDArray[np.float32] | None
+    piece_kept: npt.NDArray[np.bool_]
+    piece_forced: npt.NDArray[np.bool_]
+    tokens_before: int
+    tokens_after: int
+
+    @property
+    def kept(self) -> npt.NDArray[np.bool_]:
+        """[tokens] Is each token kept?"""
+        return self.piece_kept[self.pieces.of_token]
+
+    @property
+    def piece_scores(self) -> npt.NDArray[np.float64] | None:
+        """[pieces] mean score of each piece's tokens; None where nothing was ranked."""
+        return None if self.scores is None else _means(self.scores, self.pieces)
+
+
+class InputPruner:
+    """A tokenizer and its scorers; safe to use from several threads."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        make: Callable[[str], Scorer],
+        default_scorer: str = DEFAULT_SCORER,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.default_scorer = default_scorer
+        self._make = make
+        self._scorers: dict[str, Scorer] = {}
+        self._lock = Lock()
+        added = tokenizer.get_added_tokens_decoder()
+        self._special_ids = np.array([id for id, token in added.items() if token.special], int)
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | Path, *, scorer: str = DEFAULT_SCORER, **how: Any
+    ) -> "InputPruner":
+        """Read `tokenizer.json` of a model's folder, and of its weights what the scorer needs.
+
+        `how` goes to `make_scorer`: `window`, `causal`, `dtype`, `seed`. Raises `KPruneError` for a
+        folder without tokenizer.json, an unknown scorer or a model that it cannot use.
+        """
+        folder = Path(folder)
+        pruner = cls(_load_tokenizer(folder), lambda name: make_scorer(name, folder, **how), scorer)
+        pruner.scorer(scorer)
+        return pruner
+
+    def scorer(self, name: str | None = None) -> Scorer:
+        """The scorer of this name, made on first use."""
+        name = name or self.default_scorer
+        with self._lock:
+            if name not in self._scorers:
+                self._scorers[name] = self._make(name)
+            return self._scorers[name]
+
+    def tokenize(self, text: str) -> Tokens:
+        """The ranker's tokens of `text`, without those that a prompt begins with."""
+        try:
+            encoding = self.tokenizer.encode(text, add_special_tokens=False)
+        except (TypeError, UnicodeEncodeError):
+            raise KPruneError(
+                "the text has half a surrogate pair; it must be valid Unicode"
+            ) from None
+        return Tokens(text, tuple(encoding.ids), tuple(encoding.offsets))
+
+    def prune(
+        self,
+        text: str,
+        options: PruneOptions,
+        *,
+        query: str | None = None,
+        count: Count | None = None,
+        cancelled: Cancelled | None = None,
+    ) -> Pruned:
+        """Drop the least important tokens of `text`.
+
+        `query` is what a query-conditioned scorer looks from; `count` counts tokens as the target
+        model does; `cancelled` is asked now and then, and stops the ranking.
+        """
+        tokens = self.tokenize(text)
+        before = count(text) if count else len(tokens.ids)
+        pieces = cut_pieces(text, tokens.offsets, options.unit)
+        cut = _Cut(tokens, pieces, self._forced(tokens, pieces, options))
+        if self._leaves(before, options):
+            return cut.result(np.ones(len(pieces.starts), dtype=bool), None, before, before)
+        scores = self.scorer(options.scorer).scores(tokens, query=query, cancelled=cancelled)
+        measure = count or (lambda kept: len(self.tokenize(kept).ids))
+        kept = cut.choose(scores, options, measure)
+        return cut.result(kept, scores, before, measure(cut.text_of(kept)))
+
+    def _leaves(self, tokens: int, options: PruneOptions) -> bool:
+        if options.target_tokens is not None:
+            return tokens <= options.target_tokens or tokens < options.min_tokens
+        return options.keep >= 1 or tokens < options.min_tokens or tokens == 0
+
+    def _forced(
+        self, tokens: Tokens, pieces: Pieces, options: PruneOptions
+    ) -> npt.NDArray[np.bool_]:
+        """[pieces] What stays in any case: control tokens, and what the options name."""
+        forced = np.zeros(len(pieces.starts), dtype=bool)
+        forced[pieces.of_token[np.isin(tokens.ids, self._special_ids)]] = True
+        forced[pieces.of_token[: options.force_first]] = True
+        if options.force_last:
+            forced[pieces.of_token[-options.force_last :]] = True
+        characters = np.zeros(len(tokens.text) + 1, dtype=np.int64)
+        for wanted in options.force_tokens:
+            begin = tokens.text.find(wanted)
+            while begin >= 0:
+                characters[begin : begin + len(wanted)] = 1
+                begin = tokens.text.find(wanted, begin + len(wanted))
+        if options.force_digits:
+            characters[[n for n, c in enumerate(tokens.text) if c.isdigit()]] = 1
+        if characters.any():
+            until = np.concatenate([[0], np.cumsum(characters)])
+            forced |= until[pieces.ends] > until[pieces.starts]
+        return forced
+
+
+@dataclass(frozen=True, eq=False)
+class _Cut:
+    tokens: Tokens
+    pieces: Pieces
+    forced: npt.NDArray[np.bool_]
+
+    @cached_property
+    def sizes(self) -> npt.NDArray[np.int64]:
+        return self.pieces.sizes
+
+    def choose(
+        self, scores: npt.NDArray[np.float32], options: PruneOptions, measure: Count
+    ) -> npt.NDArray[np.bool_]:
+        """[pieces] Which to keep."""
+        order = np.argsort(-_means(scores, self.pieces), kind="stable")
+        total = len(self.tokens.ids)
+        if options.target_tokens is None:
+            return self._best(order, math.ceil(options.keep * total))
+        return self._fitting(order, options.target_tokens, total, measure)
+
+    def _best(self, order: npt.NDArray[np.intp], budget: int) -> npt.NDArray[np.bool_]:
+        """The forced pieces, and of the others the best that fit into `budget` tokens."""
+        kept = self.forced.copy()
+        order = order[~kept[order]]
+        room = budget - int(self.sizes[kept].sum())
+        sizes = self.sizes[order]
+        if (sizes <= 1).all():
+            kept[order[: max(room, 0)]] = True
+            return kept
+        for piece, size in zip(order.tolist(), sizes.tolist(), strict=True):
+            if room <= 0:
+                break
+            if size <= room:
+                kept[piece] = True
+                room -= size
+        return kept
+
+    def _fitting(
+        self, order: npt.NDArray[np.intp], most: int, total: int, measure: Count
+    ) -> npt.NDArray[np.bool_]:
+        """The largest budget, found by halving, whose text has at most `most` target tokens."""
+        found, low, high = self._best(order, 0), 0, total
+        while low < high:
+            budget = (low + high + 1) // 2
+            kept = self._best(order, budget)
+            if measure(self.text_of(kept)) <= most:
+                found, low = kept, budget
+            else:
+                high = budget - 1
+        return found
+
+    def text_of(self, kept: npt.NDArray[np.bool_]) -> str:
+        bounds = zip(
+            self.pieces.starts[kept].tolist(), self.pieces.ends[kept].tolist(), strict=True
+        )
+        return "".join(self.tokens.text[start:end] for start, end in bounds)
+
+    def result(
+        self,
+        kept: npt.NDArray[np.bool_],
+        scores: npt.NDArray[np.float32] | None,
+        before: int,
+        after: int,
+    ) -> Pruned:
+        return Pruned(
+            self.tokens.text,
+            self.text_of(kept),
+            self.tokens,
+            self.pieces,
+            scores,
+            kept,
+            self.forced,
+            before,
+            after,
+        )
+
+
+def _means(values: npt.NDArray[np.float32], pieces: Pieces) -> npt.NDArray[np.float64]:
+    """[pieces] means of [tokens] values; a piece without tokens has none: 0."""
+    sums = np.bincount(pieces.of_token, weights=values, minlength=len(pieces.starts))
+    return np.asarray(sums / np.maximum(pieces.sizes, 1))
+
+
+def _load_tokenizer(folder: Path) -> Tokenizer:
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise KPruneError(f"{folder} has no tokenizer.json; name a model's folder as the ranker")
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the tokenizers library raises plain Exception
+        raise KPruneError(f"{path} is not a tokenizer: {error}") from None
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
