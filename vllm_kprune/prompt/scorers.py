@@ -1,22 +1,44 @@
-"""How important each token of a text is: scorers behind one interface."""
+"""Scores that say which tokens of a prompt matter; all behind one interface.
+
+`attention` is LitePruner's (section 2): what a token receives in the first attention layer, and
+`random` its baseline. `rarity` needs no weights: rare tokens stay, because what is frequent can be
+guessed. None looks at the question, so that a passage is pruned the same way in every prompt and
+prefix caches hit. Making a scorer reads from the model's folder only what that scorer needs.
+"""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from vllm_kprune.errors import KPruneError, nearest
 
-__all__ = ["DEFAULT_SCORER", "SCORERS", "RandomScorer", "Scorer", "Tokens", "make_scorer"]
+if TYPE_CHECKING:
+    import torch
+
+    from vllm_kprune.prompt.ranker import FirstLayer
+
+__all__ = [
+    "DEFAULT_SCORER",
+    "SCORERS",
+    "Attention",
+    "RandomScores",
+    "Scorer",
+    "Tokens",
+    "make_scorer",
+]
+
+Scores = npt.NDArray[np.float32]
+Cancelled = Callable[[], bool]
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """A text and its tokens: `ids` [n], and `offsets` [n] of (begin, end) characters."""
+    """A text and the ranker's tokens of it; `offsets` are (begin, end) in characters of `text`."""
 
     text: str
     ids: tuple[int, ...]
@@ -24,23 +46,18 @@ class Tokens:
 
 
 class Scorer(Protocol):
-    """Says how important each token is."""
+    """Something that tells how important each token is; the same for the same text, everywhere."""
 
     name: str
 
     def scores(
-        self,
-        tokens: Tokens,
-        *,
-        query: str | None = None,
-        cancelled: Callable[[], bool] | None = None,
-    ) -> npt.NDArray[np.float32]:
-        """[n], higher is more important."""
-        ...
+        self, tokens: Tokens, *, query: str | None = None, cancelled: Cancelled | None = None
+    ) -> Scores:
+        """[tokens] finite, higher is more important. `cancelled` is asked now and then."""
 
 
-class RandomScorer:
-    """A baseline: the same text always loses the same tokens."""
+class RandomScores:
+    """The baseline: scores that depend on the text and the seed alone."""
 
     name = "random"
 
@@ -48,24 +65,77 @@ class RandomScorer:
         self._seed = seed
 
     def scores(
-        self,
-        tokens: Tokens,
-        *,
-        query: str | None = None,
-        cancelled: Callable[[], bool] | None = None,
-    ) -> npt.NDArray[np.float32]:
-        """[n] uniform numbers that depend on the seed and the text alone."""
-        digest = hashlib.blake2b(tokens.text.encode("utf-8", "surrogatepass"), digest_size=8)
-        seed = [self._seed, int.from_bytes(digest.digest(), "little")]
+        self, tokens: Tokens, *, query: str | None = None, cancelled: Cancelled | None = None
+    ) -> Scores:
+        """[tokens] independent and uniform in [0, 1)."""
+        text = f"{self._seed}\0{tokens.text}".encode(errors="surrogatepass")
+        seed = int.from_bytes(hashlib.blake2b(text, digest_size=16).digest())
         return np.random.default_rng(seed).random(len(tokens.ids), dtype=np.float32)
 
 
-SCORERS: tuple[str, ...] = ("random",)
-DEFAULT_SCORER = "random"
+class Attention:
+    """Attention received in the first layer, mean over heads and queries (the paper's score)."""
+
+    name = "attention"
+
+    def __init__(
+        self, layer: "FirstLayer", *, window: int | None = None, causal: bool = False
+    ) -> None:
+        self._layer, self._window, self._causal = layer, window, causal
+
+    def scores(
+        self, tokens: Tokens, *, query: str | None = None, cancelled: Cancelled | None = None
+    ) -> Scores:
+        """[tokens] attention received; the mean of a prompt of n tokens is 1/n."""
+        if not tokens.ids:
+            return np.zeros(0, dtype=np.float32)
+        [received] = self._layer.received_attention(
+            [tokens.ids], causal=self._causal, window=self._window, cancelled=cancelled
+        )
+        return received
 
 
-def make_scorer(name: str, folder: Path, *, seed: int = 0, **how: Any) -> Scorer:
-    """The scorer of this name for the model in `folder`; `KPruneError` for an unknown name."""
-    if name not in SCORERS:
-        raise KPruneError(f"unknown scorer {name!r}; {nearest(name, SCORERS)}")
-    return RandomScorer(seed)
+def _make_random(folder: Path, how: Mapping[str, Any]) -> Scorer:
+    return RandomScores(how["seed"])
+
+
+def _make_attention(folder: Path, how: Mapping[str, Any]) -> Scorer:
+    from vllm_kprune.prompt.ranker import FirstLayer
+
+    layer = FirstLayer.from_pretrained(folder, dtype=how["dtype"])
+    return Attention(layer, window=how["window"], causal=how["causal"])
+
+
+def _make_rarity(folder: Path, how: Mapping[str, Any]) -> Scorer:
+    from vllm_kprune.prompt.rarity import Rarity
+
+    return Rarity()
+
+
+_MAKERS: Mapping[str, Callable[[Path, Mapping[str, Any]], Scorer]] = {
+    "rarity": _make_rarity,
+    "attention": _make_attention,
+    "random": _make_random,
+}
+SCORERS: tuple[str, ...] = tuple(_MAKERS)
+DEFAULT_SCORER = "rarity"
+
+
+def make_scorer(
+    name: str,
+    folder: Path,
+    *,
+    window: int | None = None,
+    causal: bool = False,
+    dtype: "torch.dtype | None" = None,
+    seed: int = 0,
+) -> Scorer:
+    """Make a scorer for the tokens of the model in `folder`.
+
+    `window` (tokens), `causal` and `dtype` are for attention, `seed` for random. Raises
+    `KPruneError` for an unknown name, or a model whose first layer cannot be read.
+    """
+    if name not in _MAKERS:
+        raise KPruneError(f"unknown scorer {name!r}: {nearest(name, SCORERS)}")
+    how = {"window": window, "causal": causal, "dtype": dtype, "seed": seed}
+    return _MAKERS[name](folder, how)
