@@ -51,7 +51,12 @@ def prune_online(module: ModuleType, pruning_of: PruningOf) -> None:
         return original(online)
 
     async def chat(
-        original: Callable[..., Any], online: Any, request: Any, messages: Any, *rest: Any, **how: Any
+        original: Callable[..., Any],
+        online: Any,
+        request: Any,
+        messages: Any,
+        *rest: Any,
+        **how: Any,
     ) -> Any:
         pruning = pruning_of(online.renderer)
         if pruning is None or not _are_mappings(messages):
@@ -66,7 +71,12 @@ def prune_online(module: ModuleType, pruning_of: PruningOf) -> None:
         return conversation, inputs
 
     async def completion(
-        original: Callable[..., Any], online: Any, request: Any, prompts: Any, *rest: Any, **how: Any
+        original: Callable[..., Any],
+        online: Any,
+        request: Any,
+        prompts: Any,
+        *rest: Any,
+        **how: Any,
     ) -> Any:
         pruning = pruning_of(online.renderer)
         if pruning is None:
@@ -86,9 +96,10 @@ def prune_online(module: ModuleType, pruning_of: PruningOf) -> None:
 
 
 def prune_offline(module: ModuleType, pruning_of: PruningOf) -> None:
-    """Prune the prompts of `LLM.generate`, `LLM.chat` and the like; `vllm.entrypoints.common.offline`.
+    """Prune the prompts of `LLM.generate`, `LLM.chat` and the like.
 
-    Options come in `SamplingParams.extra_args`, of each prompt its own.
+    Options come in `SamplingParams.extra_args`, of each prompt its own. `module` is
+    `vllm.entrypoints.common.offline`.
     """
 
     def completions(

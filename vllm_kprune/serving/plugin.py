@@ -106,9 +106,9 @@ def _settle(args: argparse.Namespace) -> None:
 
 
 def _add_headers(args: argparse.Namespace) -> None:
-    """vLLM's own channel for a middleware; only with an input pruner, which has something to tell."""
+    """Name our middleware where users name theirs; only an input pruner has something to tell."""
     from vllm_kprune.serving.options import KEY
-    from vllm_kprune.serving.prune_names import MIDDLEWARE
+    from vllm_kprune.serving.pruner_options import MIDDLEWARE
 
     ours = (getattr(args, "additional_config", None) or {}).get(KEY)
     named = getattr(args, "middleware", None)

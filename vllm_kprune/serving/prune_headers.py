@@ -1,7 +1,7 @@
 """Response headers that tell what pruning did: an ASGI middleware, for streams too.
 
-`--kprune-input-pruner` adds it to vLLM's `--middleware`. The headers are sent with the first byte of
-an answer, when its prompt has been rendered.
+`--kprune-input-pruner` adds it to vLLM's `--middleware`. An answer begins when its prompt has been
+rendered, so its headers can tell.
 """
 
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -9,9 +9,8 @@ from typing import Any
 
 from vllm_kprune.serving.prune_metrics import RequestReport, current_report
 
-__all__ = ["MIDDLEWARE", "PruneHeaders"]
+__all__ = ["PruneHeaders"]
 
-MIDDLEWARE = "vllm_kprune.serving.prune_headers.PruneHeaders"
 _ORIGINAL = b"x-kprune-prompt-tokens-original"
 _KEPT = b"x-kprune-prompt-tokens-kept"
 _SEGMENTS = b"x-kprune-segments-pruned"

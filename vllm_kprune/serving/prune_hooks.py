@@ -20,7 +20,7 @@ def hook_pruner() -> None:
 
 
 def pruning_of(renderer: Any) -> Any:
-    """What prunes the prompts of this renderer, loaded at first; None if nobody asked for kprune."""
+    """What prunes a renderer's prompts, loaded at first; None if nobody asked for kprune."""
     from vllm_kprune.serving import compat_prompt
 
     return compat_prompt.attached(renderer, _make)

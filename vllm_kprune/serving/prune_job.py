@@ -1,12 +1,13 @@
 """Prune the texts of one request: what a ranking thread does, and can stop doing.
 
-Each segment is pruned by itself, and only by its own text and the options: so the same segment gives
+Each segment is pruned by itself, from its own text and the options alone: so the same segment gives
 the same tokens in every request, and vLLM's prefix cache still finds them.
 """
 
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from vllm_kprune.prompt.cache import CachedSegment, SegmentCache
 from vllm_kprune.prompt.pruner import InputPruner, PruneOptions
@@ -17,6 +18,8 @@ __all__ = ["Cancelled", "Outcome", "PruneJob"]
 
 Cancelled = Callable[[], bool]
 Count = Callable[[str], int]
+# (segment, its options, what is asked or None) -> what is left of it
+PruneSegment = Callable[[str, PruneOptions, str | None], str]
 
 
 @dataclass(frozen=True)
@@ -58,14 +61,41 @@ class PruneJob:
         """Prune; `cancelled` is asked now and then, and ends it with an exception."""
         started = time.perf_counter()
         wanted = self._wanted()
-        total = sum(self._size(text) for text, _ in wanted)
+        total = sum(self.size(text) for text, _ in wanted)
         if not total or total < self.min_tokens:
             plain = [texts.without_marks(self.wish.request) for texts in self.texts]
             return Outcome(plain, skipped="below_break_even" if total else "nothing_to_prune")
-        share = self._target_share(wanted)
         tally = _Tally()
-        pruned = [self._pruned(texts, share, tally, cancelled) for texts in self.texts]
+        pruned = self.walk(partial(self._segment, tally, cancelled))
         return Outcome(pruned, **vars(tally), seconds=time.perf_counter() - started)
+
+    def walk(self, prune: PruneSegment) -> list[RequestTexts]:
+        """The texts with every segment that is not kept whole replaced by what `prune` gives."""
+        share = self._target_share()
+        scorer = self.pruner.scorer(self.wish.request.options.scorer)
+        asks = bool(getattr(scorer, "uses_query", False))
+
+        def pruned(texts: RequestTexts) -> RequestTexts:
+            query = texts.query(self.wish.request) if asks else None
+
+            def one(text: str, keep: float | None) -> str:
+                options = self._options(keep)
+                if not text or options.does_nothing:
+                    return text
+                if options.target_tokens is not None:
+                    fitting = max(1, int(share * self.size(text)))
+                    options = replace(options, target_tokens=fitting)
+                return prune(text, options, query)
+
+            return texts.apply(one, self.wish.request)
+
+        return [pruned(texts) for texts in self.texts]
+
+    def size(self, text: str) -> int:
+        """Tokens of the target; the texts of a request are counted once."""
+        if text not in self._sizes:
+            self._sizes[text] = self.count(text)
+        return self._sizes[text]
 
     def _wanted(self) -> list[tuple[str, PruneOptions]]:
         """The segments that are not kept whole, each with its options."""
@@ -85,44 +115,28 @@ class PruneJob:
         options = self.wish.request.options
         return options if keep is None else replace(options, keep=keep, target_tokens=None)
 
-    def _target_share(self, wanted: Sequence[tuple[str, PruneOptions]]) -> float:
+    def _target_share(self) -> float:
         """Of each segment's tokens, how many are left when all together have `target_tokens`."""
         target = self.wish.request.options.target_tokens
-        total = sum(self._size(text) for text, options in wanted if options.target_tokens)
-        return target / total if target and total else 1.0
-
-    def _pruned(
-        self, texts: RequestTexts, share: float, tally: "_Tally", cancelled: Cancelled
-    ) -> RequestTexts:
-        scorer = self.pruner.scorer(self.wish.request.options.scorer)
-        asks = bool(getattr(scorer, "uses_query", False))
-        query = texts.query(self.wish.request) if asks else None
-
-        def prune(text: str, keep: float | None) -> str:
-            options = self._options(keep)
-            if not text or options.does_nothing:
-                return text
-            if options.target_tokens is not None:
-                fitting = max(1, int(share * self._size(text)))
-                options = replace(options, target_tokens=fitting)
-            return self._segment(text, options, query, tally, cancelled)
-
-        return texts.apply(prune, self.wish.request)
+        if target is None:
+            return 1.0
+        total = sum(self.size(text) for text, options in self._wanted() if options.target_tokens)
+        return min(1.0, target / total) if total else 1.0
 
     def _segment(
         self,
+        tally: "_Tally",
+        cancelled: Cancelled,
         text: str,
         options: PruneOptions,
         query: str | None,
-        tally: "_Tally",
-        cancelled: Cancelled,
     ) -> str:
         how = repr((options, query))
         known = self.cache.get(text, how)
         if known is None:
             tally.misses += 1
             done = self.pruner.prune(
-                text, options, query=query, count=self._size, cancelled=cancelled
+                text, options, query=query, count=self.size, cancelled=cancelled
             )
             known = CachedSegment(done.text, done.tokens_before, done.tokens_after)
             self.cache.put(text, how, known)
@@ -132,12 +146,6 @@ class PruneJob:
         tally.tokens_after += known.tokens_after
         tally.segments += known.text != text
         return known.text
-
-    def _size(self, text: str) -> int:
-        """Tokens of the target; the texts of a request are counted once."""
-        if text not in self._sizes:
-            self._sizes[text] = self.count(text)
-        return self._sizes[text]
 
 
 @dataclass

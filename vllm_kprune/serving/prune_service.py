@@ -9,7 +9,7 @@ import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from vllm_kprune.checkpoint.manifest import is_overlay, load_manifest
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.prompt.cache import SegmentCache
 from vllm_kprune.prompt.pruner import InputPruner
+from vllm_kprune.prompt.scorers import DEFAULT_SCORER
 from vllm_kprune.serving import compat_prompt
 from vllm_kprune.serving.compat import logger
 from vllm_kprune.serving.prune_job import Outcome, PruneJob
@@ -81,9 +82,7 @@ class PromptPruning:
         assert self.settings
         return Worker(self.settings.threads)
 
-    async def prune(
-        self, texts: Sequence[RequestTexts], extra_args: Mapping[str, Any]
-    ) -> Prepared:
+    async def prune(self, texts: Sequence[RequestTexts], extra_args: Mapping[str, Any]) -> Prepared:
         """What to render instead. `KPruneError` for bad wishes and malformed marks."""
         wish = wish_of(self.settings, extra_args)
         if not self._has_work(texts, wish):
@@ -162,7 +161,7 @@ class PromptPruning:
 
 
 def make_pruning(renderer: Any) -> PromptPruning:
-    """What prunes the prompts of a vLLM renderer whose server asked for kprune; loads the ranker."""
+    """What prunes the prompts of a vLLM renderer, with its ranker loaded if there is one."""
     config = renderer.config
     settings = pruner_settings(config.additional_config)
     if settings is None:
@@ -185,13 +184,17 @@ def load_ranker(settings: PrunerSettings, model: str, revision: str | None = Non
     folder = resolve_model(model, revision) if own else resolve_model(settings.ranker)
     if is_overlay(folder):  # it ranks as its base does: weights and tokenizer are there
         folder = Path(load_manifest(folder).base.path)
-    scorer = settings.default.options.scorer
-    how: dict[str, Any] = {"scorer": scorer} if scorer else {}
     try:
-        pruner = InputPruner.from_pretrained(folder, window=settings.window, **how)
+        pruner = _pruner(folder, settings.default.options.scorer, settings.window)
     except KPruneError as error:
         raise KPruneError(f"--kprune-input-pruner {settings.ranker}: {error}") from None
     return Ranker(SELF if own else _public_name(settings.ranker), folder, pruner)
+
+
+@lru_cache(maxsize=1)
+def _pruner(folder: Path, scorer: str | None, window: int | None) -> InputPruner:
+    """The last one is kept: a server checks it first, and then uses it."""
+    return InputPruner.from_pretrained(folder, scorer=scorer or DEFAULT_SCORER, window=window)
 
 
 def _public_name(reference: str) -> str:
@@ -203,9 +206,9 @@ def _public_name(reference: str) -> str:
 def _counter(renderer: Any, ranker: Ranker) -> Callable[[str], int] | None:
     """Counts tokens of the served model; None if its tokenizer is the ranker's own."""
     served = Path(renderer.model_config.tokenizer) / "tokenizer.json"
-    if served.is_file():
-        if sha256_file(served) == sha256_file(ranker.folder / "tokenizer.json"):
-            return None
+    own = ranker.folder / "tokenizer.json"
+    if served.is_file() and sha256_file(served) == sha256_file(own):
+        return None
     tokenizer = compat_prompt.target_tokenizer(renderer)
     if tokenizer is None:
         logger.warning("kprune: tokens of pruned segments are counted as the ranker's")

@@ -1,7 +1,7 @@
 """The input pruner's settings: the server's, and what a single request makes of them.
 
-    vllm serve MODEL --kprune-input-pruner self --kprune-keep 0.8
-    extra_body={"vllm_xargs": {"kprune_keep": 0.6, "kprune_force_digits": 1}}
+vllm serve MODEL --kprune-input-pruner self --kprune-keep 0.8
+extra_body={"vllm_xargs": {"kprune_keep": 0.6, "kprune_force_digits": 1}}
 """
 
 import os

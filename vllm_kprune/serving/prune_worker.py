@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Event, Lock
-from typing import TypeVar
+from typing import Any, TypeVar
 
 __all__ = ["Busy", "Worker"]
 
@@ -65,7 +65,7 @@ class Worker:
         future.add_done_callback(self._done)
         return future
 
-    def _done(self, future: Future[object]) -> None:
+    def _done(self, future: Future[Any]) -> None:
         with self._lock:
             self._pending -= 1
 

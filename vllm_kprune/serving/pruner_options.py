@@ -12,10 +12,12 @@ from typing import Any
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.serving.option_fields import flag, option
 
-__all__ = ["AUTO", "SELF", "PrunerOptions", "check_pruner_options"]
+__all__ = ["AUTO", "MIDDLEWARE", "SELF", "PrunerOptions", "check_pruner_options"]
 
 AUTO = "auto"
 SELF = "self"
+# What adds the response headers, as vLLM's --middleware names it.
+MIDDLEWARE = "vllm_kprune.serving.prune_headers.PruneHeaders"
 _SWITCHES = ("force_digits", "pruner_strict")
 
 
