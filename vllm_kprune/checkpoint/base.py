@@ -31,6 +31,7 @@ __all__ = [
     "open_tokenizer_folder",
     "read_json",
     "resolve_model",
+    "weight_files",
 ]
 
 _MAX_JSON_BYTES = 64 << 20
@@ -178,7 +179,7 @@ def open_base(model: str, revision: str | None = None) -> BaseModel:
         raise KPruneError(f"{folder} has no config.json: not a model folder")
     config = read_json(folder / "config.json")
     family = find_family(config, str(folder / "config.json"))
-    shards = _shards(folder)
+    shards = weight_files(folder)
     tensors = {t.name: t for shard in shards for t in read_shard(folder / shard).tensors}
     if family.text_config and not isinstance(config.get(family.text_config), dict):
         raise KPruneError(
@@ -217,7 +218,8 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _shards(folder: Path) -> tuple[str, ...]:
+def weight_files(folder: Path) -> tuple[str, ...]:
+    """Names of a folder's safetensors files; `KPruneError` if there are none, or pickled ones."""
     index = folder / INDEX_NAME
     if index.is_file():
         weight_map = read_json(index).get("weight_map")

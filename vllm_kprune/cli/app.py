@@ -25,7 +25,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",  # reflows the docstrings
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-_COMMANDS = ("build", "demo", "demo_model", "export", "inspect", "tokenizer", "verify")
+_COMMANDS = ("build", "demo", "demo_model", "export", "inspect", "prompt", "tokenizer", "verify")
 
 
 @app.callback(invoke_without_command=True)

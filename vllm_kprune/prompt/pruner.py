@@ -23,7 +23,7 @@ from vllm_kprune.errors import KPruneError
 from vllm_kprune.prompt.pieces import Pieces, Unit, cut_pieces
 from vllm_kprune.prompt.scorers import DEFAULT_SCORER, Scorer, Tokens, make_scorer
 
-__all__ = ["InputPruner", "PruneOptions", "Pruned"]
+__all__ = ["InputPruner", "Piece", "PruneOptions", "Pruned"]
 
 Count = Callable[[str], int]
 Cancelled = Callable[[], bool]
@@ -55,6 +55,25 @@ class PruneOptions:
         return self.keep >= 1 and self.target_tokens is None
 
 
+@dataclass(frozen=True)
+class Piece:
+    """A part of a text that is kept or dropped as a whole, to be shown.
+
+    `score` is None where nothing was ranked. `heat` is the share of the tokens that are no more
+    important, from 0 to 1; `kept_from` the lowest keep rate at which the piece is kept.
+    """
+
+    start: int
+    end: int
+    text: str
+    tokens: int
+    score: float | None
+    heat: float
+    kept_from: float
+    kept: bool
+    forced: bool
+
+
 @dataclass(frozen=True, eq=False)
 class Pruned:
     """A text and what is kept of it.
@@ -83,6 +102,40 @@ class Pruned:
     def piece_scores(self) -> npt.NDArray[np.float64] | None:
         """[pieces] mean score of each piece's tokens; None where nothing was ranked."""
         return None if self.scores is None else _means(self.scores, self.pieces)
+
+    def list_pieces(self) -> list[Piece]:
+        """The pieces in order, one by one; slow for long texts, which nobody looks at."""
+        starts, ends, sizes = self.pieces.starts, self.pieces.ends, self.pieces.sizes
+        scores = self.piece_scores
+        heat, kept_from = self._ranks(sizes)
+        return [
+            Piece(
+                start=int(starts[n]),
+                end=int(ends[n]),
+                text=self.original[starts[n] : ends[n]],
+                tokens=int(sizes[n]),
+                score=None if scores is None else float(scores[n]),
+                heat=float(heat[n]),
+                kept_from=float(kept_from[n]),
+                kept=bool(self.piece_kept[n]),
+                forced=bool(self.piece_forced[n]),
+            )
+            for n in range(len(starts))
+        ]
+
+    def _ranks(
+        self, sizes: npt.NDArray[np.int64]
+    ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        scores, total = self.piece_scores, max(int(sizes.sum()), 1)
+        if scores is None:
+            return np.ones(len(sizes)), np.zeros(len(sizes))
+        heat, kept_from = np.empty(len(sizes)), np.empty(len(sizes))
+        order = np.argsort(-scores, kind="stable")
+        heat[order] = 1 - (np.cumsum(sizes[order]) - sizes[order]) / total
+        order = order[np.argsort(~self.piece_forced[order], kind="stable")]
+        kept_from[order] = np.cumsum(sizes[order]) / total
+        kept_from[self.piece_forced] = 0.0
+        return heat, kept_from
 
 
 class InputPruner:

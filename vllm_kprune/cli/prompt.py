@@ -1,0 +1,172 @@
+"""`kprune prompt`: see what input pruning would drop from a text."""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.style import Style
+from rich.text import Text
+
+from vllm_kprune.checkpoint.base import resolve_model
+from vllm_kprune.checkpoint.reference import demo_model
+from vllm_kprune.cli.console import error_console, output_console, steps, write_json
+from vllm_kprune.cli.options import JsonOption, RevisionOption
+from vllm_kprune.cli.prompt_page import write_page
+from vllm_kprune.errors import KPruneError
+from vllm_kprune.prompt.options import parse_prune_request
+from vllm_kprune.prompt.pruner import InputPruner, Pruned, PruneOptions
+from vllm_kprune.prompt.segments import split_marks
+
+__all__ = ["register"]
+
+_MOST_CHARACTERS = 20_000_000
+# From cold to hot, as colours of the 256 that terminals have in common.
+_HEAT = (240, 246, 252, 229, 221, 214)
+_DROPPED = Style(color="color(131)", strike=True, dim=True)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command("prompt")(_run)
+
+
+def _run(
+    file: Annotated[
+        Path | None, typer.Argument(help="Text to prune; standard input if none.")
+    ] = None,
+    keep: Annotated[str, typer.Option(help="Share of the tokens to keep.")] = "0.7",
+    target_tokens: Annotated[
+        int | None, typer.Option(help="Keep at most this many tokens, instead of a share.")
+    ] = None,
+    ranker: Annotated[
+        str | None,
+        typer.Option(
+            help="Folder or hub id of the small model that ranks; the demo model if none."
+        ),
+    ] = None,
+    scorer: Annotated[
+        str | None, typer.Option(help="How tokens are ranked; a wrong name lists the known ones.")
+    ] = None,
+    unit: Annotated[
+        str, typer.Option(help="What is kept or dropped as a whole: token, word.")
+    ] = "token",
+    query: Annotated[
+        str | None, typer.Option(help="The question, for scorers that look from it.")
+    ] = None,
+    force: Annotated[
+        list[str], typer.Option("--force-token", help="Text that always stays; repeat for several.")
+    ] = [],  # noqa: B006 - Typer copies it
+    force_digits: Annotated[bool, typer.Option("--force-digits", help="Numbers stay.")] = False,
+    revision: RevisionOption = None,
+    kept_only: Annotated[
+        bool, typer.Option("--kept", help="Print the kept text alone, to pipe it on.")
+    ] = False,
+    html: Annotated[
+        Path | None, typer.Option(help="Write a web page with a slider; it loads nothing.")
+    ] = None,
+    json_to: JsonOption = None,
+) -> None:
+    """Show what input pruning would drop from a text.
+
+    Dropped parts are struck through, the others coloured by their importance. Spans marked
+    `<kprune keep="0.5">…</kprune>` are pruned alone, as a server does.
+
+        kprune prompt --keep 0.7 report.txt --html report.html
+        kprune prompt --keep 0.5 --kept < report.txt | wc
+    """
+    asked = {"keep": keep} if target_tokens is None else {"target_tokens": target_tokens}
+    more = {"unit": unit, "force_tokens": force, "force_digits": force_digits}
+    named = {"scorer": scorer} if scorer else {}
+    options = parse_prune_request({**asked, **more, **named}).options
+    text = _read(file)
+    pruner = InputPruner.from_pretrained(_ranker(ranker, revision), **named)
+    parts = _prune(pruner, text, options, query)
+    if html:
+        write_page(parts, html, title=file.name if file else "prompt")
+    if json_to:
+        write_json(_figures(parts), json_to)
+    if kept_only:
+        sys.stdout.write("".join(part if isinstance(part, str) else part.text for part in parts))
+    elif json_to != "-":
+        _show(parts)
+    if html:
+        error_console.print(f"written: {html}", markup=False)
+
+
+def _read(file: Path | None) -> str:
+    name = str(file) if file else "standard input"
+    try:
+        if file is None:
+            data = sys.stdin.buffer.read(_MOST_CHARACTERS + 1)
+        else:
+            with file.open("rb") as stream:
+                data = stream.read(_MOST_CHARACTERS + 1)
+        text = data.decode("utf-8")
+    except OSError as error:
+        raise KPruneError(f"{name} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise KPruneError(f"{name} is not UTF-8: {error.reason} at byte {error.start}") from None
+    if len(data) > _MOST_CHARACTERS:
+        raise KPruneError(f"{name} has more than {_MOST_CHARACTERS // 1_000_000} MB of text")
+    return text
+
+
+def _ranker(model: str | None, revision: str | None) -> Path:
+    if model is not None:
+        return resolve_model(model, revision)
+    with steps() as progress:
+        log = lambda line: error_console.print(line, markup=False, soft_wrap=True)  # noqa: E731
+        return demo_model("gemma-3-270m", log=log, progress=progress)
+
+
+def _prune(
+    pruner: InputPruner, text: str, options: PruneOptions, query: str | None
+) -> list[str | Pruned]:
+    """The text in parts: as strings where it is left alone, else with what is kept of it."""
+    segments = split_marks(text)
+    marked = any(segment.marked for segment in segments)
+    parts: list[str | Pruned] = []
+    for segment in segments:
+        if marked and not segment.marked:
+            parts.append(segment.text)
+            continue
+        wanted = options
+        if segment.keep is not None:
+            wanted = replace(options, keep=segment.keep, target_tokens=None)
+        parts.append(pruner.prune(segment.text, wanted, query=query))
+    return parts
+
+
+def _figures(parts: list[str | Pruned]) -> dict[str, Any]:
+    pruned = [part for part in parts if isinstance(part, Pruned)]
+    return {
+        "tokens_before": sum(part.tokens_before for part in pruned),
+        "tokens_after": sum(part.tokens_after for part in pruned),
+        "text": "".join(part if isinstance(part, str) else part.text for part in parts),
+        "segments": [[asdict(piece) for piece in part.list_pieces()] for part in pruned],
+    }
+
+
+def _show(parts: list[str | Pruned]) -> None:
+    figures = _figures(parts)
+    before, after = figures["tokens_before"], figures["tokens_after"]
+    output_console.print(Text.assemble(*_styled(parts)), soft_wrap=True)
+    share = after / before if before else 1.0
+    error_console.print(f"{before:,} tokens -> {after:,} ({share:.0%})", markup=False)
+
+
+def _styled(parts: list[str | Pruned]) -> Iterator[tuple[str, Style] | str]:
+    coloured = output_console.is_terminal and not output_console.no_color
+    for part in parts:
+        if isinstance(part, str):
+            yield part
+            continue
+        for piece in part.list_pieces():
+            if coloured:
+                heat = _HEAT[min(int(piece.heat * len(_HEAT)), len(_HEAT) - 1)]
+                yield piece.text, Style(color=f"color({heat})") if piece.kept else _DROPPED
+            else:
+                yield piece.text if piece.kept else f"[-{piece.text}-]"

@@ -1,0 +1,61 @@
+"""What enters a deeper layer of a model: for comparing layers, never for serving.
+
+The layers before it run in transformers, whole, with attention as wide as the ranking's: without
+any mask, or causal. transformers is imported only here and only when asked for.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vllm_kprune.checkpoint.manifest import is_overlay, load_manifest
+from vllm_kprune.errors import KPruneError
+
+__all__ = ["HiddenStates", "no_mask"]
+
+
+class HiddenStates:
+    """A model's first layers; called with ids of the base model, gives what enters `layer`."""
+
+    def __init__(self, folder: Path, layer: int, dtype: torch.dtype) -> None:
+        try:
+            from transformers import AutoConfig, AutoModel
+        except ImportError as error:
+            raise KPruneError(
+                "ranking by a deeper layer than the first needs transformers: "
+                "pip install 'vllm-kprune[demo]', or use layer 0"
+            ) from error
+        if is_overlay(folder):
+            folder = load_manifest(folder).check_base()
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        model = AutoModel.from_pretrained(
+            folder, config=config, dtype=dtype, use_safetensors=True, trust_remote_code=False
+        )
+        text = getattr(model, "language_model", model)
+        text.set_attn_implementation("eager")
+        # What comes after is not needed. The layer itself stays: its input is then not normed.
+        text.layers = text.layers[: layer + 1]
+        text.config.num_hidden_layers = layer + 1
+        self._model = text.eval()
+        self._layer = layer
+        self._dtype = dtype
+
+    def __call__(self, ids: torch.Tensor, causal: bool) -> torch.Tensor:
+        """[n, hidden] before the layer's input norm."""
+        given: dict[str, Any] = {}
+        if not causal:
+            given["attention_mask"] = no_mask(self._model.config, len(ids), self._dtype)
+        output = self._model(ids[None], output_hidden_states=True, use_cache=False, **given)
+        states: torch.Tensor = output.hidden_states[self._layer][0]
+        return states
+
+
+def no_mask(config: Any, length: int, dtype: torch.dtype) -> Any:
+    """What tells a text model of transformers to hide nothing, not even behind a sliding window."""
+    zeros = torch.zeros(1, 1, length, length, dtype=dtype)
+    kinds = set(getattr(config, "layer_types", None) or ())
+    by_kind = "sliding_attention" in kinds or config.model_type.startswith(("gemma", "cohere2"))
+    return dict.fromkeys(("full_attention", "sliding_attention"), zeros) if by_kind else zeros

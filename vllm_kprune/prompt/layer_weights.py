@@ -1,0 +1,192 @@
+"""Read one attention layer's tensors out of a model folder, lazily; map its embedding.
+
+Only the embedding, the layer's input norm and its query and key projections are looked at. The
+embedding stays in the file: rows are read where they are used, and several processes share the
+pages. A folder of `kprune build` has no weights of its own: its rows are those of its base.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from vllm_kprune.checkpoint.base import weight_files
+from vllm_kprune.checkpoint.manifest import is_overlay, load_manifest
+from vllm_kprune.checkpoint.shards import StoredTensor, read_shard
+from vllm_kprune.errors import KPruneError
+from vllm_kprune.prompt.layer_config import LayerConfig, Rope
+
+__all__ = ["LayerWeights", "load_weights"]
+
+_PREFIXES = ("model.", "", "language_model.model.", "model.language_model.")
+_EMBEDDING = "embed_tokens.weight"
+_PLAIN = ("F32", "F16", "BF16")
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    """One layer's tensors; rotary dimensions are in the layout of halves, whatever the file's.
+
+    `embedding` [rows, hidden] is mapped, in the file's data type. `kept_rows` are its rows by id of
+    a pruned tokenizer. `queries` [heads * dim, hidden] and `keys` are of the wanted data type; all
+    else is float32.
+    """
+
+    embedding: torch.Tensor
+    kept_rows: torch.Tensor | None
+    norm: torch.Tensor
+    queries: torch.Tensor
+    keys: torch.Tensor
+    query_bias: torch.Tensor | None
+    key_bias: torch.Tensor | None
+    query_norm: torch.Tensor | None
+    key_norm: torch.Tensor | None
+    frequencies: torch.Tensor | None
+
+    @property
+    def rows(self) -> int:
+        """Token ids below this have an embedding."""
+        return len(self.embedding if self.kept_rows is None else self.kept_rows)
+
+
+def load_weights(folder: Path, config: LayerConfig, dtype: torch.dtype) -> LayerWeights:
+    """Read what `config` describes from a model's or an overlay's folder.
+
+    Raises:
+        KPruneError: a tensor is missing, quantised or has another shape, or the base has changed.
+    """
+    kept_rows = None
+    if is_overlay(folder):
+        manifest = load_manifest(folder)
+        if manifest.tokenizer_only:
+            raise KPruneError(f"{folder} is a pruned tokenizer without weights; name a model")
+        kept_rows = torch.tensor(manifest.kept_rows)
+        folder = manifest.check_base()
+    return _Reader(folder, _stored(folder), config, dtype).read(kept_rows)
+
+
+def _stored(folder: Path) -> Mapping[str, tuple[Path, StoredTensor]]:
+    """Every tensor's file and description by name; only headers are read."""
+    paths = [folder / name for name in weight_files(folder)]
+    return {tensor.name: (path, tensor) for path in paths for tensor in read_shard(path).tensors}
+
+
+@dataclass(frozen=True)
+class _Reader:
+    folder: Path
+    stored: Mapping[str, tuple[Path, StoredTensor]]
+    config: LayerConfig
+    dtype: torch.dtype
+
+    def read(self, kept_rows: torch.Tensor | None) -> LayerWeights:
+        config, prefix = self.config, self.prefix()
+        layer = f"{prefix}layers.{config.layer}."
+        embedding = self.tensor(prefix + _EMBEDDING, (None, config.hidden_size))
+        if kept_rows is not None and int(kept_rows[-1]) >= len(embedding):
+            raise KPruneError(f"{self.folder}: fewer rows than the overlay keeps; build it again")
+        norm = self.tensor(f"{layer}input_layernorm.weight", (config.hidden_size,)).float()
+        return LayerWeights(
+            embedding=embedding,
+            kept_rows=kept_rows,
+            norm=norm + 1.0 if config.norm == "rms_plus_one" else norm.clone(),
+            queries=self.matrix(f"{layer}self_attn.q_proj", config.num_heads),
+            keys=self.matrix(f"{layer}self_attn.k_proj", config.num_kv_heads),
+            query_bias=self.bias(f"{layer}self_attn.q_proj", config.num_heads),
+            key_bias=self.bias(f"{layer}self_attn.k_proj", config.num_kv_heads),
+            query_norm=self.qk_norm(f"{layer}self_attn.q_norm", config.num_heads),
+            key_norm=self.qk_norm(f"{layer}self_attn.k_norm", config.num_kv_heads),
+            frequencies=_frequencies(config.rope, config.head_dim) if config.rope else None,
+        )
+
+    def prefix(self) -> str:
+        for prefix in _PREFIXES:
+            if prefix + _EMBEDDING in self.stored:
+                return prefix
+        stems = [prefix + _EMBEDDING.removesuffix("weight") for prefix in _PREFIXES]
+        packed = [name for name in self.stored if any(name.startswith(stem) for stem in stems)]
+        reason = f"it is quantised ({packed[0]})" if packed else f"tried {_PREFIXES[0]}{_EMBEDDING}"
+        raise KPruneError(f"{self.folder}: no plain embedding, {reason}; use another model to rank")
+
+    def tensor(self, name: str, shape: tuple[int | None, ...]) -> torch.Tensor:
+        """A tensor that stays in its file until it is used."""
+        if name not in self.stored:
+            raise KPruneError(f"{self.folder}: {name} is missing; use another model to rank")
+        path, info = self.stored[name]
+        fits = len(info.shape) == len(shape) and all(
+            want in (None, got) for want, got in zip(shape, info.shape, strict=True)
+        )
+        if info.dtype not in _PLAIN or not fits:
+            wanted = " x ".join("any" if size is None else str(size) for size in shape)
+            raise KPruneError(
+                f"{path}: {name} is {info.dtype}{list(info.shape)}; expected plain floating-point "
+                f"numbers, {wanted}"
+            )
+        try:
+            with safe_open(path, "pt") as file:
+                tensor: torch.Tensor = file.get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise KPruneError(f"{path} cannot be read: {error}") from None
+        return tensor
+
+    def matrix(self, name: str, heads: int) -> torch.Tensor:
+        shape = (heads * self.config.head_dim, self.config.hidden_size)
+        self.refuse_scales(name)
+        return self.in_halves(self.tensor(f"{name}.weight", shape), heads).to(self.dtype)
+
+    def refuse_scales(self, name: str) -> None:
+        """Refuse a projection with companions: a quantised one may look plain (block FP8)."""
+        for other in self.stored:
+            if other.startswith(f"{name}.") and not other.endswith((".weight", ".bias")):
+                raise KPruneError(
+                    f"{self.folder}: {name} is quantised ({other}); use another model to rank"
+                )
+
+    def bias(self, name: str, heads: int) -> torch.Tensor | None:
+        if not self.config.qk_bias:
+            return None
+        shape = (heads * self.config.head_dim,)
+        return self.in_halves(self.tensor(f"{name}.bias", shape), heads).float()
+
+    def qk_norm(self, name: str, heads: int) -> torch.Tensor | None:
+        """Weights [dim], or [heads, dim] where each head has its own (Cohere)."""
+        if not self.config.qk_norm:
+            return None
+        dim = self.config.head_dim
+        if self.config.norm == "layer":
+            return self.in_halves(self.tensor(f"{name}.weight", (heads, dim)), heads).float()
+        weight = self.tensor(f"{name}.weight", (dim,)).float()
+        return weight + 1.0 if self.config.norm == "rms_plus_one" else weight.clone()
+
+    def in_halves(self, tensor: torch.Tensor, heads: int) -> torch.Tensor:
+        """A copy whose interleaved pairs of rotary dimensions (Cohere) are halves, as elsewhere.
+
+        Products of queries and keys do not depend on the order of the dimensions.
+        """
+        if not self.config.interleaved:
+            return tensor.clone()
+        rows = tensor.reshape(heads, self.config.head_dim // 2, 2, -1).transpose(1, 2)
+        return rows.reshape(tensor.shape).clone()
+
+
+def _frequencies(rope: Rope, dim: int) -> torch.Tensor:
+    """Radians per position, [dim / 2]; in float32 step by step as transformers does."""
+    exponents = torch.arange(0, dim, 2, dtype=torch.float32) / dim
+    plain: torch.Tensor = 1.0 / (rope.theta**exponents)
+    if rope.scaling == "default":
+        return plain
+    if rope.scaling == "linear":
+        return plain / rope.factor
+    wavelength = 2 * math.pi / plain
+    low = rope.original_positions / rope.low_freq_factor
+    high = rope.original_positions / rope.high_freq_factor
+    smooth = (rope.original_positions / wavelength - rope.low_freq_factor) / (
+        rope.high_freq_factor - rope.low_freq_factor
+    )
+    mixed = (1 - smooth) * plain / rope.factor + smooth * plain
+    scaled = torch.where(wavelength > low, plain / rope.factor, plain)
+    return torch.where((wavelength >= high) & (wavelength <= low), mixed, scaled)

@@ -1,0 +1,230 @@
+"""How much attention each token of a prompt receives in the first layer of a small model.
+
+LitePruner (seed of the project, section 2, algorithm 1) ranks tokens by it. This gives the numbers
+of the whole model (tests compare them, family by family) at a fraction of the cost: nothing is
+loaded but the embedding, one norm and two projections; equal tokens, which the first layer sees
+alike but for their position, are projected once; and no [n, n] matrix is ever whole.
+A deeper layer (for analyses only) needs what comes before it: `hidden_states`, on transformers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from vllm_kprune.checkpoint.base import read_json, resolve_model
+from vllm_kprune.errors import KPruneError
+from vllm_kprune.prompt.attention import Cancelled, Mask, Projections, received, rotary_angles
+from vllm_kprune.prompt.hidden_states import HiddenStates
+from vllm_kprune.prompt.layer_config import LayerConfig, parse_layer_config
+from vllm_kprune.prompt.layer_weights import LayerWeights, load_weights
+
+__all__ = ["Cancelled", "FirstLayer"]
+
+_DTYPES = (torch.float32, torch.bfloat16)
+_ROWS_PER_BLOCK = 4096
+
+
+class FirstLayer:
+    """One attention layer of a model, and the model's tokenizer.
+
+    Nothing changes after loading, so several threads may use one object at once.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        config: LayerConfig,
+        weights: LayerWeights,
+        dtype: torch.dtype = torch.float32,
+        below: HiddenStates | None = None,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.config = config
+        self._weights = weights
+        self._dtype = dtype
+        self._below = below
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | Path, *, layer: int = 0, dtype: torch.dtype | None = None
+    ) -> FirstLayer:
+        """Load from a model's folder, or from one that `kprune build` made.
+
+        `dtype` is that of the matrix products: float32 (the default, exact) or bfloat16; the
+        softmax is always float32. A `layer` above 0 reads the weights of those before it too.
+
+        Raises:
+            KPruneError: an unknown family, a quantised or missing tensor, a damaged file.
+        """
+        dtype = dtype or torch.float32
+        if dtype not in _DTYPES:
+            raise KPruneError(f"a ranker computes in float32 or bfloat16, not in {dtype}")
+        folder = resolve_model(str(folder))
+        config_path = folder / "config.json"
+        if not config_path.is_file():
+            raise KPruneError(f"{folder} has no config.json: not a model folder")
+        config = parse_layer_config(read_json(config_path), layer, config_path)
+        weights = load_weights(folder, config, dtype)
+        below = HiddenStates(folder, layer, dtype) if layer else None
+        return cls(_load_tokenizer(folder), config, weights, dtype, below)
+
+    @property
+    def num_heads(self) -> int:
+        """Query heads of the layer."""
+        return self.config.num_heads
+
+    @property
+    def rows(self) -> int:
+        """Token ids below this have an embedding; the tokenizer may know more (images)."""
+        return self._weights.rows
+
+    @torch.inference_mode()
+    def received_attention(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        causal: bool = False,
+        heads: Sequence[int] | None = None,
+        window: int | None = None,
+        queries: Sequence[range | None] | None = None,
+        block: int = 256,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> list[NDArray[np.float32]]:
+        """Attention that each token receives, for each prompt: float32 [n], the mean over heads
+        and queries of the softmax.
+
+        `heads` are counted from 0 (default: all). A token sees the tokens less than `window` away:
+        of a prompt of at most that many all, as without. `queries` restricts who attends, prompt
+        by prompt (a question at the end); with None all do. `block` queries are looked at
+        at once.
+
+        Raises:
+            Cancelled: `cancelled`, asked between blocks, was true.
+            KPruneError: a token without embedding, or an option outside its range.
+        """
+        chosen = self._check(heads, window, block)
+        asking = queries if queries is not None else [None] * len(prompts)
+        return [
+            received(
+                projected,
+                chosen,
+                _checked_range(asks, len(projected.places)),
+                mask=Mask(causal, window),
+                softcap=self.config.softcap,
+                block=block,
+                cancelled=cancelled,
+            ).numpy()
+            for projected, asks in zip(self._project(prompts, causal), asking, strict=True)
+        ]
+
+    def _check(self, heads: Sequence[int] | None, window: int | None, block: int) -> list[int]:
+        chosen = list(range(self.num_heads)) if heads is None else list(heads)
+        if not chosen or not set(chosen) <= set(range(self.num_heads)):
+            raise KPruneError(f"heads are {chosen}; this ranker has 0 to {self.num_heads - 1}")
+        if window is not None and window < 1:
+            raise KPruneError(f"window is {window}; expected at least 1 token")
+        if block < 1:
+            raise KPruneError(f"block is {block}; expected at least 1 query")
+        return chosen
+
+    def _project(self, prompts: Sequence[Sequence[int]], causal: bool) -> Iterator[Projections]:
+        """Queries and keys of each prompt before rotation.
+
+        In the first layer they are those of the distinct tokens of all prompts, computed together.
+        """
+        ids = [torch.as_tensor(prompt, dtype=torch.long) for prompt in prompts]
+        for prompt in ids:
+            self._check_ids(prompt)
+        if self._below is not None:
+            for prompt in ids:
+                states = self._below(self._base_rows(prompt), causal)
+                yield self._projections(*self._heads_of(states), torch.arange(len(prompt)))
+            return
+        if not ids:
+            return
+        distinct, places = torch.unique(torch.cat(ids), return_inverse=True)
+        table = self._heads_of_tokens(self._base_rows(distinct))
+        for part in places.split([len(prompt) for prompt in ids]):
+            yield self._projections(*table, part)
+
+    def _projections(
+        self, queries: torch.Tensor, keys: torch.Tensor, places: torch.Tensor
+    ) -> Projections:
+        frequencies = self._weights.frequencies
+        angles = None if frequencies is None else rotary_angles(frequencies, len(places))
+        return Projections(queries, keys, places, angles, self._dtype)
+
+    def _check_ids(self, ids: torch.Tensor) -> None:
+        if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < self.rows:
+            bad = int(ids.min()) if int(ids.min()) < 0 else int(ids.max())
+            raise KPruneError(
+                f"token {bad} has no embedding in the ranker (it has {self.rows} rows): encode "
+                "with the ranker's own tokenizer, and leave out tokens of images"
+            )
+
+    def _base_rows(self, ids: torch.Tensor) -> torch.Tensor:
+        kept = self._weights.kept_rows
+        return ids if kept is None else kept[ids]
+
+    def _heads_of_tokens(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Queries and keys of embedding rows, a block after the other: only they are kept."""
+        config = self.config
+        queries = torch.empty(len(rows), config.num_heads, config.head_dim)
+        keys = torch.empty(len(rows), config.num_kv_heads, config.head_dim)
+        scale = torch.tensor(config.embedding_scale).to(self._dtype)
+        for start in range(0, len(rows), _ROWS_PER_BLOCK):
+            part = slice(start, start + _ROWS_PER_BLOCK)
+            states = self._weights.embedding[rows[part]].to(self._dtype) * scale
+            queries[part], keys[part] = self._heads_of(states)
+        return queries, keys
+
+    def _heads_of(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Queries, scaled, and keys, float32 [rows, heads, dim], of the layer's input."""
+        weights, config = self._weights, self.config
+        normed = _normalised(states, weights.norm, config).to(self._dtype)
+        queries = torch.nn.functional.linear(normed, weights.queries).float()
+        keys = torch.nn.functional.linear(normed, weights.keys).float()
+        if weights.query_bias is not None and weights.key_bias is not None:
+            queries += weights.query_bias
+            keys += weights.key_bias
+        queries = queries.view(len(states), config.num_heads, config.head_dim)
+        keys = keys.view(len(states), config.num_kv_heads, config.head_dim)
+        if weights.query_norm is not None and weights.key_norm is not None:
+            queries = _normalised(queries, weights.query_norm, config)
+            keys = _normalised(keys, weights.key_norm, config)
+        return queries * config.logit_scale, keys
+
+
+def _normalised(x: torch.Tensor, weight: torch.Tensor, config: LayerConfig) -> torch.Tensor:
+    """The family's norm over the last dimension, in float32."""
+    x = x.float()
+    if config.norm == "layer":
+        x = x - x.mean(dim=-1, keepdim=True)
+    return x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + config.norm_eps) * weight
+
+
+def _checked_range(queries: range | None, length: int) -> range:
+    if queries is None:
+        return range(length)
+    if queries.step != 1 or not 0 <= queries.start < queries.stop <= length:
+        raise KPruneError(f"queries are {queries}; expected a range within {length} tokens")
+    return queries
+
+
+def _load_tokenizer(folder: Path) -> Tokenizer:
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise KPruneError(f"{folder} has no tokenizer.json; a ranker needs the model's own")
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # the tokenizers library raises plain Exception
+        raise KPruneError(f"{path} is not a tokenizer: {error}") from None
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
