@@ -38,7 +38,7 @@ def activate(engine_args: Any) -> bool:
 
         guard_settings(engine_args.additional_config)  # its mistakes are told before a long build
     if options.input_pruner:
-        _check_pruner(engine_args)
+        _check_pruner(engine_args, options.base)
     if not overlay and not options.prunes:
         if engine_args.load_format == LOAD_FORMAT:
             raise KPruneError(_not_an_overlay(engine_args.model, f"--load-format {LOAD_FORMAT}"))
@@ -63,14 +63,14 @@ def asks_for_kprune(config: Any) -> bool:
     )
 
 
-def _check_pruner(engine_args: Any) -> None:
+def _check_pruner(engine_args: Any, base: str | None) -> None:
     """Load the ranker once for nothing: what it lacks is told before a long build or start."""
     from vllm_kprune.serving.prune_service import load_ranker
     from vllm_kprune.serving.prune_settings import pruner_settings
 
     settings = pruner_settings(engine_args.additional_config)
     assert settings
-    load_ranker(settings, engine_args.model, engine_args.revision)
+    load_ranker(settings, engine_args.model, engine_args.revision, base=base)
 
 
 def _serve_overlay(engine_args: Any, options: ServingOptions) -> None:

@@ -9,12 +9,9 @@ rendered past it, and pooling models.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vllm_kprune.serving.compat import client_errors, wrap
-
-if TYPE_CHECKING:
-    from vllm_kprune.serving.prune_service import Prepared, PromptPruning
 
 __all__ = [
     "accepts_key",
@@ -27,8 +24,8 @@ __all__ = [
     "target_tokenizer",
 ]
 
-# Gives what prunes the prompts of a renderer; None for a server that did not ask for kprune.
-PruningOf = Callable[[Any], "PromptPruning | None"]
+# The `PromptPruning` of a renderer; None for a server that did not ask for kprune.
+PruningOf = Callable[[Any], Any]
 _ATTACHED = "kprune_pruning"
 
 
@@ -244,7 +241,7 @@ def _text(prompt: Any) -> str | None:
     return None
 
 
-def _with_texts(prompts: Sequence[Any], prepared: "Prepared") -> list[Any]:
+def _with_texts(prompts: Sequence[Any], prepared: Any) -> list[Any]:
     pruned = iter(prepared.texts)
     found = []
     for prompt in prompts:

@@ -22,6 +22,8 @@ __all__ = ["NEVER", "BreakEven", "Line", "break_even_tokens", "measure_break_eve
 
 NEVER = 10_000_000  # more tokens than any prompt has
 KEEP = 0.7
+# A fast scorer "pays" from a handful of tokens on, where nobody can tell the difference.
+_LEAST = 64
 _SHORT = 128
 _LONGEST = 2048
 _ROUNDS = 2
@@ -129,7 +131,9 @@ async def measure_break_even(engine_client: Any, pruning: PromptPruning) -> Brea
     prefill_line = Line.through(first, await prefill(long))
     ranking_line = Line.through(first_rank, await rank(long))
     tokens = break_even_tokens(prefill_line, ranking_line)
-    return BreakEven(tokens, KEEP, prefill_line, ranking_line)
+    return BreakEven(
+        None if tokens is None else max(tokens, _LEAST), KEEP, prefill_line, ranking_line
+    )
 
 
 async def _fastest(run: Callable[[], Awaitable[None]]) -> float:

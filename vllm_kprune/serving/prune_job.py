@@ -27,7 +27,7 @@ class Outcome:
     """What became of a request's texts, in their order.
 
     Tokens are the target model's. `segments` were shortened; `hits` and `misses` are of the cache.
-    `skipped` tells why nothing was done, if nothing was: `below_break_even` or `nothing_to_prune`.
+    `skipped`: there were too few tokens, and nothing was done.
     """
 
     texts: Sequence[RequestTexts]
@@ -37,7 +37,7 @@ class Outcome:
     hits: int = 0
     misses: int = 0
     seconds: float = 0.0
-    skipped: str | None = None
+    skipped: bool = False
 
     @property
     def dropped(self) -> int:
@@ -60,11 +60,10 @@ class PruneJob:
     def __call__(self, cancelled: Cancelled) -> Outcome:
         """Prune; `cancelled` is asked now and then, and ends it with an exception."""
         started = time.perf_counter()
-        wanted = self._wanted()
-        total = sum(self.size(text) for text, _ in wanted)
-        if not total or total < self.min_tokens:
+        wanted = self.wanted()
+        if sum(self.size(text) for text, _ in wanted) < self.min_tokens:
             plain = [texts.without_marks(self.wish.request) for texts in self.texts]
-            return Outcome(plain, skipped="below_break_even" if total else "nothing_to_prune")
+            return Outcome(plain, skipped=True)
         tally = _Tally()
         pruned = self.walk(partial(self._segment, tally, cancelled))
         return Outcome(pruned, **vars(tally), seconds=time.perf_counter() - started)
@@ -97,7 +96,7 @@ class PruneJob:
             self._sizes[text] = self.count(text)
         return self._sizes[text]
 
-    def _wanted(self) -> list[tuple[str, PruneOptions]]:
+    def wanted(self) -> list[tuple[str, PruneOptions]]:
         """The segments that are not kept whole, each with its options."""
         found: list[tuple[str, PruneOptions]] = []
 
@@ -120,7 +119,7 @@ class PruneJob:
         target = self.wish.request.options.target_tokens
         if target is None:
             return 1.0
-        total = sum(self.size(text) for text, options in self._wanted() if options.target_tokens)
+        total = sum(self.size(text) for text, options in self.wanted() if options.target_tokens)
         return min(1.0, target / total) if total else 1.0
 
     def _segment(

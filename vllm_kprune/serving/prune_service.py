@@ -85,10 +85,11 @@ class PromptPruning:
     async def prune(self, texts: Sequence[RequestTexts], extra_args: Mapping[str, Any]) -> Prepared:
         """What to render instead. `KPruneError` for bad wishes and malformed marks."""
         wish = wish_of(self.settings, extra_args)
-        if not self._has_work(texts, wish):
+        job = self._wanted_job(texts, wish)
+        if job is None:
             return _untouched(texts, wish)
         try:
-            outcome = await self.worker.run(self.job(texts, wish))
+            outcome = await self.worker.run(job)
         except asyncio.CancelledError:
             prune_metrics().count("cancelled")
             raise
@@ -101,10 +102,11 @@ class PromptPruning:
     ) -> Prepared:
         """The same, outside an event loop."""
         wish = wish_of(self.settings, extra_args)
-        if not self._has_work(texts, wish):
+        job = self._wanted_job(texts, wish)
+        if job is None:
             return _untouched(texts, wish)
         try:
-            outcome = self.worker.run_blocking(self.job(texts, wish))
+            outcome = self.worker.run_blocking(job)
         except Exception as error:
             return self._failed(error, texts, wish)
         return self._done(outcome)
@@ -130,12 +132,16 @@ class PromptPruning:
         if self.settings and (report := current_report.get()):
             report.add(seen, outcome)
 
-    def _has_work(self, texts: Sequence[RequestTexts], wish: Wish) -> bool:
-        # Marks are looked at in any case: a malformed one is told whatever else is asked.
-        marked = any([one.is_marked(wish.request) for one in texts])
+    def _wanted_job(self, texts: Sequence[RequestTexts], wish: Wish) -> PruneJob | None:
+        """The job, if there is a segment that it would prune; malformed marks are told here."""
         if wish.off or not texts:
-            return False
-        return marked or not wish.request.options.does_nothing
+            return None
+        job = self.job(texts, wish)
+        if job.wanted():
+            return job
+        if not wish.request.options.does_nothing:
+            prune_metrics().count("skipped", "nothing_to_prune")
+        return None
 
     def _done(self, outcome: Outcome) -> Prepared:
         prune_metrics().done(outcome)
@@ -167,7 +173,7 @@ def make_pruning(renderer: Any) -> PromptPruning:
     if settings is None:
         return PromptPruning(None)
     model = config.model_config
-    ranker = load_ranker(settings, model.model_weights or model.model, model.revision)
+    ranker = load_ranker(settings, model.model, model.revision, base=model.model_weights)
     pruning = PromptPruning(settings, ranker, _counter(renderer, ranker))
     logger.info(
         "kprune: input pruner ready: %s, keep %g, scorer %s",
@@ -178,12 +184,18 @@ def make_pruning(renderer: Any) -> PromptPruning:
     return pruning
 
 
-def load_ranker(settings: PrunerSettings, model: str, revision: str | None = None) -> Ranker:
-    """Load the ranker of a server of `model`. `KPruneError` if it cannot be one."""
+def load_ranker(
+    settings: PrunerSettings, model: str, revision: str | None = None, *, base: str | None = None
+) -> Ranker:
+    """Load the ranker of a server of `model`. `KPruneError` if it cannot be one.
+
+    `base`: where an overlay's base is. If that was moved it is the ranker itself, as a model of
+    another vocabulary: the overlay names the old place.
+    """
     own = settings.ranker == SELF
     folder = resolve_model(model, revision) if own else resolve_model(settings.ranker)
-    if is_overlay(folder):  # it ranks as its base does: weights and tokenizer are there
-        folder = Path(load_manifest(folder).base.path)
+    if own and base and is_overlay(folder) and Path(base) != Path(load_manifest(folder).base.path):
+        folder = Path(base)
     try:
         pruner = _pruner(folder, settings.default.options.scorer, settings.window)
     except KPruneError as error:
