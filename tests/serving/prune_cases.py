@@ -63,6 +63,7 @@ def job_of(
     scorer: Scorer,
     *,
     min_tokens: int = 0,
+    max_tokens: int = 1 << 15,
     cache: SegmentCache | None = None,
     **options: Any,
 ) -> PruneJob:
@@ -73,6 +74,7 @@ def job_of(
         texts if isinstance(texts, list) else [texts],
         wish,
         min_tokens,
+        max_tokens,
         pruner,
         SegmentCache(1 << 20) if cache is None else cache,
         lambda text: len(pruner.tokenize(text).ids),

@@ -105,6 +105,14 @@ def test_a_server_without_pruner_names_the_option() -> None:
     assert "--kprune-input-pruner" in answer["error"]["message"]
 
 
+def test_what_is_longer_than_any_prompt_is_refused() -> None:
+    pruning = pruning_of(LengthScores())
+    pruning.max_tokens = 5
+    code, answer = post({"prompt": LONG, "keep": 0.5}, pruning)
+    assert code == 400
+    assert "more than 5 tokens to prune" in answer["error"]["message"]
+
+
 def test_when_too_many_wait_it_is_to_be_tried_again() -> None:
     pruning = pruning_of(LengthScores())
     pruning.worker = Worker(1, most_pending=0)

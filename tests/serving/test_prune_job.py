@@ -95,10 +95,20 @@ def test_below_the_least_number_of_tokens_nothing_is_ranked() -> None:
     scorer = LengthScores()
     texts = RequestTexts(prompt=f"<kprune>{LONG}</kprune>")
     outcome = run(texts, scorer, keep=0.5, min_tokens=tokens(LONG) + 1)
-    assert outcome.skipped
+    assert outcome.skipped == "below_break_even"
     assert outcome.texts == [RequestTexts(prompt=LONG)]
     assert scorer.asked == []
     assert run(texts, keep=0.5, min_tokens=tokens(LONG)).segments == 1
+
+
+def test_what_would_keep_others_waiting_is_not_ranked() -> None:
+    scorer, texts = LengthScores(), RequestTexts(prompt=LONG)
+    assert run(texts, scorer, keep=0.5, max_tokens=tokens(LONG) - 1).skipped == "too_long"
+    endless = job_of(RequestTexts(prompt=LONG * 9), scorer, keep=0.5, max_tokens=10)
+    endless.count = lambda text: pytest.fail("even counting takes long")
+    assert endless(lambda: False).skipped == "too_long"
+    assert scorer.asked == []
+    assert run(texts, keep=0.5, max_tokens=tokens(LONG)).segments == 1
 
 
 def test_segments_count_together_towards_the_least_number() -> None:

@@ -104,6 +104,9 @@ class Preview:
         """The answer, as JSON: long ones take a while to write, so this too runs in the thread."""
         job = self.pruning.job([texts], replace(self.wish, min_tokens=0))
 
+        if job.unfit():
+            raise KPruneError(f"more than {job.max_tokens} tokens to prune; send a shorter text")
+
         def note(text: str, options: PruneOptions, query: str | None) -> str:
             pruned = job.pruner.prune(
                 text, options, query=query, count=job.size, cancelled=cancelled

@@ -17,6 +17,7 @@ from vllm_kprune.serving.prune_texts import RequestTexts
 __all__ = ["Cancelled", "Outcome", "PruneJob"]
 
 Cancelled = Callable[[], bool]
+_MOST_CHARACTERS_OF_TOKEN = 16  # on average; a text of longer ones is not language
 Count = Callable[[str], int]
 # (segment, its options, what is asked or None) -> what is left of it
 PruneSegment = Callable[[str, PruneOptions, str | None], str]
@@ -27,7 +28,7 @@ class Outcome:
     """What became of a request's texts, in their order.
 
     Tokens are the target model's. `segments` were shortened; `hits` and `misses` are of the cache.
-    `skipped`: there were too few tokens, and nothing was done.
+    `skipped` tells why nothing was done: `below_break_even` or `too_long`.
     """
 
     texts: Sequence[RequestTexts]
@@ -37,7 +38,7 @@ class Outcome:
     hits: int = 0
     misses: int = 0
     seconds: float = 0.0
-    skipped: bool = False
+    skipped: str | None = None
 
     @property
     def dropped(self) -> int:
@@ -47,11 +48,16 @@ class Outcome:
 
 @dataclass
 class PruneJob:
-    """One request: its texts, its wish, and what prunes them. `min_tokens`: below, do nothing."""
+    """One request: its texts, its wish, and what prunes them.
+
+    Nothing is done below `min_tokens`, which would not pay, nor above `max_tokens`, which would
+    keep all others waiting.
+    """
 
     texts: Sequence[RequestTexts]
     wish: Wish
     min_tokens: int
+    max_tokens: int
     pruner: InputPruner
     cache: SegmentCache
     count: Count
@@ -60,13 +66,22 @@ class PruneJob:
     def __call__(self, cancelled: Cancelled) -> Outcome:
         """Prune; `cancelled` is asked now and then, and ends it with an exception."""
         started = time.perf_counter()
-        wanted = self.wanted()
-        if sum(self.size(text) for text, _ in wanted) < self.min_tokens:
+        if reason := self.unfit():
             plain = [texts.without_marks(self.wish.request) for texts in self.texts]
-            return Outcome(plain, skipped=True)
+            return Outcome(plain, skipped=reason)
         tally = _Tally()
         pruned = self.walk(partial(self._segment, tally, cancelled))
         return Outcome(pruned, **vars(tally), seconds=time.perf_counter() - started)
+
+    def unfit(self) -> str | None:
+        """Why these texts are not pruned; None if they are."""
+        wanted = [text for text, _ in self.wanted()]
+        if sum(map(len, wanted)) > _MOST_CHARACTERS_OF_TOKEN * self.max_tokens:
+            return "too_long"  # without counting: that would take long too
+        tokens = sum(map(self.size, wanted))
+        if tokens > self.max_tokens:
+            return "too_long"
+        return "below_break_even" if tokens < self.min_tokens else None
 
     def walk(self, prune: PruneSegment) -> list[RequestTexts]:
         """The texts with every segment that is not kept whole replaced by what `prune` gives."""

@@ -73,7 +73,7 @@ class PruneMetrics:
         self._cache.labels("hit").inc(outcome.hits)
         self._cache.labels("miss").inc(outcome.misses)
         if outcome.skipped:
-            self.count("skipped", "below_break_even")
+            self.count("skipped", outcome.skipped)
             return
         self.count("pruned")
         self._segments.inc(outcome.segments)

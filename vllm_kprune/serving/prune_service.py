@@ -38,6 +38,9 @@ from vllm_kprune.serving.pruner_options import SELF
 __all__ = ["Prepared", "PromptPruning", "Ranker", "load_ranker", "make_pruning"]
 
 _LOG_EVERY_SECONDS = 60.0
+# What a prompt may have before pruning, in lengths of the model's context; and at least so much.
+_MOST_CONTEXTS = 4
+_LEAST_MAX_TOKENS = 32768
 
 
 @dataclass(frozen=True)
@@ -65,14 +68,19 @@ class PromptPruning:
         settings: PrunerSettings | None,
         ranker: Ranker | None = None,
         count: Callable[[str], int] | None = None,
+        max_tokens: int = _LEAST_MAX_TOKENS,
     ) -> None:
-        """`count` counts tokens as the target does; without it, the ranker's are counted."""
+        """`count` counts tokens as the target does; without it, the ranker's are counted.
+
+        Requests with more than `max_tokens` tokens to prune are left alone.
+        """
         self.settings = settings
         self.ranker = ranker
         self.min_tokens = UNMEASURED_MIN_TOKENS
         if settings and settings.min_tokens is not None:
             self.min_tokens = settings.min_tokens
         self.cache = SegmentCache(settings.cache_bytes if settings else 0)
+        self.max_tokens = max_tokens
         self._count = count
         self._told: dict[str, float] = {}
 
@@ -115,7 +123,8 @@ class PromptPruning:
         """What the worker runs for a request."""
         assert self.ranker
         least = self.min_tokens if wish.min_tokens is None else wish.min_tokens
-        return PruneJob(texts, wish, least, self.ranker.pruner, self.cache, self.count)
+        pruner, most = self.ranker.pruner, self.max_tokens
+        return PruneJob(texts, wish, least, most, pruner, self.cache, self.count)
 
     def count(self, text: str) -> int:
         """Tokens of `text`, as the target counts them."""
@@ -174,7 +183,8 @@ def make_pruning(renderer: Any) -> PromptPruning:
         return PromptPruning(None)
     model = config.model_config
     ranker = load_ranker(settings, model.model, model.revision, base=model.model_weights)
-    pruning = PromptPruning(settings, ranker, _counter(renderer, ranker))
+    most = max(_LEAST_MAX_TOKENS, _MOST_CONTEXTS * model.max_model_len)
+    pruning = PromptPruning(settings, ranker, _counter(renderer, ranker), most)
     logger.info(
         "kprune: input pruner ready: %s, keep %g, scorer %s",
         ranker.name,
