@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from guard_engines import Engine, make_engine
 from tiny_models import (
+    CHAT_TEMPLATE,
     ENVIRONMENT,
     SERVE,
     OverlayMaker,
@@ -81,15 +82,25 @@ def servers(
     """The original and the pruned model, both served with the plugin, once for all tests.
 
     Log-probabilities are answered as logits after masking: with them a tie can be told from a
-    difference.
+    difference. Both have an input pruner, which does nothing until a request asks.
     """
     logs = tmp_path_factory.mktemp("server-logs")
     arguments = [*SERVE, "--logprobs-mode", "processed_logits", "--trust-request-chat-template"]
     # A small base model fills a JSON document with white space wherever it may.
     arguments += ["--structured-outputs-config", _COMPACT_JSON]
+    template = logs / "template.jinja"
+    template.write_text(CHAT_TEMPLATE)
+    arguments += ["--chat-template", str(template), "--enable-prompt-tokens-details"]
+    arguments += ["--kprune-input-pruner", "self", "--kprune-pruner-cache", "1"]
+    least = {"original": "auto", "pruned": "0"}
     with ExitStack() as stack:
         both = [
-            VllmServer(model, arguments, environment=ENVIRONMENT, log=logs / f"{name}.log")
+            VllmServer(
+                model,
+                [*arguments, "--kprune-min-tokens", least[name]],
+                environment=ENVIRONMENT,
+                log=logs / f"{name}.log",
+            )
             for name, model in (("original", reference_model), ("pruned", overlay))
         ]
         for server in both:  # they start side by side

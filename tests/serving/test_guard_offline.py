@@ -1,4 +1,4 @@
-"""The guard in vLLM's `LLM` class: a default guard, beams, preemption, prompts in chunks."""
+"""vLLM's `LLM` class: a default guard, beams, preemption, prompts in chunks; input pruning."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def main():
         max_num_seqs=8,
         disable_log_stats=False,
         logprobs_mode="processed_logprobs",
-        additional_config={"kprune": {"languages": "ko,en"}},
+        additional_config={"kprune": {"languages": "ko,en", "input_pruner": "self"}},
     )
     tokenizer = llm.get_tokenizer()
     begun = [tokenizer.convert_tokens_to_ids(f"<0x{b:02X}>") for b in "서".encode()[:2]]
@@ -58,7 +58,21 @@ def main():
         error = None
     except ValueError as raised:
         error = str(raised)
+    text = "The captain of the last ship was a man who had never been at sea before. " * 6
+    half = {"kprune_keep": 0.5, "kprune_min_tokens": 0}
+    each = [SamplingParams(max_tokens=1, extra_args=args) for args in (half, None)]
+    chat = [{"role": "user", "content": text}, {"role": "user", "content": "Who?"}]
+    template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\\n{% endfor %}"
+    pruned = {
+        "text": text,
+        "generate": [
+            (one.prompt, one.prompt_token_ids)
+            for one in llm.generate([text, f"<kprune>{text}</kprune>"], each)
+        ],
+        "chat": llm.chat(chat, each[0], chat_template=template)[0].prompt,
+    }
     answer = {
+        "pruned": pruned,
         "prompt": prompt,
         "guarded": ids(),
         "off": ids(extra_args={"kprune_languages": "off"}),
@@ -126,6 +140,20 @@ def test_a_request_can_switch_it_off(texts: dict[str, list[str]]) -> None:
 def test_beams_are_guarded(answer: dict[str, Any]) -> None:
     assert len(answer["beams"]) == 4
     assert set().union(*map(foreign, answer["beams"])) == set()
+
+
+def test_each_prompt_is_pruned_as_its_own_parameters_say(answer: dict[str, Any]) -> None:
+    text = answer["pruned"]["text"]
+    (short, few), (whole, many) = answer["pruned"]["generate"]
+    assert whole == text
+    rest = iter(text)
+    assert all(character in rest for character in short)
+    assert len(few) <= 0.5 * len(many) + 2
+
+
+def test_earlier_turns_of_a_chat_are_pruned(answer: dict[str, Any]) -> None:
+    short = answer["pruned"]["generate"][0][0]
+    assert answer["pruned"]["chat"] == f"user: {short}\nuser: Who?\n"
 
 
 def test_a_bad_wish_is_a_value_error(answer: dict[str, Any]) -> None:

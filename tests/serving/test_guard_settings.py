@@ -48,7 +48,7 @@ def test_a_request_gets_the_default_or_what_it_asks_for() -> None:
         ({"kprune_languages": 3}, "expected names with commas"),
         ({"kprune_hanja": 1}, "expected none, ksx1001 or all"),
         ({"kprune_language": "ko"}, "unknown key 'kprune_language'; did you mean"),
-        ({"kprune_keep": 0.5}, "known: kprune_allow"),
+        ({"kprune_kep": 0.5}, "did you mean 'kprune_keep'? (known: kprune_allow"),
     ],
 )
 def test_what_a_request_may_not_ask_names_what_it_may(wish: dict[str, Any], message: str) -> None:

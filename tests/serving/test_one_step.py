@@ -26,6 +26,9 @@ CONFIG = """\
 plugin: kprune
 kprune-profile: enko
 kprune-languages: ko,en
+kprune-input-pruner: self
+kprune-keep: 0.6
+kprune-min-tokens: 30
 revision: v1.0
 api-server-count: 2
 enforce-eager: true
@@ -178,3 +181,31 @@ def test_both_api_servers_count_every_guarded_request_once(server: VllmServer) -
 def test_beams_that_the_default_guard_would_not_reach_are_refused(server: VllmServer) -> None:
     with pytest.raises(BadRequestError, match="--logprobs-mode processed_logprobs"):
         complete(server, "대한민국의 수도는", use_beam_search=True, n=2)
+
+
+@pytest.mark.server
+def test_both_api_servers_prune_by_default_and_count_every_prompt_once(server: VllmServer) -> None:
+    def scrape() -> dict[str, float]:
+        with urlopen(f"{server.url}/metrics", timeout=30) as response:
+            lines = response.read().decode().splitlines()
+        found = (line.rsplit(" ", 1) for line in lines if line.startswith("kprune_prune_"))
+        return {name: float(number) for name, number in found if "_created" not in name}
+
+    pruned = 'kprune_prune_requests_total{outcome="pruned",reason=""}'
+    skipped = 'kprune_prune_requests_total{outcome="skipped",reason="below_break_even"}'
+    before, seen = scrape(), 0
+    for number in range(6):  # new connections: both servers get some
+        text = f"{number} The quick brown fox jumps over the lazy dog by the river. " * 4
+        seen += complete(server, text).usage.prompt_tokens
+        complete(server, text, vllm_xargs={"kprune_keep": "off"})
+        complete(server, "Too short to prune.")
+    counted = [scrape() for _ in range(12)]
+    assert all(count == counted[0] for count in counted)
+
+    def counts(name: str) -> float:
+        return counted[0][name] - before.get(name, 0)
+
+    assert (counts(pruned), counts(skipped)) == (6, 6)
+    assert counts("kprune_prune_kept_tokens_total") == seen
+    assert counts("kprune_prune_original_tokens_total") > seen / 0.75
+    assert counts("kprune_prune_seconds_count") == counts("kprune_prune_keep_rate_count") == 6

@@ -62,6 +62,21 @@ def test_the_flags_of_the_guard_become_its_options(parser: Any) -> None:
     assert not options.prunes
 
 
+def test_the_flags_of_the_input_pruner_become_its_options(parser: Any) -> None:
+    args = parse(
+        parser, "--kprune-input-pruner", "self", "--kprune-keep", "0.8", "--kprune-force-digits",
+        "--kprune-force-tokens", "?", "!", "--kprune-min-tokens", "auto", "--kprune-pruner-cache",
+        "8", "--kprune-pruner-threads", "2", "--kprune-prune-roles", "user",
+    )  # fmt: skip
+    options = read_options({"kprune": given_options(args)})
+    assert options == ServingOptions(
+        input_pruner="self", keep="0.8", force_digits=True, force_tokens=("?", "!"),
+        min_tokens="auto", pruner_cache=8.0, pruner_threads=2, prune_roles="user",
+    )  # fmt: skip
+    assert options.given
+    assert not options.prunes
+
+
 def test_nothing_is_given_when_no_flag_is(parser: Any) -> None:
     args = parse(parser)
     assert given_options(args) == {}
@@ -76,6 +91,10 @@ def test_the_help_has_a_group_that_explains_every_option(parser: Any) -> None:
         "--kprune-coverage", "--kprune-max-extra-tokens",
         "--kprune-languages", "--kprune-scripts", "--kprune-hanja", "--kprune-allow",
         "--kprune-guard-fixed",
+        "--kprune-input-pruner", "--kprune-keep", "--kprune-scorer", "--kprune-unit",
+        "--kprune-min-tokens", "--kprune-force-tokens", "--kprune-force-digits",
+        "--kprune-prune-roles", "--kprune-pruner-cache", "--kprune-pruner-threads",
+        "--kprune-pruner-strict", "--kprune-pruner-window",
     }  # fmt: skip
     assert all(len(action.help) > 40 for action in group._group_actions)
 
@@ -139,6 +158,14 @@ def test_options_can_be_given_in_python() -> None:
         ({"hanja": "all"}, "--kprune-hanja needs --kprune-languages or --kprune-scripts"),
         ({"allow": "α"}, "--kprune-allow needs --kprune-languages or --kprune-scripts"),
         ({"guard_fixed": True}, "--kprune-guard-fixed needs --kprune-languages"),
+        ({"keep": 0.8}, "--kprune-keep needs --kprune-input-pruner MODEL, or self"),
+        ({"pruner_window": 512}, "--kprune-pruner-window needs --kprune-input-pruner"),
+        ({"input_pruner": ""}, "--kprune-input-pruner: expected a model or self"),
+        ({"input_pruner": "self", "pruner_cache": -1}, "--kprune-pruner-cache: expected MiB"),
+        ({"input_pruner": "self", "pruner_cache": True}, "--kprune-pruner-cache: expected MiB"),
+        ({"input_pruner": "self", "pruner_threads": 0}, "--kprune-pruner-threads: expected a"),
+        ({"input_pruner": "self", "pruner_window": 1.5}, "--kprune-pruner-window: expected a"),
+        ({"input_pruner": "self", "pruner_strict": 1}, "--kprune-pruner-strict: expected true"),
         ({"languages": "ko", "guard_fixed": "yes"}, "--kprune-guard-fixed: expected true or false"),
     ],
 )

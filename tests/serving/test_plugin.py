@@ -87,7 +87,7 @@ import sys
 from vllm_kprune.serving.plugin import register
 register(); register()
 assert "vllm" not in sys.modules and "torch" not in sys.modules
-assert sum(type(finder).__name__ == "_ImportHook" for finder in sys.meta_path) == 11
+assert sum(type(finder).__name__ == "_ImportHook" for finder in sys.meta_path) == 14
 from vllm.model_executor import model_loader
 assert "kprune" in model_loader._LOAD_FORMAT_TO_MODEL_LOADER
 from vllm.engine.arg_utils import EngineArgs

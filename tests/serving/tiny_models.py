@@ -15,6 +15,13 @@ UNTIED = ("lm_head.weight", "model.embed_tokens.weight")
 
 # How the live tests serve: eager, or each start takes a minute longer.
 SERVE = ("--enforce-eager", "--max-model-len", "1024", "--plugin", "kprune")
+# A base model has none: documents, then messages, whose parts may be lists.
+CHAT_TEMPLATE = """\
+{%- for d in documents or [] %}[{{ d.title }}] {{ d.text }}
+{% endfor %}
+{%- for m in messages %}{{ m.role }}: {% if m.content is string %}{{ m.content }}{% else %}
+{%- for part in m.content %}{{ part.text }}{% endfor %}{% endif %}
+{% endfor %}assistant:"""
 ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
 
 OverlayMaker = Callable[..., Path]

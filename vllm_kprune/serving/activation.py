@@ -37,6 +37,8 @@ def activate(engine_args: Any) -> bool:
         from vllm_kprune.serving.guard_settings import guard_settings
 
         guard_settings(engine_args.additional_config)  # its mistakes are told before a long build
+    if options.input_pruner:
+        _check_pruner(engine_args, options.base)
     if not overlay and not options.prunes:
         if engine_args.load_format == LOAD_FORMAT:
             raise KPruneError(_not_an_overlay(engine_args.model, f"--load-format {LOAD_FORMAT}"))
@@ -59,6 +61,16 @@ def asks_for_kprune(config: Any) -> bool:
         or read_options(config.additional_config).given
         or is_overlay(config.model_config.model)
     )
+
+
+def _check_pruner(engine_args: Any, base: str | None) -> None:
+    """Load the ranker once for nothing: what it lacks is told before a long build or start."""
+    from vllm_kprune.serving.prune_service import load_ranker
+    from vllm_kprune.serving.prune_settings import pruner_settings
+
+    settings = pruner_settings(engine_args.additional_config)
+    assert settings
+    load_ranker(settings, engine_args.model, engine_args.revision, base=base)
 
 
 def _serve_overlay(engine_args: Any, options: ServingOptions) -> None:

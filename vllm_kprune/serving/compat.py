@@ -31,6 +31,7 @@ __all__ = [
     "check_beam_searches",
     "check_requests",
     "check_version",
+    "client_errors",
     "endpoint_plugins_allowed",
     "explain_failures",
     "refuses_logits_processors",
@@ -180,7 +181,7 @@ def stream_weights(loader: Any, folder: Path, model: Any) -> Iterator[tuple[str,
 
 
 @contextmanager
-def _client_errors() -> Iterator[None]:
+def client_errors() -> Iterator[None]:
     """Let a `KPruneError` be the client's error (HTTP 400), and still one of ours.
 
     Other errors while a request is taken in, a plain `ValueError` too, are the server's (HTTP 500).
@@ -217,7 +218,7 @@ def check_adapter_requests(module: ModuleType, check: Callable[[str, str], None]
 
     def validate(original: Callable[..., Any], processor: Any, lora_request: Any) -> Any:
         if lora_request is not None:
-            with _client_errors():
+            with client_errors():
                 check(processor.model_config.model, lora_request.lora_path)
         return original(processor, lora_request)
 
@@ -303,7 +304,7 @@ def check_requests(module: ModuleType, check: Callable[[Any, Any], None]) -> Non
     def validate(
         original: Callable[..., Any], processor: Any, params: Any, *args: Any, **kwargs: Any
     ) -> Any:
-        with _client_errors():
+        with client_errors():
             check(processor.vllm_config, getattr(params, "extra_args", None))
         return original(processor, params, *args, **kwargs)
 
@@ -318,7 +319,7 @@ def check_beam_searches(module: ModuleType, check: Callable[[Any], None]) -> Non
 
     def resolve(original: Callable[..., Any], processor: Any, params: Any) -> Any:
         if hasattr(params, "beam_width"):
-            with _client_errors():
+            with client_errors():
                 check(processor.vllm_config)
         return original(processor, params)
 
@@ -332,7 +333,7 @@ def check_beam_options(module: ModuleType, check: Callable[[Any], None]) -> None
     """
 
     def convert(original: Callable[..., Any], request: Any, *args: Any, **kwargs: Any) -> Any:
-        with _client_errors():
+        with client_errors():
             check(request.vllm_xargs)
         return original(request, *args, **kwargs)
 

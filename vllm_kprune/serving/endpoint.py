@@ -1,4 +1,4 @@
-"""`GET /kprune`: which vocabulary this server serves, what it was made from, and how it guards.
+"""`GET /kprune`: which vocabulary this server serves, and how it guards answers and prunes prompts.
 
 An entry point of `vllm.endpoint_plugins`: vLLM loads it only when it is named (`--plugin kprune`,
 or `VLLM_PLUGINS`). Like `/health` and `/version` it needs no API key, so it tells no local path.
@@ -16,12 +16,18 @@ from safetensors import safe_open
 from vllm_kprune import __version__
 from vllm_kprune.checkpoint.manifest import BaseReference, Manifest, is_overlay, load_manifest
 from vllm_kprune.guard.policy import OPTIONS
+from vllm_kprune.prompt.pruner import PruneOptions
 from vllm_kprune.serving.compat import vllm_version
 from vllm_kprune.serving.guard_attach import is_attached
 from vllm_kprune.serving.guard_settings import guard_settings
 from vllm_kprune.serving.options import PREFIX
+from vllm_kprune.serving.prune_break_even import NEVER, BreakEven, settle
+from vllm_kprune.serving.prune_endpoint import preview
+from vllm_kprune.serving.prune_hooks import pruning_of
+from vllm_kprune.serving.prune_service import PromptPruning
+from vllm_kprune.serving.request_options import PRUNE_NAMES
 
-__all__ = ["KPruneEndpoint", "guard_status", "register", "server_status"]
+__all__ = ["KPruneEndpoint", "guard_status", "pruner_status", "register", "server_status"]
 
 
 def register() -> "KPruneEndpoint":
@@ -30,28 +36,38 @@ def register() -> "KPruneEndpoint":
 
 
 class KPruneEndpoint:
-    """vLLM's endpoint plugin protocol; the answer is computed once, at start-up."""
+    """vLLM's endpoint plugin protocol; most of the answer is computed once, at start-up."""
 
     name = "kprune"
     required_tasks = None
 
     def attach_router(self, app: FastAPI) -> None:
-        """Add the route."""
-        app.add_api_route("/kprune", _answer, methods=["GET"], summary="The served vocabulary")
+        """Add the routes."""
+        app.add_api_route("/kprune", _answer, methods=["GET"], summary="What kprune does here")
+        app.add_api_route(
+            "/kprune/prune", preview, methods=["POST"], summary="What would be pruned of a prompt"
+        )
 
     async def init_state(self, engine_client: Any, state: Any, args: Namespace) -> None:
-        """Read the manifest of the served model, if it has one."""
+        """Read the manifest of the served model, if it has one; measure the pruner's break-even."""
         vllm_config = engine_client.vllm_config if engine_client else None
         config = vllm_config.model_config if vllm_config else None
         model = config.model if config else args.model
         weights = getattr(config, "model_weights", "")
         status = server_status(model, Path(weights) if weights else None)
         state.kprune = {**status, "guard": guard_status(vllm_config)}
+        state.kprune_pruning = pruning = (
+            pruning_of(engine_client.renderer) if engine_client else None
+        )
+        state.kprune_break_even = None
+        if pruning and pruning.settings and pruning.settings.min_tokens is None:
+            state.kprune_break_even = await settle(engine_client, pruning)
 
 
 async def _answer(request: Request) -> dict[str, Any]:
-    status: dict[str, Any] = request.app.state.kprune
-    return status
+    state = request.app.state
+    pruner = pruner_status(state.kprune_pruning, state.kprune_break_even)
+    return {**state.kprune, "input_pruner": pruner}
 
 
 def server_status(model: str, base: Path | None = None) -> dict[str, Any]:
@@ -89,6 +105,33 @@ def guard_status(vllm_config: Any) -> dict[str, Any]:
         "fixed": settings.fixed,
         "request_options": options,
     }
+
+
+def pruner_status(
+    pruning: PromptPruning | None, measured: BreakEven | None = None
+) -> dict[str, Any]:
+    """The input pruner: what ranks, what requests get that ask for nothing, and its cache.
+
+    `min_tokens` None: nothing is pruned unless a request says from how many tokens on.
+    """
+    if pruning is None or pruning.settings is None or pruning.ranker is None:
+        return {"available": False}
+    default, cache = pruning.settings.default, pruning.cache
+    return {
+        "available": True,
+        "ranker": pruning.ranker.name,
+        "scorer": default.options.scorer or pruning.ranker.pruner.default_scorer,
+        "default": {**asdict(default), "options": _shown_options(default.options)},
+        "min_tokens": None if pruning.min_tokens >= NEVER else pruning.min_tokens,
+        "break_even": measured.as_dict() if measured else None,
+        "cache": {"bytes": cache.bytes, "max_bytes": cache.max_bytes, "segments": len(cache)},
+        "request_options": [PREFIX + name for name in PRUNE_NAMES],
+    }
+
+
+def _shown_options(options: PruneOptions) -> dict[str, Any]:
+    """Without what the answer tells by itself."""
+    return {k: v for k, v in asdict(options).items() if k not in ("min_tokens", "scorer")}
 
 
 def _public_name(base: BaseReference) -> str:

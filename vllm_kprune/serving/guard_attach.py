@@ -16,6 +16,8 @@ from vllm_kprune.serving.activation import asks_for_kprune
 from vllm_kprune.serving.counters import ensure_folder
 from vllm_kprune.serving.guard_settings import guard_settings, request_policy
 from vllm_kprune.serving.options import PREFIX
+from vllm_kprune.serving.prune_settings import pruner_settings, wish_of
+from vllm_kprune.serving.request_options import of_guard
 
 __all__ = [
     "CLASS_PATH",
@@ -54,7 +56,7 @@ def is_attached(config: Any) -> bool:
 
 
 def check_request(config: Any, extra_args: Any) -> None:
-    """Raise `KPruneError` for what a request may not ask of the guard, or not here.
+    """Raise `KPruneError` for what a request may not ask of guard and input pruner, or not here.
 
     Without kprune a server ignores options that it does not know; with kprune, a request that asks
     for a guard must not go unguarded.
@@ -62,6 +64,7 @@ def check_request(config: Any, extra_args: Any) -> None:
     attached = is_attached(config)
     if not attached and not asks_for_kprune(config):
         return
+    wish_of(pruner_settings(config.additional_config), extra_args)
     policy = request_policy(guard_settings(config.additional_config), extra_args)
     if policy and not attached:
         raise KPruneError(f"vllm_xargs: no guard: {_obstacle(config)}")
@@ -83,12 +86,12 @@ def check_beam_search(config: Any) -> None:
 
 
 def refuse_beam_options(extra_args: Any) -> None:
-    """Raise `KPruneError`: vLLM passes no options of a request on to its beams."""
-    given = min(key for key in extra_args if key.startswith(PREFIX))
-    raise KPruneError(
-        f"vllm_xargs: vLLM passes no options to beam searches; leave {given} out (a guard of all "
-        "requests reaches them: serve with --kprune-languages)"
-    )
+    """Raise `KPruneError` for the guard's: vLLM passes no options of a request on to its beams."""
+    if given := of_guard(extra_args):
+        raise KPruneError(
+            f"vllm_xargs: vLLM passes no options to beam searches; leave {PREFIX}{min(given)} out "
+            "(a guard of all requests reaches them: serve with --kprune-languages)"
+        )
 
 
 def engine_spellings(config: Any) -> Spellings:

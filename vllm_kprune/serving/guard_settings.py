@@ -11,11 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vllm_kprune.errors import KPruneError, nearest
-from vllm_kprune.guard.policy import OPTIONS, GuardPolicy, parse_policy
+from vllm_kprune.errors import KPruneError
+from vllm_kprune.guard.policy import GuardPolicy, parse_policy
 from vllm_kprune.serving.options import PREFIX, read_options
+from vllm_kprune.serving.request_options import of_guard
 
-__all__ = ["GuardSettings", "guard_settings", "request_policy", "requested_options"]
+__all__ = ["GuardSettings", "guard_settings", "request_policy"]
 
 
 @dataclass(frozen=True)
@@ -38,24 +39,11 @@ def guard_settings(additional_config: Any) -> GuardSettings:
     return GuardSettings(default, options.guard_fixed)
 
 
-def requested_options(extra_args: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The guard's options among a request's `vllm_xargs`, without their prefix.
-
-    Raises `KPruneError` for a key that begins with `kprune_` and is none of them.
-    """
-    given = {key: value for key, value in (extra_args or {}).items() if key.startswith(PREFIX)}
-    known = [PREFIX + name for name in OPTIONS]
-    for key in given:
-        if key not in known:
-            raise KPruneError(f"vllm_xargs: unknown key {key!r}; {nearest(key, known)}")
-    return {key.removeprefix(PREFIX): value for key, value in given.items()}
-
-
 def request_policy(
     settings: GuardSettings, extra_args: Mapping[str, Any] | None
 ) -> GuardPolicy | None:
     """The policy of a request; None if it is not guarded. `KPruneError` for what it may not ask."""
-    options = requested_options(extra_args)
+    options = of_guard(extra_args)
     if not options:
         return settings.default
     if settings.fixed:

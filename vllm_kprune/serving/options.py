@@ -10,12 +10,14 @@ leaves to plugins; so all three ways are the same from there on.
 
 import argparse
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 from vllm_kprune.errors import KPruneError, nearest
+from vllm_kprune.serving.option_fields import flag, option
+from vllm_kprune.serving.pruner_options import PrunerOptions, check_pruner_options
 
 __all__ = [
     "COUNTER_FOLDER",
@@ -36,29 +38,24 @@ KEY = "kprune"
 NAMED = "KPRUNE_ENDPOINT_PLUGINS"
 # The folder of this server's counter files, in the environment of its processes (see `counters`).
 COUNTER_FOLDER = "KPRUNE_COUNTERS"
-# Of the guard's options in a request's `vllm_xargs`.
+# Of our options in a request's `vllm_xargs`.
 PREFIX = "kprune_"
 GUARD_OPTIONS = ("languages", "scripts", "hanja", "allow")
 _PLUGIN_GROUPS = ("vllm.general_plugins", "vllm.endpoint_plugins")
 
 
-def _option(default: Any, metavar: str | None, help: str, **how: Any) -> Any:
-    named = {"metavar": metavar} if metavar else {}
-    return field(default=default, metadata={**named, "help": help, **how})
-
-
 @dataclass(frozen=True)
-class ServingOptions:
-    """The `--kprune-*` options; a field is an option: name, default and help together."""
+class _VocabularyOptions:
+    """What the pruned vocabulary is made from."""
 
-    profile: str | None = _option(
+    profile: str | None = option(
         None,
         "NAME|FILE",
         "Prune the vocabulary for this language profile (a name such as enko, or a .yaml file). "
         "The pruned tokenizer and configuration are built once, into kprune's cache; the model "
         "answers under the name you gave. Not needed for a folder made by `kprune build`.",
     )
-    corpus: tuple[str, ...] = _option(
+    corpus: tuple[str, ...] = option(
         (),
         "FILE",
         "With --kprune-profile: texts whose tokens must stay cheap, besides the profile's own "
@@ -66,20 +63,20 @@ class ServingOptions:
         nargs="+",
         action="extend",
     )
-    target_size: int | None = _option(
+    target_size: int | None = option(
         None,
         "N",
         "With --kprune-profile: keep exactly N tokens instead of the profile's own sizing.",
         type=int,
     )
-    coverage: float | None = _option(
+    coverage: float | None = option(
         None,
         "SHARE",
         "With --kprune-profile: keep tokens until this share of the evidence is covered (0.999), "
         "instead of the profile's own sizing.",
         type=float,
     )
-    max_extra_tokens: float | None = _option(
+    max_extra_tokens: float | None = option(
         None,
         "SHARE",
         "With --kprune-profile: keep as few tokens as cost at most this share of extra tokens "
@@ -87,36 +84,42 @@ class ServingOptions:
         "sizing. Measured when the overlay is built, which takes some seconds more.",
         type=float,
     )
-    base: str | None = _option(
+    base: str | None = option(
         None,
         "FOLDER",
         "For a folder made by `kprune build`: where the base model's weights are now, when they "
         "were moved since.",
     )
-    languages: str | tuple[str, ...] | None = _option(
+
+
+@dataclass(frozen=True)
+class _GuardOptions:
+    """How answers are guarded."""
+
+    languages: str | tuple[str, ...] | None = option(
         None,
         "ko,en",
         "Guard every answer: no character outside the scripts of these languages (ISO 639-1) is "
         "ever produced, on any model, pruned or not. A request chooses its own with "
         'vllm_xargs={"kprune_languages": "ko,en"}, or "off".',
     )
-    scripts: str | tuple[str, ...] | None = _option(
+    scripts: str | tuple[str, ...] | None = option(
         None,
         "Hangul,Latin",
         "Guard every answer by Unicode scripts, instead of or besides --kprune-languages.",
     )
-    hanja: str | None = _option(
+    hanja: str | None = option(
         None,
         "none|ksx1001|all",
         "Han characters that the guard lets pass besides: none, the 4,888 of KS X 1001, or all. "
         "Needs --kprune-languages or --kprune-scripts, as the next two do.",
     )
-    allow: str | None = _option(
+    allow: str | None = option(
         None,
         "CHARACTERS",
         "Characters that the guard lets pass whatever their script is, such as αβπ.",
     )
-    guard_fixed: bool = _option(
+    guard_fixed: bool = option(
         False,
         None,
         "Requests can neither change the guard nor switch it off: one that tries is answered "
@@ -125,6 +128,14 @@ class ServingOptions:
         const=True,
     )
 
+
+@dataclass(frozen=True)
+class ServingOptions(PrunerOptions, _GuardOptions, _VocabularyOptions):
+    """The `--kprune-*` options; a field is an option: name, default and help together.
+
+    Fields come in the order of `--help`: those of the last base first.
+    """
+
     @property
     def given(self) -> bool:
         """True if the user set any of them."""
@@ -132,9 +143,8 @@ class ServingOptions:
 
     @property
     def prunes(self) -> bool:
-        """True if any of them is about the vocabulary rather than the guard."""
-        guards = {*GUARD_OPTIONS, "guard_fixed"}
-        return any(getattr(self, f.name) != f.default for f in fields(self) if f.name not in guards)
+        """True if any of them is about the vocabulary, rather than about prompts or answers."""
+        return any(getattr(self, f.name) != f.default for f in fields(_VocabularyOptions))
 
     @property
     def guard(self) -> dict[str, Any]:
@@ -147,8 +157,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Declare `--plugin` and the `--kprune-*` options, in a group of their own."""
     group = parser.add_argument_group(
         title="kprune",
-        description="Serve the model with only the tokens that its languages need, and answer "
-        "in these languages only.",
+        description="Serve the model with only the tokens that its languages need, answer in "
+        "these languages only, and prune long prompts before they are read.",
     )
     if "--plugin" not in parser._option_string_actions:  # a later vLLM may bring its own
         group.add_argument(
@@ -158,9 +168,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
             help="Also load the HTTP routes of this installed plugin (several: repeat, or commas); "
             "`kprune` adds GET /kprune. Unlike VLLM_PLUGINS it turns no other plugin off.",
         )
-    for option in fields(ServingOptions):
-        flag = f"--kprune-{option.name.replace('_', '-')}"
-        group.add_argument(flag, dest=f"kprune_{option.name}", **option.metadata)
+    for field in fields(ServingOptions):
+        group.add_argument(flag(field.name), dest=f"kprune_{field.name}", **field.metadata)
 
 
 def given_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -185,56 +194,54 @@ def read_options(additional_config: Any) -> ServingOptions:
     values = additional_config.get(KEY, {}) if isinstance(additional_config, Mapping) else {}
     if not isinstance(values, Mapping):
         raise KPruneError(f"additional_config['{KEY}']: expected a mapping, got {values!r}")
-    known = {option.name for option in fields(ServingOptions)}
+    known = {field.name for field in fields(ServingOptions)}
     for name in values:
         if name not in known:
             raise KPruneError(
                 f"additional_config['{KEY}']: unknown key {name!r}; {nearest(str(name), known)}"
             )
-    return _checked(ServingOptions(**{**values, "corpus": _texts(values.get("corpus", ()))}))
+    lists = {name: _texts(values.get(name, ())) for name in ("corpus", "force_tokens")}
+    return _checked(ServingOptions(**{**values, **lists}))
 
 
 def _checked(options: ServingOptions) -> ServingOptions:
     for name in ("profile", "base"):
         value = getattr(options, name)
         if value is not None and not (isinstance(value, str) and value):
-            raise KPruneError(f"{_flag(name)}: expected a name or a path, got {value!r}")
+            raise KPruneError(f"{flag(name)}: expected a name or a path, got {value!r}")
     size = options.target_size
     if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
-        raise KPruneError(f"{_flag('target_size')}: expected a number of tokens, got {size!r}")
+        raise KPruneError(f"{flag('target_size')}: expected a number of tokens, got {size!r}")
     for name in ("coverage", "max_extra_tokens"):
         share = getattr(options, name)
         if share is not None and (not isinstance(share, float | int) or not 0 <= share <= 1):
-            raise KPruneError(f"{_flag(name)}: expected a share from 0 to 1, got {share!r}")
+            raise KPruneError(f"{flag(name)}: expected a share from 0 to 1, got {share!r}")
     if options.profile is None:
         for name in ("corpus", "target_size", "coverage", "max_extra_tokens"):
             if getattr(options, name) not in (None, ()):
-                raise KPruneError(f"{_flag(name)} needs --kprune-profile: it says how to prune")
+                raise KPruneError(f"{flag(name)} needs --kprune-profile: it says how to prune")
     elif options.base is not None:
         raise KPruneError(
             "--kprune-base is for a folder made by `kprune build`; "
             "with --kprune-profile the model that you name is the base"
         )
-    return _guard_checked(options)
+    _check_guard(options)
+    check_pruner_options(options)
+    return options
 
 
-def _guard_checked(options: ServingOptions) -> ServingOptions:
+def _check_guard(options: ServingOptions) -> None:
     """The values of the guard's options are checked where they become a policy."""
     if not isinstance(options.guard_fixed, bool):
         raise KPruneError(
-            f"{_flag('guard_fixed')}: expected true or false, got {options.guard_fixed!r}"
+            f"{flag('guard_fixed')}: expected true or false, got {options.guard_fixed!r}"
         )
     if options.languages is None and options.scripts is None:
         for name in ("hanja", "allow", "guard_fixed"):
             if getattr(options, name):
-                raise KPruneError(f"{_flag(name)} needs --kprune-languages or --kprune-scripts")
-    return options
+                raise KPruneError(f"{flag(name)} needs --kprune-languages or --kprune-scripts")
 
 
 def _texts(value: Any) -> tuple[str, ...]:
     items = (value,) if isinstance(value, str | Path) else tuple(value or ())
     return tuple(str(item) for item in items)
-
-
-def _flag(name: str) -> str:
-    return f"--kprune-{name.replace('_', '-')}"

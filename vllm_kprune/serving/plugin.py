@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.serving import compat
 from vllm_kprune.serving.guard_hooks import hook_guard
+from vllm_kprune.serving.prune_hooks import hook_pruner
 
 __all__ = ["DISABLE", "register"]
 
@@ -36,6 +37,7 @@ def register() -> None:
     compat.when_imported("vllm.v1.engine.input_processor", _hook_adapter_requests)
     compat.when_imported("vllm.entrypoints.openai.models.serving", _hook_adapter_loads)
     hook_guard()
+    hook_pruner()
 
 
 def _hook_plugins(module: ModuleType) -> None:
@@ -100,6 +102,18 @@ def _settle(args: argparse.Namespace) -> None:
     if given := given_options(args):
         extra = dict(getattr(args, "additional_config", None) or {})
         args.additional_config = {**extra, KEY: {**extra.get(KEY, {}), **given}}
+    _add_headers(args)
+
+
+def _add_headers(args: argparse.Namespace) -> None:
+    """Name our middleware where users name theirs; only an input pruner has something to tell."""
+    from vllm_kprune.serving.options import KEY
+    from vllm_kprune.serving.pruner_options import MIDDLEWARE
+
+    ours = (getattr(args, "additional_config", None) or {}).get(KEY)
+    named = getattr(args, "middleware", None)
+    if isinstance(ours, dict) and ours.get("input_pruner") and named is not None:
+        args.middleware = [*named, *([] if MIDDLEWARE in named else [MIDDLEWARE])]
 
 
 def _create_engine_config(

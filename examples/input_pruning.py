@@ -1,0 +1,69 @@
+"""Prune long prompts with the `openai` client: what to keep, marked spans, and what it saved.
+
+vllm serve MODEL --plugin kprune --kprune-input-pruner self
+python examples/input_pruning.py http://localhost:8000/v1
+
+MODEL is any model that vLLM serves; one without a chat template needs --chat-template. Nothing is
+pruned unless a request asks (`--kprune-keep 0.8` would ask for all).
+"""
+
+import sys
+from collections.abc import Mapping
+
+from openai import APIError, OpenAI
+
+PASSAGE = (
+    "The lighthouse of Homigot stands on the easternmost cape of the Korean peninsula. It was "
+    "built in 1908 of brick alone, without any steel, after a foreign ship had run aground there. "
+    "It is 26 metres high, and inside it has six storeys whose ceilings bear the plum blossom of "
+    "the imperial house. A museum beside it shows lamps from other lighthouses. "
+)
+QUESTION = "How high is it?"
+MARKED = f'Answer from this text. <kprune keep="0.6">{PASSAGE * 4}</kprune> {QUESTION}'
+# vllm_xargs of a request. `kprune_min_tokens` 0: however short it is.
+WISHES: tuple[Mapping[str, object], ...] = (
+    {},
+    {"kprune_keep": 0.7, "kprune_min_tokens": 0},
+    {"kprune_keep": 0.7, "kprune_min_tokens": 0, "kprune_force_digits": 1, "kprune_unit": "word"},
+    {"kprune_target_tokens": 100, "kprune_min_tokens": 0},
+    {"kprune_keep": "most"},  # answered with HTTP 400 and what is allowed
+)
+
+
+def ask(client: OpenAI, content: str, wish: Mapping[str, object], *, earlier: str = "") -> None:
+    """Ask once, and print the answer and what its headers tell."""
+    turns = [{"role": "user", "content": earlier}, {"role": "assistant", "content": "I see."}]
+    raw = client.chat.completions.with_raw_response.create(
+        model=client.models.list().data[0].id,
+        messages=[*(turns if earlier else []), {"role": "user", "content": content}],  # type: ignore[list-item]
+        max_tokens=40,
+        temperature=0,
+        extra_body={"vllm_xargs": dict(wish)},
+    )
+    answer = raw.parse()
+    original, kept, segments = (
+        raw.headers[f"x-kprune-{name}"]
+        for name in ("prompt-tokens-original", "prompt-tokens-kept", "segments-pruned")
+    )
+    sys.stdout.write(f"{kept} of {original} tokens, {segments} segments pruned; ")
+    sys.stdout.write(f"usage says {answer.usage and answer.usage.prompt_tokens}\n")
+    sys.stdout.write(f"{answer.choices[0].message.content}\n")
+
+
+def main(url: str) -> None:
+    """A passage in an earlier turn, pruned in several ways; then one in a marked span."""
+    client = OpenAI(base_url=url, api_key="none")
+    for wish in WISHES:
+        sys.stdout.write(f"\n{dict(wish)}\n")
+        try:
+            ask(client, QUESTION, wish, earlier=PASSAGE * 4)
+        except APIError as error:
+            sys.stdout.write(f"{error}\n")
+    sys.stdout.write("\nmarked\n")
+    ask(client, MARKED, {"kprune_min_tokens": 0})
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    main(sys.argv[1])

@@ -1,0 +1,54 @@
+"""Where input pruning meets vLLM; a server that did not ask for kprune pays one look-up.
+
+As `guard_hooks`: nothing heavy is imported until a prompt of such a server comes, or its server
+starts.
+"""
+
+from types import ModuleType
+from typing import Any
+
+from vllm_kprune.serving import compat
+
+__all__ = ["hook_pruner", "pruning_of"]
+
+
+def hook_pruner() -> None:
+    """Hook into those parts of vLLM that are imported already, and the others when they are."""
+    compat.when_imported("vllm.renderers.online_renderer", _hook_server)
+    compat.when_imported("vllm.entrypoints.common.offline", _hook_offline)
+    compat.when_imported("vllm.entrypoints.generate.beam_search.offline", _hook_beams)
+
+
+def pruning_of(renderer: Any) -> Any:
+    """What prunes a renderer's prompts, loaded at first; None if nobody asked for kprune."""
+    from vllm_kprune.serving import compat_prompt
+
+    return compat_prompt.attached(renderer, _make)
+
+
+def _make(renderer: Any) -> Any:
+    from vllm_kprune.serving.activation import asks_for_kprune
+
+    if not asks_for_kprune(renderer.config):
+        return None
+    from vllm_kprune.serving.prune_service import make_pruning
+
+    return make_pruning(renderer)
+
+
+def _hook_server(module: ModuleType) -> None:
+    from vllm_kprune.serving.compat_prompt import prune_online
+
+    prune_online(module, pruning_of)
+
+
+def _hook_offline(module: ModuleType) -> None:
+    from vllm_kprune.serving.compat_prompt import prune_offline
+
+    prune_offline(module, pruning_of)
+
+
+def _hook_beams(module: ModuleType) -> None:
+    from vllm_kprune.serving.compat_prompt import prune_offline_beams
+
+    prune_offline_beams(module, pruning_of)
