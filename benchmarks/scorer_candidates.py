@@ -24,7 +24,7 @@ class Candidate:
     """A function of tokens and question as a scorer."""
 
     def __init__(self, name: str, score: Score, conditioned: bool = False) -> None:
-        self.name, self._score, self.conditioned = name, score, conditioned
+        self.name, self._score, self.uses_query = name, score, conditioned
 
     def scores(
         self, tokens: Tokens, *, query: str | None = None, cancelled: object = None

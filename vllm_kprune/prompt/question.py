@@ -29,7 +29,7 @@ class Question:
     """Scores in nats: information of words, and up to 10 more in sentences that are asked about."""
 
     name = "question"
-    conditioned = True
+    uses_query = True
 
     def __init__(self) -> None:
         self._rarity = Rarity()
