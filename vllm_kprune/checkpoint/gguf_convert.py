@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -47,7 +47,42 @@ _OUTER_NAMES = {
 }
 
 
-def _gemma3_config(meta: Mapping[str, MetaValue]) -> dict[str, Any]:
+def _llama_config(meta: Mapping[str, MetaValue], has_head: bool) -> dict[str, Any]:
+    def number(name: str) -> Any:
+        return meta[f"llama.{name}"]
+
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "dtype": "bfloat16",
+        "transformers_version": "5.0.0",
+        "vocab_size": len(_list(meta["tokenizer.ggml.tokens"])),
+        "hidden_size": number("embedding_length"),
+        "intermediate_size": number("feed_forward_length"),
+        "num_hidden_layers": number("block_count"),
+        "num_attention_heads": number("attention.head_count"),
+        "num_key_value_heads": number("attention.head_count_kv"),
+        "head_dim": number("rope.dimension_count"),
+        "max_position_embeddings": number("context_length"),
+        "rope_parameters": {"rope_theta": number("rope.freq_base"), "rope_type": "default"},
+        "rms_norm_eps": float(f"{number('attention.layer_norm_rms_epsilon'):.6g}"),
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "initializer_range": 0.02,
+        "mlp_bias": False,
+        "tie_word_embeddings": not has_head,
+        "use_cache": True,
+        **_token_ids(meta),
+    }
+
+
+def _token_ids(meta: Mapping[str, MetaValue]) -> dict[str, Any]:
+    keys = {"bos": "bos", "eos": "eos", "pad": "padding"}
+    return {f"{name}_token_id": meta[f"tokenizer.ggml.{keys[name]}_token_id"] for name in keys}
+
+
+def _gemma3_config(meta: Mapping[str, MetaValue], has_head: bool) -> dict[str, Any]:
     def number(name: str) -> Any:
         return meta[f"gemma3.{name}"]
 
@@ -84,25 +119,37 @@ def _gemma3_config(meta: Mapping[str, MetaValue]) -> dict[str, Any]:
         "attn_logit_softcapping": None,
         "final_logit_softcapping": None,
         "initializer_range": 0.02,
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": not has_head,
         "use_bidirectional_attention": False,
         "use_cache": True,
-        **{
-            f"{name}_token_id": meta[f"tokenizer.ggml.{key}_token_id"]
-            for name, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"))
-        },
+        **_token_ids(meta),
     }
 
 
 @dataclass(frozen=True)
 class _Family:
-    """What differs between architectures; norms are stored plus `norm_offset` in GGUF."""
+    """What differs between architectures.
 
-    config: Callable[[Mapping[str, MetaValue]], dict[str, Any]]
+    `config` also gets whether there is an LM head of its own. Norms are stored plus `norm_offset`
+    in GGUF. `names` are those that deviate from `_BLOCK_NAMES`. In the tensors `paired`, GGUF has
+    the two halves of each head's rows interleaved, for llama.cpp's rotary embedding.
+    """
+
+    config: Callable[[Mapping[str, MetaValue], bool], dict[str, Any]]
     norm_offset: float
+    names: Mapping[str, str] = field(default_factory=dict)
+    paired: tuple[str, ...] = ()
 
 
-_FAMILIES = {"gemma3": _Family(_gemma3_config, norm_offset=1.0)}
+_FAMILIES = {
+    "gemma3": _Family(_gemma3_config, norm_offset=1.0),
+    "llama": _Family(
+        _llama_config,
+        norm_offset=0.0,
+        names={"ffn_norm": "post_attention_layernorm"},
+        paired=("attn_q", "attn_k"),
+    ),
+}
 
 
 def _family(gguf: GgufFile) -> _Family:
@@ -124,7 +171,8 @@ def model_config(gguf: GgufFile) -> dict[str, Any]:
     Raises:
         KPruneError: the architecture is not in the table.
     """
-    return _family(gguf).config(gguf.metadata)
+    has_head = any(tensor.name == "output.weight" for tensor in gguf.tensors)
+    return _family(gguf).config(gguf.metadata, has_head)
 
 
 def write_safetensors(
@@ -137,8 +185,8 @@ def write_safetensors(
     Raises:
         KPruneError: unknown architecture or tensor, or the `gguf` package is missing.
     """
-    offset = _family(gguf).norm_offset
-    tensors = sorted(((_name(t), t) for t in gguf.tensors), key=lambda pair: pair[0])
+    family, head_dim = _family(gguf), model_config(gguf)["head_dim"]
+    tensors = sorted(((_name(t, family), t) for t in gguf.tensors), key=lambda pair: pair[0])
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, tensor in tensors:
@@ -154,18 +202,21 @@ def write_safetensors(
     with gguf.path.open("rb") as source, target.open("wb") as out:
         out.write(struct.pack("<Q", len(head)) + head)
         for name, tensor in tensors:
-            shift = offset if "norm" in name else 0.0
+            shift = family.norm_offset if "norm" in name else 0.0
+            paired = tensor.name.split(".")[-2] in family.paired
             for block in _blocks(source, tensor):
+                block = _in_halves(block, head_dim) if paired else block
                 written += out.write(_to_bf16(block - shift if shift else block).tobytes())
                 if progress is not None:
                     progress(written / end)
 
 
-def _name(tensor: GgufTensor) -> str:
+def _name(tensor: GgufTensor, family: _Family) -> str:
     """Translate a name: blk.3.attn_q.weight -> model.layers.3.self_attn.q_proj.weight."""
+    names = {**_BLOCK_NAMES, **family.names}
     match tensor.name.split("."):
-        case ["blk", layer, inner, kind] if inner in _BLOCK_NAMES:
-            return f"model.layers.{layer}.{_BLOCK_NAMES[inner]}.{kind}"
+        case ["blk", layer, inner, kind] if inner in names:
+            return f"model.layers.{layer}.{names[inner]}.{kind}"
         case [outer, kind] if outer in _OUTER_NAMES:
             return f"{_OUTER_NAMES[outer]}.{kind}"
     raise KPruneError(f"{tensor.name!r} in the GGUF file is not a tensor that kprune knows")
@@ -195,6 +246,12 @@ def _blocks(source: BinaryIO, tensor: GgufTensor) -> Iterator[npt.NDArray[np.flo
             yield np.frombuffer(raw, dtype="<f4" if kind.name == "F32" else "<f2").astype("f4")
         else:
             yield dequantize(np.frombuffer(raw, np.uint8).reshape(count, -1), kind)
+
+
+def _in_halves(rows: npt.NDArray[np.float32], head_dim: int) -> npt.NDArray[np.float32]:
+    """Rows of whole heads, whose pairs (0, 1), (2, 3), … become the two halves of a head."""
+    pairs = rows.reshape(-1, head_dim // 2, 2, rows.shape[-1])
+    return pairs.swapaxes(1, 2).reshape(rows.shape)
 
 
 def _to_bf16(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:

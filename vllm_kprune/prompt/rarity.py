@@ -1,10 +1,12 @@
-"""Self-information of words: how surprising each is in its language, from word lists.
+"""Self-information of words: how surprising each is in its language, by lists of words.
 
-A frequent word can mostly be guessed from those around it; a rare one, a name or a number cannot.
-Frequencies are those of `wordfreq`. The language is guessed for each script of a text, as the one
-whose list explains the text's words best. A word that the tokenizer splits is judged as a whole,
-so that all its tokens share a score; in scripts without spaces, and in Korean, where particles are
-tokens of their own, each token is judged by itself. What no list knows counts as rare.
+A frequent word can mostly be guessed from those around it; a rare word, a name or a number cannot
+(Shannon 1948; Li et al. 2023 prune prompts by it, with a whole language model's probabilities).
+Frequencies are those of `wordfreq`. The language is guessed for each script of a text: the one
+whose frequent words cover most of it. A word that the tokenizer splits is judged as a whole, so
+that all its tokens share a score. Writing without spaces is divided into the likeliest words, and
+so is Korean, where particles follow their noun. A script without a list is judged by the tokens'
+ids, because BPE learns frequent tokens first. This knows nothing of grammar, and not the question.
 """
 
 import math
@@ -21,14 +23,14 @@ from vllm_kprune.prompt.scorers import Tokens
 __all__ = ["Rarity", "Words", "find_words"]
 
 Floats = npt.NDArray[np.float64]
+Integers = npt.NDArray[np.int64]
 
-# Languages that share a script, the likeliest first: of those that wordfreq has.
-_LANGUAGES: Mapping[str, tuple[str, ...]] = {
-    "Latin": ("en", "es", "fr", "de", "pt", "it", "nl", "pl", "id", "vi", "tr", "sv", "ro", "cs"),
-    "Han": ("zh", "ja"),
-    "Hangul": ("ko",),
-    "Hiragana": ("ja",),
-    "Katakana": ("ja",),
+# Languages by script, of those that wordfreq has; of several the likeliest first.
+_LANGUAGES: Mapping[str, Sequence[str]] = {
+    "Latin": (
+        *("en", "es", "fr", "de", "pt", "it", "nl", "pl", "id", "vi"),
+        *("tr", "sv", "ro", "cs", "da", "nb", "fi", "hu", "ca"),
+    ),
     "Cyrillic": ("ru", "uk", "bg"),
     "Arabic": ("ar", "fa", "ur"),
     "Devanagari": ("hi",),
@@ -36,20 +38,38 @@ _LANGUAGES: Mapping[str, tuple[str, ...]] = {
     "Hebrew": ("he",),
     "Bengali": ("bn",),
     "Tamil": ("ta",),
+    "Han": ("zh", "ja"),
+    "Hiragana": ("ja",),
+    "Katakana": ("ja",),
+    "Hangul": ("ko",),
 }
 _UNSPACED = ("Han", "Hiragana", "Katakana", "Hangul", "Thai", "Lao", "Khmer", "Myanmar")
-_LETTERS = "|".join(
-    rf"(?P<{name}>(?:\p{{{name}}}[\p{{M}}\u30fc]*)+)" for name in [*_UNSPACED, "Latin", "Cyrillic"]
-)
+_SCRIPTS = tuple(dict.fromkeys([*_LANGUAGES, *_UNSPACED]))
 _WORD = regex.compile(
-    rf"{_LETTERS}|(?P<Other>(?:\p{{L}}\p{{M}}*)+)|(?P<Number>\p{{N}}+)|(?P<Mark>\S)"
+    "|".join(
+        [
+            *(rf"(?P<{s}>(?:\p{{{s}}}[\p{{M}}ー]*)+)" for s in _UNSPACED),
+            *(
+                rf"(?P<{s}>(?:\p{{{s}}}\p{{M}}*+(?:['’](?=\p{{{s}}}))?)+)"
+                for s in _SCRIPTS
+                if s not in _UNSPACED
+            ),
+            r"(?P<Letters>(?:\p{L}\p{M}*)+)",
+            r"(?P<Number>\p{N}+)",
+            r"(?P<Mark>\S)",
+        ]
+    )
 )
-_UNKNOWN_NATS = 16.0
+_CENTIBEL = math.log(10) / 100  # nats; wordfreq's unit
+_UNLISTED_NATS = 16.0  # the lists end at 13.8
+_UNLISTED_LETTER_NATS = 12.0  # each further letter, where words have to be found
 _NUMBER_NATS = 14.0
 _MARK_NATS = 6.0
 _BLANK_NATS = 5.0
-_GUESS_WORDS = 300  # of each list, to guess the language by
-_LONGEST = 8  # characters of a word without spaces
+_ZIPF_NATS = math.log(12.0)  # at rank 1, if a vocabulary's frequencies follow Zipf's law
+_LONGEST = 8  # characters of a listed word without spaces
+_GUESS_LIST, _GUESS_WORDS = 300, 2000  # words of a list, and of the text, to guess the language by
+_TIE_NATS = 0.01
 
 
 class Rarity:
@@ -64,114 +84,148 @@ class Rarity:
         query: str | None = None,
         cancelled: Callable[[], bool] | None = None,
     ) -> npt.NDArray[np.float32]:
-        """[tokens] nats."""
-        return find_words(tokens.text).of_tokens(tokens).astype(np.float32)
+        """[tokens] nats. Equal ones differ a little, so that dropped ones are spread evenly."""
+        spread = np.arange(len(tokens.ids)) * ((math.sqrt(5) - 1) / 2) % 1
+        return (find_words(tokens.text).of_tokens(tokens) + _TIE_NATS * spread).astype(np.float32)
 
 
 @dataclass(frozen=True, eq=False)
 class Words:
     """The words of a text, numbers and marks included, in order.
 
-    `starts` and `ends`: [words] character offsets; `nats`: [words] self-information; `keys`:
-    [words] what they are in lower case.
+    `starts` and `ends`: [words] character offsets; `nats`: [words] self-information, NaN where no
+    list knows the script.
     """
 
-    starts: npt.NDArray[np.int64]
-    ends: npt.NDArray[np.int64]
+    starts: Integers
+    ends: Integers
     nats: Floats
-    keys: Sequence[str]
 
-    def numbers(self, tokens: Tokens) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    def numbers(self, tokens: Tokens) -> tuple[Integers, Integers]:
         """[tokens] number of the first and of the last word that each touches; -1 for blanks."""
-        of_character = np.full(len(tokens.text) + 1, -1)
-        for number, (start, end) in enumerate(zip(self.starts, self.ends, strict=True)):
-            of_character[start:end] = number
+        sizes = self.ends - self.starts
+        number = np.repeat(np.arange(len(sizes)), sizes)
+        inside = np.arange(len(number)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        of_character = np.full(len(tokens.text) + 1, -1, dtype=np.int64)
+        of_character[self.starts[number] + inside] = number
         spans = np.asarray(tokens.offsets, dtype=np.int64).reshape(-1, 2)
         begins, lasts = spans[:, 0], np.maximum(spans[:, 1] - 1, spans[:, 0])
-        blank = of_character[begins] < 0
-        return of_character[np.where(blank, np.minimum(begins + 1, lasts), begins)], of_character[
-            lasts
-        ]
+        after_blank = np.where(of_character[begins] < 0, np.minimum(begins + 1, lasts), begins)
+        return of_character[after_blank], of_character[lasts]
 
     def of_tokens(self, tokens: Tokens) -> Floats:
         """[tokens] the higher nats of the first and the last word that each touches."""
         first, last = self.numbers(tokens)
         nats = np.append(self.nats, _BLANK_NATS)
-        return np.asarray(np.maximum(nats[first], nats[last]))
+        ranks = np.asarray(tokens.ids, dtype=np.float64) + 1
+        by_id = np.minimum(np.log(ranks) + _ZIPF_NATS, _UNLISTED_NATS)
+        known = np.fmax(nats[first], nats[last])
+        return np.where(np.isnan(known), by_id, known)
 
 
 def find_words(text: str) -> Words:
     """Cut a text into words and look each up in the list of its language."""
-    matches = [(str(m.lastgroup), m.start(), m[0].lower()) for m in _WORD.finditer(text)]
+    matches = [(str(m.lastgroup), m.start(), m[0]) for m in _WORD.finditer(text)]
     by_script: dict[str, list[str]] = {}
     for script, _, word in matches:
         by_script.setdefault(script, []).append(word)
-    lists = {script: _list_for(script, words) for script, words in by_script.items()}
+    japanese = 4 * len(by_script.get("Hiragana", ())) > len(by_script.get("Han", ()))
+    parts = {
+        script: _parts(script, frozenset(words), _list_for(script, words, japanese))
+        for script, words in by_script.items()
+    }
     found = [
-        (start + begin, start + end, nats, word[begin:end])
+        (start + begin, start + end, nats)
         for script, start, word in matches
-        for begin, end, nats in _parts(script, word, lists[script])
+        for begin, end, nats in parts[script][word]
     ]
-    starts, ends, nats, keys = zip(*found, strict=True) if found else ((), (), (), ())
-    return Words(
-        np.array(starts, dtype=np.int64), np.array(ends, dtype=np.int64), np.array(nats), keys
-    )
+    table = np.array(found, dtype=np.float64).reshape(-1, 3)
+    return Words(table[:, 0].astype(np.int64), table[:, 1].astype(np.int64), table[:, 2])
 
 
-def _parts(script: str, word: str, nats: Mapping[str, float]) -> Sequence[tuple[int, int, float]]:
-    if script == "Number":
-        return [(0, len(word), _NUMBER_NATS)]
-    if script == "Mark":
-        return [(0, len(word), _MARK_NATS)]
+_Part = tuple[int, int, float]
+
+
+def _parts(
+    script: str, words: frozenset[str], nats: Mapping[str, float] | None
+) -> Mapping[str, Sequence[_Part]]:
+    """Each word's parts, as (begin, end, nats)."""
+    same = {"Number": _NUMBER_NATS, "Mark": _MARK_NATS}
+    if script in same:
+        return {word: [(0, len(word), same[script])] for word in words}
+    if nats is None:
+        return {word: [(0, len(word), math.nan)] for word in words}
+    if script == "Han" and nats is _nats("zh"):
+        return {word: _likeliest_parts(_simplified(word), nats) for word in words}
     if script in _UNSPACED:
-        return _likeliest_parts(word, nats)
-    return [(0, len(word), nats.get(word, _UNKNOWN_NATS))]
+        return {word: _likeliest_parts(word, nats) for word in words}
+    return {word: [(0, len(word), _word_nats(word.lower(), nats))] for word in words}
 
 
-def _likeliest_parts(run: str, nats: Mapping[str, float]) -> Sequence[tuple[int, int, float]]:
-    """The likeliest division of a run of letters into words, taken as independent."""
-    best = [0.0]
-    cut = [0]
+def _word_nats(word: str, nats: Mapping[str, float]) -> float:
+    """Nats of a word, or of its rarest part where an apostrophe divides it: l'homme, Newton's."""
+    if word in nats or ("'" not in word and "’" not in word):
+        return nats.get(word, _UNLISTED_NATS)
+    word = word.replace("’", "'")
+    return nats.get(word) or max(nats.get(part, _UNLISTED_NATS) for part in word.split("'"))
+
+
+def _likeliest_parts(run: str, nats: Mapping[str, float]) -> Sequence[_Part]:
+    """The likeliest division of a run of letters into words, if they were independent."""
+    best, cuts = [0.0], [0]
     for end in range(1, len(run) + 1):
-        options = [
-            (best[at] + nats.get(run[at:end], _UNKNOWN_NATS + (end - at - 1) * 12), at)
-            for at in range(max(0, end - _LONGEST), end)
-        ]
-        total, at = min(options)
+        total, cut = math.inf, 0
+        for at in range(max(0, end - _LONGEST), end):
+            unlisted = _UNLISTED_NATS + (end - at - 1) * _UNLISTED_LETTER_NATS
+            through = best[at] + nats.get(run[at:end], unlisted)
+            if through < total:
+                total, cut = through, at
         best.append(total)
-        cut.append(at)
+        cuts.append(cut)
     parts = []
     end = len(run)
     while end:
-        begin = cut[end]
-        parts.append((begin, end, nats.get(run[begin:end], _UNKNOWN_NATS)))
-        end = begin
+        parts.append((cuts[end], end, nats.get(run[cuts[end] : end], _UNLISTED_NATS)))
+        end = cuts[end]
     return parts[::-1]
 
 
-def _list_for(script: str, words: Sequence[str]) -> Mapping[str, float]:
-    """The list of the language that the words of one script are of; empty if there is none."""
-    if script == "Other":
-        script = next((s for s in _OTHERS if regex.match(rf"\p{{{s}}}", words[0])), script)
+def _simplified(run: str) -> str:
+    """A run of Chinese as the list has it; as long as before."""
+    from vllm_kprune.vocabulary.evidence import simplified_characters
+
+    return run.translate(simplified_characters())
+
+
+def _list_for(script: str, words: Sequence[str], japanese: bool) -> Mapping[str, float] | None:
+    """The list of the language that the words of one script are in; None if there is none."""
     languages = _LANGUAGES.get(script, ())
-    if len(languages) > 1:
-        known = {lang: sum(word in _frequent(lang) for word in words[:2000]) for lang in languages}
-        return _nats(max(languages, key=known.__getitem__))
-    return _nats(languages[0]) if languages else {}
-
-
-_OTHERS = ("Arabic", "Devanagari", "Greek", "Hebrew", "Bengali", "Tamil")
+    if script == "Han":
+        return _nats("ja") if japanese else _nats("zh")
+    if len(languages) < 2:
+        return _nats(languages[0]) if languages else None
+    sample = [word.lower() for word in words[:_GUESS_WORDS]]
+    known = {language: sum(map(_frequent(language).__contains__, sample)) for language in languages}
+    return _nats(max(languages, key=known.__getitem__))
 
 
 @cache
 def _frequent(language: str) -> frozenset[str]:
-    return frozenset(list(_nats(language))[:_GUESS_WORDS])
+    words = (word for group in _groups(language) for word in group)
+    return frozenset(word for word, _ in zip(words, range(_GUESS_LIST), strict=False))
 
 
 @cache
 def _nats(language: str) -> Mapping[str, float]:
-    """Words of a language, frequent ones first, and their nats."""
+    """Words of a language and their nats: about 30,000 words, 4 MB."""
+    groups = enumerate(_groups(language))
+    return {word: centibels * _CENTIBEL for centibels, group in groups for word in group}
+
+
+def _groups(language: str) -> Sequence[Sequence[str]]:
+    """Words of each frequency, from 1 down, in steps of a centibel."""
     import wordfreq
 
-    frequencies = wordfreq.get_frequency_dict(language, wordlist="small")
-    return {word: -math.log(frequency) for word, frequency in frequencies.items()}
+    path = wordfreq.available_languages("small")[language]
+    groups: Sequence[Sequence[str]] = wordfreq.read_cBpack(path)
+    return groups

@@ -16,6 +16,7 @@ import json
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -37,6 +38,7 @@ __all__ = [
     "count_source",
     "profile_sources",
     "read_corpus",
+    "simplified_characters",
     "weighted_batches",
     "word_forms",
 ]
@@ -149,6 +151,16 @@ def _word_frequencies(language: str) -> Mapping[str, float]:
     return _EitherChinese(words) if language == "zh" else words
 
 
+@cache
+def simplified_characters() -> Mapping[int, str]:
+    """Simplified form of traditional Chinese characters, for `str.translate`: wordfreq's table."""
+    path = importlib.resources.files(wordfreq) / "data" / "_chinese_mapping.msgpack.gz"
+    table: dict[int, str] = msgpack.unpackb(
+        gzip.decompress(path.read_bytes()), strict_map_key=False
+    )
+    return table
+
+
 class _EitherChinese(Mapping[str, float]):
     """Words of wordfreq's Chinese list, which is in simplified characters, found in either.
 
@@ -156,9 +168,7 @@ class _EitherChinese(Mapping[str, float]):
     """
 
     def __init__(self, words: Mapping[str, float]) -> None:
-        path = importlib.resources.files(wordfreq) / "data" / "_chinese_mapping.msgpack.gz"
-        packed = gzip.decompress(path.read_bytes())
-        self._simplified: dict[int, str] = msgpack.unpackb(packed, strict_map_key=False)
+        self._simplified = simplified_characters()
         self._words = words
 
     def __getitem__(self, word: str) -> float:
