@@ -37,6 +37,7 @@ class GivenScores:
     """Scores that a test chose, for texts whose tokens it knows."""
 
     name = "given"
+    uses_query = False
 
     def __init__(self, scores: Sequence[float]) -> None:
         self._scores = scores

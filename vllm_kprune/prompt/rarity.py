@@ -79,6 +79,7 @@ class Rarity:
     """Scores that are nats of self-information of the word that a token belongs to."""
 
     name = "rarity"
+    uses_query = False
 
     def scores(
         self,
