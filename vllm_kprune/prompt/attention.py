@@ -14,7 +14,7 @@ product of the queries' mean, which every key has in common with all of them, st
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -128,8 +128,8 @@ def received(
             first, last = mask.span(start, stop, length)
             asking = prompt.rotated(table, start, stop)
             hidden = mask.hidden(start, stop, first, last)
-            powers, totals = logits.powers(asking, first, last, hidden)
-            sums[first:last].addmv_(powers.T, totals.reciprocal_())
+            for powers, totals in logits.powers(asking, first, last, hidden):
+                sums[first:last].addmv_(powers.T, totals.reciprocal_())
     return sums.div_(len(heads) * len(queries))
 
 
@@ -153,50 +153,55 @@ class _Logits:
 
     def powers(
         self, queries: torch.Tensor, first: int, last: int, hidden: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """2 to the logits of queries [heads, block, dim] and keys [first, last), and row sums.
 
-        Rows are heads times queries, each up to a factor; they hold until the next call. Its
+        One head [block, keys] after the other, each row up to a factor, in the same buffer. Its
         maximum is only subtracted from a row once a block turned out to need it.
         """
-        if not self._shifted:
-            powers = self._of(queries, first, last, hidden).exp2_()
-            totals = powers.sum(dim=1)
-            low, high = (float(limit) for limit in totals.aminmax())
-            if _SAFE_SUMS[0] < low and high < _SAFE_SUMS[1]:
-                return powers, totals
-            self._shifted = True
-        logits = self._of(queries, first, last, hidden)
-        powers = logits.sub_(logits.amax(dim=1, keepdim=True)).exp2_()
-        return powers, powers.sum(dim=1)
-
-    def _of(
-        self, queries: torch.Tensor, first: int, last: int, hidden: torch.Tensor | None
-    ) -> torch.Tensor:
-        keys = self._factors[first:last]
+        keys, common = self._factors[first:last], None
         if self._centred:
             mean = queries.mean(dim=1)
-            logits = self._multiply(queries - mean[:, None], keys)
-            logits.add_((mean @ self._keys[first:last].T)[:, None])
-        else:
-            logits = self._multiply(queries, keys)
+            queries = queries - mean[:, None]
+            common = (self._keys[first:last] @ mean.T).T.contiguous()
+        for head, rows in enumerate(queries):
+            shared = None if common is None else common[head]
+            if not self._shifted:
+                powers = self._logits(rows, keys, shared, hidden).exp2_()
+                totals = powers.sum(dim=1)
+                low, high = (float(limit) for limit in totals.aminmax())
+                if _SAFE_SUMS[0] < low and high < _SAFE_SUMS[1]:
+                    yield powers, totals
+                    continue
+                self._shifted = True
+            logits = self._logits(rows, keys, shared, hidden)
+            powers = logits.sub_(logits.amax(dim=1, keepdim=True)).exp2_()
+            yield powers, powers.sum(dim=1)
+
+    def _logits(
+        self,
+        rows: torch.Tensor,
+        keys: torch.Tensor,
+        shared: torch.Tensor | None,
+        hidden: torch.Tensor | None,
+    ) -> torch.Tensor:
+        logits = self._multiply(rows, keys)
+        if shared is not None:
+            logits.add_(shared)
         if self._softcap is not None:
             logits.div_(self._softcap).tanh_().mul_(self._softcap)
-        if hidden is not None:
-            logits.masked_fill_(hidden, -torch.inf)
-        return logits.view(-1, last - first)
+        return logits if hidden is None else logits.masked_fill_(hidden, -torch.inf)
 
-    def _multiply(self, queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
-        """Float32 [heads, block, keys] of scalar products."""
-        rows = queries.reshape(-1, keys.shape[1])
-        size, shape = len(rows) * len(keys), (*queries.shape[:2], len(keys))
+    def _multiply(self, rows: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+        """Float32 [rows, keys] of scalar products."""
+        shape, size = (len(rows), len(keys)), len(rows) * len(keys)
         self._buffer = _at_least(self._buffer, size)
-        logits = self._buffer[:size].view(len(rows), len(keys))
+        logits = self._buffer[:size].view(shape)
         if not self._rounded:
-            return torch.mm(rows, keys.T, out=logits).view(shape)
+            return torch.mm(rows, keys.T, out=logits)
         self._products = _at_least(self._products, size)
-        products = self._products[:size].view(logits.shape)
-        return logits.copy_(torch.mm(rows.to(keys.dtype), keys.T, out=products)).view(shape)
+        products = self._products[:size].view(shape)
+        return logits.copy_(torch.mm(rows.to(keys.dtype), keys.T, out=products))
 
 
 def _at_least(buffer: torch.Tensor, size: int) -> torch.Tensor:

@@ -101,7 +101,7 @@ class FirstLayer:
         heads: Sequence[int] | None = None,
         window: int | None = None,
         queries: Sequence[range | None] | None = None,
-        block: int = 64,
+        block: int = 256,
         cancelled: Callable[[], bool] | None = None,
     ) -> list[NDArray[np.float32]]:
         """Attention that each token receives, for each prompt: float32 [n], the mean over heads
@@ -109,8 +109,8 @@ class FirstLayer:
 
         `heads` are counted from 0 (default: all). A token sees the tokens less than `window` away:
         of a prompt of at most that many all, as without. `queries` restricts who attends, prompt
-        by prompt (a question at the end); with None all do. `block` queries are looked at
-        at once.
+        by prompt (a question at the end); with None all do. `block` queries of a head
+        are looked at at once.
 
         Raises:
             Cancelled: `cancelled`, asked between blocks, was true.
