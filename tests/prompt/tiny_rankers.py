@@ -78,7 +78,7 @@ class WholeModel:
         """The paper's algorithm 1: mean over heads and queries of the attention matrix."""
         given: dict[str, Any] = {}
         if not causal:
-            given["attention_mask"] = no_mask(self._model.config, len(ids), torch.float32)
+            given["attention_mask"] = no_mask(self._model.config, len(ids))
         output = self._model(torch.tensor([list(ids)]), output_attentions=True, **given)
         matrix = output.attentions[layer][0]
         matrix = matrix if heads is None else matrix[list(heads)]

@@ -2,22 +2,31 @@
 
 A block of queries meets all keys in one matrix product into a buffer that is used again for every
 block; two passes over it give the sums of rows (the softmax) and of columns (what is received).
-Memory is O(block x n). Only the sums of the softmax leave the block, so nothing else is computed:
-no values, no output projection.
+Memory is O(block x n). Nothing else of the layer is computed: no values, no output projection.
 Exact: a window or a causal mask is asked for, never assumed.
+
+Products in bfloat16 take half the time of float32. Their rounding would not average out where it
+matters, at the few keys that attract most queries; so queries and keys are centred first, and the
+product of the queries' mean, which every key has in common with all of them, stays in float32
+(a term that only depends on the query has no part in a softmax).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
-__all__ = ["Cancelled", "Mask", "Projections", "received", "rotary_angles"]
+__all__ = ["LOG2_E", "Cancelled", "Mask", "Projections", "received", "rotary_angles"]
 
-# Below this, exp needs no shift: neither it, nor a sum of a million of them, leaves float32.
-_SAFE_LOGIT = 70.0
+# Logits are kept in base 2: exp2 takes a third of exp's time. Queries are scaled by this.
+LOG2_E = math.log2(math.e)
+# Sums of exp2 between these lost nothing in float32 that counts, though no maximum was subtracted.
+_SAFE_SUMS = (1e-25, 1e36)
+# Shorter prompts cost little and have large scores: they are always computed in float32.
+_ROUNDED_FROM = 512
 
 
 class Cancelled(Exception):
@@ -50,29 +59,29 @@ class Mask:
 
 @dataclass(frozen=True)
 class Projections:
-    """Queries [rows, heads, dim], already scaled, and keys [rows, kv heads, dim] before rotation.
+    """Queries [heads, rows, dim], scaled, and keys [kv heads, rows, dim] before rotation, float32.
 
     Token i of the prompt has row `places[i]`: in the first layer equal tokens share one.
-    `angles` are cos and sin, [n, dim / 2] each, or None without positions; `dtype` is that of
-    the products.
+    `angles` are cos and sin, [n, dim / 2] each, or None without positions. Products of queries and
+    keys, scaled by the logit scale and `LOG2_E`, are logits in base 2.
     """
 
     queries: torch.Tensor
     keys: torch.Tensor
     places: torch.Tensor
     angles: tuple[torch.Tensor, torch.Tensor] | None
-    dtype: torch.dtype
 
     def rotated(self, table: torch.Tensor, start: int, stop: int) -> torch.Tensor:
-        """Tokens [start, stop) of a table [rows, some heads, dim], as [some heads, tokens, dim]."""
-        x = table[self.places[start:stop]].transpose(0, 1)
+        """Tokens [start, stop) of a table [some heads, rows, dim]: [some heads, tokens, dim]."""
+        x = table.index_select(1, self.places[start:stop])
         if self.angles is None:
-            return x.to(self.dtype)
+            return x
         cos, sin = (angle[start:stop] for angle in self.angles)
-        half = x.shape[-1] // 2
-        out = torch.empty(x.shape, dtype=self.dtype)
-        out[..., :half] = x[..., :half] * cos - x[..., half:] * sin
-        out[..., half:] = x[..., half:] * cos + x[..., :half] * sin
+        left, right = x.chunk(2, dim=-1)
+        out = torch.empty(x.shape)
+        turned_left, turned_right = out.chunk(2, dim=-1)
+        torch.mul(left, cos, out=turned_left).addcmul_(right, sin, value=-1)
+        torch.mul(right, cos, out=turned_right).addcmul_(left, sin)
         return out
 
 
@@ -90,6 +99,7 @@ def received(
     mask: Mask,
     softcap: float | None,
     block: int,
+    dtype: torch.dtype,
     cancelled: Callable[[], bool] | None = None,
 ) -> torch.Tensor:
     """Mean over `heads` and `queries` of the attention that each token receives: float32 [n].
@@ -99,63 +109,100 @@ def received(
     Raises:
         Cancelled: `cancelled`, asked before each block, was true.
     """
-    length, group = len(prompt.places), prompt.queries.shape[1] // prompt.keys.shape[1]
+    length, group = len(prompt.places), len(prompt.queries) // len(prompt.keys)
     sums = torch.zeros(length)
     if not queries:
         return sums
-    scratch = _Scratch(prompt.dtype)
-    for kv_head in range(prompt.keys.shape[1]):
+    logits = _Logits(dtype if length >= _ROUNDED_FROM else torch.float32, softcap)
+    for kv_head in range(len(prompt.keys)):
         members = [head for head in heads if head // group == kv_head]
         if not members:
             continue
-        keys = prompt.rotated(prompt.keys[:, kv_head : kv_head + 1], 0, length)[0]
-        longest = float(torch.linalg.vector_norm(keys, dim=1, dtype=torch.float32).max())
-        table = prompt.queries[:, members]
+        logits.set_keys(prompt.rotated(prompt.keys[kv_head : kv_head + 1], 0, length)[0])
+        whole = slice(kv_head * group, (kv_head + 1) * group)  # not copied, unlike some heads
+        table = prompt.queries[whole] if len(members) == group else prompt.queries[members]
         for start in range(queries.start, queries.stop, block):
             if cancelled is not None and cancelled():
                 raise Cancelled
             stop = min(start + block, queries.stop)
             first, last = mask.span(start, stop, length)
-            rows = prompt.rotated(table, start, stop).reshape(-1, keys.shape[1])
-            logits = scratch.product(rows, keys[first:last])
-            bound = longest * float(torch.linalg.vector_norm(rows, dim=1).max())
-            _cap_and_hide(logits, softcap, mask.hidden(start, stop, first, last))
-            _add_columns(sums[first:last], logits, min(bound, softcap or bound))
+            asking = prompt.rotated(table, start, stop)
+            hidden = mask.hidden(start, stop, first, last)
+            for powers, totals in logits.powers(asking, first, last, hidden):
+                sums[first:last].addmv_(powers.T, totals.reciprocal_())
     return sums.div_(len(heads) * len(queries))
 
 
-class _Scratch:
-    """Buffers for a block's logits, used again for every block."""
+class _Logits:
+    """Logits in base 2 of blocks of queries, in buffers that are used again."""
 
-    def __init__(self, dtype: torch.dtype) -> None:
+    def __init__(self, dtype: torch.dtype, softcap: float | None) -> None:
+        self._rounded = dtype != torch.float32
+        # With a soft-cap a term of the query alone does matter: then nothing is centred.
+        self._centred = self._rounded and softcap is None
+        self._softcap = None if softcap is None else softcap * LOG2_E
+        self._buffer = torch.empty(0)
         self._products = torch.empty(0, dtype=dtype)
-        self._logits = self._products if dtype == torch.float32 else torch.empty(0)
+        self._shifted = False
 
-    def product(self, rows: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    def set_keys(self, keys: torch.Tensor) -> None:
+        """Take a key head, float32 [n, dim]."""
+        self._keys = keys
+        factors = keys - keys.mean(dim=0) if self._centred else keys
+        self._factors = factors.to(self._products.dtype)
+
+    def powers(
+        self, queries: torch.Tensor, first: int, last: int, hidden: torch.Tensor | None
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """2 to the logits of queries [heads, block, dim] and keys [first, last), and row sums.
+
+        One head [block, keys] after the other, each row up to a factor, in the same buffer. Its
+        maximum is only subtracted from a row once a block turned out to need it.
+        """
+        keys, common = self._factors[first:last], None
+        if self._centred:
+            mean = queries.mean(dim=1)
+            queries = queries - mean[:, None]
+            common = (self._keys[first:last] @ mean.T).T.contiguous()
+        for head, rows in enumerate(queries):
+            shared = None if common is None else common[head]
+            if not self._shifted:
+                powers = self._logits(rows, keys, shared, hidden).exp2_()
+                totals = powers.sum(dim=1)
+                low, high = (float(limit) for limit in totals.aminmax())
+                if _SAFE_SUMS[0] < low and high < _SAFE_SUMS[1]:
+                    yield powers, totals
+                    continue
+                self._shifted = True
+            logits = self._logits(rows, keys, shared, hidden)
+            powers = logits.sub_(logits.amax(dim=1, keepdim=True)).exp2_()
+            yield powers, powers.sum(dim=1)
+
+    def _logits(
+        self,
+        rows: torch.Tensor,
+        keys: torch.Tensor,
+        shared: torch.Tensor | None,
+        hidden: torch.Tensor | None,
+    ) -> torch.Tensor:
+        logits = self._multiply(rows, keys)
+        if shared is not None:
+            logits.add_(shared)
+        if self._softcap is not None:
+            logits.div_(self._softcap).tanh_().mul_(self._softcap)
+        return logits if hidden is None else logits.masked_fill_(hidden, -torch.inf)
+
+    def _multiply(self, rows: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
         """Float32 [rows, keys] of scalar products."""
-        shape = (len(rows), len(keys))
-        if self._products.numel() < shape[0] * shape[1]:
-            same = self._logits is self._products
-            self._products = self._products.new_empty(shape[0] * shape[1])
-            self._logits = self._products if same else torch.empty(self._products.shape)
-        products = self._products[: shape[0] * shape[1]].view(shape)
-        torch.mm(rows, keys.T, out=products)
-        if self._logits is self._products:
-            return products
-        return self._logits[: products.numel()].view(shape).copy_(products)
+        shape, size = (len(rows), len(keys)), len(rows) * len(keys)
+        self._buffer = _at_least(self._buffer, size)
+        logits = self._buffer[:size].view(shape)
+        if not self._rounded:
+            return torch.mm(rows, keys.T, out=logits)
+        self._products = _at_least(self._products, size)
+        products = self._products[:size].view(shape)
+        return logits.copy_(torch.mm(rows.to(keys.dtype), keys.T, out=products))
 
 
-def _cap_and_hide(logits: torch.Tensor, softcap: float | None, hidden: torch.Tensor | None) -> None:
-    if softcap is not None:
-        logits.div_(softcap).tanh_().mul_(softcap)
-    if hidden is not None:
-        logits.view(-1, *hidden.shape).masked_fill_(hidden, -torch.inf)
-
-
-def _add_columns(sums: torch.Tensor, logits: torch.Tensor, bound: float) -> None:
-    """Add the column sums of the rows' softmax; `logits` are lost. None is above `bound`."""
-    if bound > _SAFE_LOGIT:
-        logits.sub_(logits.amax(dim=1, keepdim=True))
-    logits.exp_()
-    shares = logits.sum(dim=1).reciprocal_()
-    sums.addmv_(logits.T, shares)
+def _at_least(buffer: torch.Tensor, size: int) -> torch.Tensor:
+    return buffer if buffer.numel() >= size else buffer.new_empty(size)

@@ -1,7 +1,7 @@
 """What enters a deeper layer of a model: for comparing layers, never for serving.
 
-The layers before it run in transformers, whole, with attention as wide as the ranking's: without
-any mask, or causal. transformers is imported only here and only when asked for.
+The layers before it run in transformers, in float32, with attention as wide as the ranking's:
+without any mask, or causal. transformers is imported only here and only when asked for.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["HiddenStates", "no_mask"]
 class HiddenStates:
     """A model's first layers; called with ids of the base model, gives what enters `layer`."""
 
-    def __init__(self, folder: Path, layer: int, dtype: torch.dtype) -> None:
+    def __init__(self, folder: Path, layer: int) -> None:
         try:
             from transformers import AutoConfig, AutoModel
         except ImportError as error:
@@ -32,7 +32,11 @@ class HiddenStates:
             folder = load_manifest(folder).check_base()
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         model = AutoModel.from_pretrained(
-            folder, config=config, dtype=dtype, use_safetensors=True, trust_remote_code=False
+            folder,
+            config=config,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
         )
         text = getattr(model, "language_model", model)
         text.set_attn_implementation("eager")
@@ -41,21 +45,20 @@ class HiddenStates:
         text.config.num_hidden_layers = layer + 1
         self._model = text.eval()
         self._layer = layer
-        self._dtype = dtype
 
     def __call__(self, ids: torch.Tensor, causal: bool) -> torch.Tensor:
         """[n, hidden] before the layer's input norm."""
         given: dict[str, Any] = {}
         if not causal:
-            given["attention_mask"] = no_mask(self._model.config, len(ids), self._dtype)
+            given["attention_mask"] = no_mask(self._model.config, len(ids))
         output = self._model(ids[None], output_hidden_states=True, use_cache=False, **given)
         states: torch.Tensor = output.hidden_states[self._layer][0]
         return states
 
 
-def no_mask(config: Any, length: int, dtype: torch.dtype) -> Any:
+def no_mask(config: Any, length: int) -> Any:
     """What tells a text model of transformers to hide nothing, not even behind a sliding window."""
-    zeros = torch.zeros(1, 1, length, length, dtype=dtype)
+    zeros = torch.zeros(1, 1, length, length)
     kinds = set(getattr(config, "layer_types", None) or ())
     by_kind = "sliding_attention" in kinds or config.model_type.startswith(("gemma", "cohere2"))
     return dict.fromkeys(("full_attention", "sliding_attention"), zeros) if by_kind else zeros

@@ -33,8 +33,7 @@ class LayerWeights:
     """One layer's tensors; rotary dimensions are in the layout of halves, whatever the file's.
 
     `embedding` [rows, hidden] is mapped, in the file's data type. `kept_rows` are its rows by id of
-    a pruned tokenizer. `queries` [heads * dim, hidden] and `keys` are of the wanted data type; all
-    else is float32.
+    a pruned tokenizer. All else is float32; `queries` [heads * dim, hidden], `keys` likewise.
     """
 
     embedding: torch.Tensor
@@ -54,7 +53,7 @@ class LayerWeights:
         return len(self.embedding if self.kept_rows is None else self.kept_rows)
 
 
-def load_weights(folder: Path, config: LayerConfig, dtype: torch.dtype) -> LayerWeights:
+def load_weights(folder: Path, config: LayerConfig) -> LayerWeights:
     """Read what `config` describes from a model's or an overlay's folder.
 
     Raises:
@@ -67,7 +66,7 @@ def load_weights(folder: Path, config: LayerConfig, dtype: torch.dtype) -> Layer
             raise KPruneError(f"{folder} is a pruned tokenizer without weights; name a model")
         kept_rows = torch.tensor(manifest.kept_rows)
         folder = manifest.check_base()
-    return _Reader(folder, _stored(folder), config, dtype).read(kept_rows)
+    return _Reader(folder, _stored(folder), config).read(kept_rows)
 
 
 def _stored(folder: Path) -> Mapping[str, tuple[Path, StoredTensor]]:
@@ -81,7 +80,6 @@ class _Reader:
     folder: Path
     stored: Mapping[str, tuple[Path, StoredTensor]]
     config: LayerConfig
-    dtype: torch.dtype
 
     def read(self, kept_rows: torch.Tensor | None) -> LayerWeights:
         config, prefix = self.config, self.prefix()
@@ -136,7 +134,7 @@ class _Reader:
     def matrix(self, name: str, heads: int) -> torch.Tensor:
         shape = (heads * self.config.head_dim, self.config.hidden_size)
         self.refuse_scales(name)
-        return self.in_halves(self.tensor(f"{name}.weight", shape), heads).to(self.dtype)
+        return self.in_halves(self.tensor(f"{name}.weight", shape), heads).float()
 
     def refuse_scales(self, name: str) -> None:
         """Refuse a projection with companions: a quantised one may look plain (block FP8)."""

@@ -19,7 +19,14 @@ from tokenizers import Tokenizer
 
 from vllm_kprune.checkpoint.base import read_json, resolve_model
 from vllm_kprune.errors import KPruneError
-from vllm_kprune.prompt.attention import Cancelled, Mask, Projections, received, rotary_angles
+from vllm_kprune.prompt.attention import (
+    LOG2_E,
+    Cancelled,
+    Mask,
+    Projections,
+    received,
+    rotary_angles,
+)
 from vllm_kprune.prompt.hidden_states import HiddenStates
 from vllm_kprune.prompt.layer_config import LayerConfig, parse_layer_config
 from vllm_kprune.prompt.layer_weights import LayerWeights, load_weights
@@ -27,7 +34,7 @@ from vllm_kprune.prompt.layer_weights import LayerWeights, load_weights
 __all__ = ["Cancelled", "FirstLayer"]
 
 _DTYPES = (torch.float32, torch.bfloat16)
-_ROWS_PER_BLOCK = 4096
+_ROWS_PER_BLOCK = 512
 
 
 class FirstLayer:
@@ -56,8 +63,9 @@ class FirstLayer:
     ) -> FirstLayer:
         """Load from a model's folder, or from one that `kprune build` made.
 
-        `dtype` is that of the matrix products: float32 (the default, exact) or bfloat16; the
-        softmax is always float32. A `layer` above 0 reads the weights of those before it too.
+        `dtype` is that of the products of queries and keys: float32 (the default, exact) or
+        bfloat16 (twice as fast where the processor has it); all else is float32. A `layer` above
+        0 reads the weights of those before it too.
 
         Raises:
             KPruneError: an unknown family, a quantised or missing tensor, a damaged file.
@@ -70,8 +78,8 @@ class FirstLayer:
         if not config_path.is_file():
             raise KPruneError(f"{folder} has no config.json: not a model folder")
         config = parse_layer_config(read_json(config_path), layer, config_path)
-        weights = load_weights(folder, config, dtype)
-        below = HiddenStates(folder, layer, dtype) if layer else None
+        weights = load_weights(folder, config)
+        below = HiddenStates(folder, layer) if layer else None
         return cls(_load_tokenizer(folder), config, weights, dtype, below)
 
     @property
@@ -101,8 +109,8 @@ class FirstLayer:
 
         `heads` are counted from 0 (default: all). A token sees the tokens less than `window` away:
         of a prompt of at most that many all, as without. `queries` restricts who attends, prompt
-        by prompt (a question at the end); with None all do. `block` queries are looked at
-        at once.
+        by prompt (a question at the end); with None all do. `block` queries of a head
+        are looked at at once.
 
         Raises:
             Cancelled: `cancelled`, asked between blocks, was true.
@@ -118,6 +126,7 @@ class FirstLayer:
                 mask=Mask(causal, window),
                 softcap=self.config.softcap,
                 block=block,
+                dtype=self._dtype,
                 cancelled=cancelled,
             ).numpy()
             for projected, asks in zip(self._project(prompts, causal), asking, strict=True)
@@ -158,7 +167,7 @@ class FirstLayer:
     ) -> Projections:
         frequencies = self._weights.frequencies
         angles = None if frequencies is None else rotary_angles(frequencies, len(places))
-        return Projections(queries, keys, places, angles, self._dtype)
+        return Projections(queries, keys, places, angles)
 
     def _check_ids(self, ids: torch.Tensor) -> None:
         if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < self.rows:
@@ -175,21 +184,21 @@ class FirstLayer:
     def _heads_of_tokens(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Queries and keys of embedding rows, a block after the other: only they are kept."""
         config = self.config
-        queries = torch.empty(len(rows), config.num_heads, config.head_dim)
-        keys = torch.empty(len(rows), config.num_kv_heads, config.head_dim)
-        scale = torch.tensor(config.embedding_scale).to(self._dtype)
+        queries = torch.empty(config.num_heads, len(rows), config.head_dim)
+        keys = torch.empty(config.num_kv_heads, len(rows), config.head_dim)
         for start in range(0, len(rows), _ROWS_PER_BLOCK):
             part = slice(start, start + _ROWS_PER_BLOCK)
-            states = self._weights.embedding[rows[part]].to(self._dtype) * scale
-            queries[part], keys[part] = self._heads_of(states)
+            states = self._weights.embedding[rows[part]].float()
+            found = self._heads_of(states.mul_(config.embedding_scale))
+            queries[:, part], keys[:, part] = found
         return queries, keys
 
     def _heads_of(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Queries, scaled, and keys, float32 [rows, heads, dim], of the layer's input."""
+        """Queries, scaled, and keys, [heads, rows, dim], of the layer's input [rows, hidden]."""
         weights, config = self._weights, self.config
-        normed = _normalised(states, weights.norm, config).to(self._dtype)
-        queries = torch.nn.functional.linear(normed, weights.queries).float()
-        keys = torch.nn.functional.linear(normed, weights.keys).float()
+        normed = _normalised(states, weights.norm, config)
+        queries = torch.nn.functional.linear(normed, weights.queries)
+        keys = torch.nn.functional.linear(normed, weights.keys)
         if weights.query_bias is not None and weights.key_bias is not None:
             queries += weights.query_bias
             keys += weights.key_bias
@@ -198,12 +207,12 @@ class FirstLayer:
         if weights.query_norm is not None and weights.key_norm is not None:
             queries = _normalised(queries, weights.query_norm, config)
             keys = _normalised(keys, weights.key_norm, config)
-        return queries * config.logit_scale, keys
+        queries *= config.logit_scale * LOG2_E
+        return queries.transpose(0, 1), keys.transpose(0, 1)
 
 
 def _normalised(x: torch.Tensor, weight: torch.Tensor, config: LayerConfig) -> torch.Tensor:
-    """The family's norm over the last dimension, in float32."""
-    x = x.float()
+    """The family's norm over the last dimension."""
     if config.norm == "layer":
         x = x - x.mean(dim=-1, keepdim=True)
     return x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + config.norm_eps) * weight
