@@ -1,9 +1,10 @@
 """Scores that say which tokens of a prompt matter; all behind one interface.
 
-`attention` is LitePruner's (section 2): what a token receives in the first attention layer, and
-`random` its baseline. `rarity` needs no weights: rare tokens stay, because what is frequent can be
-guessed. None looks at the question, so that a passage is pruned the same way in every prompt and
-prefix caches hit. Making a scorer reads from the model's folder only what that scorer needs.
+`rarity` needs no weights: rare words stay, because frequent ones can be guessed. `attention` is
+LitePruner's (section 2): what a token receives in the first attention layer; `random` its baseline.
+These prune a passage the same way in every prompt, so prefix caches hit; `question` looks at what
+is asked. Which decides best was measured: benchmarks/litepruner_quality.py, table in README.md.
+Making a scorer reads from the model's folder only what that scorer needs.
 """
 
 import hashlib
@@ -46,7 +47,10 @@ class Tokens:
 
 
 class Scorer(Protocol):
-    """Something that tells how important each token is; the same for the same text, everywhere."""
+    """Something that tells how important each token is; the same for the same text, everywhere.
+
+    One that looks at the query also has a true attribute `uses_query`.
+    """
 
     name: str
 
