@@ -8,7 +8,8 @@ import pytest
 from prune_cases import LONG, LengthScores, pruning_of
 
 from vllm_kprune.errors import KPruneError
-from vllm_kprune.serving import compat_prompt
+from vllm_kprune.serving import compat, compat_prompt, prune_hooks
+from vllm_kprune.serving.options import NAMED
 from vllm_kprune.serving.prune_metrics import RequestReport, current_report
 from vllm_kprune.serving.prune_service import PromptPruning
 
@@ -222,3 +223,21 @@ def test_what_prunes_is_made_once_for_a_renderer() -> None:
     for _ in range(3):
         assert compat_prompt.attached(renderer, make) is None
     assert made == [renderer]
+
+
+@pytest.mark.parametrize("hook", ["_hook_server", "_hook_offline", "_hook_beams"])
+def test_a_vllm_without_these_names_is_a_warning_and_no_error(
+    hook: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compat.logger, "propagate", True)
+    getattr(prune_hooks, hook)(ModuleType("later"))
+    assert "input pruning is off" in caplog.text
+
+
+def test_a_server_that_did_not_ask_for_kprune_has_no_pruning(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv(NAMED, raising=False)
+    model = SimpleNamespace(model="some/model")
+    config = SimpleNamespace(additional_config={}, model_config=model)
+    assert prune_hooks.pruning_of(SimpleNamespace(config=config)) is None

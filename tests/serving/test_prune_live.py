@@ -162,6 +162,25 @@ def test_responses_are_pruned(api: OpenAI, server: VllmServer) -> None:
     assert usage.input_tokens == int(raw.headers[KEPT]) < 0.65 * int(raw.headers[ORIGINAL])
 
 
+def test_anthropics_messages_are_pruned(server: VllmServer) -> None:
+    body = {
+        "model": server.model,
+        "messages": [
+            {"role": "user", "content": TEXT * 2},
+            {"role": "assistant", "content": "I see."},
+            QUESTION,
+        ],
+        "max_tokens": 2,
+        "vllm_xargs": HALF,
+    }
+    request = Request(f"{server.base_url}/messages", json.dumps(body).encode())
+    request.add_header("Content-Type", "application/json")
+    with urlopen(request, timeout=60) as response:
+        told = {name: int(response.headers[name]) for name in (ORIGINAL, KEPT)}
+        usage = json.loads(response.read())["usage"]
+    assert usage["input_tokens"] == told[KEPT] < 0.65 * told[ORIGINAL]
+
+
 def test_marks_say_what_is_pruned_and_are_never_seen(api: OpenAI, server: VllmServer) -> None:
     marked = f'Read this. <kprune keep="0.5">{TEXT}</kprune> And this: {TEXT}'
     for wish, segments in (({"kprune_min_tokens": 0}, 1), ({"kprune_keep": "off"}, 0)):

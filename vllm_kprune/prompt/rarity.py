@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import regex
 
-from vllm_kprune.prompt.scorers import Tokens
+from vllm_kprune.prompt.tokens import Tokens
 
 __all__ = ["Rarity", "Words", "find_words"]
 
@@ -79,6 +79,7 @@ class Rarity:
     """Scores that are nats of self-information of the word that a token belongs to."""
 
     name = "rarity"
+    uses_query = False
 
     def scores(
         self,

@@ -9,7 +9,6 @@ Making a scorer reads from the model's folder only what that scorer needs.
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -17,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vllm_kprune.errors import KPruneError, nearest
+from vllm_kprune.prompt.tokens import Tokens
 
 if TYPE_CHECKING:
     import torch
@@ -37,22 +37,14 @@ Scores = npt.NDArray[np.float32]
 Cancelled = Callable[[], bool]
 
 
-@dataclass(frozen=True)
-class Tokens:
-    """A text and the ranker's tokens of it; `offsets` are (begin, end) in characters of `text`."""
-
-    text: str
-    ids: tuple[int, ...]
-    offsets: tuple[tuple[int, int], ...]
-
-
 class Scorer(Protocol):
     """Something that tells how important each token is; the same for the same text, everywhere.
 
-    One that looks at the query also has a true attribute `uses_query`.
+    `uses_query`: the question changes the scores, so a passage is not pruned alike for each.
     """
 
     name: str
+    uses_query: bool
 
     def scores(
         self, tokens: Tokens, *, query: str | None = None, cancelled: Cancelled | None = None
@@ -64,6 +56,7 @@ class RandomScores:
     """The baseline: scores that depend on the text and the seed alone."""
 
     name = "random"
+    uses_query = False
 
     def __init__(self, seed: int = 0) -> None:
         self._seed = seed
@@ -81,6 +74,7 @@ class Attention:
     """Attention received in the first layer, mean over heads and queries (the paper's score)."""
 
     name = "attention"
+    uses_query = False
 
     def __init__(
         self, layer: "FirstLayer", *, window: int | None = None, causal: bool = False

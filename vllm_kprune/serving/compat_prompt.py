@@ -1,6 +1,6 @@
 """Where prompts pass through vLLM as text: the names that input pruning touches.
 
-The other half of `compat`, with the same rules. Read in vLLM 0.32.0 and 0.33.0. `OnlineRenderer` is
+The other half of `compat`, with the same rules. Read in vLLM 0.32.0. `OnlineRenderer` is
 the one way from a request to tokens, of chat, completions, responses, Anthropic's and Cohere's
 routes, batches and `/render`; `LLM` has its own. Not covered: gpt-oss (Harmony), whose chats are
 rendered past it, and pooling models.

@@ -4,6 +4,7 @@ As `guard_hooks`: nothing heavy is imported until a prompt of such a server come
 starts.
 """
 
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -39,16 +40,23 @@ def _make(renderer: Any) -> Any:
 def _hook_server(module: ModuleType) -> None:
     from vllm_kprune.serving.compat_prompt import prune_online
 
-    prune_online(module, pruning_of)
+    _hook(prune_online, module)
 
 
 def _hook_offline(module: ModuleType) -> None:
     from vllm_kprune.serving.compat_prompt import prune_offline
 
-    prune_offline(module, pruning_of)
+    _hook(prune_offline, module)
 
 
 def _hook_beams(module: ModuleType) -> None:
     from vllm_kprune.serving.compat_prompt import prune_offline_beams
 
-    prune_offline_beams(module, pruning_of)
+    _hook(prune_offline_beams, module)
+
+
+def _hook(into: Callable[[ModuleType, Callable[[Any], Any]], None], module: ModuleType) -> None:
+    try:
+        into(module, pruning_of)
+    except AttributeError as error:  # an untested vLLM; an unrelated server must not stop for it
+        compat.logger.warning("kprune: input pruning is off: %s", error)

@@ -203,10 +203,10 @@ def load_ranker(
     another vocabulary: the overlay names the old place.
     """
     own = settings.ranker == SELF
-    folder = resolve_model(model, revision) if own else resolve_model(settings.ranker)
-    if own and base and is_overlay(folder) and Path(base) != Path(load_manifest(folder).base.path):
-        folder = Path(base)
     try:
+        folder = resolve_model(model, revision) if own else resolve_model(settings.ranker)
+        if own and base and is_overlay(folder) and base != load_manifest(folder).base.path:
+            folder = Path(base)
         pruner = _pruner(folder, settings.default.options.scorer, settings.window)
     except KPruneError as error:
         raise KPruneError(f"--kprune-input-pruner {settings.ranker}: {error}") from None
