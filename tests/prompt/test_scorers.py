@@ -165,4 +165,4 @@ def test_a_word_that_is_split_has_one_score(folder: Path, tokenizer: Tokenizer) 
     start = text.index("Szcz")
     inside = [n for n, (b, e) in enumerate(tokens.offsets) if b >= start - 1 and e < len(text)]
     assert len(inside) > 2
-    assert len(set(make_scorer("rarity", folder).scores(tokens)[inside].tolist())) == 1
+    assert np.ptp(make_scorer("rarity", folder).scores(tokens)[inside]) < 0.05  # ties are spread

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import regex
 
 from vllm_kprune.prompt.rarity import Rarity, Words, find_words
-from vllm_kprune.prompt.scorers import Tokens
+from vllm_kprune.prompt.tokens import Tokens
 
 __all__ = ["Question", "sentence_relevance"]
 

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import regex
 
-from vllm_kprune.prompt.scorers import Tokens
+from vllm_kprune.prompt.tokens import Tokens
 
 __all__ = ["Rarity", "Words", "find_words"]
 

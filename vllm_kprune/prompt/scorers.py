@@ -1,14 +1,14 @@
 """Scores that say which tokens of a prompt matter; all behind one interface.
 
-`attention` is LitePruner's (section 2): what a token receives in the first attention layer, and
-`random` its baseline. `rarity` needs no weights: rare tokens stay, because what is frequent can be
-guessed. None looks at the question, so that a passage is pruned the same way in every prompt and
-prefix caches hit. Making a scorer reads from the model's folder only what that scorer needs.
+`rarity` needs no weights: rare words stay, because frequent ones can be guessed. `attention` is
+LitePruner's (section 2): what a token receives in the first attention layer; `random` its baseline.
+These prune a passage the same way in every prompt, so prefix caches hit; `question` looks at what
+is asked. Which decides best was measured: benchmarks/litepruner_quality.py, table in README.md.
+Making a scorer reads from the model's folder only what that scorer needs.
 """
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vllm_kprune.errors import KPruneError, nearest
+from vllm_kprune.prompt.tokens import Tokens
 
 if TYPE_CHECKING:
     import torch
@@ -34,15 +35,6 @@ __all__ = [
 
 Scores = npt.NDArray[np.float32]
 Cancelled = Callable[[], bool]
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """A text and the ranker's tokens of it; `offsets` are (begin, end) in characters of `text`."""
-
-    text: str
-    ids: tuple[int, ...]
-    offsets: tuple[tuple[int, int], ...]
 
 
 class Scorer(Protocol):
