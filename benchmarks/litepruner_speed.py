@@ -7,12 +7,14 @@
 attention layer in transformers with `output_attentions`, no mask, the float32 matrix [heads, n, n],
 its mean. Ours and naive take turns in one process; a ratio is that of one round. CPU seconds are
 given beside wall time, as they are steadier where other programs run. Peak memory is that of a
-process of its own: the highest resident size while ranking minus the size before. `--scaling` also
+process of its own: the highest resident size while ranking minus the size before (the pages of the
+mapped embedding, which belong to the file, were touched by then). `--scaling` also
 ranks 1k to 32k tokens, exactly and with a window of 2,048. Text: XQuAD of $KPRUNE_DATA, or made-up
 ids. Default model: Gemma-3 270M (`kprune demo-model`). Run it on an idle machine.
 """
 
 import argparse
+import ctypes
 import gzip
 import json
 import os
@@ -116,6 +118,7 @@ def peak_memory(folder: Path, which: str, tokens: int) -> float:
     rank = naive_layer(folder) if which == "naive" else lambda ids: ranker.received_attention([ids])
     for start in range(0, len(ids), 128):  # pages of the mapped embedding belong to the file
         rank(ids[start : start + 128])
+    ctypes.CDLL(None).malloc_trim(0)  # or freed memory of the loading would hide what is taken
     before = status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     rank(ids)
