@@ -150,7 +150,7 @@ def make_method(spec: str, default_ranker: Path, candidates: Candidates, seed: i
 
     pruner = InputPruner(_tokenizer(folder), make, name)
     label = name + (f"/{unit}" if unit else "") + (f"@{folder.name}" if ranker else "")
-    return Method(label, pruner, unit or "token", getattr(pruner.scorer(), "conditioned", False))
+    return Method(label, pruner, unit or "token", getattr(pruner.scorer(), "uses_query", False))
 
 
 @cache

@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 import regex
 
-from vllm_kprune.prompt import rarity
 from vllm_kprune.prompt.rarity import Words, find_words
 from vllm_kprune.prompt.scorers import Scorer, Tokens, make_scorer
 
@@ -25,7 +24,7 @@ class Candidate:
     """A function of tokens and question as a scorer."""
 
     def __init__(self, name: str, score: Score, conditioned: bool = False) -> None:
-        self.name, self._score, self.conditioned = name, score, conditioned
+        self.name, self._score, self.uses_query = name, score, conditioned
 
     def scores(
         self, tokens: Tokens, *, query: str | None = None, cancelled: object = None
@@ -102,7 +101,7 @@ def embedding_norm(sign: float) -> Callable[[Path], Scorer]:
 
 
 def changed(
-    mark: float = 6.0,
+    mark: float = 3.0,
     blank: float | None = 5.0,
     end: float | None = None,
     repeat: float = 0.0,
@@ -125,7 +124,7 @@ def changed(
         nats = words.nats.copy()
         seen: Counter[str] = Counter()
         for n, key in enumerate(keys_of(words, tokens.text)):
-            if nats[n] == rarity._MARK_NATS:
+            if regex.match(r"\p{P}", key):
                 nats[n] = end if end is not None and key in ".!?。！？।" else mark
             elif repeat and seen[key]:
                 nats[n] -= repeat * np.log1p(seen[key])

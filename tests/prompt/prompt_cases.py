@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from vllm_kprune.prompt.pruner import InputPruner
-from vllm_kprune.prompt.scorers import RandomScorer, Scorer, Tokens
+from vllm_kprune.prompt.scorers import RandomScores, Scorer, Tokens
 
 HARD = (
     *("👩‍👩‍👧‍👦", "🏳️‍🌈", "👍🏽", "🇰🇷🇺🇸", "1️⃣", "e\u0301", "\u0301", "\u200d", "\ufe0f"),
@@ -37,6 +37,7 @@ class GivenScores:
     """Scores that a test chose, for texts whose tokens it knows."""
 
     name = "given"
+    uses_query = False
 
     def __init__(self, scores: Sequence[float]) -> None:
         self._scores = scores
@@ -54,4 +55,4 @@ class GivenScores:
 
 def pruner_of(tokenizer: Tokenizer, scorer: Scorer | None = None) -> InputPruner:
     """A pruner with this one scorer; random scores by default."""
-    return InputPruner(tokenizer, lambda name: scorer or RandomScorer(), "test")
+    return InputPruner(tokenizer, lambda name: scorer or RandomScores(), "test")

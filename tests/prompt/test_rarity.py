@@ -87,5 +87,5 @@ def test_a_script_without_a_list_is_judged_by_the_ids_of_tokens() -> None:
 def test_equal_tokens_are_dropped_all_over_the_text() -> None:
     scores = Rarity().scores(characters("a " * 200))[::2]
     assert np.ptp(scores) < 0.02
-    dropped = np.sort(scores.argsort()[:100])
-    assert np.diff(dropped).max() <= 5
+    dropped = np.argsort(-scores, kind="stable")[100:]  # as the pruner sorts
+    assert np.allclose(np.histogram(dropped, 4, (0, 200))[0], 25, atol=3)

@@ -23,8 +23,8 @@ class LengthScores:
 
     name = "length"
 
-    def __init__(self, *, conditioned: bool = False) -> None:
-        self.conditioned = conditioned
+    def __init__(self, *, uses_query: bool = False) -> None:
+        self.uses_query = uses_query
         self.asked: list[tuple[str, str | None]] = []
         self.before: Callable[[Callable[[], bool]], None] = lambda cancelled: None
 

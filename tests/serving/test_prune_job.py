@@ -139,7 +139,7 @@ def test_a_known_segment_is_not_ranked_again_unless_the_options_differ() -> None
 
 
 def test_a_scorer_that_looks_from_the_question_gets_it() -> None:
-    scorer = LengthScores(conditioned=True)
+    scorer = LengthScores(uses_query=True)
     run(RequestTexts(CHAT), scorer, keep=0.5)
     assert {query for _, query in scorer.asked} == {"Where did the cat sit?"}
     marked = f"<kprune>{LONG}</kprune>Where?"
@@ -148,7 +148,7 @@ def test_a_scorer_that_looks_from_the_question_gets_it() -> None:
         RequestTexts([{"role": "user", "content": marked}]),
         RequestTexts([{"role": "user", "content": [{"type": "text", "text": marked}]}]),
     ):
-        scorer = LengthScores(conditioned=True)
+        scorer = LengthScores(uses_query=True)
         run(texts, scorer, keep=0.5)
         assert scorer.asked == [(LONG, "Where?")]
     scorer = LengthScores()

@@ -46,7 +46,8 @@ _LANGUAGES: Mapping[str, Sequence[str]] = {
 _UNSPACED = ("Han", "Hiragana", "Katakana", "Hangul", "Thai", "Lao", "Khmer", "Myanmar")
 _SCRIPTS = tuple(dict.fromkeys([*_LANGUAGES, *_UNSPACED]))
 _WORD = regex.compile(
-    "|".join(
+    "(?V1)"
+    + "|".join(
         [
             *(rf"(?P<{s}>(?:\p{{{s}}}[\p{{M}}ー]*)+)" for s in _UNSPACED),
             *(
@@ -55,16 +56,18 @@ _WORD = regex.compile(
                 if s not in _UNSPACED
             ),
             r"(?P<Letters>(?:\p{L}\p{M}*)+)",
-            r"(?P<Number>\p{N}+)",
-            r"(?P<Mark>\S)",
+            r"(?P<Number>\p{N}+(?:[.,:/\-–]\p{N}+)*+)",
+            r"(?P<Punctuation>[\p{P}--[%‰@#&?？]])",
+            r"(?P<Symbol>\S)",
         ]
     )
 )
 _CENTIBEL = math.log(10) / 100  # nats; wordfreq's unit
 _UNLISTED_NATS = 16.0  # the lists end at 13.8
 _UNLISTED_LETTER_NATS = 12.0  # each further letter, where words have to be found
-_NUMBER_NATS = 14.0
-_MARK_NATS = 6.0
+# Chosen on 10 to 35 passages of English, Chinese and Korean (benchmarks/litepruner_quality.py):
+# what ends a sentence may go as early as a frequent word, but "3.5" must not become "35".
+_SAME_NATS = {"Number": 14.0, "Symbol": 10.0, "Punctuation": 3.0}
 _BLANK_NATS = 5.0
 _ZIPF_NATS = math.log(12.0)  # at rank 1, if a vocabulary's frequencies follow Zipf's law
 _LONGEST = 8  # characters of a listed word without spaces
@@ -76,6 +79,7 @@ class Rarity:
     """Scores that are nats of self-information of the word that a token belongs to."""
 
     name = "rarity"
+    uses_query = False
 
     def scores(
         self,
@@ -150,9 +154,8 @@ def _parts(
     script: str, words: frozenset[str], nats: Mapping[str, float] | None
 ) -> Mapping[str, Sequence[_Part]]:
     """Each word's parts, as (begin, end, nats)."""
-    same = {"Number": _NUMBER_NATS, "Mark": _MARK_NATS}
-    if script in same:
-        return {word: [(0, len(word), same[script])] for word in words}
+    if script in _SAME_NATS:
+        return {word: [(0, len(word), _SAME_NATS[script])] for word in words}
     if nats is None:
         return {word: [(0, len(word), math.nan)] for word in words}
     if script == "Han" and nats is _nats("zh"):

@@ -46,9 +46,13 @@ class Tokens:
 
 
 class Scorer(Protocol):
-    """Something that tells how important each token is; the same for the same text, everywhere."""
+    """Something that tells how important each token is; the same for the same text, everywhere.
+
+    `uses_query`: the question changes the scores, so a passage is not pruned alike for each.
+    """
 
     name: str
+    uses_query: bool
 
     def scores(
         self, tokens: Tokens, *, query: str | None = None, cancelled: Cancelled | None = None
@@ -60,6 +64,7 @@ class RandomScores:
     """The baseline: scores that depend on the text and the seed alone."""
 
     name = "random"
+    uses_query = False
 
     def __init__(self, seed: int = 0) -> None:
         self._seed = seed
@@ -77,6 +82,7 @@ class Attention:
     """Attention received in the first layer, mean over heads and queries (the paper's score)."""
 
     name = "attention"
+    uses_query = False
 
     def __init__(
         self, layer: "FirstLayer", *, window: int | None = None, causal: bool = False
@@ -112,8 +118,15 @@ def _make_rarity(folder: Path, how: Mapping[str, Any]) -> Scorer:
     return Rarity()
 
 
+def _make_question(folder: Path, how: Mapping[str, Any]) -> Scorer:
+    from vllm_kprune.prompt.question import Question
+
+    return Question()
+
+
 _MAKERS: Mapping[str, Callable[[Path, Mapping[str, Any]], Scorer]] = {
     "rarity": _make_rarity,
+    "question": _make_question,
     "attention": _make_attention,
     "random": _make_random,
 }

@@ -87,7 +87,7 @@ class PruneJob:
         """The texts with every segment that is not kept whole replaced by what `prune` gives."""
         share = self._target_share()
         scorer = self.pruner.scorer(self.wish.request.options.scorer)
-        asks = bool(getattr(scorer, "conditioned", False))
+        asks = scorer.uses_query
 
         def pruned(texts: RequestTexts) -> RequestTexts:
             query = texts.query(self.wish.request) if asks else None

@@ -1,0 +1,73 @@
+"""The scorer that looks at the question: sentences that share its words stay."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vllm_kprune.prompt.question import Question, sentence_relevance
+from vllm_kprune.prompt.rarity import Rarity
+from vllm_kprune.prompt.scorers import Tokens
+
+ENGLISH = (
+    "The castle was built by a duke in the north. It burned down twice. "
+    "Its gardens were designed by Maria Lindqvist. Visitors may enter on weekdays."
+)
+
+
+def tokens_of(text: str) -> Tokens:
+    """Every character as a token."""
+    return Tokens(text, tuple(range(len(text))), tuple((n, n + 1) for n in range(len(text))))
+
+
+def mean(text: str, part: str, query: str) -> float:
+    """Mean relevance of the tokens of a part of a text."""
+    relevance = sentence_relevance(tokens_of(text), query)
+    start = text.index(part)
+    return float(relevance[start : start + len(part)].mean())
+
+
+@settings(max_examples=200)
+@given(st.text(), st.text())
+def test_relevance_is_a_share_and_only_ever_adds_to_rarity(text: str, query: str) -> None:
+    tokens = tokens_of(text)
+    relevance = sentence_relevance(tokens, query) if text else np.zeros(0)
+    assert ((relevance >= 0) & (relevance <= 1 + 1e-9)).all()
+    assert (Question().scores(tokens, query=query) >= Rarity().scores(tokens)).all()
+
+
+def test_without_a_question_it_is_rarity() -> None:
+    tokens = tokens_of(ENGLISH)
+    assert (Question().scores(tokens) == Rarity().scores(tokens)).all()
+    assert (Question().scores(tokens, query="?") == Rarity().scores(tokens)).all()
+
+
+def test_a_sentence_with_the_questions_words_matters_more_than_the_others() -> None:
+    query = "Who was the designer of the gardens?"
+    asked = mean(ENGLISH, "Maria Lindqvist", query)
+    assert asked > 0.6
+    assert 0 < mean(ENGLISH, "burned down", query) < asked / 2
+    assert mean(ENGLISH, "The castle was", query) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "asked", "other", "query"),
+    [
+        (
+            "성은 공작이 지었다. 두 번 불탔다. 정원은 린드크비스트가 설계했다. 평일에 연다.",
+            "린드크비스트",
+            "공작",
+            "정원을 누가 설계했나요?",
+        ),
+        (
+            "城堡是公爵建造的。它被烧毁过两次。花园由林德奎斯特设计。平日开放。",
+            "林德奎斯特",
+            "公爵",
+            "花园是谁设计的？",
+        ),
+    ],
+)
+def test_words_are_matched_without_particles_and_spaces(
+    text: str, asked: str, other: str, query: str
+) -> None:
+    assert mean(text, asked, query) > 0.5 > 0.2 > mean(text, other, query)

@@ -1,0 +1,78 @@
+"""Rarity, and more for the sentences that share words with the question.
+
+What is asked for usually stands near the question's own words. Every token of a sentence gains with
+the information of the question's words in it; the sentences beside it gain less. This finds words,
+not meanings. A passage is pruned in another way for every question: a prefix cache misses, which
+is why this is not the default. Without a question it is `rarity`.
+"""
+
+import itertools
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import regex
+
+from vllm_kprune.prompt.rarity import Rarity, Words, find_words
+from vllm_kprune.prompt.scorers import Tokens
+
+__all__ = ["Question", "sentence_relevance"]
+
+_GAIN_NATS = 10.0  # of a sentence that has all of the question's words
+_BESIDE = 0.3  # of it for the sentences before and after
+_COMMON_NATS = 6.0  # words that say nothing of the subject
+_STEM = 5  # letters that an inflected word keeps
+_SENTENCE_END = regex.compile(r"(?<=[.!?।]\s)|(?<=[。！？\n])")
+
+
+class Question:
+    """Scores in nats: information of words, and up to 10 more in sentences that are asked about."""
+
+    name = "question"
+    uses_query = True
+
+    def __init__(self) -> None:
+        self._rarity = Rarity()
+
+    def scores(
+        self,
+        tokens: Tokens,
+        *,
+        query: str | None = None,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> npt.NDArray[np.float32]:
+        """[tokens] nats; those of `rarity` if there is no question."""
+        nats = self._rarity.scores(tokens)
+        if not query or not tokens.ids:
+            return nats
+        return (nats + _GAIN_NATS * sentence_relevance(tokens, query)).astype(np.float32)
+
+
+def sentence_relevance(tokens: Tokens, query: str) -> npt.NDArray[np.float64]:
+    """[tokens] share of the question's information that the token's sentence holds, 0 to 1."""
+    asked = _asked(query)
+    words = find_words(tokens.text)
+    ends = [match.start() for match in _SENTENCE_END.finditer(tokens.text)]
+    first_words = np.searchsorted(words.starts, ends).tolist()
+    stems = _stems(words, tokens.text)
+    held = np.zeros(len(ends) + 1)
+    for n, (start, end) in enumerate(itertools.pairwise([0, *first_words, len(stems)])):
+        held[n] = sum(asked.get(stem, 0.0) for stem in set(stems[start:end]))
+    beside = np.pad(held, 1)
+    held = np.maximum(held, _BESIDE * np.maximum(beside[:-2], beside[2:]))
+    lasts = np.array([max(begin, end - 1) for begin, end in tokens.offsets])
+    return np.asarray(held[np.searchsorted(ends, lasts, side="right")])
+
+
+def _asked(query: str) -> dict[str, float]:
+    """Stems of the question's words and their shares of its information."""
+    words = find_words(query)
+    nats = np.nan_to_num(words.nats, nan=10.0) - _COMMON_NATS
+    weights = dict(zip(_stems(words, query), np.maximum(nats, 0).tolist(), strict=True))
+    total = sum(weights.values()) or 1.0
+    return {stem: weight / total for stem, weight in weights.items()}
+
+
+def _stems(words: Words, text: str) -> list[str]:
+    spans = zip(words.starts.tolist(), words.ends.tolist(), strict=True)
+    return [text[start:end].lower()[:_STEM] for start, end in spans]
