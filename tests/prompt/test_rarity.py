@@ -52,6 +52,25 @@ def test_the_same_letters_are_another_word_in_another_language() -> None:
     assert german["die"] < english["die"] - 2
 
 
+@pytest.mark.parametrize(
+    ("text", "negation"),
+    [
+        ("The patient does not take any of the drugs", "not"),
+        ("The patient doesn’t take any of the drugs", "doesn’t"),
+        ("환자는 약을 먹지 않는다", "않"),
+        ("환자는 약을 안 먹는다", "안"),
+        ("문제가 없는 것으로 나왔다", "없"),
+        ("病人不能吃这里的药", "不能"),
+        ("Der Patient nimmt das nicht mit der Hand", "nicht"),
+    ],
+)
+def test_what_turns_a_sentence_round_goes_last(text: str, negation: str) -> None:
+    found = nats(text)
+    matching = [value for word, value in found.items() if word.startswith(negation)]
+    assert matching == [14.0] * len(matching) != []
+    assert min(found.values()) < 10
+
+
 def test_korean_particles_are_told_from_the_nouns_that_they_follow() -> None:
     found = nats("정당의 의석을 국회가 의결했다")
     assert max(found["의"], found["을"], found["가"]) < 5

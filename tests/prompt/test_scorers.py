@@ -2,11 +2,11 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import PublishedTokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
@@ -28,7 +28,7 @@ CHINESE = "世界上最大的航海博物馆位于英国的格林尼治，是皇
 
 
 @pytest.fixture(scope="module", params=["gemma3", "qwen3", "llama3_1", "aya_expanse"])
-def folder(published_tokenizer: PublishedTokenizer, request: pytest.FixtureRequest) -> Path:
+def folder(published_tokenizer: Callable[[str], Path], request: pytest.FixtureRequest) -> Path:
     return published_tokenizer(request.param).parent
 
 

@@ -21,7 +21,8 @@ from tokenizers import Tokenizer
 
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.prompt.pieces import Pieces, Unit, cut_pieces
-from vllm_kprune.prompt.scorers import DEFAULT_SCORER, Scorer, Tokens, make_scorer
+from vllm_kprune.prompt.scorers import DEFAULT_SCORER, Scorer, make_scorer
+from vllm_kprune.prompt.tokens import Tokens, load_tokenizer
 
 __all__ = ["InputPruner", "Piece", "PruneOptions", "Pruned"]
 
@@ -165,7 +166,7 @@ class InputPruner:
         folder without tokenizer.json, an unknown scorer or a model that it cannot use.
         """
         folder = Path(folder)
-        pruner = cls(_load_tokenizer(folder), lambda name: make_scorer(name, folder, **how), scorer)
+        pruner = cls(load_tokenizer(folder), lambda name: make_scorer(name, folder, **how), scorer)
         pruner.scorer(scorer)
         return pruner
 
@@ -321,16 +322,3 @@ def _means(values: npt.NDArray[np.float32], pieces: Pieces) -> npt.NDArray[np.fl
     """[pieces] means of [tokens] values; a piece without tokens has none: 0."""
     sums = np.bincount(pieces.of_token, weights=values, minlength=len(pieces.starts))
     return np.asarray(sums / np.maximum(pieces.sizes, 1))
-
-
-def _load_tokenizer(folder: Path) -> Tokenizer:
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        raise KPruneError(f"{folder} has no tokenizer.json; name a model's folder as the ranker")
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the tokenizers library raises plain Exception
-        raise KPruneError(f"{path} is not a tokenizer: {error}") from None
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer

@@ -10,6 +10,7 @@ A deeper layer (for analyses only) needs what comes before it: `hidden_states`, 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ from vllm_kprune.prompt.attention import (
 from vllm_kprune.prompt.hidden_states import HiddenStates
 from vllm_kprune.prompt.layer_config import LayerConfig, parse_layer_config
 from vllm_kprune.prompt.layer_weights import LayerWeights, load_weights
+from vllm_kprune.prompt.tokens import load_tokenizer
 
 __all__ = ["Cancelled", "FirstLayer"]
 
@@ -40,18 +42,18 @@ _ROWS_PER_BLOCK = 512
 class FirstLayer:
     """One attention layer of a model, and the model's tokenizer.
 
-    Nothing changes after loading, so several threads may use one object at once.
+    Nothing else changes after loading, so several threads may use one object at once.
     """
 
     def __init__(
         self,
-        tokenizer: Tokenizer,
+        folder: Path,
         config: LayerConfig,
         weights: LayerWeights,
         dtype: torch.dtype = torch.float32,
         below: HiddenStates | None = None,
     ) -> None:
-        self.tokenizer = tokenizer
+        self._folder = folder
         self.config = config
         self._weights = weights
         self._dtype = dtype
@@ -80,7 +82,12 @@ class FirstLayer:
         config = parse_layer_config(read_json(config_path), layer, config_path)
         weights = load_weights(folder, config)
         below = HiddenStates(folder, layer) if layer else None
-        return cls(_load_tokenizer(folder), config, weights, dtype, below)
+        return cls(folder, config, weights, dtype, below)
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The model's own, read when it is asked for: a pruner has one already."""
+        return load_tokenizer(self._folder)
 
     @property
     def num_heads(self) -> int:
@@ -224,16 +231,3 @@ def _checked_range(queries: range | None, length: int) -> range:
     if queries.step != 1 or not 0 <= queries.start < queries.stop <= length:
         raise KPruneError(f"queries are {queries}; expected a range within {length} tokens")
     return queries
-
-
-def _load_tokenizer(folder: Path) -> Tokenizer:
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        raise KPruneError(f"{folder} has no tokenizer.json; a ranker needs the model's own")
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the tokenizers library raises plain Exception
-        raise KPruneError(f"{path} is not a tokenizer: {error}") from None
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer

@@ -69,6 +69,21 @@ _UNLISTED_LETTER_NATS = 12.0  # each further letter, where words have to be foun
 # what ends a sentence may go as early as a frequent word, but "3.5" must not become "35".
 _SAME_NATS = {"Number": 14.0, "Symbol": 10.0, "Punctuation": 3.0}
 _BLANK_NATS = 5.0
+# Frequent, and yet the last to drop: without them a sentence says the opposite.
+_NEGATION_NATS = 14.0
+_NEGATIONS = frozenset(
+    (
+        *("not", "no", "never", "none", "nor", "neither", "without", "cannot", "nothing", "nobody"),
+        *("nicht", "kein", "keine", "keinen", "nie", "ohne", "ne", "pas", "jamais", "sans", "non"),
+        *("nunca", "sin", "não", "nem", "sem", "senza", "tidak", "bukan", "tanpa", "không"),
+        *("değil", "inte", "ikke", "ej", "не", "ни", "нет", "без", "لا", "لم", "لن", "ليس"),
+        *("غير", "नहीं", "मत", "δεν", "μη", "χωρίς", "לא", "אין", "בלי", "안"),
+    )
+)
+_NEGATION_STARTS = (
+    *("않", "없", "못", "아니", "不", "没", "沒", "无", "無", "未", "勿"),
+    *("ない", "なく", "ず", "ぬ"),
+)
 _ZIPF_NATS = math.log(12.0)  # at rank 1, if a vocabulary's frequencies follow Zipf's law
 _LONGEST = 8  # characters of a listed word without spaces
 _GUESS_LIST, _GUESS_WORDS = 300, 2000  # words of a list, and of the text, to guess the language by
@@ -159,10 +174,21 @@ def _parts(
     if nats is None:
         return {word: [(0, len(word), math.nan)] for word in words}
     if script == "Han" and nats is _nats("zh"):
-        return {word: _likeliest_parts(_simplified(word), nats) for word in words}
-    if script in _UNSPACED:
-        return {word: _likeliest_parts(word, nats) for word in words}
-    return {word: [(0, len(word), _word_nats(word.lower(), nats))] for word in words}
+        found = {word: _likeliest_parts(_simplified(word), nats) for word in words}
+    elif script in _UNSPACED:
+        found = {word: _likeliest_parts(word, nats) for word in words}
+    else:
+        found = {word: [(0, len(word), _word_nats(word.lower(), nats))] for word in words}
+    return {
+        word: [(begin, end, _kept_if_negation(word[begin:end], n)) for begin, end, n in parts]
+        for word, parts in found.items()
+    }
+
+
+def _kept_if_negation(part: str, nats: float) -> float:
+    part = part.lower()
+    negates = part in _NEGATIONS or part.startswith(_NEGATION_STARTS)
+    return max(nats, _NEGATION_NATS) if negates or part.endswith(("n't", "n’t")) else nats
 
 
 def _word_nats(word: str, nats: Mapping[str, float]) -> float:

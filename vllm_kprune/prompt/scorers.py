@@ -87,8 +87,11 @@ class Attention:
         """[tokens] attention received; the mean of a prompt of n tokens is 1/n."""
         if not tokens.ids:
             return np.zeros(0, dtype=np.float32)
+        # Tokens of images have no embedding; they are control tokens, which stay in any case.
+        rows = self._layer.rows
+        ids = [token_id if token_id < rows else 0 for token_id in tokens.ids]
         [received] = self._layer.received_attention(
-            [tokens.ids], causal=self._causal, window=self._window, cancelled=cancelled
+            [ids], causal=self._causal, window=self._window, cancelled=cancelled
         )
         return received
 
