@@ -11,12 +11,14 @@ passages. Tasks: `xquad-LANGUAGE` (question and gold answer), `kobest` (BoolQ: l
 the gold answer against the other, and accuracy), `kobest-question` (the question itself: what of
 the passage is left to expect it), `continued-LANGUAGE` (the end of a passage whose beginning was
 pruned). A scorer is written NAME[/word][@RANKER_FOLDER]; the ranker is the target's folder if not
-given. Answers are cached under `--cache`: a run that was stopped resumes.
+given. `--skip` leaves out the passages that choices were made on. Answers are cached under
+`--cache`: a run that was stopped resumes.
 """
 
 import argparse
 import csv
 import gzip
+import itertools
 import json
 import os
 import sys
@@ -106,9 +108,14 @@ def continued(items: Iterator[Item]) -> Iterator[Item]:
 
 
 def items_of(
-    data: Path, task: str, most: int, count: Callable[[str], int], longest: int = 400
+    data: Path,
+    task: str,
+    most: int,
+    count: Callable[[str], int],
+    longest: int = 400,
+    skip: int = 0,
 ) -> list[Item]:
-    """The first `most` passages of a task that have 60 to `longest` tokens of the target."""
+    """Of a task's passages of 60 to `longest` tokens of the target, `most` after `skip`."""
     name, _, detail = task.partition("-")
     if name == "xquad":
         found = xquad(data, detail)
@@ -119,7 +126,7 @@ def items_of(
     else:
         sys.exit(f"unknown task {task}")
     wanted = (item for item in found if 60 <= count(item.passage) <= longest)
-    return [item for _, item in zip(range(most), wanted, strict=False)]
+    return list(itertools.islice(wanted, skip, skip + most))
 
 
 @dataclass(frozen=True)
@@ -296,6 +303,7 @@ def main() -> None:
     parser.add_argument("--keep", type=float, action="append")
     parser.add_argument("--against", action="append", help="baselines among the scorers")
     parser.add_argument("--items", type=int, default=60)
+    parser.add_argument("--skip", type=int, default=0, help="passages to leave out first")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--minutes", type=float, default=1e9, help="stop after this time")
     parser.add_argument("--longest", type=int, default=400, help="tokens of a passage, at most")
@@ -321,7 +329,7 @@ def main() -> None:
     deadline = time.time() + 60 * options.minutes
     rows = []
     for number, task in enumerate(options.task):
-        items = items_of(data, task, options.items, target.count, options.longest)
+        items = items_of(data, task, options.items, target.count, options.longest, options.skip)
         study = Study(target, items, options.keep or [0.9, 0.8, 0.7])
         share = (deadline - time.time()) / (len(options.task) - number)
         study.run(methods, time.time() + share, task)
