@@ -88,12 +88,20 @@ def test_a_backslash_makes_a_mark_text() -> None:
         ('<kprune keep="two">a</kprune>', "expected a share above 0"),
         ('<kprune rate="0.5">a</kprune>', "expected <kprune>"),
         ("<kprune", "expected <kprune>"),
-        ("<kprune></kprune>" * 5000, "more than 4096"),
+        ("<kprune></kprune>" * 5000, "more than 2048 spans"),
     ],
 )
 def test_malformed_marks_are_refused(text: str, message: str) -> None:
     with pytest.raises(MarkError, match=message):
         split_marks(text)
+
+
+def test_a_text_of_backslashes_or_marks_takes_no_longer() -> None:
+    """A search that began anew at each would take minutes."""
+    many = "\\" * 300_000
+    assert split_marks(many) == [Segment(many)]
+    assert split_marks(many + "<kprune>a</kprune>") == [Segment(many[::2]), Segment("a", True)]
+    assert len(split_marks("<" * 300_000)[0].text) == 300_000
 
 
 def test_a_plain_prompt_is_pruned_as_a_whole() -> None:
@@ -167,3 +175,11 @@ def test_documents_are_pruned_without_their_titles() -> None:
     marked = [{"text": "a<kprune>b</kprune>"}, {"text": "c"}]
     assert prune_documents(marked, short) == [{"text": "a[b|None]"}, {"text": "c"}]
     assert prune_documents(documents, short, marked=True) == documents
+
+
+def test_marks_count_where_they_are_taken_away() -> None:
+    parts = [{"type": "text", "text": "<kprune>x</kprune>y"}]
+    pruned = prune_documents([{"content": parts, "text": "long"}], short)
+    assert pruned == [{"content": [{"type": "text", "text": "[x|None]y"}], "text": "long"}]
+    chat = [{"role": "user", "content": "U1", "text": "<kprune>"}, {"role": "user", "content": "Q"}]
+    assert prune_messages(chat, short)[0] == {**chat[0], "content": "[U1|None]"}

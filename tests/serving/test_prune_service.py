@@ -119,14 +119,32 @@ def test_another_kind_of_failure_is_told_too_and_the_same_after_a_minute(
 
 
 @pytest.mark.parametrize("by", ["server", "request"])
-def test_a_strict_request_fails_with_the_reason(by: str) -> None:
+def test_a_strict_request_fails_with_the_kind_of_error_and_no_path(by: str) -> None:
     from vllm.exceptions import GenerationError, RetryableRequestError
 
-    pruning = failing(RuntimeError("no such page"), pruner_strict=by == "server")
+    pruning = failing(RuntimeError("/root/model is gone"), pruner_strict=by == "server")
     wishes = {"strict": "on"} if by == "request" else {}
-    with pytest.raises(GenerationError, match="RuntimeError: no such page") as error:
+    with pytest.raises(GenerationError, match=r"failed: RuntimeError$") as error:
         prune(pruning, keep=0.5, **wishes)
     assert not isinstance(error.value, RetryableRequestError)  # HTTP 500
+
+
+def test_a_scorer_that_the_ranker_cannot_have_is_the_clients_mistake_and_tells_no_path(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prune_service.logger, "propagate", True)
+    pruning = pruning_of(LengthScores())
+    assert pruning.ranker
+
+    def make(name: str) -> LengthScores:
+        raise KPruneError("/root/model has no config.json")
+
+    monkeypatch.setattr(pruning.ranker.pruner, "_scorers", {})
+    monkeypatch.setattr(pruning.ranker.pruner, "_make", make)
+    with pytest.raises(KPruneError, match="scorer attention is not available") as error:
+        prune(pruning, keep=0.5, scorer="attention")
+    assert "/root" not in str(error.value)
+    assert "/root/model" in caplog.text
 
 
 def test_when_too_many_wait_a_prompt_is_sent_unpruned_or_to_be_tried_again() -> None:

@@ -63,6 +63,18 @@ def test_a_running_job_whose_caller_is_gone_is_told(worker: Worker) -> None:
     asyncio.run(run())
 
 
+def test_a_job_that_takes_too_long_is_told_and_the_caller_is_not_held_up() -> None:
+    async def run() -> None:
+        impatient = Worker(1, longest_wait=0.05)
+        job = Held()
+        with pytest.raises(Busy, match=r"not pruned within 0\.05 s"):
+            await impatient.run(job)
+        assert await asyncio.to_thread(job.gave_up.wait, SECONDS)
+        impatient.close()
+
+    asyncio.run(run())
+
+
 def test_a_waiting_job_whose_caller_is_gone_never_begins(worker: Worker) -> None:
     async def run() -> None:
         first, second = Held(), Held()

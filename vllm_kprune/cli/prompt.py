@@ -22,7 +22,7 @@ from vllm_kprune.prompt.segments import split_marks
 
 __all__ = ["register"]
 
-_MOST_CHARACTERS = 20_000_000
+_MOST_BYTES = 20_000_000
 # From cold to hot, as colours of the 256 that terminals have in common.
 _HEAT = (240, 246, 252, 229, 221, 214)
 _DROPPED = Style(color="color(131)", strike=True, dim=True)
@@ -39,7 +39,10 @@ def _run(
     ] = None,
     keep: Annotated[str, typer.Option(help="Share of the tokens to keep.")] = "0.7",
     target_tokens: Annotated[
-        int | None, typer.Option(help="Keep at most this many tokens, instead of a share.")
+        int | None,
+        typer.Option(
+            help="Keep at most this many tokens (of each marked span), instead of a share."
+        ),
     ] = None,
     ranker: Annotated[
         str | None,
@@ -100,18 +103,17 @@ def _read(file: Path | None) -> str:
     name = str(file) if file else "standard input"
     try:
         if file is None:
-            data = sys.stdin.buffer.read(_MOST_CHARACTERS + 1)
+            data = sys.stdin.buffer.read(_MOST_BYTES + 1)
         else:
             with file.open("rb") as stream:
-                data = stream.read(_MOST_CHARACTERS + 1)
-        text = data.decode("utf-8")
+                data = stream.read(_MOST_BYTES + 1)
+        if len(data) > _MOST_BYTES:
+            raise KPruneError(f"{name} has more than {_MOST_BYTES // 1_000_000} MB of text")
+        return data.decode("utf-8")
     except OSError as error:
         raise KPruneError(f"{name} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise KPruneError(f"{name} is not UTF-8: {error.reason} at byte {error.start}") from None
-    if len(data) > _MOST_CHARACTERS:
-        raise KPruneError(f"{name} has more than {_MOST_CHARACTERS // 1_000_000} MB of text")
-    return text
 
 
 def _ranker(model: str | None, revision: str | None) -> Path:

@@ -19,7 +19,9 @@ from dataclasses import dataclass
 
 import torch
 
-__all__ = ["LOG2_E", "Cancelled", "Mask", "Projections", "received", "rotary_angles"]
+from vllm_kprune.prompt.tokens import Cancelled
+
+__all__ = ["LOG2_E", "Mask", "Projections", "received", "rotary_angles"]
 
 # Logits are kept in base 2: exp2 takes a third of exp's time. Queries are scaled by this.
 LOG2_E = math.log2(math.e)
@@ -27,10 +29,6 @@ LOG2_E = math.log2(math.e)
 _SAFE_SUMS = (1e-25, 1e36)
 # Shorter prompts cost little and have large scores: they are always computed in float32.
 _ROUNDED_FROM = 512
-
-
-class Cancelled(Exception):
-    """The caller asked to stop between two blocks."""
 
 
 @dataclass(frozen=True)

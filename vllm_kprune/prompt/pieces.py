@@ -23,6 +23,10 @@ _IN_CLUSTER = regex.compile(
     r"[\p{GCB=Extend}\p{GCB=ZWJ}\p{GCB=SpacingMark}\p{GCB=Prepend}\p{GCB=L}\p{GCB=V}\p{GCB=T}"
     r"\p{GCB=Regional_Indicator}\r]"
 )
+# To find the pairs in a run of flags, a search looks back over all of it: long runs are paired
+# here, and read as characters that are words by themselves.
+_MANY_FLAGS = regex.compile(r"\p{Regional_Indicator}{64,}")
+_PLAIN = "一"
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,13 +65,16 @@ def cut_pieces(text: str, offsets: Sequence[tuple[int, int]], unit: Unit = "toke
 
 def _allowed(text: str, unit: Unit) -> npt.NDArray[np.bool_]:
     """[characters] May the text be cut before each?"""
-    if _IN_CLUSTER.search(text):
+    scanned = _MANY_FLAGS.sub(lambda run: _PLAIN * len(run[0]), text)
+    if _IN_CLUSTER.search(scanned):
         allowed = np.zeros(len(text), dtype=bool)
-        allowed[[match.start() for match in _CHARACTER.finditer(text)]] = True
+        allowed[[match.start() for match in _CHARACTER.finditer(scanned)]] = True
     else:
         allowed = np.ones(len(text), dtype=bool)
     if unit == "word":
-        allowed &= _between_words(text)
+        allowed &= _between_words(scanned)
+    for run in _MANY_FLAGS.finditer(text):
+        allowed[run.start() + 1 : run.end() : 2] = False
     return allowed
 
 

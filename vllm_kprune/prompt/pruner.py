@@ -8,7 +8,8 @@ out of the text, never decoded from ids, so it is a subsequence of its character
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,12 +23,19 @@ from tokenizers import Tokenizer
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.prompt.pieces import Pieces, Unit, cut_pieces
 from vllm_kprune.prompt.scorers import DEFAULT_SCORER, Scorer, make_scorer
-from vllm_kprune.prompt.tokens import Tokens, load_tokenizer
+from vllm_kprune.prompt.tokens import (
+    Cancelled,
+    ControlTokens,
+    Tokens,
+    control_tokens,
+    encode,
+    load_tokenizer,
+)
 
 __all__ = ["InputPruner", "Piece", "PruneOptions", "Pruned"]
 
 Count = Callable[[str], int]
-Cancelled = Callable[[], bool]
+IsCancelled = Callable[[], bool]
 
 
 @dataclass(frozen=True)
@@ -153,8 +161,8 @@ class InputPruner:
         self._make = make
         self._scorers: dict[str, Scorer] = {}
         self._lock = Lock()
-        added = tokenizer.get_added_tokens_decoder()
-        self._special_ids = np.array([id for id, token in added.items() if token.special], int)
+        self._control = ControlTokens(control_tokens(tokenizer))
+        self._failed: dict[str, KPruneError] = {}
 
     @classmethod
     def from_pretrained(
@@ -174,18 +182,25 @@ class InputPruner:
         """The scorer of this name, made on first use."""
         name = name or self.default_scorer
         with self._lock:
+            if name in self._failed:
+                raise self._failed[name]
             if name not in self._scorers:
-                self._scorers[name] = self._make(name)
+                try:
+                    self._scorers[name] = self._make(name)
+                except KPruneError as error:
+                    self._failed[name] = error
+                    raise
             return self._scorers[name]
+
+    def protecting(self, names: Iterable[str]) -> "InputPruner":
+        """The same, for a target model whose control tokens have these names besides."""
+        other = copy(self)
+        other._control = ControlTokens(self._control.names | frozenset(names))
+        return other
 
     def tokenize(self, text: str) -> Tokens:
         """The ranker's tokens of `text`, without those that a prompt begins with."""
-        try:
-            encoding = self.tokenizer.encode(text, add_special_tokens=False)
-        except (TypeError, UnicodeEncodeError):
-            raise KPruneError(
-                "the text has half a surrogate pair; it must be valid Unicode"
-            ) from None
+        encoding = encode(self.tokenizer, text)
         return Tokens(text, tuple(encoding.ids), tuple(encoding.offsets))
 
     def prune(
@@ -195,22 +210,31 @@ class InputPruner:
         *,
         query: str | None = None,
         count: Count | None = None,
-        cancelled: Cancelled | None = None,
+        cancelled: IsCancelled | None = None,
     ) -> Pruned:
         """Drop the least important tokens of `text`.
 
         `query` is what a query-conditioned scorer looks from; `count` counts tokens as the target
-        model does; `cancelled` is asked now and then, and stops the ranking.
+        model does. A text is left whole where dropping would spell a control token that was not
+        there. Raises `Cancelled` when `cancelled`, asked between steps, is true.
         """
+        step = _Step(cancelled)
         tokens = self.tokenize(text)
         before = count(text) if count else len(tokens.ids)
+        step()
         pieces = cut_pieces(text, tokens.offsets, options.unit)
         cut = _Cut(tokens, pieces, self._forced(tokens, pieces, options))
         if self._leaves(before, options):
             return cut.result(np.ones(len(pieces.starts), dtype=bool), None, before, before)
         scores = self.scorer(options.scorer).scores(tokens, query=query, cancelled=cancelled)
-        measure = count or (lambda kept: len(self.tokenize(kept).ids))
+
+        def measure(kept_text: str) -> int:
+            step()
+            return count(kept_text) if count else len(self.tokenize(kept_text).ids)
+
         kept = cut.choose(scores, options, measure)
+        if len(self._control.find(cut.text_of(kept))) > len(self._control.find(text)):
+            kept = np.ones(len(pieces.starts), dtype=bool)
         return cut.result(kept, scores, before, measure(cut.text_of(kept)))
 
     def _leaves(self, tokens: int, options: PruneOptions) -> bool:
@@ -223,7 +247,6 @@ class InputPruner:
     ) -> npt.NDArray[np.bool_]:
         """[pieces] What stays in any case: control tokens, and what the options name."""
         forced = np.zeros(len(pieces.starts), dtype=bool)
-        forced[pieces.of_token[np.isin(tokens.ids, self._special_ids)]] = True
         forced[pieces.of_token[: options.force_first]] = True
         if options.force_last:
             forced[pieces.of_token[-options.force_last :]] = True
@@ -233,12 +256,23 @@ class InputPruner:
             while begin >= 0:
                 characters[begin : begin + len(wanted)] = 1
                 begin = tokens.text.find(wanted, begin + len(wanted))
+        for begin, end in self._control.find(tokens.text):
+            characters[begin:end] = 1
         if options.force_digits:
             characters[[n for n, c in enumerate(tokens.text) if c.isdigit()]] = 1
         if characters.any():
             until = np.concatenate([[0], np.cumsum(characters)])
             forced |= until[pieces.ends] > until[pieces.starts]
         return forced
+
+
+@dataclass(frozen=True)
+class _Step:
+    cancelled: IsCancelled | None
+
+    def __call__(self) -> None:
+        if self.cancelled is not None and self.cancelled():
+            raise Cancelled
 
 
 @dataclass(frozen=True, eq=False)
@@ -269,13 +303,21 @@ class _Cut:
         sizes = self.sizes[order]
         if (sizes <= 1).all():
             kept[order[: max(room, 0)]] = True
-            return kept
+            return self._not_empty(kept, order)
         for piece, size in zip(order.tolist(), sizes.tolist(), strict=True):
             if room <= 0:
                 break
             if size <= room:
                 kept[piece] = True
                 room -= size
+        return self._not_empty(kept, order)
+
+    def _not_empty(
+        self, kept: npt.NDArray[np.bool_], order: npt.NDArray[np.intp]
+    ) -> npt.NDArray[np.bool_]:
+        """With the best piece, however large, if nothing would be left: no prompt may be empty."""
+        if not kept.any():
+            kept[order[:1]] = True
         return kept
 
     def _fitting(

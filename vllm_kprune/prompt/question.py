@@ -7,7 +7,8 @@ is why this is not the default. Without a question it is `rarity`.
 """
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -64,8 +65,9 @@ def sentence_relevance(tokens: Tokens, query: str) -> npt.NDArray[np.float64]:
     return np.asarray(held[np.searchsorted(ends, lasts, side="right")])
 
 
-def _asked(query: str) -> dict[str, float]:
-    """Stems of the question's words and their shares of its information."""
+@lru_cache(maxsize=16)
+def _asked(query: str) -> Mapping[str, float]:
+    """Stems of the question's words and their shares of its information; each segment asks."""
     words = find_words(query)
     nats = np.nan_to_num(words.nats, nan=10.0) - _COMMON_NATS
     weights = dict(zip(_stems(words, query), np.maximum(nats, 0).tolist(), strict=True))

@@ -22,7 +22,6 @@ from vllm_kprune.checkpoint.base import read_json, resolve_model
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.prompt.attention import (
     LOG2_E,
-    Cancelled,
     Mask,
     Projections,
     received,
@@ -31,7 +30,7 @@ from vllm_kprune.prompt.attention import (
 from vllm_kprune.prompt.hidden_states import HiddenStates
 from vllm_kprune.prompt.layer_config import LayerConfig, parse_layer_config
 from vllm_kprune.prompt.layer_weights import LayerWeights, load_weights
-from vllm_kprune.prompt.tokens import load_tokenizer
+from vllm_kprune.prompt.tokens import Cancelled, load_tokenizer
 
 __all__ = ["Cancelled", "FirstLayer"]
 

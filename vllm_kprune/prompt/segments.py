@@ -23,10 +23,11 @@ __all__ = [
     "MarkError",
     "Prune",
     "Segment",
+    "documents_are_marked",
+    "messages_are_marked",
     "prune_documents",
     "prune_messages",
     "prune_prompt",
-    "request_is_marked",
     "split_marks",
 ]
 
@@ -36,8 +37,9 @@ Prune = Callable[[str, float | None], str]
 ROLES = ("user", "assistant")
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _DOCUMENT_TEXTS = ("text", "content", "contents", "body", "passage", "snippet")
-_MOST_MARKS = 4096
-_MARK = re.compile(r"(?P<slashes>\\*)<(?P<close>/?)kprune(?![\w-])")
+_MOST_SPANS = 2048
+# Looked for from the first backslash of a run alone: a text of backslashes takes no longer.
+_MARK = re.compile(r"(?<!\\)(?P<slashes>\\*+)<(?P<close>/?)kprune(?![\w-])")
 _OPEN_REST = re.compile(r"""\s*(?:keep\s*=\s*(?P<q>["'])(?P<keep>[^"'<>]{0,32})(?P=q)\s*)?>""")
 _CLOSE_REST = re.compile(r"\s*>")
 _ESCAPE = r"write \<kprune> or \</kprune> for the text itself"
@@ -72,8 +74,8 @@ Segment(text=' c', marked=False, keep=None)]
         if isinstance(item, str):
             plain.append(item)
             continue
-        if count > 2 * _MOST_MARKS:
-            raise MarkError(f"more than {_MOST_MARKS} <kprune> marks in one text")
+        if count > 4 * _MOST_SPANS:
+            raise MarkError(f"more than {_MOST_SPANS} spans are marked in one text")
         _check_order(item, opened)
         if opened or any(plain):
             keep = opened.keep if opened else None
@@ -176,7 +178,7 @@ def prune_messages(
     `roles` are those whose earlier messages are pruned where nothing is marked; see `prune_prompt`
     for `marks` and `marked`.
     """
-    marked = marked or (marks and request_is_marked(messages))
+    marked = marked or (marks and messages_are_marked(messages))
     users = [n for n, message in enumerate(messages) if message.get("role") == "user"]
     last = users[-1] if users else 0
 
@@ -188,7 +190,7 @@ def prune_messages(
                 return prune_prompt(text, prune, marks=marks, marked=marked)
             return "".join(part.text for part in split_marks(text)) if marks else text
 
-        return _with_texts(message, change)
+        return _with_texts(message, change, ("content",))
 
     return [pruned(number, message) for number, message in enumerate(messages)]
 
@@ -201,31 +203,51 @@ def prune_documents(
     marked: bool = False,
 ) -> list[dict[str, Any]]:
     """New documents, each pruned by itself: its text, not its title or anything else."""
-    marked = marked or (marks and request_is_marked(documents))
-    return [
-        {
-            key: prune_prompt(value, prune, marks=marks, marked=marked)
-            if key in _DOCUMENT_TEXTS and isinstance(value, str)
-            else value
-            for key, value in document.items()
-        }
-        for document in documents
-    ]
+    marked = marked or (marks and documents_are_marked(documents))
+
+    def change(text: str) -> str:
+        return prune_prompt(text, prune, marks=marks, marked=marked)
+
+    return [_with_texts(document, change, _DOCUMENT_TEXTS) for document in documents]
 
 
-def request_is_marked(parts: Sequence[Mapping[str, Any]]) -> bool:
-    """Has any text of these messages or documents a mark? `MarkError` for a malformed one."""
-    return any(
-        segment.marked for part in parts for text in _texts(part) for segment in split_marks(text)
-    )
+def messages_are_marked(messages: Sequence[Mapping[str, Any]]) -> bool:
+    """Has any text of these messages a mark? `MarkError` for a malformed one."""
+    return _marked(messages, ("content",))
 
 
-def _texts(part: Mapping[str, Any]) -> list[str]:
-    found = [part[key] for key in _DOCUMENT_TEXTS if isinstance(part.get(key), str)]
-    content = part.get("content")
-    if isinstance(content, Sequence) and not isinstance(content, str):
-        found += [item["text"] for item in content if _is_text(item)]
+def documents_are_marked(documents: Sequence[Mapping[str, Any]]) -> bool:
+    """Has any text of these documents a mark? `MarkError` for a malformed one."""
+    return _marked(documents, _DOCUMENT_TEXTS)
+
+
+def _marked(parts: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> bool:
+    found = False
+
+    def look(text: str) -> str:
+        nonlocal found
+        found |= any(segment.marked for segment in split_marks(text))
+        return text
+
+    for part in parts:
+        _with_texts(part, look, keys)
     return found
+
+
+def _with_texts(
+    part: Mapping[str, Any], change: Callable[[str], str], keys: Sequence[str]
+) -> dict[str, Any]:
+    """A message or document with its texts changed: strings, and the texts in a list of parts."""
+    changed = dict(part)
+    for key in keys:
+        value = part.get(key)
+        if isinstance(value, str):
+            changed[key] = change(value)
+        elif isinstance(value, Sequence):
+            changed[key] = [
+                {**item, "text": change(item["text"])} if _is_text(item) else item for item in value
+            ]
+    return changed
 
 
 def _is_text(item: Any) -> bool:
@@ -234,13 +256,3 @@ def _is_text(item: Any) -> bool:
         and item.get("type", "text") in _TEXT_PARTS
         and isinstance(item.get("text"), str)
     )
-
-
-def _with_texts(message: Mapping[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
-    content = message.get("content")
-    if isinstance(content, str):
-        return {**message, "content": change(content)}
-    if not isinstance(content, Sequence):
-        return dict(message)
-    parts = [{**item, "text": change(item["text"])} if _is_text(item) else item for item in content]
-    return {**message, "content": parts}

@@ -1,13 +1,22 @@
-"""A text as the ranker's tokenizer cuts it: what scorers read."""
+"""A text as a tokenizer cuts it: what scorers read, and the control tokens in it."""
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from vllm_kprune.errors import KPruneError
 
-__all__ = ["Tokens", "load_tokenizer"]
+__all__ = ["Cancelled", "ControlTokens", "Tokens", "control_tokens", "encode", "load_tokenizer"]
+
+# Added tokens that steer a model and yet are not flagged as special.
+_STEERING = re.compile(r"</?(?:think|tool_call|tool_response|function)>|<\|[^|<>\s]+\|>")
+
+
+class Cancelled(Exception):
+    """The caller asked to stop."""
 
 
 @dataclass(frozen=True)
@@ -17,6 +26,46 @@ class Tokens:
     text: str
     ids: tuple[int, ...]
     offsets: tuple[tuple[int, int], ...]
+
+
+class ControlTokens:
+    """Finds texts that a tokenizer reads as control tokens: `<start_of_turn>`, `<|im_end|>`."""
+
+    def __init__(self, names: Iterable[str] = ()) -> None:
+        self.names = frozenset(name for name in names if name)
+        self._lengths = sorted({len(name) for name in self.names}, reverse=True)
+        firsts = "".join(sorted({re.escape(name[0]) for name in self.names}))
+        self._first = re.compile(f"[{firsts}]") if firsts else None
+
+    def find(self, text: str) -> list[tuple[int, int]]:
+        """(begin, end) of each, in order; of several at one place the longest."""
+        found: list[tuple[int, int]] = []
+        for match in self._first.finditer(text) if self._first else ():
+            begin = match.start()
+            if found and begin < found[-1][1]:
+                continue
+            ends = (begin + length for length in self._lengths)
+            if end := next((end for end in ends if text[begin:end] in self.names), 0):
+                found.append((begin, end))
+        return found
+
+
+def control_tokens(tokenizer: Tokenizer) -> frozenset[str]:
+    """Those of a tokenizer: its special tokens, and a few others that steer a model."""
+    added = tokenizer.get_added_tokens_decoder().values()
+    return frozenset(t.content for t in added if t.special or _STEERING.fullmatch(t.content))
+
+
+def encode(tokenizer: Tokenizer, text: str) -> Encoding:
+    """The tokens of `text`, without those that a prompt begins with.
+
+    Other threads go on meanwhile: of the library's calls, only the one for batches lets them.
+    Raises `KPruneError` for half a surrogate pair.
+    """
+    try:
+        return tokenizer.encode_batch([text], add_special_tokens=False)[0]
+    except (TypeError, UnicodeEncodeError):
+        raise KPruneError("the text has half a surrogate pair; it must be valid Unicode") from None
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:

@@ -243,5 +243,7 @@ def _check_guard(options: ServingOptions) -> None:
 
 
 def _texts(value: Any) -> tuple[str, ...]:
-    items = (value,) if isinstance(value, str | Path) else tuple(value or ())
+    items = (value,) if isinstance(value, str | Path) else value or ()
+    if not isinstance(items, list | tuple):
+        raise KPruneError(f"additional_config['{KEY}']: expected texts, got {value!r}")
     return tuple(str(item) for item in items)

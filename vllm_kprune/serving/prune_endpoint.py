@@ -27,6 +27,7 @@ from vllm_kprune.serving.request_options import PRUNE_NAMES
 __all__ = ["Preview", "preview", "read_body"]
 
 _MOST_BYTES = 1 << 20
+_MOST_TOKENS = 1 << 15
 _TEXTS = ("prompt", "messages", "documents")
 _OPTIONS = tuple(name for name in PRUNE_NAMES if name not in ("strict", "min_tokens"))
 
@@ -73,7 +74,8 @@ def read_body(pruning: PromptPruning, body: Any) -> tuple[RequestTexts, Wish]:
     texts = _texts(given)
     options = {PREFIX + name: given[name] for name in _OPTIONS if name in given}
     wish = wish_of(pruning.settings, options)
-    if wish.request.options.does_nothing and not texts.is_marked(wish.request):
+    nothing = wish.request.options.does_nothing and not texts.is_marked(wish.request)
+    if wish.off or nothing:
         raise KPruneError("nothing to show: give keep, a share below 1 (0.8), or target_tokens")
     return texts, wish
 
@@ -103,7 +105,7 @@ class Preview:
     def __call__(self, texts: RequestTexts, cancelled: Callable[[], bool]) -> bytes:
         """The answer, as JSON: long ones take a while to write, so this too runs in the thread."""
         job = self.pruning.job([texts], replace(self.wish, min_tokens=0))
-
+        job.max_tokens = min(job.max_tokens, _MOST_TOKENS)
         if job.unfit():
             raise KPruneError(f"more than {job.max_tokens} tokens to prune; send a shorter text")
 

@@ -9,18 +9,26 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
+from vllm_kprune.errors import KPruneError
 from vllm_kprune.prompt.cache import CachedSegment, SegmentCache
 from vllm_kprune.prompt.pruner import InputPruner, PruneOptions
+from vllm_kprune.prompt.scorers import Scorer
+from vllm_kprune.prompt.tokens import Cancelled
+from vllm_kprune.serving.compat import logger
 from vllm_kprune.serving.prune_settings import Wish
 from vllm_kprune.serving.prune_texts import RequestTexts
 
-__all__ = ["Cancelled", "Outcome", "PruneJob"]
+__all__ = ["Outcome", "PruneJob", "ScorerUnavailable"]
 
-Cancelled = Callable[[], bool]
+IsCancelled = Callable[[], bool]
 _MOST_CHARACTERS_OF_TOKEN = 16  # on average; a text of longer ones is not language
 Count = Callable[[str], int]
 # (segment, its options, what is asked or None) -> what is left of it
 PruneSegment = Callable[[str, PruneOptions, str | None], str]
+
+
+class ScorerUnavailable(KPruneError):
+    """The request names a scorer for which the ranker lacks something."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +71,7 @@ class PruneJob:
     count: Count
     _sizes: dict[str, int] = field(default_factory=dict)
 
-    def __call__(self, cancelled: Cancelled) -> Outcome:
+    def __call__(self, cancelled: IsCancelled) -> Outcome:
         """Prune; `cancelled` is asked now and then, and ends it with an exception."""
         started = time.perf_counter()
         if reason := self.unfit():
@@ -86,8 +94,7 @@ class PruneJob:
     def walk(self, prune: PruneSegment) -> list[RequestTexts]:
         """The texts with every segment that is not kept whole replaced by what `prune` gives."""
         share = self._target_share()
-        scorer = self.pruner.scorer(self.wish.request.options.scorer)
-        asks = scorer.uses_query
+        asks = self._scorer().uses_query
 
         def pruned(texts: RequestTexts) -> RequestTexts:
             query = texts.query(self.wish.request) if asks else None
@@ -104,6 +111,17 @@ class PruneJob:
             return texts.apply(one, self.wish.request)
 
         return [pruned(texts) for texts in self.texts]
+
+    def _scorer(self) -> Scorer:
+        """The one that was asked for; a ranker may lack what it needs, which its folder tells."""
+        name = self.wish.request.options.scorer
+        try:
+            return self.pruner.scorer(name)
+        except KPruneError as error:
+            logger.warning("kprune: scorer %s: %s", name, error)
+            raise ScorerUnavailable(
+                f"scorer {name} is not available with this server's ranker; leave kprune_scorer out"
+            ) from None
 
     def size(self, text: str) -> int:
         """Tokens of the target; the texts of a request are counted once."""
@@ -140,11 +158,13 @@ class PruneJob:
     def _segment(
         self,
         tally: "_Tally",
-        cancelled: Cancelled,
+        cancelled: IsCancelled,
         text: str,
         options: PruneOptions,
         query: str | None,
     ) -> str:
+        if cancelled():
+            raise Cancelled
         how = repr((options, query))
         known = self.cache.get(text, how)
         if known is None:

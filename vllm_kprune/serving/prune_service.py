@@ -8,10 +8,12 @@ unless the request is strict: a pruner makes answers faster, it must not lose an
 import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
+
+from tokenizers import Tokenizer
 
 from vllm_kprune.checkpoint.base import resolve_model
 from vllm_kprune.checkpoint.digest import sha256_file
@@ -20,9 +22,10 @@ from vllm_kprune.errors import KPruneError
 from vllm_kprune.prompt.cache import SegmentCache
 from vllm_kprune.prompt.pruner import InputPruner
 from vllm_kprune.prompt.scorers import DEFAULT_SCORER
+from vllm_kprune.prompt.tokens import control_tokens, encode
 from vllm_kprune.serving import compat_prompt
 from vllm_kprune.serving.compat import logger
-from vllm_kprune.serving.prune_job import Outcome, PruneJob
+from vllm_kprune.serving.prune_job import Outcome, PruneJob, ScorerUnavailable
 from vllm_kprune.serving.prune_metrics import current_report, prune_metrics
 from vllm_kprune.serving.prune_settings import (
     UNMEASURED_MIN_TOKENS,
@@ -101,6 +104,8 @@ class PromptPruning:
         except asyncio.CancelledError:
             prune_metrics().count("cancelled")
             raise
+        except ScorerUnavailable:
+            raise
         except Exception as error:
             return self._failed(error, texts, wish)
         return self._done(outcome)
@@ -115,6 +120,8 @@ class PromptPruning:
             return _untouched(texts, wish)
         try:
             outcome = self.worker.run_blocking(job)
+        except ScorerUnavailable:
+            raise
         except Exception as error:
             return self._failed(error, texts, wish)
         return self._done(outcome)
@@ -163,7 +170,10 @@ class PromptPruning:
         if self._is_news(type(error).__name__):
             logger.warning("kprune: a prompt could not be pruned: %s", reason, exc_info=not busy)
         if wish.request.strict:
-            raise compat_prompt.server_error(f"input pruning failed: {reason}", busy=busy)
+            if isinstance(error, KPruneError):
+                raise error
+            told = str(error) if busy else type(error).__name__  # the rest is for the log
+            raise compat_prompt.server_error(f"input pruning failed: {told}", busy=busy)
         return _untouched(texts, wish)
 
     def _is_news(self, kind: str) -> bool:
@@ -184,7 +194,12 @@ def make_pruning(renderer: Any) -> PromptPruning:
     model = config.model_config
     ranker = load_ranker(settings, model.model, model.revision, base=model.model_weights)
     most = max(_LEAST_MAX_TOKENS, _MOST_CONTEXTS * model.max_model_len)
-    pruning = PromptPruning(settings, ranker, _counter(renderer, ranker), most)
+    target = _target_tokenizer(renderer, ranker)
+    count = None
+    if target is not None:
+        ranker = replace(ranker, pruner=ranker.pruner.protecting(control_tokens(target)))
+        count = partial(_count, target)
+    pruning = PromptPruning(settings, ranker, count, most)
     logger.info(
         "kprune: input pruner ready: %s, keep %g, scorer %s",
         ranker.name,
@@ -225,8 +240,8 @@ def _public_name(reference: str) -> str:
     return Path(reference).expanduser().resolve().name if is_folder else reference
 
 
-def _counter(renderer: Any, ranker: Ranker) -> Callable[[str], int] | None:
-    """Counts tokens of the served model; None if its tokenizer is the ranker's own."""
+def _target_tokenizer(renderer: Any, ranker: Ranker) -> Tokenizer | None:
+    """The served model's; None if it is the ranker's own."""
     served = Path(renderer.model_config.tokenizer) / "tokenizer.json"
     own = ranker.folder / "tokenizer.json"
     if served.is_file() and sha256_file(served) == sha256_file(own):
@@ -234,8 +249,11 @@ def _counter(renderer: Any, ranker: Ranker) -> Callable[[str], int] | None:
     tokenizer = compat_prompt.target_tokenizer(renderer)
     if tokenizer is None:
         logger.warning("kprune: tokens of pruned segments are counted as the ranker's")
-        return None
-    return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids)
+    return tokenizer
+
+
+def _count(tokenizer: Tokenizer, text: str) -> int:
+    return len(encode(tokenizer, text).ids)
 
 
 def _untouched(texts: Sequence[RequestTexts], wish: Wish) -> Prepared:

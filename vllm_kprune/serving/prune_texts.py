@@ -7,14 +7,17 @@ from typing import Any
 from vllm_kprune.prompt.options import PruneRequest
 from vllm_kprune.prompt.segments import (
     Prune,
+    documents_are_marked,
+    messages_are_marked,
     prune_documents,
     prune_messages,
     prune_prompt,
-    request_is_marked,
     split_marks,
 )
 
 __all__ = ["RequestTexts"]
+
+_LONGEST_QUERY = 4096  # characters; what is asked usually comes last
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,10 @@ class RequestTexts:
         """Has any text a <kprune> mark? `MarkError` for malformed ones."""
         if not request.marks:
             return False
-        found = [request_is_marked(part) for part in (self.messages, self.documents) if part]
+        found = [
+            messages_are_marked(self.messages or ()),
+            documents_are_marked(self.documents or ()),
+        ]
         if self.prompt is not None:
             found.append(any(segment.marked for segment in split_marks(self.prompt)))
         return any(found)
@@ -56,11 +62,12 @@ class RequestTexts:
         if self.prompt is not None:
             return _unmarked(self.prompt) or None if marked else None
         text = _last_question(self.messages or ())
-        return _unmarked(text) if marked and text is not None else text
+        return _unmarked(text) if marked and text is not None else text and text[-_LONGEST_QUERY:]
 
 
 def _unmarked(text: str) -> str:
-    return "".join(segment.text for segment in split_marks(text) if not segment.marked)
+    plain = "".join(segment.text for segment in split_marks(text) if not segment.marked)
+    return plain[-_LONGEST_QUERY:]
 
 
 def _last_question(messages: Sequence[Mapping[str, Any]]) -> str | None:

@@ -15,17 +15,23 @@ __all__ = ["Busy", "Worker"]
 T = TypeVar("T")
 Job = Callable[[Callable[[], bool]], T]
 _MOST_PENDING = 32
+_LONGEST_WAIT_SECONDS = 10.0  # for its turn and the work: after that, pruning saves no time
 
 
 class Busy(Exception):
-    """So many requests wait already that this one would wait long."""
+    """The request would wait long, or has."""
 
 
 class Worker:
     """Runs jobs in turn; a job is called with a function that tells whether to give up."""
 
-    def __init__(self, cpu_threads: int, most_pending: int = _MOST_PENDING) -> None:
-        self._most_pending = most_pending
+    def __init__(
+        self,
+        cpu_threads: int,
+        most_pending: int = _MOST_PENDING,
+        longest_wait: float = _LONGEST_WAIT_SECONDS,
+    ) -> None:
+        self._most_pending, self._longest_wait = most_pending, longest_wait
         self._pending = 0
         self._lock = Lock()
         self._pool = ThreadPoolExecutor(
@@ -39,14 +45,17 @@ class Worker:
 
     async def run(self, job: Job[T]) -> T:
         """The job's result. When the caller is cancelled, a waiting job is dropped, a running one
-        told; `Busy` when too many are pending."""
+        told; the same, and `Busy`, after `longest_wait` seconds; `Busy` when many are pending."""
         gone = Event()
         future = self._submit(job, gone)
         try:
-            return await asyncio.wrap_future(future)
+            return await asyncio.wait_for(asyncio.wrap_future(future), self._longest_wait)
         except asyncio.CancelledError:
             gone.set()
             raise
+        except TimeoutError:
+            gone.set()
+            raise Busy(f"not pruned within {self._longest_wait:g} s") from None
 
     def run_blocking(self, job: Job[T]) -> T:
         """The same, for a caller that has a thread of its own to wait in."""
