@@ -7,8 +7,9 @@ MODELs are the reference model and its `enko` overlay by default. Leaks are coun
 MODEL: N continuations of Korean and English prompts at temperature 1.5 and top-p 1, guarded with
 `ko,en`, and a tenth as many unguarded. A step is one `engine.step()` while all of a batch decode:
 scheduling, model, sampling and detokenising. Rounds with and without the guard take turns in one
-process (on off, off on, ...), and a round's figure is the median of its steps. Run it on an idle
-machine, and name the machine with the figures. `benchmarks/guard.py` measures the guard alone.
+process (on off, off on, ...), and a round's figure is the median of its steps. The time that a step
+spends in the guard itself is measured besides: a virtual machine's rounds differ by more. Run it on
+an idle machine, and name the machine with the figures. `benchmarks/guard.py` measures masks alone.
 """
 
 import argparse
@@ -104,7 +105,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         enable_prefix_caching=False,
         additional_config={"kprune": {"languages": "ko,en"}},
     )
-    steps = {batch: rounds(llm, batch, options) for batch in options.batches}
+    spent = watch_guard()
+    steps = {batch: rounds(llm, batch, spent, options) for batch in options.batches}
     return {
         "model": Path(options.measure).name,
         "columns": llm.llm_engine.model_config.get_vocab_size(),
@@ -121,19 +123,52 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def rounds(llm: Any, batch: int, options: argparse.Namespace) -> dict[str, list[float]]:
-    """Milliseconds of a step in each round, guarded (`on`) and not (`off`)."""
-    found: dict[str, list[float]] = {"on": [], "off": []}
-    step_ms(llm, batch, GUARD, STEPS_BEFORE)
+def watch_guard() -> list[float]:
+    """A list to which every call into the guard adds its seconds."""
+    from vllm_kprune.serving.guard import LanguageGuard
+
+    spent: list[float] = []
+
+    def timed(call: Any) -> Any:
+        def run(*args: Any) -> Any:
+            started = time.perf_counter()
+            try:
+                return call(*args)
+            finally:
+                spent.append(time.perf_counter() - started)
+
+        return run
+
+    for name in ("update_state", "apply"):
+        setattr(LanguageGuard, name, timed(getattr(LanguageGuard, name)))
+    return spent
+
+
+def rounds(
+    llm: Any, batch: int, spent: list[float], options: argparse.Namespace
+) -> dict[str, list[float]]:
+    """Milliseconds of a step in each round, guarded (`on`) and not (`off`).
+
+    Of these `in_guard_on` and `in_guard_off` are spent in the guard.
+    """
+    found: dict[str, list[float]] = {"on": [], "off": [], "in_guard_on": [], "in_guard_off": []}
+    step_ms(llm, batch, GUARD, STEPS_BEFORE, spent)
     for number in range(options.rounds):
         for name in ("on", "off") if number % 2 else ("off", "on"):
             guard = GUARD if name == "on" else OFF
-            found[name].append(step_ms(llm, batch, guard, options.tokens))
+            step, inside = step_ms(llm, batch, guard, options.tokens, spent)
+            found[name].append(step)
+            found[f"in_guard_{name}"].append(inside)
     return found
 
 
-def step_ms(llm: Any, batch: int, guard: dict[str, str], tokens: int) -> float:
-    """Median milliseconds of a step in which `batch` greedy requests decode one token each."""
+def step_ms(
+    llm: Any, batch: int, guard: dict[str, str], tokens: int, spent: list[float]
+) -> tuple[float, float]:
+    """Median milliseconds of a step in which `batch` greedy requests decode one token each.
+
+    And those of it that are spent in the guard.
+    """
     from vllm import SamplingParams
 
     engine = llm.llm_engine
@@ -142,12 +177,15 @@ def step_ms(llm: Any, batch: int, guard: dict[str, str], tokens: int) -> float:
     )
     for number in range(batch):
         engine.add_request(f"{time.monotonic_ns()}-{number}", PROMPTS[number % 6], params)
-    times = []
+    times, inside = [], []
     while engine.has_unfinished_requests():
+        spent.clear()
         started = time.perf_counter()
         engine.step()
         times.append((time.perf_counter() - started) * 1e3)
-    return statistics.median(times[STEPS_BEFORE:-1])
+        inside.append(sum(spent) * 1e3)
+    steps = slice(STEPS_BEFORE, -1)
+    return statistics.median(times[steps]), statistics.median(inside[steps])
 
 
 def leaks(llm: Any, number: int, guard: dict[str, str]) -> dict[str, float]:
@@ -188,13 +226,21 @@ def show(figures: dict[str, Any]) -> None:
         on, off = (statistics.median(times[name]) for name in ("on", "off"))
         sys.stdout.write(
             f"  batch {batch:>2}: {off:.2f} ms without, {on:.2f} ms with the guard: "
-            f"× {spread(times['on'], times['off'])}\n"
+            f"× {spread(times['on'], times['off'])}; in the guard "
+            f"{statistics.median(times['in_guard_off']):.3f} and "
+            f"{statistics.median(times['in_guard_on']):.3f} ms, {share(times):.1%} of a step\n"
         )
     for name, found in figures["leaks"].items():
         sys.stdout.write(
             f"  {name}: of {found['continuations']:,} continuations {found['foreign']} with a "
             f"foreign character, {found['broken']} with U+FFFD ({found['seconds']:.0f} s)\n"
         )
+
+
+def share(times: dict[str, list[float]]) -> float:
+    """What a guarded step spends in the guard more than an unguarded one, as a share of that."""
+    more = statistics.median(times["in_guard_on"]) - statistics.median(times["in_guard_off"])
+    return more / statistics.median(times["off"])
 
 
 def spread(on: Sequence[float], off: Sequence[float]) -> str:
