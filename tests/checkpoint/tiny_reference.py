@@ -22,15 +22,20 @@ CONTROLS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 BYTES = sorted(byte_alphabet())
 
 
-def write_gguf(path: Path, seed: int = 0) -> None:
-    """Write the model: Q8_0 matrices and F32 norms, as in the real file."""
-    writer = GGUFWriter(path, "gemma3")
+def _begin(path: Path, architecture: str) -> GGUFWriter:
+    writer = GGUFWriter(path, architecture)
     writer.add_context_length(128)
     writer.add_embedding_length(HIDDEN)
     writer.add_block_count(LAYERS)
     writer.add_feed_forward_length(FEED_FORWARD)
     writer.add_head_count(HEADS)
     writer.add_head_count_kv(1)
+    return writer
+
+
+def write_gguf(path: Path, seed: int = 0) -> None:
+    """Write the model: Q8_0 matrices and F32 norms, as in the real file."""
+    writer = _begin(path, "gemma3")
     writer.add_layer_norm_rms_eps(1e-6)
     writer.add_key_length(HEAD_DIM)
     writer.add_value_length(HEAD_DIM)
@@ -46,13 +51,7 @@ def write_gguf(path: Path, seed: int = 0) -> None:
 
 def write_llama_gguf(path: Path, seed: int = 0) -> None:
     """Write the model: Q8_0 and Q4_1 matrices, F32 norms, byte-level tokens, a chat template."""
-    writer = GGUFWriter(path, "llama")
-    writer.add_context_length(128)
-    writer.add_embedding_length(HIDDEN)
-    writer.add_block_count(LAYERS)
-    writer.add_feed_forward_length(FEED_FORWARD)
-    writer.add_head_count(HEADS)
-    writer.add_head_count_kv(1)
+    writer = _begin(path, "llama")
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_freq_base(100_000.0)
     writer.add_rope_dimension_count(HIDDEN // HEADS)

@@ -1,12 +1,14 @@
 """`kprune demo-model`: print the folder of a small real model, making it when missing."""
 
+from pathlib import Path
+
 import typer
 
 from vllm_kprune.checkpoint.reference import demo_model
 from vllm_kprune.checkpoint.reference_models import REFERENCE_MODELS
 from vllm_kprune.cli.console import error_console, steps
 
-__all__ = ["register"]
+__all__ = ["make_demo_model", "register"]
 
 
 def register(app: typer.Typer) -> None:
@@ -25,7 +27,11 @@ def _run(
     later calls are offline.
     Use it as:  kprune build $(kprune demo-model) --profile enko -o build/enko
     """
+    typer.echo(str(make_demo_model(name)))
+
+
+def make_demo_model(name: str) -> Path:
+    """The folder of a reference model; what is made, and its terms, are told."""
     with steps() as progress:
         log = lambda line: error_console.print(line, markup=False, soft_wrap=True)  # noqa: E731
-        folder = demo_model(name, log=log, progress=progress)
-    typer.echo(str(folder))
+        return demo_model(name, log=log, progress=progress)

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,8 +11,8 @@ from rich.style import Style
 from rich.text import Text
 
 from vllm_kprune.checkpoint.base import resolve_model
-from vllm_kprune.checkpoint.reference import demo_model
-from vllm_kprune.cli.console import error_console, output_console, steps, write_json
+from vllm_kprune.cli.console import error_console, output_console, write_json
+from vllm_kprune.cli.demo_model import make_demo_model
 from vllm_kprune.cli.options import JsonOption, RevisionOption
 from vllm_kprune.cli.prompt_page import write_page
 from vllm_kprune.errors import KPruneError
@@ -92,7 +92,7 @@ def _run(
     if json_to:
         write_json(_figures(parts), json_to)
     if kept_only:
-        sys.stdout.write("".join(part if isinstance(part, str) else part.text for part in parts))
+        sys.stdout.write(_left(parts))
     elif json_to != "-":
         _show(parts)
     if html:
@@ -119,9 +119,7 @@ def _read(file: Path | None) -> str:
 def _ranker(model: str | None, revision: str | None) -> Path:
     if model is not None:
         return resolve_model(model, revision)
-    with steps() as progress:
-        log = lambda line: error_console.print(line, markup=False, soft_wrap=True)  # noqa: E731
-        return demo_model("gemma-3-270m", log=log, progress=progress)
+    return make_demo_model("gemma-3-270m")
 
 
 def _prune(
@@ -135,26 +133,33 @@ def _prune(
         if marked and not segment.marked:
             parts.append(segment.text)
             continue
-        wanted = options
-        if segment.keep is not None:
-            wanted = replace(options, keep=segment.keep, target_tokens=None)
-        parts.append(pruner.prune(segment.text, wanted, query=query))
+        parts.append(pruner.prune(segment.text, options.marked(segment.keep), query=query))
     return parts
 
 
 def _figures(parts: list[str | Pruned]) -> dict[str, Any]:
     pruned = [part for part in parts if isinstance(part, Pruned)]
+    before, after = _tokens(parts)
     return {
-        "tokens_before": sum(part.tokens_before for part in pruned),
-        "tokens_after": sum(part.tokens_after for part in pruned),
-        "text": "".join(part if isinstance(part, str) else part.text for part in parts),
+        "tokens_before": before,
+        "tokens_after": after,
+        "text": _left(parts),
         "segments": [[asdict(piece) for piece in part.list_pieces()] for part in pruned],
     }
 
 
+def _left(parts: list[str | Pruned]) -> str:
+    return "".join(part if isinstance(part, str) else part.text for part in parts)
+
+
+def _tokens(parts: list[str | Pruned]) -> tuple[int, int]:
+    """Of what was pruned, before and after."""
+    pruned = [part for part in parts if isinstance(part, Pruned)]
+    return sum(p.tokens_before for p in pruned), sum(p.tokens_after for p in pruned)
+
+
 def _show(parts: list[str | Pruned]) -> None:
-    figures = _figures(parts)
-    before, after = figures["tokens_before"], figures["tokens_after"]
+    before, after = _tokens(parts)
     output_console.print(Text.assemble(*_styled(parts)), soft_wrap=True)
     share = after / before if before else 1.0
     error_console.print(f"{before:,} tokens -> {after:,} ({share:.0%})", markup=False)

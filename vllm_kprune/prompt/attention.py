@@ -14,12 +14,12 @@ product of the queries' mean, which every key has in common with all of them, st
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from vllm_kprune.prompt.tokens import Cancelled
+from vllm_kprune.prompt.tokens import Cancelled, IsCancelled
 
 __all__ = ["LOG2_E", "Mask", "Projections", "received", "rotary_angles"]
 
@@ -98,7 +98,7 @@ def received(
     softcap: float | None,
     block: int,
     dtype: torch.dtype,
-    cancelled: Callable[[], bool] | None = None,
+    cancelled: IsCancelled | None = None,
 ) -> torch.Tensor:
     """Mean over `heads` and `queries` of the attention that each token receives: float32 [n].
 

@@ -10,7 +10,7 @@ out of the text, never decoded from ids, so it is a subsequence of its character
 import math
 from collections.abc import Callable, Iterable
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
@@ -26,6 +26,7 @@ from vllm_kprune.prompt.scorers import DEFAULT_SCORER, Scorer, make_scorer
 from vllm_kprune.prompt.tokens import (
     Cancelled,
     ControlTokens,
+    IsCancelled,
     Tokens,
     control_tokens,
     encode,
@@ -35,7 +36,6 @@ from vllm_kprune.prompt.tokens import (
 __all__ = ["InputPruner", "Piece", "PruneOptions", "Pruned"]
 
 Count = Callable[[str], int]
-IsCancelled = Callable[[], bool]
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,10 @@ class PruneOptions:
     force_first: int = 0
     force_last: int = 0
     min_tokens: int = 0
+
+    def marked(self, keep: float | None) -> "PruneOptions":
+        """These for a marked span: the rate that its mark names, if it does, comes first."""
+        return self if keep is None else replace(self, keep=keep, target_tokens=None)
 
     @property
     def does_nothing(self) -> bool:
@@ -225,7 +229,7 @@ class InputPruner:
         pieces = cut_pieces(text, tokens.offsets, options.unit)
         cut = _Cut(tokens, pieces, self._forced(tokens, pieces, options))
         if self._leaves(before, options):
-            return cut.result(np.ones(len(pieces.starts), dtype=bool), None, before, before)
+            return cut.result(np.ones(len(pieces.starts), dtype=bool), text, None, before, before)
         scores = self.scorer(options.scorer).scores(tokens, query=query, cancelled=cancelled)
 
         def measure(kept_text: str) -> int:
@@ -233,9 +237,10 @@ class InputPruner:
             return count(kept_text) if count else len(self.tokenize(kept_text).ids)
 
         kept = cut.choose(scores, options, measure)
-        if len(self._control.find(cut.text_of(kept))) > len(self._control.find(text)):
-            kept = np.ones(len(pieces.starts), dtype=bool)
-        return cut.result(kept, scores, before, measure(cut.text_of(kept)))
+        left = cut.text_of(kept)
+        if len(self._control.find(left)) > len(self._control.find(text)):
+            kept, left = np.ones(len(pieces.starts), dtype=bool), text
+        return cut.result(kept, left, scores, before, measure(left))
 
     def _leaves(self, tokens: int, options: PruneOptions) -> bool:
         if options.target_tokens is not None:
@@ -343,13 +348,14 @@ class _Cut:
     def result(
         self,
         kept: npt.NDArray[np.bool_],
+        left: str,
         scores: npt.NDArray[np.float32] | None,
         before: int,
         after: int,
     ) -> Pruned:
         return Pruned(
             self.tokens.text,
-            self.text_of(kept),
+            left,
             self.tokens,
             self.pieces,
             scores,

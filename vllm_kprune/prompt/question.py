@@ -7,7 +7,7 @@ is why this is not the default. Without a question it is `rarity`.
 """
 
 import itertools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 
 import numpy as np
@@ -15,7 +15,7 @@ import numpy.typing as npt
 import regex
 
 from vllm_kprune.prompt.rarity import Rarity, Words, find_words
-from vllm_kprune.prompt.tokens import Tokens
+from vllm_kprune.prompt.tokens import IsCancelled, Tokens
 
 __all__ = ["Question", "sentence_relevance"]
 
@@ -40,7 +40,7 @@ class Question:
         tokens: Tokens,
         *,
         query: str | None = None,
-        cancelled: Callable[[], bool] | None = None,
+        cancelled: IsCancelled | None = None,
     ) -> npt.NDArray[np.float32]:
         """[tokens] nats; those of `rarity` if there is no question."""
         nats = self._rarity.scores(tokens)

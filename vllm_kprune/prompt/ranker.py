@@ -9,7 +9,7 @@ A deeper layer (for analyses only) needs what comes before it: `hidden_states`, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -30,7 +30,7 @@ from vllm_kprune.prompt.attention import (
 from vllm_kprune.prompt.hidden_states import HiddenStates
 from vllm_kprune.prompt.layer_config import LayerConfig, parse_layer_config
 from vllm_kprune.prompt.layer_weights import LayerWeights, load_weights
-from vllm_kprune.prompt.tokens import Cancelled, load_tokenizer
+from vllm_kprune.prompt.tokens import Cancelled, IsCancelled, load_tokenizer
 
 __all__ = ["Cancelled", "FirstLayer"]
 
@@ -108,7 +108,7 @@ class FirstLayer:
         window: int | None = None,
         queries: Sequence[range | None] | None = None,
         block: int = 256,
-        cancelled: Callable[[], bool] | None = None,
+        cancelled: IsCancelled | None = None,
     ) -> list[NDArray[np.float32]]:
         """Attention that each token receives, for each prompt: float32 [n], the mean over heads
         and queries of the softmax.

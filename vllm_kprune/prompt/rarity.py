@@ -10,7 +10,7 @@ ids, because BPE learns frequent tokens first. This knows nothing of grammar, an
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import regex
 
-from vllm_kprune.prompt.tokens import Tokens
+from vllm_kprune.prompt.tokens import IsCancelled, Tokens
 
 __all__ = ["Rarity", "Words", "find_words"]
 
@@ -101,7 +101,7 @@ class Rarity:
         tokens: Tokens,
         *,
         query: str | None = None,
-        cancelled: Callable[[], bool] | None = None,
+        cancelled: IsCancelled | None = None,
     ) -> npt.NDArray[np.float32]:
         """[tokens] nats. Equal ones differ a little, so that dropped ones are spread evenly."""
         spread = np.arange(len(tokens.ids)) * ((math.sqrt(5) - 1) / 2) % 1

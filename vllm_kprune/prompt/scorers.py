@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vllm_kprune.errors import KPruneError, nearest
-from vllm_kprune.prompt.tokens import Tokens
+from vllm_kprune.prompt.tokens import IsCancelled, Tokens
 
 if TYPE_CHECKING:
     import torch
@@ -34,7 +34,6 @@ __all__ = [
 ]
 
 Scores = npt.NDArray[np.float32]
-Cancelled = Callable[[], bool]
 
 
 class Scorer(Protocol):
@@ -47,7 +46,7 @@ class Scorer(Protocol):
     uses_query: bool
 
     def scores(
-        self, tokens: Tokens, *, query: str | None = None, cancelled: Cancelled | None = None
+        self, tokens: Tokens, *, query: str | None = None, cancelled: IsCancelled | None = None
     ) -> Scores:
         """[tokens] finite, higher is more important. `cancelled` is asked now and then."""
 
@@ -62,7 +61,7 @@ class RandomScores:
         self._seed = seed
 
     def scores(
-        self, tokens: Tokens, *, query: str | None = None, cancelled: Cancelled | None = None
+        self, tokens: Tokens, *, query: str | None = None, cancelled: IsCancelled | None = None
     ) -> Scores:
         """[tokens] independent and uniform in [0, 1)."""
         text = f"{self._seed}\0{tokens.text}".encode(errors="surrogatepass")
@@ -82,7 +81,7 @@ class Attention:
         self._layer, self._window, self._causal = layer, window, causal
 
     def scores(
-        self, tokens: Tokens, *, query: str | None = None, cancelled: Cancelled | None = None
+        self, tokens: Tokens, *, query: str | None = None, cancelled: IsCancelled | None = None
     ) -> Scores:
         """[tokens] attention received; the mean of a prompt of n tokens is 1/n."""
         if not tokens.ids:

@@ -1,7 +1,7 @@
 """A text as a tokenizer cuts it: what scorers read, and the control tokens in it."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,8 +9,17 @@ from tokenizers import Encoding, Tokenizer
 
 from vllm_kprune.errors import KPruneError
 
-__all__ = ["Cancelled", "ControlTokens", "Tokens", "control_tokens", "encode", "load_tokenizer"]
+__all__ = [
+    "Cancelled",
+    "ControlTokens",
+    "IsCancelled",
+    "Tokens",
+    "control_tokens",
+    "encode",
+    "load_tokenizer",
+]
 
+IsCancelled = Callable[[], bool]
 # Added tokens that steer a model and yet are not flagged as special.
 _STEERING = re.compile(r"</?(?:think|tool_call|tool_response|function)>|<\|[^|<>\s]+\|>")
 

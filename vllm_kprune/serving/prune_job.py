@@ -7,20 +7,19 @@ the same tokens in every request, and vLLM's prefix cache still finds them.
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.prompt.cache import CachedSegment, SegmentCache
 from vllm_kprune.prompt.pruner import InputPruner, PruneOptions
 from vllm_kprune.prompt.scorers import Scorer
-from vllm_kprune.prompt.tokens import Cancelled
+from vllm_kprune.prompt.tokens import Cancelled, IsCancelled
 from vllm_kprune.serving.compat import logger
 from vllm_kprune.serving.prune_settings import Wish
 from vllm_kprune.serving.prune_texts import RequestTexts
 
 __all__ = ["Outcome", "PruneJob", "ScorerUnavailable"]
 
-IsCancelled = Callable[[], bool]
 _MOST_CHARACTERS_OF_TOKEN = 16  # on average; a text of longer ones is not language
 Count = Callable[[str], int]
 # (segment, its options, what is asked or None) -> what is left of it
@@ -100,7 +99,7 @@ class PruneJob:
             query = texts.query(self.wish.request) if asks else None
 
             def one(text: str, keep: float | None) -> str:
-                options = self._options(keep)
+                options = self.wish.request.options.marked(keep)
                 if not text or options.does_nothing:
                     return text
                 if options.target_tokens is not None:
@@ -131,10 +130,14 @@ class PruneJob:
 
     def wanted(self) -> list[tuple[str, PruneOptions]]:
         """The segments that are not kept whole, each with its options."""
+        return self._wanted
+
+    @cached_property
+    def _wanted(self) -> list[tuple[str, PruneOptions]]:
         found: list[tuple[str, PruneOptions]] = []
 
         def note(text: str, keep: float | None) -> str:
-            options = self._options(keep)
+            options = self.wish.request.options.marked(keep)
             if text and not options.does_nothing:
                 found.append((text, options))
             return text
@@ -142,10 +145,6 @@ class PruneJob:
         for texts in self.texts:
             texts.apply(note, self.wish.request)
         return found
-
-    def _options(self, keep: float | None) -> PruneOptions:
-        options = self.wish.request.options
-        return options if keep is None else replace(options, keep=keep, target_tokens=None)
 
     def _target_share(self) -> float:
         """Of each segment's tokens, how many are left when all together have `target_tokens`."""
