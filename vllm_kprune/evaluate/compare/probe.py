@@ -18,7 +18,7 @@ __all__ = ["find_model", "probe"]
 
 # What may be left out, and the words that name it in a refusal; the most exotic first.
 _OPTIONAL: Mapping[str, tuple[str, ...]] = {
-    "token_ids": ("return_token", "token_ids"),
+    "token_ids": ("return_token_ids", "token_ids"),
     "prompt_logprobs": ("prompt_logprobs",),
     "logprobs": ("logprobs",),
     "seed": ("seed",),

@@ -1,8 +1,12 @@
-"""The suites of `kprune compare`, by name."""
+"""The suites of `kprune compare`, by name, in the order they run."""
+
+from collections.abc import Mapping
 
 from vllm_kprune.evaluate.compare.run import Suite
+from vllm_kprune.evaluate.compare.suites.exactness import Exactness
+from vllm_kprune.evaluate.compare.suites.stability import Stability
 
 __all__ = ["SUITES"]
 
-# Filled by name -> suite; each module has its suite as a frozen dataclass.
-SUITES: dict[str, Suite] = {}
+_SUITES: tuple[Suite, ...] = (Stability(), Exactness())
+SUITES: Mapping[str, Suite] = {suite.name: suite for suite in _SUITES}
