@@ -62,9 +62,7 @@ class Checks:
         """Judge an answer that should be in `language`. Characters of other scripts that stand in
         the prompt may be quoted. An answer that was `cut` may end inside a character."""
         judged = _UNJUDGED.sub(lambda found: " " * len(found[0]), text)
-        lines = [
-            span for span in _lines(judged) if _count_words(judged[slice(*span)]) >= _MIN_WORDS
-        ]
+        lines = list(_lines(judged))
         wrong = [span for span in lines if self.identify(judged[slice(*span)]) != language]
         lines_pass = not wrong if lines else None
         english = list(_english(judged, lines)) if lines_pass and has_own_script(language) else None
@@ -118,8 +116,10 @@ def find_loop(text: str) -> tuple[int, int] | None:
 
 
 def _lines(text: str) -> Iterator[tuple[int, int]]:
+    """Lines that are long enough to be judged."""
     for found in regex.finditer(r"[^\n]+", text):
-        yield found.span()
+        if _count_words(found[0]) >= _MIN_WORDS:
+            yield found.span()
 
 
 def _count_words(line: str) -> float:

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -67,11 +67,14 @@ class Judged:
 def measure(judged: Sequence[Judged]) -> tuple[list[Measurement], dict[str, str]]:
     """The metrics at T=0, then at T=1, and why one could not be measured.
 
-    Some are told for each language too, without a verdict of their own.
+    Some are told for each language too, without a verdict of their own. Where words cannot be
+    judged (answers in Latin letters alone), the verdict is on the lines.
     """
     found: list[Measurement] = []
     unavailable: dict[str, str] = {}
     for row, metric, group in _wanted(judged):
+        if metric.name.replace("lpr", "lcpr") in unavailable:
+            metric = replace(metric, better="higher")
         measurement = _measurement(metric, row.columns, group)
         if measurement is None:
             unavailable[metric.name] = "no answer of a side had anything to judge"
