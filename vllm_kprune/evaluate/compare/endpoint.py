@@ -1,30 +1,63 @@
-"""The two endpoints of a comparison, and a client that neither hangs, floods nor trusts them.
+"""The two endpoints of a comparison, what is asked of them, and what comes back.
 
-Any OpenAI-compatible server will do: what one cannot do (chat, log-probabilities, token counts,
-`/kprune`, `/metrics`) is found out once, before anything is measured, and told as a reason. An
-answer is either whole or carries an error; nothing is filled in.
+Any OpenAI-compatible server will do. What one cannot do (chat, log-probabilities, token counts,
+`/kprune`, `/metrics`) is found out once, before anything is measured (`probe.py`), and told as a
+reason. An answer is either whole or carries an error; nothing is filled in.
 """
 
+import ipaddress
+import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
-__all__ = ["Abilities", "Answer", "Client", "Endpoint", "Request"]
+from pydantic import TypeAdapter, ValidationError
+
+from vllm_kprune.errors import KPruneError, shown
+
+__all__ = [
+    "Abilities",
+    "Answer",
+    "Endpoint",
+    "EndpointDied",
+    "Request",
+    "answer_as_json",
+    "answer_from_json",
+    "api_key",
+    "clean_url",
+]
+
+_VERSION = re.compile(r"v\d+\w*")
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """One side of a comparison: `name` is `original` or `pruned`, `url` ends in `/v1`."""
+    """One side of a comparison: `name` is `original` or `pruned`, `url` ends in `/v1` or alike."""
 
     name: str
     url: str
     model: str
-    api_key: str = field(repr=False)
+    api_key: str = field(default="", repr=False)
 
     @property
     def root(self) -> str:
         """The server without `/v1`, where `/kprune`, `/metrics` and `/health` are."""
         return self.url.removesuffix("/v1")
+
+    @property
+    def is_local(self) -> bool:
+        """Is it on this machine, where no proxy belongs in between?"""
+        host = urlsplit(self.url).hostname or ""
+        try:
+            return ipaddress.ip_address(host).is_loopback
+        except ValueError:
+            return host == "localhost" or host.endswith(".localhost")
+
+
+class EndpointDied(KPruneError):
+    """An endpoint that no longer answers; what was done until then is in the journal."""
 
 
 @dataclass(frozen=True)
@@ -54,10 +87,12 @@ class Request:
 class Answer:
     """One raw answer. None: the endpoint did not tell. `error`: no answer, and why.
 
-    `logprobs` are those of the chosen tokens, `top` the best tokens of each place by text (or by
-    `token_id:N`); `prompt_logprobs` begin with the None of the first token. Times are milliseconds
-    from sending the request; `ttft_ms` and `itl_ms` (one for each token after the first) are of
-    streamed requests only. With n > 1, `others` are the texts after the first.
+    `logprobs` are those of the chosen tokens, `top` the best tokens of each place. Where an
+    endpoint tells ids, `token_texts` and the keys of `top` are `token_id:N`, which cannot be
+    mistaken; texts of tokens elsewhere. `prompt_logprobs` begin with the None of the first token.
+    Times are milliseconds from sending the request; `ttft_ms` and `itl_ms` (one for each token
+    after the first) are of streamed requests only. With n > 1, `others` are the texts after the
+    first, and `logprobs` and the like are the first's.
     """
 
     text: str = ""
@@ -81,34 +116,60 @@ class Answer:
 class Abilities:
     """What an endpoint can do, by name; `missing` maps what it cannot do to the reason.
 
-    Names: `chat`, `completion`, `seed`, `logprobs`, `prompt_logprobs`, `token_ids`, `usage`,
-    `stream_usage`, `kprune`, `metrics`.
+    Names: `chat`, `completion`, `stream`, `seed`, `max_tokens` (missing: only
+    `max_completion_tokens`), `logprobs`, `prompt_logprobs`, `token_ids`, `usage`, `stream_usage`,
+    `kprune`, `metrics`.
     """
 
-    missing: Mapping[str, str]
+    missing: Mapping[str, str] = field(default_factory=dict)
 
     def can(self, name: str) -> bool:
         """Whether nothing speaks against it."""
         return name not in self.missing
 
 
-class Client:
-    """Asks one endpoint: with retries, back-off, a time limit, and bounds on answers in flight."""
+_ANSWERS = TypeAdapter(Answer)
 
-    def __init__(
-        self,
-        endpoint: Endpoint,
-        *,
-        concurrency: int = 4,
-        timeout: float = 300.0,
-        attempts: int = 6,
-    ) -> None:
-        self.endpoint = endpoint
 
-    async def ask(self, request: Request) -> Answer:
-        """The answer, or one that carries an error after all attempts."""
-        raise NotImplementedError
+def answer_as_json(answer: Answer) -> dict[str, Any]:
+    """An answer for the journal, without what the endpoint did not tell."""
+    value: dict[str, Any] = _ANSWERS.dump_python(answer, mode="json", exclude_defaults=True)
+    return value
 
-    async def get(self, path: str) -> Any:
-        """JSON or text of a path of the root (`/kprune`, `/metrics`, ...); None if it has none."""
-        raise NotImplementedError
+
+def answer_from_json(value: Any) -> Answer:
+    """The answer that `answer_as_json` wrote; a `KPruneError` for anything else."""
+    try:
+        return _ANSWERS.validate_python(value)
+    except ValidationError as error:
+        where = ".".join(map(str, error.errors()[0]["loc"]))
+        raise KPruneError(f"the journal has an answer with a wrong {where or 'form'}") from None
+
+
+def clean_url(option: str, url: str) -> str:
+    """The base URL of an endpoint, ending in `/v1` unless it names another version.
+
+    >>> clean_url("--original", "http://127.0.0.1:8000/")
+    'http://127.0.0.1:8000/v1'
+    """
+    try:
+        parts = urlsplit(url.strip())
+        valid = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # a port that is no number, an unfinished IPv6 address
+        valid = False
+    if not valid:
+        raise KPruneError(f"{option}: got {shown(url)}, expected a URL such as http://HOST:8000")
+    if parts.username or parts.password:
+        raise KPruneError(f"{option}: leave the password out of the URL; keys come from variables")
+    if parts.query or parts.fragment:
+        raise KPruneError(f"{option}: got {shown(url)}, expected a URL without ? and #")
+    path = parts.path.rstrip("/")
+    versioned = any(_VERSION.fullmatch(part) for part in path.split("/"))
+    return f"{parts.scheme}://{parts.netloc}{path}{'' if versioned else '/v1'}"
+
+
+def api_key(name: str, environment: Mapping[str, str] | None = None) -> str:
+    """The key of an endpoint: `KPRUNE_ORIGINAL_API_KEY`, `…_PRUNED_…`, else `OPENAI_API_KEY`."""
+    environment = os.environ if environment is None else environment
+    own = environment.get(f"KPRUNE_{name.upper()}_API_KEY", "").strip()
+    return own or environment.get("OPENAI_API_KEY", "").strip()

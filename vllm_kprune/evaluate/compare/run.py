@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from vllm_kprune.evaluate.compare.endpoint import Answer, Client, Endpoint, Request
+from vllm_kprune.evaluate.compare.client import Client
+from vllm_kprune.evaluate.compare.endpoint import Answer, Endpoint, Request
 from vllm_kprune.evaluate.compare.journal import Journal
 from vllm_kprune.evaluate.compare.values import SuiteResult
 
