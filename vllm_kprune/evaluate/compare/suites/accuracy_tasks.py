@@ -91,17 +91,15 @@ def _kind(path: Path) -> str:
     rows = list(read_jsonl(path))
     if not rows:
         raise KPruneError(f"{path} has no rows")
-    for kind, columns in _KINDS.items():
-        if _fits(rows[0][1], columns):
-            break
-    else:
-        have = ", ".join(rows[0][1])
+    first = rows[0][1]
+    kind = next((kind for kind, columns in _KINDS.items() if _fits(first, columns)), None)
+    if kind is None:
         want = " or ".join("+".join(columns) for columns in _KINDS.values())
-        raise KPruneError(f"{path}: the first row has {have}; expected {want}")
+        raise KPruneError(f"{path}: the first row has {', '.join(first)}; expected {want}")
     for number, row in rows:
-        if not _fits(row, columns) or not _sound(kind, row):
+        if not _fits(row, _KINDS[kind]) or not _sound(kind, row):
             shown = json.dumps(row, ensure_ascii=False)[:80]
-            raise KPruneError(f"{path}:{number} does not fit {'+'.join(columns)}: {shown}")
+            raise KPruneError(f"{path}:{number} does not fit {'+'.join(_KINDS[kind])}: {shown}")
     return kind
 
 

@@ -47,6 +47,7 @@ class InputPruning:
     """The suite `input`."""
 
     name: str = "input"
+    metrics: tuple[str, ...] = ("quality@*", "saved@*")
     help: str = "input pruning at the pruned endpoint: prompt tokens saved, quality lost"
 
     def run(self, context: Context) -> SuiteResult:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from vllm_kprune.evaluate.compare.client import Client
-from vllm_kprune.evaluate.compare.endpoint import Answer, EndpointDied, Request
+from vllm_kprune.evaluate.compare.endpoint import Answer, Request
 from vllm_kprune.evaluate.compare.run import Context
 from vllm_kprune.evaluate.compare.values import Floats, Measurement, Metric, SuiteResult
 from vllm_kprune.evaluate.decode_speed import SETTLE_SECONDS
@@ -56,6 +56,7 @@ class Latency:
     """The suite `latency`."""
 
     name: str = "latency"
+    metrics: tuple[str, ...] = ("decode_ratio*", "throughput*", "ttft_*", "itl_*", "e2e_*")
     help: str = "time to first token, between tokens and in all; throughput; the decode ratio"
 
     def run(self, context: Context) -> SuiteResult:
@@ -120,7 +121,13 @@ class _Row:
 
 def _table() -> Iterator[_Row]:
     yield _Row(
-        "decode_ratio", "decode speed", "tokens/s", "higher", 0.02, "mean", lambda t: [t.decode_rate]
+        "decode_ratio",
+        "decode speed",
+        "tokens/s",
+        "higher",
+        0.02,
+        "mean",
+        lambda t: [t.decode_rate],
     )
     yield _Row(
         "throughput",
@@ -209,8 +216,8 @@ def _requests(context: Context, batch: int, number: int, tokens: int) -> list[Re
     """Beginnings to continue, in the languages compared; numbers in front make them new."""
     options = context.options
     draw = random.Random(f"{options.seed}/{batch}/{number}")
-    texts = [t for language, group in PROMPTS.items() if language in options.languages for t in group]
-    texts = texts or [text for group in PROMPTS.values() for text in group]
+    groups = [PROMPTS[code] for code in options.languages if code in PROMPTS] or [*PROMPTS.values()]
+    texts = [text for group in zip(*groups, strict=True) for text in group]
     chosen = [texts[(number + n) % len(texts)] for n in range(batch)]
     prompts = [f"{draw.randrange(10**6, 10**7)}. {text}" for text in chosen]
     chat = not all(client.abilities.can("completion") for client in context.clients)
@@ -259,7 +266,7 @@ def _notes(context: Context) -> Iterator[str]:
     count = min(options.latency_rounds, options.limit or options.latency_rounds)
     yield (
         f"{count} rounds of {' and '.join(map(str, options.batches))} requests at once, "
-        f"{options.latency_tokens} tokens each, greedy, streamed; the sides in turns (A B, B A, ...)"
+        f"{options.latency_tokens} tokens each, greedy, streamed; in turns (A B, B A, ...)"
     )
     if not _is_vllm(context):
         yield "an endpoint is not vLLM's: answers may end early, and so differ in length"

@@ -7,9 +7,8 @@ system where the server is on this machine. Nothing is sampled, so nothing has a
 overlay cannot be served without its base's weight files; they are counted for it too.
 """
 
-import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +22,7 @@ from vllm_kprune.errors import KPruneError
 from vllm_kprune.evaluate.compare.endpoint import Endpoint
 from vllm_kprune.evaluate.compare.run import Context
 from vllm_kprune.evaluate.compare.values import Measurement, Metric, SuiteResult
-from vllm_kprune.evaluate.server_memory import server_memory
+from vllm_kprune.evaluate.server_memory import tree_memory
 from vllm_kprune.evaluate.sizes import model_sizes
 
 __all__ = ["Memory", "Side", "cache_tokens"]
@@ -52,6 +51,13 @@ class Memory:
     """The suite `memory`."""
 
     name: str = "memory"
+    metrics: tuple[str, ...] = (
+        "weights_loaded",
+        "weights_disk",
+        "vocabulary",
+        "processes",
+        "kv_cache",
+    )
     help: str = "weights on disk and loaded, vocabulary, process memory, room of the KV cache"
 
     def run(self, context: Context) -> SuiteResult:
@@ -195,7 +201,7 @@ def _disk_bytes(folder: Path) -> int:
 def _process_bytes(side: Side) -> int:
     if not side.endpoint.is_local:
         raise KPruneError(f"the {side.name} server is not on this machine")
-    memory = server_memory(os.getpgid(_listener(side)))
+    memory = tree_memory(_listener(side))
     if not memory.bytes:
         raise KPruneError(f"the processes of the {side.name} server are somebody else's")
     return memory.bytes
@@ -215,7 +221,9 @@ def _listener(side: Side) -> int:
             if listens and connection.laddr.port == port:
                 return int(connection.pid)
     except psutil.Error as error:
-        raise KPruneError(f"this system does not tell who listens at port {port}: {error}") from None
+        raise KPruneError(
+            f"this system does not tell who listens at port {port}: {error}"
+        ) from None
     raise KPruneError(f"no process of this user listens at port {port}")
 
 

@@ -10,6 +10,7 @@ sacrebleu's signatures stand in the notes. Text comes from the user's files or f
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import numpy as np
 
@@ -67,11 +68,14 @@ class Translation:
     """The suite `translation`."""
 
     name: str = "translation"
+    metrics: tuple[str, ...] = ("chrf_*", "bleu_*", "comet_*")
     help: str = "translate parallel sentences: chrF++, BLEU, COMET where installed"
 
     def run(self, context: Context) -> SuiteResult:
         """Translate every sentence in every direction that it has text for."""
-        signatures("en")  # sacrebleu is asked for before the long part
+        if find_spec("sacrebleu") is None:
+            reason = "sacrebleu is not installed; pip install 'vllm-kprune[compare]'"
+            return SuiteResult(self.name, (), unavailable={"*": reason})
         options = context.options
         tasks = list(_tasks(context))
         done = answered(tasks, ask_both(context, self.name, tasks))
@@ -137,7 +141,7 @@ def translation_of(answer: Answer) -> str:
 
 def _tasks(context: Context) -> Iterator[Task]:
     options = context.options
-    chat = all(client.abilities.can("chat") for client in context.clients)
+    chat = context.missing("chat") is None
     for direction in directions(options.languages):
         ends = {direction.source, direction.target}
         usable = [s for s in _sentences(context) if ends <= s.texts.keys()]
@@ -219,9 +223,7 @@ def _examples(rows: Rows) -> list[Example]:
         original, pruned = (sentence_chrf(text, task.reference or "") for text in texts)
         change = "alike" if texts[0] == texts[1] else _word(pruned - original)
         labels = {"direction": task.labels["direction"], "chrF++": change}
-        example = Example(
-            task.key, task.labels["source"], texts, labels, reference=task.reference
-        )
+        example = Example(task.key, task.labels["source"], texts, labels, reference=task.reference)
         scored.append((abs(pruned - original), example))
     scored.sort(key=lambda row: -row[0])
     return [example for _, example in scored[:_EXAMPLES]]

@@ -13,7 +13,6 @@ characters: then scores are higher and of no use beside others', but both sides 
 
 from collections.abc import Sequence
 from functools import cache
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -74,29 +73,24 @@ def comet_features(
     return np.array(scores, np.float64).reshape(len(data), 1)
 
 
-def _sacrebleu() -> ModuleType:
-    try:
-        import sacrebleu
-    except ModuleNotFoundError:
-        raise KPruneError("sacrebleu is missing; pip install 'vllm-kprune[compare]'") from None
-    return sacrebleu
-
-
 @cache
 def _bleu(language: str, sentence: bool) -> Any:
     """sacrebleu wants `effective_order` for single sentences; the counts are the same."""
-    metric = _sacrebleu().BLEU
+    from sacrebleu import BLEU
+
     if language == "ko":
         try:
-            return metric(tokenize="ko-mecab", effective_order=sentence)
+            return BLEU(tokenize="ko-mecab", effective_order=sentence)
         except RuntimeError:  # sacrebleu[ko] is not installed
-            return metric(tokenize="char", effective_order=sentence)
-    return metric(tokenize=_TOKENIZERS.get(language, "13a"), effective_order=sentence)
+            return BLEU(tokenize="char", effective_order=sentence)
+    return BLEU(tokenize=_TOKENIZERS.get(language, "13a"), effective_order=sentence)
 
 
 @cache
 def _chrf() -> Any:
-    return _sacrebleu().CHRF(word_order=2)
+    from sacrebleu import CHRF
+
+    return CHRF(word_order=2)
 
 
 @cache
