@@ -59,6 +59,12 @@ class Endpoint:
 class EndpointDied(KPruneError):
     """An endpoint that no longer answers; what was done until then is in the journal."""
 
+    def __init__(self, endpoint: Endpoint, reason: str) -> None:
+        self.reason = reason
+        super().__init__(
+            f"the {endpoint.name} endpoint ({endpoint.url}) no longer answers: {reason}"
+        )
+
 
 @dataclass(frozen=True)
 class Request:

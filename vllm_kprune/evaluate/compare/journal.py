@@ -42,6 +42,11 @@ class Journal:
         self._lock = FileLock(folder / _FOLDER / ".lock")
         self._writing = threading.Lock()
 
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What a resumed run must agree on, as JSON."""
+        return self._settings
+
     def __enter__(self) -> Self:
         (self.folder / _FOLDER).mkdir(parents=True, exist_ok=True)
         try:

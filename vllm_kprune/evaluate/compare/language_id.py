@@ -22,7 +22,7 @@ def language_identifier() -> Callable[[str], str]:
         from py3langid.langid import MODEL_FILE, LanguageIdentifier
     except ModuleNotFoundError:
         raise KPruneError(
-            "stability names languages with py3langid; pip install 'vllm-kprune[compare]'"
+            "languages are named with py3langid; pip install 'vllm-kprune[compare]'"
         ) from None
     identifier = LanguageIdentifier.from_model_file(MODEL_FILE)
     identifier.set_languages([*LANGUAGES])

@@ -19,21 +19,27 @@ from vllm_kprune.evaluate.compare.endpoint import (
     api_key,
     clean_url,
 )
+from vllm_kprune.evaluate.compare.facts import ask_facts
 from vllm_kprune.evaluate.compare.journal import Journal
 from vllm_kprune.evaluate.compare.probe import find_model, probe
 from vllm_kprune.evaluate.compare.run import CompareOptions, Context
 
-__all__ = ["Address", "open_run", "settings_of"]
+__all__ = ["Address", "open_run"]
 
 _OPTIONS = TypeAdapter(CompareOptions)
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where a side is: `model` None for the only one that is served there."""
+    """Where a side is: `model` None for the only one that is served there.
+
+    `name` stands for the address in a journal and a report, where servers that the caller starts
+    have another port each time.
+    """
 
     url: str
     model: str | None = None
+    name: str | None = None
 
 
 @contextmanager
@@ -55,10 +61,10 @@ def open_run(
         for name, side in sides.items()
     ]
     with asyncio.Runner() as runner:
+        # `ask_both` limits itself; latency asks a whole batch at a time.
+        at_once = max(options.concurrency, *options.batches)
         clients = [
-            Client(
-                endpoint, concurrency=options.concurrency, timeout=timeout, first_wait=first_wait
-            )
+            Client(endpoint, concurrency=at_once, timeout=timeout, first_wait=first_wait)
             for endpoint in endpoints
         ]
         try:
@@ -66,38 +72,43 @@ def open_run(
                 model = runner.run(_greet(client, side.model))
                 client.endpoint = replace(client.endpoint, model=model)
             first, second = clients
-            with Journal(folder, settings_of((first, second), options)) as journal:
+            settings = settings_of((original, pruned), (first, second), options)
+            with Journal(folder, settings) as journal:
                 for client in clients:
-                    client.abilities = _abilities(client, journal, runner)
+                    _learn(client, journal, runner)
                 yield Context((first, second), journal, options, runner, tell)
         finally:
             for client in clients:
                 runner.run(client.close())
 
 
-def settings_of(clients: tuple[Client, Client], options: CompareOptions) -> dict[str, Any]:
+def settings_of(
+    addresses: tuple[Address, Address], clients: tuple[Client, Client], options: CompareOptions
+) -> dict[str, Any]:
     """What a resumed run must agree on, as JSON."""
-    sides = {
-        f"{client.endpoint.name}{suffix}": value
-        for client in clients
-        for suffix, value in (("", client.endpoint.url), ("_model", client.endpoint.model))
-    }
-    found: dict[str, Any] = _OPTIONS.dump_python(options, mode="json")
-    return sides | found
+    settings: dict[str, Any] = _OPTIONS.dump_python(options, mode="json")
+    for address, client in zip(addresses, clients, strict=True):
+        endpoint = client.endpoint
+        settings[endpoint.name] = address.name or endpoint.url
+        settings[f"{endpoint.name}_model"] = endpoint.model
+    return settings
 
 
 async def _greet(client: Client, model: str | None) -> str:
     try:
         return await find_model(client, model)
     except EndpointDied as error:
-        raise KPruneError(f"{error}; is the server running?".replace("no longer", "not")) from None
+        raise KPruneError(
+            f"the {client.endpoint.name} endpoint does not answer at {client.endpoint.url} "
+            f"({error.reason}); is the server running?"
+        ) from None
 
 
-def _abilities(client: Client, journal: Journal, runner: asyncio.Runner) -> Abilities:
-    """As found by the first run, so that a resumed one asks alike."""
+def _learn(client: Client, journal: Journal, runner: asyncio.Runner) -> None:
+    """What the endpoint is and can do, as the first run found: a resumed one asks alike."""
+    name = client.endpoint.name
     missing = journal.step(
-        "endpoints",
-        f"missing of {client.endpoint.name}",
-        lambda: dict(runner.run(probe(client)).missing),
+        "endpoints", f"missing of {name}", lambda: dict(runner.run(probe(client)).missing)
     )
-    return Abilities({str(name): str(reason) for name, reason in missing.items()})
+    client.abilities = Abilities({str(name): str(reason) for name, reason in missing.items()})
+    journal.step("endpoints", f"facts of {name}", lambda: runner.run(ask_facts(client)))

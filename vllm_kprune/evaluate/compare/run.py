@@ -70,7 +70,11 @@ class CompareOptions:
     accuracy: tuple[str, ...] = ()
     accuracy_data: Path | None = None
     batches: tuple[int, ...] = (1, 8)
-    keep_rates: tuple[float, ...] = (0.9, 0.7, 0.5)
+    keep_rates: tuple[float, ...] = (0.9, 0.8, 0.7)
+    input_data: Path | None = None
+    latency_rounds: int = 20
+    latency_tokens: int = 32
+    comet_model: str | None = None
     original_folder: Path | None = None
     pruned_folder: Path | None = None
 
@@ -119,6 +123,10 @@ class Suite(Protocol):
     @property
     def help(self) -> str:
         """What it measures, in a sentence."""
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of its metrics, or patterns (as in a shell), the main one first."""
 
     def run(self, context: Context) -> SuiteResult:
         """Ask both sides and make measurements of the answers."""

@@ -61,6 +61,9 @@ class Exactness:
 
     name: str = "exactness"
     help: str = "greedy answers and prompt log-probabilities: identical, tie, or different"
+    metrics: tuple[str, ...] = (
+        *("same", "identical", "unexplained", "prompt_lowered", "prompt_logprob"),
+    )
 
     def run(self, context: Context) -> SuiteResult:
         """Ask everything once, greedily, and compare."""

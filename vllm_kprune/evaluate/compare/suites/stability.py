@@ -7,12 +7,13 @@ another script. Greedy (T=0) and sampled (T=1), each prompt at T=1 as often as a
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 from vllm_kprune.evaluate.compare.answer_checks import Checks
 from vllm_kprune.evaluate.compare.endpoint import Answer
 from vllm_kprune.evaluate.compare.language_id import language_identifier
 from vllm_kprune.evaluate.compare.run import Context, Task, answered, ask_both
-from vllm_kprune.evaluate.compare.suites.stability_metrics import Judged, measure
+from vllm_kprune.evaluate.compare.suites.stability_metrics import NAMES, Judged, measure
 from vllm_kprune.evaluate.compare.suites.stability_prompts import (
     Prompt,
     pick,
@@ -27,6 +28,7 @@ _NOTE = (
     "LPR and WPR as in Marchisio et al. 2024; not judged: code, URLs, lines of fewer than five "
     "words, and as English words names, acronyms and words of fewer than four letters."
 )
+_NO_LANGUAGES = "py3langid is not installed; pip install 'vllm-kprune[compare]'"
 _NO_CHAT = "Asked as completions, not as chats: {}"
 _FAILED = "{} of {} answers failed and are left out, on both sides."
 
@@ -37,9 +39,12 @@ class Stability:
 
     name: str = "stability"
     help: str = "language confusion (LPR, WPR, LCPR), foreign characters, loops, invalid UTF-8"
+    metrics: tuple[str, ...] = NAMES
 
     def run(self, context: Context) -> SuiteResult:
         """Ask all prompts at both temperatures and judge the answers."""
+        if find_spec("py3langid") is None:
+            return SuiteResult(self.name, (), unavailable={"*": _NO_LANGUAGES})
         no_chat = context.missing("chat")
         if no_chat and (no_completion := context.missing("completion")):
             return SuiteResult(self.name, (), unavailable={"*": f"{no_chat}; {no_completion}"})

@@ -12,7 +12,7 @@ from vllm_kprune.evaluate.compare.endpoint import Answer
 from vllm_kprune.evaluate.compare.suites.stability_prompts import Prompt
 from vllm_kprune.evaluate.compare.values import Measurement, Metric
 
-__all__ = ["TEMPERATURES", "Judged", "measure"]
+__all__ = ["NAMES", "TEMPERATURES", "Judged", "measure"]
 
 TEMPERATURES = (0, 1)
 
@@ -50,6 +50,10 @@ _ROWS = (
 )
 _BY_LANGUAGE = ("lpr", "wpr", "foreign")
 
+NAMES = tuple(
+    [f"{row.name}_t{temperature}" for temperature in TEMPERATURES for row in _ROWS]
+    + [f"{name}_??_t{temperature}" for temperature in TEMPERATURES for name in _BY_LANGUAGE]
+)
 _Counts = defaultdict[str, float]
 
 
