@@ -1,9 +1,9 @@
 """Log-probabilities of continuations, from texts alone."""
 
+from fake_clients import scoring
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fake_clients import scoring
 from vllm_kprune.evaluate.compare.endpoint import Answer
 from vllm_kprune.evaluate.compare.suites.likelihood import (
     context_request,

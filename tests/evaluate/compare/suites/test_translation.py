@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fake_clients import FakeClient, comparing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fake_clients import FakeClient, comparing
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.evaluate.compare.endpoint import Answer, Request
 from vllm_kprune.evaluate.compare.suites import translation_scores
