@@ -140,8 +140,7 @@ class Client:
         requests given up in a row."""
         unreachable = unheard and trouble.kind == "connection"
         if unreachable or self._given_up >= _GIVEN_UP_IN_A_ROW:
-            name = f"the {self.endpoint.name} endpoint ({self.endpoint.url})"
-            raise EndpointDied(f"{name} no longer answers: {trouble}") from None
+            raise EndpointDied(self.endpoint, str(trouble)) from None
 
     def _is_hopeless(self, number: int, trouble: Trouble) -> bool:
         late = trouble.kind == "timeout" and number + 1 >= _TIMEOUT_ATTEMPTS

@@ -59,13 +59,20 @@ class Endpoint:
 class EndpointDied(KPruneError):
     """An endpoint that no longer answers; what was done until then is in the journal."""
 
+    def __init__(self, endpoint: Endpoint, reason: str) -> None:
+        self.reason = reason
+        super().__init__(
+            f"the {endpoint.name} endpoint ({endpoint.url}) no longer answers: {reason}"
+        )
+
 
 @dataclass(frozen=True)
 class Request:
     """What is asked of both sides alike; `messages` for a chat, `prompt` for a completion.
 
     `logprobs` is the number of best tokens at each place, `prompt_logprobs` the same for the
-    prompt (0: only its own tokens). What an endpoint cannot do is left out of what it is sent.
+    prompt (0: only its own tokens). With `name_by_id`, tokens are told as `token_id:N`, which
+    cannot be mistaken for each other. What an endpoint cannot do is left out of what it is sent.
     `extra` is added to the body as it is.
     """
 
@@ -79,6 +86,7 @@ class Request:
     n: int = 1
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    name_by_id: bool = False
     stream: bool = False
     extra: Mapping[str, Any] = field(default_factory=dict)
 
@@ -87,9 +95,8 @@ class Request:
 class Answer:
     """One raw answer. None: the endpoint did not tell. `error`: no answer, and why.
 
-    `logprobs` are those of the chosen tokens, `top` the best tokens of each place. Where an
-    endpoint tells ids, `token_texts` and the keys of `top` are `token_id:N`, which cannot be
-    mistaken; texts of tokens elsewhere. `prompt_logprobs` begin with the None of the first token.
+    `logprobs` are those of the chosen tokens, `top` the best tokens of each place by text (or as
+    `token_id:N`). `prompt_logprobs` begin with the None of the first token.
     Times are milliseconds from sending the request; `ttft_ms` and `itl_ms` (one for each token
     after the first) are of streamed requests only. With n > 1, `others` are the texts after the
     first, and `logprobs` and the like are the first's.

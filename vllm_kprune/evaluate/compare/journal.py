@@ -1,14 +1,15 @@
 """Every raw answer, kept as it came: what a killed run had done is not asked again.
 
 `folder/answers/SUITE.jsonl` has a header line with the run's settings, then one line for each
-value, on the disk before `put` returns. A line that a kill tore is dropped. Values of one run never mix
-with those of another: other settings are an error that says what differs.
+value, on the disk before `put` returns. A line that a kill tore is dropped. Values of one run
+never mix with those of another: other settings are an error that says what differs.
 """
 
 import hashlib
 import json
 import os
 import re
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -39,6 +40,12 @@ class Journal:
         self._settings: dict[str, Any] = json.loads(json.dumps(settings))
         self._files: dict[str, _File] = {}
         self._lock = FileLock(folder / _FOLDER / ".lock")
+        self._writing = threading.Lock()
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What a resumed run must agree on, as JSON."""
+        return self._settings
 
     def __enter__(self) -> Self:
         (self.folder / _FOLDER).mkdir(parents=True, exist_ok=True)
@@ -76,8 +83,9 @@ class Journal:
         return self._file(suite).values.get(key)
 
     def put(self, suite: str, key: str, value: Any) -> None:
-        """Keep a JSON value; it is on the disk when this returns."""
-        self._file(suite).append(key, value)
+        """Keep a JSON value, from any thread; it is on the disk when this returns."""
+        with self._writing:
+            self._file(suite).append(key, value)
 
     def step(self, suite: str, key: str, produce: Callable[[], Any]) -> Any:
         """The kept JSON value of a step, or what `produce` makes, which is then kept."""

@@ -18,11 +18,11 @@ __all__ = ["find_model", "probe"]
 
 # What may be left out, and the words that name it in a refusal; the most exotic first.
 _OPTIONAL: Mapping[str, tuple[str, ...]] = {
-    "token_ids": ("return_token", "token_ids"),
+    "token_ids": ("return_token_ids", "token_ids"),
     "prompt_logprobs": ("prompt_logprobs",),
     "logprobs": ("logprobs",),
     "seed": ("seed",),
-    "max_tokens": ("max_completion_tokens",),
+    "max_tokens": ("max_tokens", "max_completion_tokens"),
 }
 _STREAM = {"stream_usage": ("stream_options", "include_usage"), **_OPTIONAL}
 _SILENT = "not in its answers"

@@ -119,7 +119,8 @@ def body_of(request: Request, model: str, abilities: Abilities) -> dict[str, Any
     if request.prompt_logprobs is not None and abilities.can("prompt_logprobs"):
         body["prompt_logprobs"] = request.prompt_logprobs
     if abilities.can("token_ids") and (request.logprobs is not None or request.stream):
-        body |= {"return_token_ids": True, "return_tokens_as_token_ids": True}
+        body["return_token_ids"] = True
+        body |= {"return_tokens_as_token_ids": True} if request.name_by_id else {}
     if request.stream:
         body["stream"] = True
         if abilities.can("stream_usage"):
