@@ -271,11 +271,12 @@ def _measurements(
     if len(judged) > 1:
         yield _measurement("all", "all tasks", [r for rows in judged.values() for r in rows])
     for group, tasks in groups.items():
-        rows = [row for task in tasks for row in judged.get(task, ())]
-        if group and rows and 1 < sum(task in judged for task in tasks) < len(judged):
+        had = [task for task in tasks if task in judged]
+        if group and 1 < len(had) < len(judged):
+            rows = [row for task in had for row in judged[task]]
             yield _measurement(group, f"group {group}", rows)
-    for task, rows in judged.items():
-        yield _measurement(_slug(task), task, rows)
+    for task, alone in judged.items():
+        yield _measurement(_slug(task), task, alone)
 
 
 def _measurement(name: str, title: str, rows: Sequence[_Judged]) -> Measurement:

@@ -10,6 +10,7 @@ overlay cannot be served without its base's weight files; they are counted for i
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -65,9 +66,8 @@ class Memory:
         original, pruned = (_side(context, number) for number in (0, 1))
         measurements, unavailable = [], {}
         for figure in _FIGURES:
-            found = context.journal.step(
-                self.name, figure.name, lambda figure=figure: _look_up(figure, original, pruned)
-            )
+            look_up = partial(_look_up, figure, original, pruned)
+            found = context.journal.step(self.name, figure.name, look_up)
             if isinstance(found, str):
                 unavailable[figure.name] = found
                 continue
@@ -149,10 +149,10 @@ def _vocabulary(original: Side, pruned: Side) -> tuple[int, int]:
     known = status.get("vocabulary_bytes")
     if not isinstance(known, dict):
         raise KPruneError("the pruned endpoint's /kprune tells no sizes of the vocabulary")
-    values = known.get("original"), known.get("kept")
-    if not all(isinstance(value, int) and value > 0 for value in values):
+    before, after = known.get("original"), known.get("kept")
+    if not isinstance(before, int) or not isinstance(after, int) or min(before, after) <= 0:
         raise KPruneError("the pruned endpoint's /kprune tells sizes that are no numbers")
-    return values  # type: ignore[return-value]  # both are int, which mypy does not follow
+    return before, after
 
 
 def _processes(original: Side, pruned: Side) -> tuple[int, int]:
@@ -217,9 +217,9 @@ def _listener(side: Side) -> int:
     port = parts.port or (443 if parts.scheme == "https" else 80)
     try:
         for connection in psutil.net_connections("tcp"):
-            listens = connection.status == psutil.CONN_LISTEN and connection.pid
-            if listens and connection.laddr.port == port:
-                return int(connection.pid)
+            listens = connection.status == psutil.CONN_LISTEN and connection.laddr
+            if listens and connection.laddr.port == port and connection.pid:
+                return connection.pid
     except psutil.Error as error:
         raise KPruneError(
             f"this system does not tell who listens at port {port}: {error}"
