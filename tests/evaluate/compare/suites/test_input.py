@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vllm_kprune.errors import KPruneError
-from vllm_kprune.evaluate.compare.endpoint import Answer, EndpointDied, Request
+from vllm_kprune.evaluate.compare.endpoint import Answer, Endpoint, EndpointDied, Request
 from vllm_kprune.evaluate.compare.run import CompareOptions
 from vllm_kprune.evaluate.compare.suites.input import InputPruning, contains, marked
 from vllm_kprune.evaluate.compare.suites.passages import passages_of
@@ -91,7 +91,7 @@ def test_passages_without_an_answer_are_left_out(tmp_path: Path) -> None:
 
 def test_a_server_that_dies_is_told_and_nothing_is_made_up(tmp_path: Path) -> None:
     def dies(request: Request) -> Answer:
-        raise EndpointDied("the pruned endpoint no longer answers")
+        raise EndpointDied(Endpoint("pruned", "http://127.0.0.1:1/v1", "m"), "gone")
 
     found = run(tmp_path, dies, limit=2)
     assert found.measurements == ()

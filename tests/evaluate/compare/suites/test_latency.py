@@ -9,7 +9,7 @@ from fake_clients import FakeClient, Reply, comparing
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_kprune.evaluate.compare.endpoint import Answer, EndpointDied, Request
+from vllm_kprune.evaluate.compare.endpoint import Answer, Endpoint, EndpointDied, Request
 from vllm_kprune.evaluate.compare.suites import latency
 from vllm_kprune.evaluate.compare.suites.latency import Latency, Turn, measure, turn_of
 from vllm_kprune.evaluate.compare.values import SuiteResult
@@ -113,7 +113,7 @@ def test_a_resumed_run_measures_only_what_is_missing(
 
     def dies(request: Request) -> Answer:
         if next(left, None) is None:
-            raise EndpointDied("the pruned endpoint no longer answers")
+            raise EndpointDied(Endpoint("pruned", "http://127.0.0.1:1/v1", "m"), "gone")
         return answer(1.0)
 
     options: dict[str, Any] = {"batches": (1,), "latency_rounds": 3}
