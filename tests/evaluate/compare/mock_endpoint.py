@@ -67,17 +67,24 @@ def chance(*parts: object) -> float:
 
 def say(habits: Habits, prompt: str, temperature: float, seed: int) -> str:
     """The answer to a prompt: sentences in its language (or the one it asks for), with flaws."""
-    about = (prompt, temperature, seed)
-    korean = wants_korean(prompt)
-    if chance("language", habits.salt, *about) < habits.wrong_language:
-        korean = not korean
+    korean = wants_korean(prompt) != in_wrong_language(habits, prompt, temperature, seed)
     sentences = KOREAN if korean else ENGLISH
     order = sorted(sentences, key=lambda one: chance(one, prompt, temperature, seed))
     text = " ".join(order[:4])
-    if chance("hanja", habits.salt, *about) < habits.hanja:
-        place = int(chance("place", *about) * len(text))
+    if leaks_hanja(habits, prompt, temperature, seed):
+        place = int(chance("place", prompt, temperature, seed) * len(text))
         text = text[:place] + HANJA + text[place:]
     return text
+
+
+def in_wrong_language(habits: Habits, *about: object) -> bool:
+    """Is the answer to (prompt, temperature, seed) in the wrong language?"""
+    return chance("language", habits.salt, *about) < habits.wrong_language
+
+
+def leaks_hanja(habits: Habits, *about: object) -> bool:
+    """Has the answer to (prompt, temperature, seed) a hanja in it?"""
+    return chance("hanja", habits.salt, *about) < habits.hanja
 
 
 def wants_korean(prompt: str) -> bool:
