@@ -1,6 +1,7 @@
 """The suite `accuracy`: lm-eval's tasks over endpoints, on small files without a hub."""
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ from fake_clients import FakeClient, comparing, scoring
 
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.evaluate.compare.endpoint import Answer, Request
-from vllm_kprune.evaluate.compare.suites.accuracy import Accuracy, _manager
+from vllm_kprune.evaluate.compare.suites import accuracy
+from vllm_kprune.evaluate.compare.suites.accuracy import Accuracy
 from vllm_kprune.evaluate.compare.suites.accuracy_tasks import (
     GROUPS,
     chosen_tasks,
@@ -20,6 +22,11 @@ from vllm_kprune.evaluate.compare.suites.accuracy_tasks import (
 )
 from vllm_kprune.evaluate.compare.values import SuiteResult
 
+# Of lm-eval's tasks: an index of all of them takes seconds.
+FOLDERS = (
+    *("arc", "click", "global_mmlu/default/ko", "haerae", "ifeval", "kmmlu/default", "kobest"),
+    *("mgsm/direct", "mmlu/default"),
+)
 NUMBERS = [{"prompt": f"{n} + {n} =", "number": 2 * n} for n in range(500, 512)]
 CHOICES = [
     {"prompt": f"{n}번 문제. 답:", "choices": ["예", "아니요", "모른다"], "answer": n % 3}
@@ -126,7 +133,12 @@ class TestMeasuring:
     @pytest.fixture(autouse=True)
     def _lm_eval(self, monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.importorskip("lm_eval", reason="lm-eval is not installed")
-        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        from lm_eval.tasks import TaskManager
+
+        tasks = Path(sys.modules["lm_eval.tasks"].__file__ or "").parent
+        folders = [tasks / name for name in FOLDERS]
+        index = TaskManager(include_defaults=False, include_path=folders)
+        monkeypatch.setattr(accuracy, "_manager", lambda with_index: index)
 
     def run(
         self, folder: Path, data: Path, original: Any, pruned: Any, **options: Any
@@ -220,5 +232,5 @@ class TestMeasuring:
             Accuracy().run(context)
 
     def test_every_task_of_the_groups_is_known_to_lm_eval(self) -> None:
-        known = set(_manager(True).all_tasks)
+        known = set(accuracy._manager(True).all_tasks)
         assert {task for tasks in GROUPS.values() for task in tasks} <= known

@@ -201,14 +201,15 @@ def _disk_bytes(folder: Path) -> int:
 def _process_bytes(side: Side) -> int:
     if not side.endpoint.is_local:
         raise KPruneError(f"the {side.name} server is not on this machine")
-    memory = tree_memory(_listener(side))
-    if not memory.bytes:
+    listener = _listener(side)
+    memory = tree_memory(listener) if listener else None
+    if not memory or not memory.bytes:
         raise KPruneError(f"the processes of the {side.name} server are somebody else's")
     return memory.bytes
 
 
 def _listener(side: Side) -> int:
-    """The process that listens at the endpoint's port."""
+    """The process that listens at the endpoint's port; 0 if that is hidden from us."""
     try:
         import psutil
     except ModuleNotFoundError:
@@ -217,14 +218,14 @@ def _listener(side: Side) -> int:
     port = parts.port or (443 if parts.scheme == "https" else 80)
     try:
         for connection in psutil.net_connections("tcp"):
-            listens = connection.status == psutil.CONN_LISTEN and connection.laddr
-            if listens and connection.laddr.port == port and connection.pid:
-                return connection.pid
+            address = connection.laddr
+            if connection.status == psutil.CONN_LISTEN and address and address.port == port:
+                return connection.pid or 0
     except psutil.Error as error:
         raise KPruneError(
             f"this system does not tell who listens at port {port}: {error}"
         ) from None
-    raise KPruneError(f"no process of this user listens at port {port}")
+    raise KPruneError(f"no process listens at port {port}")
 
 
 def _cache_room(side: Side) -> int:
