@@ -192,7 +192,14 @@ class TestMeasuring:
         assert [m.metric.name for m in found.measurements] == ["sums"]
         assert "prompt_logprobs of the pruned endpoint" in found.unavailable["choices"]
 
-    def test_a_task_of_the_hub_is_unavailable_without_one(self, tmp_path: Path) -> None:
+    def test_a_task_of_the_hub_is_unavailable_without_one(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        import datasets
+        from huggingface_hub import constants
+
+        monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
         clients = [FakeClient(name, calculates) for name in ("original", "pruned")]
         with comparing(tmp_path / "run", *clients, accuracy=("kobest_boolq",)) as context:
             found = Accuracy().run(context)

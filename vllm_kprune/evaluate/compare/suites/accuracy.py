@@ -158,6 +158,9 @@ def _reasons(task: str) -> Iterator[None]:
         yield
     except (KPruneError, _Unavailable):
         raise
+    except ConnectionError as error:
+        _stay_offline()
+        raise _Unavailable(f"{task} could not be run: {error}") from None
     # lm-eval, datasets, the hub's client and each task's own code raise what they like; whatever
     # it is ends this task alone, and is told.
     except Exception as error:
@@ -165,6 +168,16 @@ def _reasons(task: str) -> Iterator[None]:
         raise _Unavailable(
             f"{task} could not be run: {type(error).__name__}: {first[:300]}"
         ) from None
+
+
+def _stay_offline() -> None:
+    """Look only among what is kept here from now on: a hub that is out of reach is tried for half a
+    minute by every data set. What `HF_HUB_OFFLINE` sets can only be set so once it was read."""
+    import datasets
+    import huggingface_hub.constants
+
+    datasets.config.HF_HUB_OFFLINE = True
+    huggingface_hub.constants.HF_HUB_OFFLINE = True
 
 
 def _drawn(loaded: Mapping[str, Any], limit: int | None, seed: int) -> dict[str, list[int]]:

@@ -65,9 +65,10 @@ class Memory:
         """Look every figure up on both sides."""
         original, pruned = (_side(context, number) for number in (0, 1))
         measurements, unavailable = [], {}
-        for figure in _FIGURES:
+        for number, figure in enumerate(_FIGURES, 1):
             look_up = partial(_look_up, figure, original, pruned)
             found = context.journal.step(self.name, figure.name, look_up)
+            context.tell(self.name, number, len(_FIGURES))
             if isinstance(found, str):
                 unavailable[figure.name] = found
                 continue
