@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +165,23 @@ class TestMeasuring:
         assert [(e.prompt.endswith('500 + 500 ="}]'), e.reference) for e in worse] == [
             (True, "1000")
         ]
+
+    def test_sides_that_cut_text_differently_are_counted_each_by_itself(
+        self, tmp_path: Path
+    ) -> None:
+        write(tmp_path / "data", "choices", CHOICES)
+
+        def in_pairs(request: Request) -> Answer:
+            """As `calculates`, with tokens of two characters."""
+            found = calculates(request)
+            logprobs = found.prompt_logprobs and (None, *found.prompt_logprobs[2::2])
+            tokens = (len(request.prompt) + 1) // 2
+            return replace(found, prompt_tokens=tokens, prompt_logprobs=logprobs)
+
+        for name, sides in (("one", (calculates, in_pairs)), ("two", (in_pairs, calculates))):
+            found = self.run(tmp_path / name, tmp_path / "data", *sides).measurements[0]
+            assert found.original.shape == (12, 1)
+            assert found.original.mean() == found.pruned.mean() == 1
 
     def test_a_resumed_run_asks_nothing_again_and_gives_the_same(self, tmp_path: Path) -> None:
         data = tmp_path / "data"
