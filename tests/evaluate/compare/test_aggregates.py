@@ -70,6 +70,7 @@ PAIRS = [
     ("서울은 대한민국의 수도입니다", "서울은 대한민국의 수도이다"),
     ("", "nothing was said"),
     ("a b", "c d"),
+    ("one b two d three", "one x two y three"),
     ("one two three four five six", "one two three four five six"),
 ]
 
@@ -77,7 +78,7 @@ PAIRS = [
 def test_bleu_is_sacrebleus() -> None:
     sacrebleu = pytest.importorskip("sacrebleu", reason="sacrebleu is not installed")
     metric = sacrebleu.BLEU()
-    for pairs in (PAIRS, PAIRS[:1], PAIRS[1:4], PAIRS[2:3]):
+    for pairs in (PAIRS, PAIRS[:1], PAIRS[1:4], PAIRS[2:3], PAIRS[4:5]):
         answers, references = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
         features = np.array(metric._extract_corpus_statistics(answers, [references]), dtype=float)
         found = AGGREGATES["bleu"].figures(features, np.ones((1, len(pairs))))[0]
@@ -87,7 +88,7 @@ def test_bleu_is_sacrebleus() -> None:
 def test_chrf_is_sacrebleus() -> None:
     sacrebleu = pytest.importorskip("sacrebleu", reason="sacrebleu is not installed")
     metric = sacrebleu.CHRF(word_order=2)
-    for pairs in (PAIRS, PAIRS[:1], PAIRS[1:4], PAIRS[2:3]):
+    for pairs in (PAIRS, PAIRS[:1], PAIRS[1:4], PAIRS[2:3], PAIRS[4:5]):
         answers, references = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
         features = np.array(metric._extract_corpus_statistics(answers, [references]), dtype=float)
         found = AGGREGATES["chrf"].figures(features, np.ones((1, len(pairs))))[0]
