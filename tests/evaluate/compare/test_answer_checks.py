@@ -107,6 +107,13 @@ def test_what_the_prompt_quotes_may_be_quoted(checks: Checks) -> None:
     assert not checks(text, "ko", prompt="溫故知新의 뜻은 무엇인가요?").foreign
 
 
+def test_the_language_that_was_asked_in_is_no_third_script(checks: Checks) -> None:
+    text = f"{ENGLISH} (강가를 따라)"
+    assert checks(text, "en").foreign
+    assert not checks(text, "en", asked="ko").foreign
+    assert checks(f"{text} 漢", "en", asked="ko").foreign
+
+
 def test_invalid_utf8_is_found_but_not_where_the_answer_was_cut(checks: Checks) -> None:
     assert checks("안녕\ufffd하세요", "ko").broken
     assert checks("안녕하세요\ufffd", "ko").broken

@@ -104,6 +104,11 @@ def test_verdicts_of_a_suite(verdicts: list[Verdict], expected: str, words: str)
     assert suite.words.startswith(words)
 
 
+def test_long_titles_are_left_out_of_a_suites_verdict() -> None:
+    suite = judge_suite([("x" * 60, one("worse")), ("y" * 60, one("worse")), ("z", one("equal"))])
+    assert suite.words == "worse in 2, equal in 1 of 3 metrics"
+
+
 def test_a_report_in_one_sentence_names_what_is_worse_first() -> None:
     suites: list[tuple[str, Verdict]] = [
         ("memory", "better"),

@@ -59,15 +59,24 @@ class Checks:
 
     identify: Callable[[str], str]
 
-    def __call__(self, text: str, language: str, prompt: str = "", cut: bool = False) -> Findings:
-        """Judge an answer that should be in `language`. Characters of other scripts that stand in
-        the prompt may be quoted. An answer that was `cut` may end inside a character."""
+    def __call__(
+        self,
+        text: str,
+        language: str,
+        *,
+        prompt: str = "",
+        asked: str | None = None,
+        cut: bool = False,
+    ) -> Findings:
+        """Judge an answer that should be in `language`. Characters of other scripts may be those of
+        the language it was `asked` in, or quoted from the prompt. An answer that was `cut` may end
+        inside a character."""
         judged = _UNJUDGED.sub(lambda found: " " * len(found[0]), text)
         lines = list(_lines(judged))
         wrong = [span for span in lines if self.identify(judged[slice(*span)]) != language]
         lines_pass = not wrong if lines else None
         english = list(_english(judged, lines)) if lines_pass and has_own_script(language) else None
-        foreign = list(_foreign(judged, language, prompt))
+        foreign = list(_foreign(judged, {language, asked or language}, prompt))
         broken = [found.span() for found in regex.finditer(f"{_BROKEN}+", text)]
         if cut and broken and broken[-1][1] == len(text):
             broken.pop()
@@ -150,9 +159,9 @@ def _english_words() -> frozenset[str]:
     )
 
 
-def _foreign(text: str, language: str, prompt: str) -> Iterator[tuple[int, int]]:
-    """Runs of characters of other scripts than the language's, Latin and Greek (mathematics)."""
-    policy = GuardPolicy(languages=(language,), scripts=("Greek", "Latin"))
+def _foreign(text: str, languages: set[str], prompt: str) -> Iterator[tuple[int, int]]:
+    """Runs of characters of other scripts than the languages', Latin and Greek (mathematics)."""
+    policy = GuardPolicy(languages=tuple(sorted(languages)), scripts=("Greek", "Latin"))
     codes = _codes(text)
     allowed = allowed_characters(policy)[codes] | (codes == ord(_BROKEN))
     bad = np.flatnonzero(~allowed & ~np.isin(codes, _codes(prompt)))

@@ -24,6 +24,7 @@ from vllm_kprune.evaluate.compare.statistics import Comparison
 
 __all__ = ["MIN_ITEMS", "Judgement", "Verdict", "judge", "judge_suite", "overall"]
 
+_ROOM_FOR_TITLES = 100  # characters
 Verdict = Literal["better", "equal", "worse", "not enough data", "told"]
 MIN_ITEMS = 6
 _MOST_ITEMS = 1_000_000
@@ -151,7 +152,8 @@ def judge_suite(judgements: Sequence[tuple[str, Judgement]]) -> Judgement:
 def _count(verdict: Verdict, judged: Sequence[tuple[str, Judgement]]) -> str:
     """How many metrics have a verdict; those that are worse by name, as far as there is room."""
     titles = [title for title, one in judged if one.verdict == verdict]
-    named = f" ({', '.join(titles)})" if verdict == "worse" and len(titles) <= 3 else ""
+    names = ", ".join(titles)
+    named = f" ({names})" if verdict == "worse" and len(names) <= _ROOM_FOR_TITLES else ""
     return f"{verdict} in {len(titles)}{named}"
 
 

@@ -97,6 +97,7 @@ def test_answers_in_the_wrong_language_are_found_with_their_share(tmp_path: Path
         assert effect.high is not None and effect.high < 0
     assert metrics["lcpr_t1"].verdict == "worse"
     assert metrics["broken_t1"].effect.value == 0
+    assert metrics["foreign_ko_t1"].effect.value == 0
 
 
 def test_a_hanja_in_fifty_answers_is_found_and_shown(tmp_path: Path) -> None:

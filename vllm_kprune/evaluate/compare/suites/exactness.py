@@ -32,20 +32,18 @@ __all__ = ["Exactness"]
 
 _MAX_TOKENS = 64
 _PROMPTS = 60  # of those that are written for stability, without --limit
-_SAME = Metric("same", "greedy answers identical, or parted by a tie", "share", "neither", 0.01)
+_SAME = Metric("same", "greedy answers identical or tied", "share", "neither", 0.01)
 _IDENTICAL = Metric("identical", "greedy answers identical", "share", "neither", 0.01)
-_UNEXPLAINED = Metric(
-    "unexplained", "greedy answers that differ without a reason", "share", "neither", 0.0
-)
+_UNEXPLAINED = Metric("unexplained", "greedy answers unexplained", "share", "neither", 0.0)
 _LOWERED = Metric(
     "prompt_lowered",
-    "prompts with a token whose log-probability fell without a reason",
+    "prompts with a lowered token",
     "share",
     "neither",
     0.0,
 )
 _PROMPT = Metric(
-    "prompt_logprob", "log-probability of a prompt's token", "nats", "neither", 0.01, "ratio"
+    "prompt_logprob", "log-probability of a prompt token", "nats", "neither", 0.01, "ratio"
 )
 _BY_TEXT = (
     "Compared by text, without pruning's own reasons: name the folders of the original and of its "
@@ -92,7 +90,7 @@ def _tasks(
     """The tasks, and (language, prompt) of each by key."""
     options = context.options
     prompts = [
-        Prompt(f"beginning/{language}/{number}", f"beginning-{language}", language, text)
+        Prompt(f"beginning/{language}/{number}", f"beginning-{language}", language, language, text)
         for language, texts in PROMPTS.items()
         if language in options.languages
         for number, text in enumerate(texts, 1)

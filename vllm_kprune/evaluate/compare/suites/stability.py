@@ -25,8 +25,9 @@ from vllm_kprune.evaluate.compare.values import Example, SuiteResult
 __all__ = ["Stability"]
 
 _NOTE = (
-    "LPR and WPR as in Marchisio et al. 2024; not judged: code, URLs, lines of fewer than five "
-    "words, and as English words names, acronyms and words of fewer than four letters."
+    "Shares of answers; LPR and WPR as in Marchisio et al. 2024, LCPR is their harmonic mean. Not "
+    "judged: code, URLs, lines of fewer than five words, and as English words names, acronyms and "
+    "words of fewer than four letters."
 )
 _NO_LANGUAGES = "py3langid is not installed; pip install 'vllm-kprune[compare]'"
 _NO_CHAT = "Asked as completions, not as chats: {}"
@@ -97,7 +98,13 @@ def _judge(
     checks: Checks, prompt: Prompt, temperature: int, sample: int, pair: tuple[Answer, Answer]
 ) -> Judged:
     original, pruned = (
-        checks(answer.text, prompt.language, prompt.text, cut=answer.finish_reason == "length")
+        checks(
+            answer.text,
+            prompt.language,
+            prompt=prompt.text,
+            asked=prompt.asked,
+            cut=answer.finish_reason == "length",
+        )
         for answer in pair
     )
     return Judged(prompt, temperature, sample, pair, (original, pruned))

@@ -30,23 +30,23 @@ class _Row(NamedTuple):
 
 _ROWS = (
     _Row(
-        *("lcpr", "LCPR: harmonic mean of line and word pass rate", "higher", 0.02, "harmonic"),
+        *("lcpr", "LCPR: lines and words pass", "higher", 0.02, "harmonic"),
         ("lines_passed", "lines_judged", "words_passed", "words_judged"),
     ),
     _Row(
-        *("lpr", "LPR: answers with every line in the wanted language", "neither", 0.02, "ratio"),
+        *("lpr", "LPR: every line in its language", "neither", 0.02, "ratio"),
         ("lines_passed", "lines_judged"),
     ),
     _Row(
-        *("wpr", "WPR: of these, answers without an English word", "neither", 0.02, "ratio"),
+        *("wpr", "WPR: of these, no English word", "neither", 0.02, "ratio"),
         ("words_passed", "words_judged"),
     ),
     _Row(
-        *("foreign", "answers with a character of another script", "lower", 0.01, "ratio"),
+        *("foreign", "characters of another script", "lower", 0.01, "ratio"),
         ("foreign", "answers"),
     ),
-    _Row("loops", "answers that end in a loop", "lower", 0.02, "ratio", ("loops", "answers")),
-    _Row("broken", "answers with invalid UTF-8", "lower", 0.01, "ratio", ("broken", "answers")),
+    _Row("loops", "endless loops", "lower", 0.02, "ratio", ("loops", "answers")),
+    _Row("broken", "invalid UTF-8", "lower", 0.01, "ratio", ("broken", "answers")),
 )
 _BY_LANGUAGE = ("lpr", "wpr", "foreign")
 

@@ -31,10 +31,12 @@ _COMPLETIONS = {
 
 @dataclass(frozen=True)
 class Prompt:
-    """`kind` is where it comes from (`ko`, `en-ko`, a file's name); `language` is the answer's."""
+    """`kind` is where it comes from (`ko`, `en-ko`, a file's name), `asked` its own language, and
+    `language` the answer's."""
 
     key: str
     kind: str
+    asked: str
     language: str
     text: str
 
@@ -70,17 +72,17 @@ def request_of(
     request = Request("chat", max_tokens=max_tokens, temperature=temperature, seed=seed)
     if chat:
         return replace(request, messages=({"role": "user", "content": prompt.text},))
-    asked = prompt.kind.split("-")[0]
-    text = _COMPLETIONS.get(asked, "{}\n\n").format(prompt.text)
+    text = _COMPLETIONS.get(prompt.asked, "{}\n\n").format(prompt.text)
     return replace(request, kind="completion", prompt=text)
 
 
 def _own(languages: Sequence[str]) -> Iterator[Prompt]:
     text = files(__package__).joinpath("prompts_stability.json").read_text(encoding="utf-8")
     for kind, prompts in json.loads(text).items():
-        if set(kind.split("-")) <= set(languages):
+        asked, _, answered = kind.partition("-")
+        if {asked, answered or asked} <= set(languages):
             for number, prompt in enumerate(prompts, 1):
-                yield Prompt(f"{kind}/{number}", kind, kind.split("-")[-1], prompt)
+                yield Prompt(f"{kind}/{number}", kind, asked, answered or asked, prompt)
 
 
 def _benchmark(folder: Path, languages: Sequence[str]) -> Iterator[Prompt]:
@@ -93,7 +95,8 @@ def _benchmark(folder: Path, languages: Sequence[str]) -> Iterator[Prompt]:
         kind = "/".join(path.relative_to(folder).with_suffix("").parts)
         for number, (language, text) in enumerate(_rows(path), 1):
             if language in languages:
-                yield Prompt(f"{kind}/{number}", kind, language, text)
+                asked = "en" if "crosslingual" in kind else language
+                yield Prompt(f"{kind}/{number}", kind, asked, language, text)
 
 
 def _rows(path: Path) -> Iterator[tuple[str, str]]:
