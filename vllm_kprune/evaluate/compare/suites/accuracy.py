@@ -101,7 +101,7 @@ def _judge(
     kinds = {getattr(part, "OUTPUT_TYPE", "?") for part in loaded.values()}
     chat = _asks_by_chat(context, kinds)
     samples = _drawn(loaded, context.options.limit, context.options.seed)
-    pair = PairOfModels(context, suite, chat)
+    pair = PairOfModels(context, suite, chat, _most_tokens(context))
     sides = []
     for side in (0, 1):
         sides.append(_evaluated(pair, side, {n: loaded[n] for n in samples}, samples))
@@ -126,6 +126,20 @@ def _asks_by_chat(context: Context, kinds: Iterable[str]) -> bool:
     if reason:
         raise _Unavailable(reason)
     return False
+
+
+def _most_tokens(context: Context) -> int | None:
+    """Half of the shorter context of the two, where servers tell it (vLLM does): a request for more
+    than fits beside the prompt would be refused."""
+    lengths = []
+    for client in context.clients:
+        models = context.wait(client.get("/v1/models"))
+        rows = models.get("data") if isinstance(models, dict) else None
+        for row in rows if isinstance(rows, list) else ():
+            if isinstance(row, dict) and row.get("id") == client.endpoint.model:
+                length = row.get("max_model_len")
+                lengths += [length // 2] if isinstance(length, int) and length > 1 else []
+    return min(lengths, default=None)
 
 
 def _loaded(context: Context, task: str, cache_folder: Path) -> dict[str, Any]:
