@@ -8,9 +8,10 @@ the same weight. A task whose data or packages are not to be had is named with t
 
 import random
 import re
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
@@ -168,9 +169,11 @@ def _manager(with_index: bool) -> Any:
 
 @contextmanager
 def _reasons(task: str) -> Iterator[None]:
-    """Turn what stops a task into the reason that the report gives."""
+    """Turn what stops a task into the reason that the report gives; what is printed meanwhile goes
+    to stderr, for stdout is the command's."""
     try:
-        yield
+        with redirect_stdout(sys.stderr):
+            yield
     except (KPruneError, _Unavailable):
         raise
     except ConnectionError as error:
