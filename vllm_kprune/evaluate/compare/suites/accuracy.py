@@ -108,7 +108,8 @@ def _judge(
         sides.append(_evaluated(pair, side, {n: loaded[n] for n in samples}, samples))
     rows = list(_paired(sides, pair.failed))
     if not rows:
-        raise _Unavailable("no item was answered by both sides")
+        reason = next(iter(pair.failed.values()), "it has none")
+        raise _Unavailable(f"no item was answered by both sides: {reason}")
     lost = sum(map(len, samples.values())) - len(rows)
     how = "chat" if chat else "completions"
     return rows, f"{task}: {len(rows)} items over {how}" + (f", {lost} left out" if lost else "")
@@ -182,7 +183,8 @@ def _reasons(task: str) -> Iterator[None]:
     # lm-eval, datasets, the hub's client and each task's own code raise what they like; whatever
     # it is ends this task alone, and is told.
     except Exception as error:
-        first = (str(error).strip().splitlines() or ["no message"])[0]
+        lines = [line.strip() for line in str(error).splitlines()]
+        first = next((line for line in lines if any(map(str.isalnum, line))), "no message")
         raise _Unavailable(
             f"{task} could not be run: {type(error).__name__}: {first[:300]}"
         ) from None
@@ -236,7 +238,7 @@ def _evaluated(
 
 
 def _paired(
-    sides: Sequence[Mapping[str, Sequence[Mapping[str, Any]]]], failed: set[str]
+    sides: Sequence[Mapping[str, Sequence[Mapping[str, Any]]]], failed: Mapping[str, str]
 ) -> Iterator[_Judged]:
     """The items of both sides, by part and number, without those that lack an answer."""
     from vllm_kprune.evaluate.compare.suites.lm_eval_model import request_name
