@@ -196,6 +196,32 @@ class TestMeasuring:
             assert a.items == b.items and len(a.items) == 5
             assert np.array_equal(a.original, b.original) and np.array_equal(a.pruned, b.pruned)
 
+    def test_answers_are_no_longer_than_a_server_has_room_for(self, tmp_path: Path) -> None:
+        write(tmp_path / "data", "sums", NUMBERS)
+        models = {"/v1/models": {"data": [{"id": "model", "max_model_len": 64}, 7]}}
+        clients = [
+            FakeClient("original", calculates),
+            FakeClient("pruned", calculates, paths=models),
+        ]
+        options = {"accuracy_data": tmp_path / "data", "limit": 3}
+        with comparing(tmp_path / "run", *clients, **options) as context:
+            assert Accuracy().run(context).measurements
+        assert {request.max_tokens for client in clients for request in client.asked} == {32}
+
+    def test_failed_items_are_left_out_and_a_task_of_them_says_why(self, tmp_path: Path) -> None:
+        write(tmp_path / "data", "sums", NUMBERS)
+        write(tmp_path / "data", "texts", TEXTS)
+
+        def refuses(request: Request) -> Answer:
+            text = request.messages[-1]["content"]
+            failed = text.startswith(("Capital", "500 "))
+            return Answer(error="HTTP 400: too long") if failed else calculates(request)
+
+        found = self.run(tmp_path / "run", tmp_path / "data", calculates, refuses)
+        assert [len(m.items) for m in found.measurements] == [11]
+        assert found.unavailable["texts"].endswith("by both sides: HTTP 400: too long")
+        assert found.notes == ("sums: 11 items over chat, 1 left out",)
+
     def test_choices_need_log_probabilities_of_prompts(self, tmp_path: Path) -> None:
         data = tmp_path / "data"
         write(data, "choices", CHOICES)

@@ -8,9 +8,10 @@ the same weight. A task whose data or packages are not to be had is named with t
 
 import random
 import re
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
@@ -101,13 +102,14 @@ def _judge(
     kinds = {getattr(part, "OUTPUT_TYPE", "?") for part in loaded.values()}
     chat = _asks_by_chat(context, kinds)
     samples = _drawn(loaded, context.options.limit, context.options.seed)
-    pair = PairOfModels(context, suite, chat)
+    pair = PairOfModels(context, suite, chat, _most_tokens(context))
     sides = []
     for side in (0, 1):
         sides.append(_evaluated(pair, side, {n: loaded[n] for n in samples}, samples))
     rows = list(_paired(sides, pair.failed))
     if not rows:
-        raise _Unavailable("no item was answered by both sides")
+        reason = next(iter(pair.failed.values()), "it has none")
+        raise _Unavailable(f"no item was answered by both sides: {reason}")
     lost = sum(map(len, samples.values())) - len(rows)
     how = "chat" if chat else "completions"
     return rows, f"{task}: {len(rows)} items over {how}" + (f", {lost} left out" if lost else "")
@@ -126,6 +128,20 @@ def _asks_by_chat(context: Context, kinds: Iterable[str]) -> bool:
     if reason:
         raise _Unavailable(reason)
     return False
+
+
+def _most_tokens(context: Context) -> int | None:
+    """Half of the shorter context of the two, where servers tell it (vLLM does): a request for more
+    than fits beside the prompt would be refused."""
+    lengths = []
+    for client in context.clients:
+        models = context.wait(client.get("/v1/models"))
+        rows = models.get("data") if isinstance(models, dict) else None
+        for row in rows if isinstance(rows, list) else ():
+            if isinstance(row, dict) and row.get("id") == client.endpoint.model:
+                length = row.get("max_model_len")
+                lengths += [length // 2] if isinstance(length, int) and length > 1 else []
+    return min(lengths, default=None)
 
 
 def _loaded(context: Context, task: str, cache_folder: Path) -> dict[str, Any]:
@@ -154,9 +170,11 @@ def _manager(with_index: bool) -> Any:
 
 @contextmanager
 def _reasons(task: str) -> Iterator[None]:
-    """Turn what stops a task into the reason that the report gives."""
+    """Turn what stops a task into the reason that the report gives; what is printed meanwhile goes
+    to stderr, for stdout is the command's."""
     try:
-        yield
+        with redirect_stdout(sys.stderr):
+            yield
     except (KPruneError, _Unavailable):
         raise
     except ConnectionError as error:
@@ -165,7 +183,8 @@ def _reasons(task: str) -> Iterator[None]:
     # lm-eval, datasets, the hub's client and each task's own code raise what they like; whatever
     # it is ends this task alone, and is told.
     except Exception as error:
-        first = (str(error).strip().splitlines() or ["no message"])[0]
+        lines = [line.strip() for line in str(error).splitlines()]
+        first = next((line for line in lines if any(map(str.isalnum, line))), "no message")
         raise _Unavailable(
             f"{task} could not be run: {type(error).__name__}: {first[:300]}"
         ) from None
@@ -219,7 +238,7 @@ def _evaluated(
 
 
 def _paired(
-    sides: Sequence[Mapping[str, Sequence[Mapping[str, Any]]]], failed: set[str]
+    sides: Sequence[Mapping[str, Sequence[Mapping[str, Any]]]], failed: Mapping[str, str]
 ) -> Iterator[_Judged]:
     """The items of both sides, by part and number, without those that lack an answer."""
     from vllm_kprune.evaluate.compare.suites.lm_eval_model import request_name

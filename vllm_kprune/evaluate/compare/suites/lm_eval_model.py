@@ -31,12 +31,16 @@ _MOST_STOPS = 4  # of the OpenAI API
 
 @dataclass
 class PairOfModels:
-    """Asks both endpoints what lm-eval asks one model; `failed` names requests without answers."""
+    """Asks both endpoints what lm-eval asks one model; `failed` tells what got no answer.
+
+    `most_tokens` bounds answers where a server has room for less than a task would like.
+    """
 
     context: Context
     suite: str
     chat: bool
-    failed: set[str] = field(default_factory=set)
+    most_tokens: int | None = None
+    failed: dict[str, str] = field(default_factory=dict)
 
     def ask(self, requests: Mapping[str, Request]) -> dict[str, tuple[Answer, Answer]]:
         """Both answers by name."""
@@ -82,12 +86,13 @@ class EndpointModel(LM):  # type: ignore[misc]  # lm-eval is not followed by myp
         before, _ = split_space(*request.args)
         whole = answers[f"{name}/whole"]
         context = answers[_context_name(request.task_name, before)] if before else None
-        if any(answer.error for answer in (*whole, *(context or ()))):
-            self._pair.failed.add(name)
+        errors = [answer.error for answer in (*whole, *(context or ())) if answer.error]
+        if errors:
+            self._pair.failed[name] = errors[0]
             return 0.0
         found = likelihood(context[self._side] if context else None, whole[self._side])
         if found is None:
-            self._pair.failed.add(name)
+            self._pair.failed[name] = "an endpoint did not tell all log-probabilities"
         return found.total if found else 0.0
 
     def loglikelihood_rolling(self, requests: Sequence[Any]) -> list[float]:
@@ -104,16 +109,18 @@ class EndpointModel(LM):  # type: ignore[misc]  # lm-eval is not followed by myp
         answers = self._pair.ask(wanted)
         texts = []
         for name, request in zip(names, requests, strict=True):
-            if any(answer.error for answer in answers[name]):
-                self._pair.failed.add(name)
+            errors = [answer.error for answer in answers[name] if answer.error]
+            if errors:
+                self._pair.failed[name] = errors[0]
             texts.append(until(answers[name][self._side].text, _stops(request.args[1])))
         return texts
 
     def _generation(self, context: str, settings: Mapping[str, Any]) -> Request:
         options = self._pair.context.options
         stops = _stops(settings)[:_MOST_STOPS]
+        wanted = int(settings.get("max_gen_toks", options.max_tokens))
         common: dict[str, Any] = {
-            "max_tokens": int(settings.get("max_gen_toks", options.max_tokens)),
+            "max_tokens": min(wanted, self._pair.most_tokens or wanted),
             "temperature": float(settings.get("temperature", 0)) if _samples(settings) else 0.0,
             "seed": options.seed,
             "extra": {"stop": stops} if stops else {},
