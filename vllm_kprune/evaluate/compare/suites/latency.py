@@ -1,0 +1,296 @@
+"""Latency and throughput of two endpoints on one noisy machine, or across a network.
+
+The statistics' item is the round: both sides get the same prompts, one side right after the other
+(A B, B A, A B, ...), so that drift hits both; a ratio of rounds is a paired one. Requests of a
+round run side by side (its concurrency) and are streamed: the client's own clocks give the time to
+the first token, the gaps between tokens and the end. Decode speed is the concurrency over the
+median gap, as in `decode_speed.py`: no prefill in it, and a moment in which something else had the
+cores does not decide. Prompts are new in every round, so that a prefix cache knows none of them.
+
+`vllm bench serve` is not used by default: it needs each side's tokenizer folder and starts for ten
+seconds on the very cores that are measured; `bench_serve.py` runs it for those who ask.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from statistics import mean, median
+from typing import Any
+
+import numpy as np
+
+from vllm_kprune.evaluate.compare.client import Client
+from vllm_kprune.evaluate.compare.endpoint import Answer, EndpointDied, Request
+from vllm_kprune.evaluate.compare.run import Context
+from vllm_kprune.evaluate.compare.values import Floats, Measurement, Metric, SuiteResult
+from vllm_kprune.evaluate.decode_speed import SETTLE_SECONDS
+from vllm_kprune.evaluate.prompts import PROMPTS
+
+__all__ = ["Latency", "Turn"]
+
+_WARM_UP_TOKENS = 8
+_QUANTILES = ("p50", "p95", "p99")
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One side's requests of a round: milliseconds of each, tokens, and the wall time of all."""
+
+    seconds: float
+    ttft_ms: tuple[float, ...] = ()
+    itl_ms: tuple[float, ...] = ()
+    e2e_ms: tuple[float, ...] = ()
+    tokens: int = 0
+    failed: int = 0
+
+    @property
+    def decode_rate(self) -> float:
+        """Tokens per second that the sequences produce together while they decode.
+
+        Where most gaps are nothing, since tokens come in bursts, the mean gap has to do.
+        """
+        if not any(self.itl_ms):
+            return float("nan")
+        return 1000 * len(self.e2e_ms) / (median(self.itl_ms) or mean(self.itl_ms))
+
+
+@dataclass(frozen=True)
+class Latency:
+    """The suite `latency`."""
+
+    name: str = "latency"
+    metrics: tuple[str, ...] = ("decode_ratio*", "throughput*", "ttft_*", "itl_*", "e2e_*")
+    help: str = "time to first token, between tokens and in all; throughput; the decode ratio"
+
+    def run(self, context: Context) -> SuiteResult:
+        """Measure every concurrency in rounds."""
+        reason = context.missing("stream")
+        if reason:
+            return SuiteResult(self.name, (), unavailable={"*": reason})
+        measurements: list[Measurement] = []
+        unavailable: dict[str, str] = {}
+        for number, batch in enumerate(context.options.batches):
+            rounds = list(_rounds(context, batch))
+            suffix = f"@{batch}" if number else ""
+            found, reasons = measure(rounds, batch, suffix)
+            measurements += found
+            unavailable |= reasons
+        return SuiteResult(self.name, tuple(measurements), (), unavailable, tuple(_notes(context)))
+
+
+def turn_of(answers: Sequence[Answer], seconds: float) -> Turn:
+    """What the answers of one side's requests tell; a failed one is counted and not timed."""
+    good = [answer for answer in answers if answer.error is None]
+    gaps = tuple(gap for a in good for gap in a.itl_ms)
+    return Turn(
+        seconds=seconds,
+        ttft_ms=tuple(a.ttft_ms for a in good if a.ttft_ms is not None),
+        itl_ms=gaps if any(gaps) else (),  # everything in one burst tells nothing of tokens
+        e2e_ms=tuple(a.e2e_ms for a in good if a.e2e_ms is not None),
+        tokens=sum(a.completion_tokens or len(a.itl_ms) + 1 for a in good),
+        failed=len(answers) - len(good),
+    )
+
+
+def measure(
+    rounds: Sequence[tuple[Turn, Turn]], batch: int, suffix: str
+) -> tuple[list[Measurement], dict[str, str]]:
+    """All figures of one concurrency; the decode ratio is the first."""
+    whole = [(n, turns) for n, turns in enumerate(rounds) if not any(t.failed for t in turns)]
+    if not whole:
+        return [], {f"decode_ratio{suffix}": "no round was answered as a whole"}
+    items = tuple(f"{batch} at once, round {n + 1}" for n, _ in whole)
+    found, reasons = [], {}
+    for row in _TABLE:
+        name = f"{row.name}{suffix}"
+        sides = [_features([row.values(turns[side]) for _, turns in whole]) for side in (0, 1)]
+        if any(np.isnan(side).all() for side in sides):
+            reasons[name] = "an endpoint did not stream token by token"
+            continue
+        title = f"{row.title}, {batch} at once"
+        metric = Metric(name, title, row.unit, row.better, row.margin, row.aggregate, "ratio")
+        found.append(Measurement(metric, items, sides[0], sides[1]))
+    return found, reasons
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A figure: how a turn gives its values, and how statistics sum rounds up."""
+
+    name: str
+    title: str
+    unit: str
+    better: Any
+    margin: float
+    aggregate: str
+    values: Callable[[Turn], Sequence[float]]
+
+
+def _table() -> Iterator[_Row]:
+    yield _Row(
+        "decode_ratio",
+        "decode speed",
+        "tokens/s",
+        "higher",
+        0.02,
+        "mean",
+        lambda t: [t.decode_rate],
+    )
+    yield _Row(
+        "throughput",
+        "output tokens per second of wall time",
+        "tokens/s",
+        "higher",
+        0.02,
+        "ratio",
+        lambda t: [t.tokens, t.seconds],
+    )
+    for name, title, values in (
+        ("ttft", "time to first token", lambda t: t.ttft_ms),
+        ("itl", "time between tokens", lambda t: t.itl_ms),
+        ("e2e", "time to the whole answer", lambda t: t.e2e_ms),
+    ):
+        average = _sum_and_count(values)
+        yield _Row(f"{name}_mean", f"{title}, mean", "ms", "lower", 0.05, "ratio", average)
+        for quantile in _QUANTILES:
+            # Quantiles are told and drawn; the mean decides, once.
+            title_q = f"{title}, {quantile}"
+            yield _Row(f"{name}_{quantile}", title_q, "ms", "neither", 0.05, quantile, values)
+
+
+def _sum_and_count(values: Callable[[Turn], Sequence[float]]) -> Callable[[Turn], list[float]]:
+    def both(turn: Turn) -> list[float]:
+        found = values(turn)
+        return [sum(found), len(found)] if found else [float("nan"), float("nan")]
+
+    return both
+
+
+_TABLE = tuple(_table())
+
+
+def _features(rows: Sequence[Sequence[float]]) -> Floats:
+    """[rounds, values], short rows filled up with NaN."""
+    width = max(1, *(len(row) for row in rows))
+    filled = [[*row, *[float("nan")] * (width - len(row))] for row in rows]
+    return np.array(filled, np.float64)
+
+
+def _rounds(context: Context, batch: int) -> Iterator[tuple[Turn, Turn]]:
+    """The rounds of one concurrency: kept ones, then new ones until a server dies."""
+    options, suite = context.options, Latency.name
+    count = min(options.latency_rounds, options.limit or options.latency_rounds)
+    total, before = count * len(options.batches), options.batches.index(batch) * count
+    with _Rounds.opened(context, batch) as rounds:
+        for number in range(count):
+            key = f"{batch}/{number}"
+            kept = context.journal.get(suite, key)
+            if kept is None:
+                if context.deaths:
+                    return
+                try:
+                    kept = rounds.measure(number)
+                except EndpointDied as error:
+                    context.deaths.append(str(error))
+                    return
+                context.journal.put(suite, key, kept)
+            yield _turn(kept[0]), _turn(kept[1])
+            context.tell(suite, before + number + 1, total)
+
+
+@dataclass
+class _Rounds:
+    """What measures rounds: clients that let a whole round through at once, which the run's own
+    need not; warmed up before the first round."""
+
+    context: Context
+    batch: int
+    clients: tuple[Client, ...]
+    warm: bool = False
+
+    @classmethod
+    @contextmanager
+    def opened(cls, context: Context, batch: int) -> Iterator["_Rounds"]:
+        """With its own connections, which are given back."""
+        clients = tuple(Client(endpoint, concurrency=batch) for endpoint in context.endpoints)
+        for client, known in zip(clients, context.clients, strict=True):
+            client.abilities = known.abilities
+        try:
+            yield cls(context, batch, clients)
+        finally:
+            for client in clients:
+                context.wait(client.close())
+
+    def measure(self, number: int) -> list[dict[str, Any]]:
+        """Both sides, one right after the other; a round begins with the side that ended the one
+        before."""
+        tokens = self.context.options.latency_tokens
+        settle = SETTLE_SECONDS if _settles(self.context) else 0.0
+        first = not self.warm
+        if first:  # the first requests of a shape are slower
+            for side in (0, 1):
+                self._turn(side, _requests(self.context, self.batch, -1, _WARM_UP_TOKENS))
+            self.warm = True
+        requests = _requests(self.context, self.batch, number, tokens)
+        turns: list[dict[str, Any]] = [{}, {}]
+        for place, side in enumerate((0, 1) if number % 2 == 0 else (1, 0)):
+            if settle and (place or first):
+                time.sleep(settle)
+            turns[side] = asdict(self._turn(side, requests))
+        return turns
+
+    def _turn(self, side: int, requests: Sequence[Request]) -> Turn:
+        async def ask_all() -> tuple[float, list[Answer]]:
+            started = time.perf_counter()
+            answers = await asyncio.gather(*map(self.clients[side].ask, requests))
+            return time.perf_counter() - started, answers
+
+        seconds, answers = self.context.wait(ask_all())
+        return turn_of(answers, seconds)
+
+
+def _requests(context: Context, batch: int, number: int, tokens: int) -> list[Request]:
+    """Beginnings to continue, in the languages compared; numbers in front make them new."""
+    options = context.options
+    draw = random.Random(f"{options.seed}/{batch}/{number}")
+    groups = [PROMPTS[code] for code in options.languages if code in PROMPTS] or [*PROMPTS.values()]
+    texts = [text for group in zip(*groups, strict=True) for text in group]
+    chosen = [texts[(number + n) % len(texts)] for n in range(batch)]
+    prompts = [f"{draw.randrange(10**6, 10**7)}. {text}" for text in chosen]
+    extra = {"ignore_eos": True} if _is_vllm(context) else {}
+    common: dict[str, Any] = {"max_tokens": tokens, "stream": True, "seed": options.seed}
+    if context.missing("completion"):
+        turns = [({"role": "user", "content": prompt},) for prompt in prompts]
+        return [Request("chat", messages=turn, extra=extra, **common) for turn in turns]
+    return [Request("completion", prompt=prompt, extra=extra, **common) for prompt in prompts]
+
+
+def _is_vllm(context: Context) -> bool:
+    """Whether both sides take vLLM's own fields, which prompt log-probabilities are one of."""
+    return context.missing("prompt_logprobs") is None
+
+
+def _settles(context: Context) -> bool:
+    """Whether a vLLM server that has just been asked would take the other one's cores."""
+    one, other = context.endpoints
+    return one.is_local and other.is_local and one.root != other.root and _is_vllm(context)
+
+
+def _turn(value: Mapping[str, Any]) -> Turn:
+    """A turn as the journal has it."""
+    lists = {name: tuple(value[name]) for name in ("ttft_ms", "itl_ms", "e2e_ms")}
+    return Turn(seconds=value["seconds"], tokens=value["tokens"], failed=value["failed"], **lists)
+
+
+def _notes(context: Context) -> Iterator[str]:
+    options = context.options
+    count = min(options.latency_rounds, options.limit or options.latency_rounds)
+    yield (
+        f"{count} rounds of {' and '.join(map(str, options.batches))} requests at once, "
+        f"{options.latency_tokens} tokens each, greedy, streamed; in turns (A B, B A, ...)"
+    )
+    if not _is_vllm(context):
+        yield "an endpoint is not vLLM's: answers may end early, and so differ in length"
