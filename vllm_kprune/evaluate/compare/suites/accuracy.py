@@ -31,6 +31,11 @@ from vllm_kprune.evaluate.compare.suites.accuracy_tasks import (
     on_file,
     own_config,
 )
+from vllm_kprune.evaluate.compare.suites.lm_eval_model import (
+    EndpointModel,
+    PairOfModels,
+    request_name,
+)
 from vllm_kprune.evaluate.compare.values import Example, Measurement, Metric, SuiteResult
 
 __all__ = ["Accuracy"]
@@ -96,8 +101,6 @@ def _judge(
     context: Context, suite: str, task: str, cache_folder: Path
 ) -> tuple[list[_Judged], str]:
     """Every item that both sides answered, and how the task was asked."""
-    from vllm_kprune.evaluate.compare.suites.lm_eval_model import PairOfModels
-
     loaded = _loaded(context, task, cache_folder)
     kinds = {getattr(part, "OUTPUT_TYPE", "?") for part in loaded.values()}
     chat = _asks_by_chat(context, kinds)
@@ -213,12 +216,10 @@ def _drawn(loaded: Mapping[str, Any], limit: int | None, seed: int) -> dict[str,
 
 
 def _evaluated(
-    pair: Any, side: int, parts: Mapping[str, Any], samples: Mapping[str, Sequence[int]]
+    pair: PairOfModels, side: int, parts: Mapping[str, Any], samples: Mapping[str, Sequence[int]]
 ) -> dict[str, list[dict[str, Any]]]:
     """lm-eval's record of every item of one side, by part."""
     from lm_eval import evaluate
-
-    from vllm_kprune.evaluate.compare.suites.lm_eval_model import EndpointModel
 
     for part in parts.values():
         part.set_fewshot_seed(seed=pair.context.options.seed)
@@ -241,8 +242,6 @@ def _paired(
     sides: Sequence[Mapping[str, Sequence[Mapping[str, Any]]]], failed: Mapping[str, str]
 ) -> Iterator[_Judged]:
     """The items of both sides, by part and number, without those that lack an answer."""
-    from vllm_kprune.evaluate.compare.suites.lm_eval_model import request_name
-
     for part, records in sides[0].items():
         chosen = _filter_of(records)
         tables = [{r["doc_id"]: r for r in side[part] if r["filter"] == chosen} for side in sides]

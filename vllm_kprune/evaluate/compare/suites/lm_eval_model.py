@@ -1,4 +1,4 @@
-"""Both endpoints as a model of lm-eval; imported only where lm-eval is installed.
+"""Both endpoints as a model of lm-eval, which is not needed to import this.
 
 lm-eval's own `local-completions` cuts texts with one tokenizer and sends token ids: right for
 neither side when the vocabularies differ, and wrong without any error. This model sends text and
@@ -12,8 +12,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-
-from lm_eval.api.model import LM
 
 from vllm_kprune.evaluate.compare.endpoint import Answer, Request
 from vllm_kprune.evaluate.compare.run import Context, Task, ask_both
@@ -49,11 +47,16 @@ class PairOfModels:
         return {task.key: pair for task, pair in zip(tasks, pairs, strict=True)}
 
 
-class EndpointModel(LM):  # type: ignore[misc]  # lm-eval is not followed by mypy
-    """One side of the pair, as lm-eval sees it."""
+class EndpointModel:
+    """One side of the pair: what `lm_eval.evaluate` asks of its `lm_eval.api.model.LM`.
+
+    It does not inherit from that, so that it can be imported where lm-eval is not installed.
+    """
+
+    rank = 0
+    world_size = 1
 
     def __init__(self, pair: PairOfModels, side: int) -> None:
-        super().__init__()
         self._pair, self._side = pair, side
 
     @property
