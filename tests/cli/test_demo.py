@@ -131,15 +131,16 @@ import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)
 from pathlib import Path
 from types import SimpleNamespace as Value
-from vllm_kprune.evaluate import demo, servers
+from vllm_kprune.errors import KPruneError
+from vllm_kprune.evaluate import pairs, servers
 from vllm_kprune.cli.console import say_error
 servers._vllm_command = lambda: [sys.executable, {stand_in!r}]
 pair = Value(base=Value(folder=Path("base")), overlay=Path({overlay!r}))
 try:
-    with servers.stops_on_sigterm(), demo.serve_pair(pair):
+    with servers.stops_on_sigterm(), pairs.serve_pair(pair, []):
         print("ready", flush=True)
         time.sleep(600)
-except demo.KPruneError as error:
+except KPruneError as error:
     say_error(str(error))
     sys.exit(2)
 """

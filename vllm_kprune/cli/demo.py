@@ -16,7 +16,7 @@ from vllm_kprune.evaluate.demo import (
     ServedPair,
     measure,
     prepare,
-    serve_pair,
+    serve_demo,
     stream,
 )
 from vllm_kprune.evaluate.demo_result import DemoResult, as_json
@@ -62,7 +62,7 @@ def _run(
         with steps() as progress:
             pair = prepare(model, wanted, log=_log, progress=progress)
         _log(f"starting both servers ({_EAGER_START if eager else _COMPILED_START})")
-        with serve_pair(pair, eager=eager) as served:
+        with serve_demo(pair, eager=eager) as served:
             _show_samples(served)
             with steps() as progress:
                 result = measure(pair, served, DemoSettings(rounds=rounds), progress)

@@ -1,8 +1,7 @@
 """The main job, shown: one model served twice, whole and pruned, on one machine, with figures.
 
-`prepare` finds or makes everything that is needed, `serve_pair` runs both servers, `measure` asks
-both the same things; the command line shows what comes back. Both servers get the same settings,
-vLLM's own with a small KV cache: compiled unless told otherwise, as models are served in earnest.
+`prepare` finds or makes everything that is needed, `serve_demo` runs both servers, `measure` asks
+both the same things; the command line shows what comes back.
 """
 
 import os
@@ -15,17 +14,16 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from vllm_kprune.checkpoint.base import BaseModel, open_base
-from vllm_kprune.checkpoint.manifest import Manifest, is_overlay, load_manifest
-from vllm_kprune.checkpoint.overlay import cached_overlay
+from vllm_kprune.checkpoint.manifest import is_overlay, load_manifest
 from vllm_kprune.checkpoint.reference import demo_model
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.evaluate.answers import AnswerPair, Vocabularies, ask, explain
 from vllm_kprune.evaluate.decode_speed import SpeedComparison, Target, compare_speed
 from vllm_kprune.evaluate.demo_result import DemoResult, ServedModel
+from vllm_kprune.evaluate.pairs import NAMES, ModelPair, Servers, open_pair, serve_pair
 from vllm_kprune.evaluate.prompts import PROMPTS
 from vllm_kprune.evaluate.server_memory import server_memory
-from vllm_kprune.evaluate.servers import ServerFailed, VllmServer, wait_all_ready
+from vllm_kprune.evaluate.servers import VllmServer
 from vllm_kprune.evaluate.sizes import ModelSize, model_sizes, predicted_ratio
 from vllm_kprune.profile import Profile
 
@@ -34,12 +32,11 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DemoSettings",
-    "ModelPair",
     "ServedPair",
     "connect",
     "measure",
     "prepare",
-    "serve_pair",
+    "serve_demo",
     "stream",
 ]
 
@@ -47,15 +44,8 @@ Progress = Callable[[str, float], None]
 
 _SETTINGS = (
     *("--max-model-len", "1024", "--max-num-seqs", "8"),
-    *("--logprobs-mode", "raw_logits", "--plugin", "kprune"),  # logits tell ties
+    *("--logprobs-mode", "raw_logits"),  # logits tell ties
 )
-# What vLLM 0.32 compiles ahead of time does not load again on a CPU: every start then compiles for
-# 40 s. Without it, what torch itself saves is found again.
-_ENVIRONMENT = {
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_USE_AOT_COMPILE": "0",
-}
 _LOAD_TIME = re.compile(r"Loading weights took ([\d.]+) seconds")
 
 
@@ -71,19 +61,10 @@ class DemoSettings:
 
 
 @dataclass(frozen=True)
-class ModelPair:
-    """A base model and its overlay."""
-
-    base: BaseModel
-    overlay: Path
-    manifest: Manifest
-
-
-@dataclass(frozen=True)
 class ServedPair:
     """Two running servers, the original's first, and how to talk to them."""
 
-    servers: tuple[VllmServer, VllmServer]
+    servers: Servers
     targets: tuple[Target, Target]
 
 
@@ -96,31 +77,18 @@ def prepare(
         model = str(demo_model("gemma-3-270m", log=log, progress=progress))
     elif is_overlay(model):
         model = str(load_manifest(Path(model)).check_base())
-    base = open_base(model)
-    overlay = cached_overlay(str(base.folder), profile, progress=progress)
-    return ModelPair(base, overlay, load_manifest(overlay))
+    return open_pair(model, profile, progress)
 
 
 @contextmanager
-def serve_pair(pair: ModelPair, *, eager: bool = False) -> Iterator[ServedPair]:
-    """Both models, served; they start side by side and are stopped whatever happens."""
-    settings = ("--enforce-eager", *_SETTINGS) if eager else _SETTINGS
-    with ExitStack() as stack:
-        servers = (
-            _server(pair.base.folder, "original", settings),
-            _server(pair.overlay, "pruned", settings),
+def serve_demo(pair: ModelPair, *, eager: bool = False) -> Iterator[ServedPair]:
+    """Both models, served, with a client for each."""
+    with serve_pair(pair, _SETTINGS, eager=eager) as servers, ExitStack() as stack:
+        original, pruned = (
+            Target(stack.enter_context(connect(server)), name)
+            for server, name in zip(servers, NAMES, strict=True)
         )
-        for server in servers:
-            stack.push(server.__exit__)
-        for server in servers:
-            stack.callback(server.ask_to_stop)  # all of them before the first is waited for
-            server.start()
-        try:
-            wait_all_ready(servers)
-        except ServerFailed as error:
-            raise KPruneError(error.summary) from None
-        original, pruned = (stack.enter_context(connect(server)) for server in servers)
-        yield ServedPair(servers, (Target(original, "original"), Target(pruned, "pruned")))
+        yield ServedPair(servers, (original, pruned))
 
 
 def connect(server: VllmServer) -> "OpenAI":
@@ -164,10 +132,6 @@ def measure(
         speeds=speeds,
         answers=answers,
     )
-
-
-def _server(model: Path, name: str, settings: Sequence[str]) -> VllmServer:
-    return VllmServer(model, [*settings, "--served-model-name", name], environment=_ENVIRONMENT)
 
 
 def _answers(
