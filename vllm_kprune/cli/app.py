@@ -1,6 +1,7 @@
 """The command's frame: subcommands, and one line instead of a traceback for a user's mistake.
 
-Exit codes: 0 done, 1 a check failed, 2 a mistake that the user can put right, 130 Ctrl-C.
+Exit codes: 0 done, 1 a check failed, 2 a mistake that the user can put right, 3 only a part was
+done, 130 Ctrl-C.
 """
 
 import importlib
@@ -25,7 +26,10 @@ app = typer.Typer(
     rich_markup_mode="markdown",  # reflows the docstrings
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-_COMMANDS = ("build", "demo", "demo_model", "export", "inspect", "prompt", "tokenizer", "verify")
+_COMMANDS = (
+    *("build", "compare", "demo", "demo_model", "export", "inspect", "prompt", "tokenizer"),
+    "verify",
+)
 
 
 @app.callback(invoke_without_command=True)

@@ -5,7 +5,8 @@ the first place where two answers part there are three honest reasons: the promp
 token that was pruned; the original chose one; or the two best tokens tie within the precision of
 the logits. Anything else is `unexplained`. Beyond that place the contexts differ too.
 
-Ties are told by logits: the servers must run with `--logprobs-mode raw_logits`.
+Ties are told by logits, of servers that run with `--logprobs-mode raw_logits`, whose precision
+depends on their size; or by log-probabilities, with a gap that counts as a tie.
 """
 
 import math
@@ -93,8 +94,13 @@ def ask(target: Target, prompt: str, tokens: int) -> Answer:
     )
 
 
-def explain(original: Answer, pruned: Answer, words: Vocabularies) -> Difference | None:
-    """The first difference between two answers to one prompt; None if there is none."""
+def explain(
+    original: Answer, pruned: Answer, words: Vocabularies, tie_gap: float | None = None
+) -> Difference | None:
+    """The first difference between two answers to one prompt; None if there is none.
+
+    The two best tokens tie within `tie_gap`, or else within the precision of their logits.
+    """
     kept = words.kept_ids
     if original.prompt_ids != tuple(kept[i] for i in pruned.prompt_ids):
         return Difference("prompt", 0, _prompt_detail(original, words))
@@ -102,7 +108,7 @@ def explain(original: Answer, pruned: Answer, words: Vocabularies) -> Difference
     places = zip(original.ids, answer, strict=False)
     for position, (expected, found) in enumerate(places):
         if expected != found:
-            return _explain_place(original, position, found, words)
+            return _explain_place(original, position, found, words, tie_gap)
     if len(answer) != len(original.ids):
         detail = f"{len(original.ids)} tokens against {len(answer)}"
         return Difference("unexplained", min(len(answer), len(original.ids)), detail)
@@ -119,14 +125,17 @@ def logit_step(value: float, dtype: str = "bfloat16") -> float:
     return 2.0 ** (math.floor(math.log2(abs(value))) + 1 - bits) if value else 0.0
 
 
-def _explain_place(original: Answer, position: int, found: int, words: Vocabularies) -> Difference:
+def _explain_place(
+    original: Answer, position: int, found: int, words: Vocabularies, tie_gap: float | None
+) -> Difference:
     expected, best = original.ids[position], original.best[position]
     gap = max(best.values()) - min(best.values())
     if expected not in set(words.kept_ids):
         detail = f"the original chose {words.describe(expected)}"
         return Difference("pruned token", position, detail, gap)
     detail = f"{words.describe(expected)} or {words.describe(found)}"
-    tie = {expected, found} <= best.keys() and gap <= logit_step(max(best.values()), words.dtype)
+    step = logit_step(max(best.values()), words.dtype) if tie_gap is None else tie_gap
+    tie = {expected, found} <= best.keys() and gap <= step
     return Difference("tie" if tie else "unexplained", position, detail, gap)
 
 

@@ -22,11 +22,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from openai import OpenAI
 
-__all__ = ["Round", "SpeedComparison", "Target", "compare_speed", "step_times"]
+__all__ = ["SETTLE_SECONDS", "Round", "SpeedComparison", "Target", "compare_speed", "step_times"]
 
 # For a second after its last request a vLLM server spins, waiting for more, on the cores that the
 # other one's threads need.
-_SETTLE_SECONDS = 1.2
+SETTLE_SECONDS = 1.2
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def compare_speed(
         rates = [0.0, 0.0]
         for turn, which in enumerate(order):
             if turn or not number:  # a round begins with the server that ended the one before
-                time.sleep(_SETTLE_SECONDS)
+                time.sleep(SETTLE_SECONDS)
             rates[which] = _measure((original, pruned)[which], prompts, tokens)
         order = order[1], order[0]
         turns.append(Round(*rates))

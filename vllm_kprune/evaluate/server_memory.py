@@ -6,12 +6,14 @@ Elsewhere the resident sizes (RSS) are added up, which counts shared pages more 
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
 
 from vllm_kprune.errors import KPruneError
 
-__all__ = ["ServerMemory", "server_memory"]
+__all__ = ["ServerMemory", "server_memory", "tree_memory"]
 
 
 @dataclass(frozen=True)
@@ -25,21 +27,46 @@ class ServerMemory:
 
 def server_memory(pid: int) -> ServerMemory:
     """Memory of the process group that `pid` leads."""
-    sizes = list(_sizes(pid))
+    return _summed(process for process in _psutil().process_iter() if _is_led_by(process, pid))
+
+
+def tree_memory(pid: int) -> ServerMemory:
+    """Memory of a process and all its descendants: of a server that was started by others, whose
+    process group may hold more than the server."""
+    psutil = _psutil()
+    try:
+        root = psutil.Process(pid)
+        return _summed([root, *root.children(recursive=True)])
+    except psutil.NoSuchProcess:
+        return _summed([])
+
+
+def _summed(processes: Iterable[Any]) -> ServerMemory:
+    sizes = [size for process in processes if (size := _size(process))]
     kinds = {kind for _, kind in sizes}
     return ServerMemory(sum(size for size, _ in sizes), "+".join(sorted(kinds)), len(sizes))
 
 
-def _sizes(leader: int) -> Iterator[tuple[int, str]]:
+def _size(process: Any) -> tuple[int, str] | None:
+    """Bytes and how they were counted; None if it has ended or is somebody else's."""
+    try:
+        full = process.memory_full_info()
+    except (ProcessLookupError, PermissionError, _psutil().Error):
+        return None
+    pss = getattr(full, "pss", None)
+    return (full.rss, "RSS") if pss is None else (pss, "PSS")
+
+
+def _is_led_by(process: Any, leader: int) -> bool:
+    try:
+        return os.getpgid(process.pid) == leader
+    except (ProcessLookupError, PermissionError):
+        return False  # ended meanwhile, or somebody else's
+
+
+def _psutil() -> ModuleType:
     try:
         import psutil
     except ModuleNotFoundError:
         raise KPruneError("psutil is missing; pip install 'vllm-kprune[demo]'") from None
-    for process in psutil.process_iter():
-        try:
-            if os.getpgid(process.pid) == leader:
-                full = process.memory_full_info()
-                pss = getattr(full, "pss", None)
-                yield (full.rss, "RSS") if pss is None else (pss, "PSS")
-        except (ProcessLookupError, PermissionError, psutil.Error):
-            continue  # ended meanwhile, or somebody else's
+    return psutil

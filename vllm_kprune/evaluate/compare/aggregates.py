@@ -1,0 +1,102 @@
+"""How the features of items become one figure: the table `AGGREGATES`.
+
+Each row is a function of features [items, k] and weights [resamples, items] (how often an item
+was drawn: whole numbers) that gives a figure for each resample; so intervals and tests need to
+know nothing of the figure.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vllm_kprune.evaluate.compare.corpus_scores import bleu, chrf
+
+__all__ = ["AGGREGATES", "Aggregate"]
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Aggregate:
+    """One way to sum items up.
+
+    `columns` is the number of features of an item (None: any; a short item is filled up with NaN).
+    `smooth` tells whether dropping one item moves the figure by a small, informative step, which
+    the jackknife needs and quantiles lack. `sampled` is False for what is counted, not sampled.
+    """
+
+    columns: int | None
+    figures: Callable[[Floats, Floats], Floats]
+    smooth: bool = True
+    sampled: bool = True
+
+
+def _of_sums(function: Callable[[Floats], Floats]) -> Callable[[Floats, Floats], Floats]:
+    return lambda features, weights: function(weights @ features)
+
+
+def _mean(features: Floats, weights: Floats) -> Floats:
+    return _divide((weights @ features)[:, 0], weights.sum(axis=1))
+
+
+def _ratio(sums: Floats) -> Floats:
+    return _divide(sums[:, 0], sums[:, 1])
+
+
+def _harmonic(sums: Floats) -> Floats:
+    first, second = _ratio(sums[:, :2]), _ratio(sums[:, 2:])
+    # Two shares of nothing are nothing, not an undefined figure.
+    total = first + second
+    return np.where(total == 0, 0.0, _divide(2 * first * second, total))
+
+
+def _divide(above: Floats, below: Floats) -> Floats:
+    """Quotients, NaN where there is nothing to divide by."""
+    quotients = np.full(above.shape, np.nan)
+    np.divide(above, below, out=quotients, where=below != 0)
+    return quotients
+
+
+def _quantile(share: float) -> Callable[[Floats, Floats], Floats]:
+    """The quantile of all values of the drawn items, interpolated as `numpy.quantile` does."""
+
+    def figures(features: Floats, weights: Floats) -> Floats:
+        present = ~np.isnan(features)
+        order = np.argsort(features[present], kind="stable")
+        values = features[present][order]
+        if not len(values):
+            return np.full(len(weights), np.nan)
+        owners = np.nonzero(present)[0][order]
+        cumulated = np.cumsum(weights[:, owners], axis=1)
+        position = (cumulated[:, -1] - 1) * share
+        below = np.floor(position)
+        low, high = (_pick(values, cumulated, rank) for rank in (below, np.ceil(position)))
+        found = low + (high - low) * (position - below)
+        return np.where(cumulated[:, -1] > 0, found, np.nan)
+
+    return figures
+
+
+def _pick(values: Floats, cumulated: Floats, rank: Floats) -> Floats:
+    """The value at a rank (from 0) of each resample, whose values are repeated by weight."""
+    index = (cumulated <= rank[:, None]).sum(axis=1)
+    picked: Floats = values[np.minimum(index, len(values) - 1)]
+    return picked
+
+
+AGGREGATES: Mapping[str, Aggregate] = MappingProxyType(
+    {
+        "mean": Aggregate(1, _mean),
+        "ratio": Aggregate(2, _of_sums(_ratio)),
+        "harmonic": Aggregate(4, _of_sums(_harmonic)),
+        "p50": Aggregate(None, _quantile(0.50), smooth=False),
+        "p95": Aggregate(None, _quantile(0.95), smooth=False),
+        "p99": Aggregate(None, _quantile(0.99), smooth=False),
+        "bleu": Aggregate(10, _of_sums(bleu)),
+        "chrf": Aggregate(24, _of_sums(chrf)),
+        "exact": Aggregate(1, lambda features, weights: (weights @ features)[:, 0], sampled=False),
+    }
+)

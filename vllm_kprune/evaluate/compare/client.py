@@ -1,0 +1,154 @@
+"""A client that neither hangs, floods nor trusts an endpoint.
+
+Rate limits, overload, lost connections and time-outs are tried again with exponential back-off and
+jitter, and as late as `Retry-After` says; refusals are not. An endpoint that no attempt reaches is
+dead: `EndpointDied`, so that nobody waits for each of the requests that are left.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+from vllm_kprune.evaluate.compare.endpoint import (
+    Abilities,
+    Answer,
+    Endpoint,
+    EndpointDied,
+    Request,
+)
+from vllm_kprune.evaluate.compare.transport import Refused, TooLong, Transport, Trouble, parse
+from vllm_kprune.evaluate.compare.wire import (
+    Malformed,
+    body_of,
+    path_of,
+    read_answer,
+    read_piece,
+    whole_answer,
+)
+
+__all__ = ["Client"]
+
+T = TypeVar("T")
+_LONGEST_WAIT = 120.0  # seconds; a server that asks for more is not waited for
+_TIMEOUT_ATTEMPTS = 2  # each costs the whole time limit
+_GIVEN_UP_IN_A_ROW = 5
+# The longest wait between attempts, in first waits.
+_LONGEST = {"connection": 8, "timeout": 8, "server": 32, "busy": 128}
+
+
+class Client:
+    """Asks one endpoint; at most `concurrency` requests at a time.
+
+    `timeout` bounds one attempt, in seconds; `first_wait` is the wait after the first failure,
+    which doubles from then on.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        *,
+        concurrency: int = 4,
+        timeout: float = 300.0,
+        attempts: int = 8,
+        first_wait: float = 0.5,
+    ) -> None:
+        self.endpoint = endpoint
+        self.abilities = Abilities()
+        self._attempts, self._first_wait = attempts, first_wait
+        self._slots = asyncio.Semaphore(concurrency)
+        self._not_before = 0.0
+        self._successes = self._given_up = 0
+        self._transport = Transport(endpoint, timeout)
+
+    async def close(self) -> None:
+        """Give the connections back."""
+        await self._transport.close()
+
+    async def ask(self, request: Request) -> Answer:
+        """The answer, or one with the error that was left after all attempts.
+
+        Raises `EndpointDied` when no attempt reaches the server, and `KPruneError` for a wrong key.
+        """
+        async with self._slots:
+            try:
+                return await self.try_again(lambda: self.ask_once(request))
+            except (Refused, TooLong, Trouble) as error:
+                return Answer(error=str(error))
+
+    async def get(self, path: str) -> Any:
+        """What a path has: parsed JSON, else text; None where it answers with an error.
+
+        Paths are relative to the server's root (`/kprune`, `/metrics`); `/v1/…` to the base URL.
+        """
+        url = self.endpoint.root + path
+        if path.startswith("/v1/"):
+            url = self.endpoint.url + path.removeprefix("/v1")
+        async with self._slots:
+            try:
+                data = await self.try_again(lambda: self._transport.get(url))
+            except (Refused, TooLong, Trouble):
+                return None
+        try:
+            return parse(data)
+        except Malformed:
+            return data.decode(errors="replace")
+
+    async def ask_once(self, request: Request) -> Answer:
+        """One attempt; raises what `transport` raises for everything but a whole answer."""
+        url = self.endpoint.url + path_of(request)
+        body = body_of(request, self.endpoint.model, self.abilities)
+        started = time.perf_counter()
+        try:
+            if request.stream:
+                events = await self._transport.stream(url, body)
+                return whole_answer([read_piece(event, at) for at, event in events], started)
+            data = await self._transport.post(url, body)
+            return read_answer(parse(data), 1000 * (time.perf_counter() - started))
+        except Malformed as error:
+            raise Trouble("server", str(error)) from None
+
+    async def try_again(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        """What an attempt gives, after as many attempts as it takes; else the last trouble."""
+        successes = self._successes
+        for number in range(self._attempts):
+            await asyncio.sleep(max(0.0, self._not_before - time.monotonic()))
+            try:
+                value = await attempt()
+            except Trouble as error:
+                trouble = error
+                if self._is_hopeless(number, trouble):
+                    break
+                await asyncio.sleep(self._wait(number, trouble))
+                continue
+            except (Refused, TooLong):
+                self._lives()
+                raise
+            self._lives()
+            return value
+        self._given_up += 1
+        self._check_life(trouble, unheard=successes == self._successes)
+        raise trouble
+
+    def _lives(self) -> None:
+        self._successes += 1
+        self._given_up = 0
+
+    def _check_life(self, trouble: Trouble, *, unheard: bool) -> None:
+        """Dead: nothing heard while every attempt at a request failed to connect, or several
+        requests given up in a row."""
+        unreachable = unheard and trouble.kind == "connection"
+        if unreachable or self._given_up >= _GIVEN_UP_IN_A_ROW:
+            raise EndpointDied(self.endpoint, str(trouble)) from None
+
+    def _is_hopeless(self, number: int, trouble: Trouble) -> bool:
+        late = trouble.kind == "timeout" and number + 1 >= _TIMEOUT_ATTEMPTS
+        return late or number + 1 >= self._attempts or (trouble.wait or 0) > _LONGEST_WAIT
+
+    def _wait(self, number: int, trouble: Trouble) -> float:
+        if trouble.wait is not None:  # for all requests: the limit is the endpoint's
+            self._not_before = max(self._not_before, time.monotonic() + trouble.wait)
+            return 0.0
+        wait = self._first_wait * min(2**number, _LONGEST[trouble.kind])
+        return float(wait * random.uniform(0.5, 1.0))

@@ -1,0 +1,182 @@
+"""The two endpoints of a comparison, what is asked of them, and what comes back.
+
+Any OpenAI-compatible server will do. What one cannot do (chat, log-probabilities, token counts,
+`/kprune`, `/metrics`) is found out once, before anything is measured (`probe.py`), and told as a
+reason. An answer is either whole or carries an error; nothing is filled in.
+"""
+
+import ipaddress
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import TypeAdapter, ValidationError
+
+from vllm_kprune.errors import KPruneError, shown
+
+__all__ = [
+    "Abilities",
+    "Answer",
+    "Endpoint",
+    "EndpointDied",
+    "Request",
+    "answer_as_json",
+    "answer_from_json",
+    "api_key",
+    "clean_url",
+]
+
+_VERSION = re.compile(r"v\d+\w*")
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """One side of a comparison: `name` is `original` or `pruned`, `url` ends in `/v1` or alike."""
+
+    name: str
+    url: str
+    model: str
+    api_key: str = field(default="", repr=False)
+
+    @property
+    def root(self) -> str:
+        """The server without `/v1`, where `/kprune`, `/metrics` and `/health` are."""
+        return self.url.removesuffix("/v1")
+
+    @property
+    def is_local(self) -> bool:
+        """Is it on this machine, where no proxy belongs in between?"""
+        host = urlsplit(self.url).hostname or ""
+        try:
+            return ipaddress.ip_address(host).is_loopback
+        except ValueError:
+            return host == "localhost" or host.endswith(".localhost")
+
+
+class EndpointDied(KPruneError):
+    """An endpoint that no longer answers; what was done until then is in the journal."""
+
+    def __init__(self, endpoint: Endpoint, reason: str) -> None:
+        self.reason = reason
+        super().__init__(
+            f"the {endpoint.name} endpoint ({endpoint.url}) no longer answers: {reason}"
+        )
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of both sides alike; `messages` for a chat, `prompt` for a completion.
+
+    `logprobs` is the number of best tokens at each place, `prompt_logprobs` the same for the
+    prompt (0: only its own tokens). With `name_by_id`, tokens are told as `token_id:N`, which
+    cannot be mistaken for each other. What an endpoint cannot do is left out of what it is sent.
+    `extra` is added to the body as it is.
+    """
+
+    kind: Literal["chat", "completion"]
+    messages: Sequence[Mapping[str, str]] = ()
+    prompt: str = ""
+    max_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+    n: int = 1
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    name_by_id: bool = False
+    stream: bool = False
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One raw answer. None: the endpoint did not tell. `error`: no answer, and why.
+
+    `logprobs` are those of the chosen tokens, `top` the best tokens of each place by text (or as
+    `token_id:N`). `prompt_logprobs` begin with the None of the first token.
+    Times are milliseconds from sending the request; `ttft_ms` and `itl_ms` (one for each token
+    after the first) are of streamed requests only. With n > 1, `others` are the texts after the
+    first, and `logprobs` and the like are the first's.
+    """
+
+    text: str = ""
+    finish_reason: str | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    token_texts: tuple[str, ...] | None = None
+    logprobs: tuple[float, ...] | None = None
+    top: tuple[Mapping[str, float], ...] | None = None
+    ids: tuple[int, ...] | None = None
+    prompt_ids: tuple[int, ...] | None = None
+    prompt_logprobs: tuple[float | None, ...] | None = None
+    ttft_ms: float | None = None
+    itl_ms: tuple[float, ...] = ()
+    e2e_ms: float | None = None
+    others: tuple[str, ...] = ()
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Abilities:
+    """What an endpoint can do, by name; `missing` maps what it cannot do to the reason.
+
+    Names: `chat`, `completion`, `stream`, `seed`, `max_tokens` (missing: only
+    `max_completion_tokens`), `logprobs`, `prompt_logprobs`, `token_ids`, `usage`, `stream_usage`,
+    `kprune`, `metrics`.
+    """
+
+    missing: Mapping[str, str] = field(default_factory=dict)
+
+    def can(self, name: str) -> bool:
+        """Whether nothing speaks against it."""
+        return name not in self.missing
+
+
+_ANSWERS = TypeAdapter(Answer)
+
+
+def answer_as_json(answer: Answer) -> dict[str, Any]:
+    """An answer for the journal, without what the endpoint did not tell."""
+    value: dict[str, Any] = _ANSWERS.dump_python(answer, mode="json", exclude_defaults=True)
+    return value
+
+
+def answer_from_json(value: Any) -> Answer:
+    """The answer that `answer_as_json` wrote; a `KPruneError` for anything else."""
+    try:
+        return _ANSWERS.validate_python(value)
+    except ValidationError as error:
+        where = ".".join(map(str, error.errors()[0]["loc"]))
+        raise KPruneError(f"the journal has an answer with a wrong {where or 'form'}") from None
+
+
+def clean_url(option: str, url: str) -> str:
+    """The base URL of an endpoint, ending in `/v1` unless it names another version.
+
+    >>> clean_url("--original", "http://127.0.0.1:8000/")
+    'http://127.0.0.1:8000/v1'
+    """
+    try:
+        parts = urlsplit(url.strip())
+        valid = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:  # a port that is no number, an unfinished IPv6 address
+        valid = False
+    if not valid:
+        raise KPruneError(f"{option}: got {shown(url)}, expected a URL such as http://HOST:8000")
+    if parts.username or parts.password:
+        raise KPruneError(f"{option}: leave the password out of the URL; keys come from variables")
+    if parts.query or parts.fragment:
+        raise KPruneError(f"{option}: got {shown(url)}, expected a URL without ? and #")
+    path = parts.path.rstrip("/")
+    versioned = any(_VERSION.fullmatch(part) for part in path.split("/"))
+    return f"{parts.scheme}://{parts.netloc}{path}{'' if versioned else '/v1'}"
+
+
+def api_key(name: str, environment: Mapping[str, str] | None = None) -> str:
+    """The key of an endpoint: `KPRUNE_ORIGINAL_API_KEY`, `…_PRUNED_…`, else `OPENAI_API_KEY`."""
+    environment = os.environ if environment is None else environment
+    own = environment.get(f"KPRUNE_{name.upper()}_API_KEY", "").strip()
+    return own or environment.get("OPENAI_API_KEY", "").strip()

@@ -1,0 +1,191 @@
+"""Every raw answer, kept as it came: what a killed run had done is not asked again.
+
+`folder/answers/SUITE.jsonl` has a header line with the run's settings, then one line for each
+value, on the disk before `put` returns. A line that a kill tore is dropped. Values of one run
+never mix with those of another: other settings are an error that says what differs.
+"""
+
+import hashlib
+import json
+import os
+import re
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Self
+
+from filelock import FileLock, Timeout
+
+from vllm_kprune.errors import KPruneError, shown
+
+__all__ = ["Journal", "set_aside"]
+
+_FORMAT = "kprune answers"
+_SCHEMA = 1
+_FOLDER = "answers"
+_MAX_BYTES = 4 * 1024**3  # of one file: it is read into memory
+_SUITE = re.compile(r"[a-z][a-z0-9_]{0,63}")
+
+
+class Journal:
+    """The values of one run, by suite and key; a context manager that keeps others out.
+
+    >>> with Journal(folder, {"seed": 0}) as journal:  # doctest: +SKIP
+    ...     journal.put("stability", "ko-1 original", {"text": "안녕"})
+    """
+
+    def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
+        self.folder = folder
+        self._settings: dict[str, Any] = json.loads(json.dumps(settings))
+        self._files: dict[str, _File] = {}
+        self._lock = FileLock(folder / _FOLDER / ".lock")
+        self._writing = threading.Lock()
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What a resumed run must agree on, as JSON."""
+        return self._settings
+
+    def __enter__(self) -> Self:
+        (self.folder / _FOLDER).mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise KPruneError(
+                f"another comparison is writing to {self.folder}; wait for it, or choose another -o"
+            ) from None
+        try:
+            for path in sorted((self.folder / _FOLDER).glob("*.jsonl")):
+                self._file(path.stem)  # all of them now: other settings are told before any work
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the files and let others in."""
+        for file in self._files.values():
+            file.stream.close()
+        self._files.clear()
+        self._lock.release()
+
+    def get(self, suite: str, key: str) -> Any | None:
+        """The value that was put (JSON), or None."""
+        return self._file(suite).values.get(key)
+
+    def put(self, suite: str, key: str, value: Any) -> None:
+        """Keep a JSON value, from any thread; it is on the disk when this returns."""
+        with self._writing:
+            self._file(suite).append(key, value)
+
+    def step(self, suite: str, key: str, produce: Callable[[], Any]) -> Any:
+        """The kept JSON value of a step, or what `produce` makes, which is then kept."""
+        value = self.get(suite, key)
+        if value is None:
+            self.put(suite, key, produce())
+            value = self.get(suite, key)
+        return value
+
+    def _file(self, suite: str) -> "_File":
+        if suite not in self._files:
+            if not _SUITE.fullmatch(suite):
+                raise KPruneError(f"{shown(suite)} is no name of a suite; what put it there?")
+            path = self.folder / _FOLDER / f"{suite}.jsonl"
+            self._files[suite] = _File(path, self._settings)
+        return self._files[suite]
+
+
+class _File:
+    """One suite's values, read once and appended to."""
+
+    def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
+        self.path = path
+        self.values: dict[str, Any] = {}
+        whole = self._read(settings) if path.is_file() else 0
+        self.stream: BinaryIO = path.open("ab")
+        self.stream.truncate(whole)
+        if not whole:
+            digest = _digest(settings)
+            self._write(
+                {"format": _FORMAT, "schema": _SCHEMA, "sha256": digest, "settings": settings}
+            )
+
+    def append(self, key: str, value: Any) -> None:
+        """Write one line, and read it back as a resumed run would."""
+        self.values[key] = json.loads(self._write({"key": key, "value": value}))["value"]
+
+    def _write(self, line: Mapping[str, Any]) -> bytes:
+        data = json.dumps(line, allow_nan=False).encode() + b"\n"
+        self.stream.write(data)
+        self.stream.flush()
+        os.fsync(self.stream.fileno())
+        return data
+
+    def _read(self, settings: Mapping[str, Any]) -> int:
+        """Read the values; the length of what is whole, in bytes."""
+        if self.path.stat().st_size > _MAX_BYTES:
+            raise KPruneError(f"{self.path} is too large to be read; --fresh starts over")
+        whole = 0
+        with self.path.open("rb") as stream:
+            for number, data in enumerate(stream, 1):
+                if not data.endswith(b"\n"):
+                    break  # torn by a kill
+                self._take(number, data, settings)
+                whole += len(data)
+        return whole
+
+    def _take(self, number: int, data: bytes, settings: Mapping[str, Any]) -> None:
+        try:
+            line = json.loads(data)
+            if number == 1:
+                _check_header(self.path, line, settings)
+            else:
+                self.values[str(line["key"])] = line["value"]
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            if isinstance(error, KPruneError):
+                raise
+            raise KPruneError(
+                f"{self.path}, line {number}, is damaged; --fresh starts over"
+            ) from None
+
+
+def set_aside(folder: Path) -> Path | None:
+    """Move a run's folder to `FOLDER.1`, `FOLDER.2`, ...; None where there is nothing to move."""
+    if not folder.exists():
+        return None
+    if not (folder / _FOLDER).is_dir():
+        raise KPruneError(f"{folder} has no answers of a comparison; --fresh moves only such")
+    number = 1
+    while (target := folder.with_name(f"{folder.name}.{number}")).exists():
+        number += 1
+    return folder.rename(target)
+
+
+def _check_header(path: Path, header: Any, settings: Mapping[str, Any]) -> None:
+    if header["format"] != _FORMAT or header["schema"] != _SCHEMA:
+        raise KPruneError(f"{path} is of another version of kprune; choose another -o, or --fresh")
+    if header["sha256"] == _digest(settings):
+        return
+    kept = header["settings"]
+    names = sorted(name for name in {*kept, *settings} if kept.get(name) != settings.get(name))
+    differences = (
+        f"{name} was {shown(kept.get(name))}, now {shown(settings.get(name))}" for name in names
+    )
+    raise KPruneError(
+        f"{path.parent.parent} holds a run with other settings ({'; '.join(differences)}); "
+        "choose another -o, or start over with --fresh"
+    )
+
+
+def _digest(settings: Mapping[str, Any]) -> str:
+    text = json.dumps(settings, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()

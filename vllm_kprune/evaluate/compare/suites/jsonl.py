@@ -1,0 +1,38 @@
+"""Rows of a JSONL file of the user, with errors that name the line."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from vllm_kprune.errors import KPruneError
+
+__all__ = ["read_jsonl", "text_lines"]
+
+_MOST_BYTES = 200 * 2**20
+
+
+def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Line number (from 1) and object of each line that is not empty."""
+    for number, line in enumerate(text_lines(path), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise KPruneError(f"{path}:{number} is not JSON: {error}") from None
+        if not isinstance(row, dict):
+            raise KPruneError(f"{path}:{number} is a {type(row).__name__}, expected an object")
+        yield number, row
+
+
+def text_lines(path: Path) -> list[str]:
+    """The lines of a UTF-8 file; only a line feed ends one, as JSONL has it."""
+    if not path.is_file():
+        raise KPruneError(f"there is no file {path}")
+    if path.stat().st_size > _MOST_BYTES:
+        raise KPruneError(f"{path} is larger than {_MOST_BYTES:,} bytes; take a part of it")
+    try:
+        return path.read_text(encoding="utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        raise KPruneError(f"{path} is not UTF-8: {error}") from None
