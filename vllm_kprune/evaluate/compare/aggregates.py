@@ -24,13 +24,13 @@ class Aggregate:
     """One way to sum items up.
 
     `columns` is the number of features of an item (None: any; a short item is filled up with NaN).
-    `smooth` tells whether dropping one item moves the figure by a small, informative step, which
-    the jackknife needs and quantiles lack. `sampled` is False for what is counted, not sampled.
+    `quantile` is the share of values below, for a quantile. `sampled` is False for what is
+    counted, not sampled.
     """
 
     columns: int | None
     figures: Callable[[Floats, Floats], Floats]
-    smooth: bool = True
+    quantile: float | None = None
     sampled: bool = True
 
 
@@ -80,6 +80,10 @@ def _quantile(share: float) -> Callable[[Floats, Floats], Floats]:
     return figures
 
 
+def _of_values(share: float) -> Aggregate:
+    return Aggregate(None, _quantile(share), quantile=share)
+
+
 def _pick(values: Floats, cumulated: Floats, rank: Floats) -> Floats:
     """The value at a rank (from 0) of each resample, whose values are repeated by weight."""
     index = (cumulated <= rank[:, None]).sum(axis=1)
@@ -92,9 +96,9 @@ AGGREGATES: Mapping[str, Aggregate] = MappingProxyType(
         "mean": Aggregate(1, _mean),
         "ratio": Aggregate(2, _of_sums(_ratio)),
         "harmonic": Aggregate(4, _of_sums(_harmonic)),
-        "p50": Aggregate(None, _quantile(0.50), smooth=False),
-        "p95": Aggregate(None, _quantile(0.95), smooth=False),
-        "p99": Aggregate(None, _quantile(0.99), smooth=False),
+        "p50": _of_values(0.50),
+        "p95": _of_values(0.95),
+        "p99": _of_values(0.99),
         "bleu": Aggregate(10, _of_sums(bleu)),
         "chrf": Aggregate(24, _of_sums(chrf)),
         "exact": Aggregate(1, lambda features, weights: (weights @ features)[:, 0], sampled=False),

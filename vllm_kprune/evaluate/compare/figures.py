@@ -1,14 +1,14 @@
-"""Figures as a reader sees them: units, signs, intervals, and p-values in words."""
+"""Figures as a reader sees them: units, signs, intervals; only as many digits as they bear."""
 
-from math import isfinite
+from math import floor, isfinite, log10
 
 from vllm_kprune.evaluate.compare.statistics import Estimate
 from vllm_kprune.evaluate.compare.values import Metric
 
-__all__ = ["show_effect", "show_figure", "show_margin", "show_p", "significant"]
+__all__ = ["show_effect", "show_figure", "show_margin"]
 
-_SCALES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 _NOTHING = "–"
+_PREFIXES = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B"))
 
 
 def show_figure(value: float | None, unit: str) -> str:
@@ -17,32 +17,31 @@ def show_figure(value: float | None, unit: str) -> str:
     >>> show_figure(0.9731, "share"), show_figure(268_100_000, "bytes")
     ('97.3 %', '268 MB')
     """
-    if value is None:
+    if value is None or not isfinite(value):
         return _NOTHING
-    if unit == "share":
-        return f"{_rounded(100 * value, 1)} %"
-    if unit == "bytes":
-        return _bytes(value)
-    return f"{significant(value)} {unit}".rstrip()
+    scale, name = _unit(unit, abs(value), of_effect=False)
+    places = 1 if unit in ("share", "points") else _places(value / scale, 3)
+    return f"{_number(value / scale, places)} {'' if unit == 'points' else name}".rstrip()
 
 
 def show_effect(effect: Estimate, metric: Metric, *, of_pair: bool = False) -> str:
-    """An effect with its interval; `of_pair` for a metric that has no sides.
+    """An effect with its interval; `of_pair` for a figure that has no sides.
 
-    >>> show_effect(Estimate(-0.012, -0.021, -0.003), share_metric)
+    >>> show_effect(Estimate(-0.0124, -0.0213, -0.0031), share_metric)
     '−1.2 pp [−2.1, −0.3]'
     """
     if effect.value is None:
         return _NOTHING
-    ends = (effect.low, effect.high)
-    if of_pair:
-        shown = [show_figure(number, metric.unit) for number in (effect.value, *ends)]
-        return shown[0] + _interval(ends, shown[1:])
-    numbers = [_one_effect(number, metric) for number in (effect.value, *ends)]
-    unit = {"share": "pp", "bytes": ""}.get(metric.unit, metric.unit)
-    if metric.effect == "ratio":
-        return f"×{numbers[0]}" + _interval(ends, numbers[1:])
-    return f"{numbers[0]} {unit}".rstrip() + _interval(ends, numbers[1:])
+    numbers = [effect.value]
+    if effect.low is not None and effect.high is not None and effect.low != effect.high:
+        numbers += [effect.low, effect.high]
+    if metric.effect == "ratio" and not of_pair:
+        return "×" + _with_interval([f"{number:.2f}" for number in numbers], "")
+    scale, name = _unit(metric.unit, max(map(abs, numbers)), of_effect=not of_pair)
+    scaled = [number / scale for number in numbers]
+    spread = scaled[2] - scaled[1] if len(scaled) > 1 else scaled[0]
+    places = {"share": 1, "points": 2}.get(metric.unit, _places(spread, 2))
+    return _with_interval([_number(one, places, signed=not of_pair) for one in scaled], name)
 
 
 def show_margin(metric: Metric) -> str:
@@ -52,62 +51,35 @@ def show_margin(metric: Metric) -> str:
     ('1 pp', '2 %')
     """
     if metric.effect == "ratio":
-        return f"{significant(100 * metric.margin)} %"
-    if metric.unit == "share":
-        return f"{significant(100 * metric.margin)} pp"
-    return show_figure(metric.margin, metric.unit)
+        scale, name = 0.01, "%"
+    else:
+        scale, name = _unit(metric.unit, metric.margin, of_effect=True)
+    # A margin is a round number that somebody chose.
+    return f"{metric.margin / scale:.6g} {name}".rstrip()
 
 
-def show_p(p: float | None) -> str:
-    """A p-value; smaller than a thousandth is not told apart."""
-    if p is None:
-        return ""
-    return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
+def _unit(unit: str, size: float, *, of_effect: bool) -> tuple[float, str]:
+    """What to divide by, and the name of the unit then."""
+    if unit == "share":
+        return 0.01, "pp" if of_effect else "%"
+    if unit == "bytes":
+        return next((pair for pair in _PREFIXES if size >= pair[0]), _PREFIXES[-1])
+    return 1.0, unit
 
 
-def significant(value: float, digits: int = 3) -> str:
-    """A number to three significant digits, without an exponent, with the minus sign of text."""
-    if not isfinite(value):
-        return _NOTHING
-    places = 0
-    while places < 6 and 0 < abs(value) < 10 ** (digits - 1 - places):
-        places += 1
+def _places(value: float, digits: int) -> int:
+    """Decimal places that show `digits` significant ones, at most 6."""
+    return 0 if value == 0 else min(6, max(0, digits - 1 - floor(log10(abs(value)))))
+
+
+def _number(value: float, places: int, *, signed: bool = False) -> str:
+    """Rounded, with the minus sign of text, and no sign on what rounds to nothing."""
     text = f"{value:,.{places}f}"
-    return (text.rstrip("0").rstrip(".") if "." in text else text).replace("-", "−")
+    if float(text.replace(",", "")) == 0:
+        return text.removeprefix("-")
+    return text.replace("-", "−") if value < 0 else f"+{text}" if signed else text
 
 
-def _one_effect(value: float | None, metric: Metric) -> str:
-    if value is None:
-        return _NOTHING
-    if metric.effect == "ratio":
-        return f"{value:.2f}" if value < 100 else significant(value)
-    if metric.unit == "share":
-        return _signed(_rounded(100 * value, 1), value)
-    if metric.unit == "bytes":
-        return _signed(_bytes(value), value)
-    return _signed(significant(value), value)
-
-
-def _signed(text: str, value: float) -> str:
-    return f"+{text}" if value > 0 else text
-
-
-def _rounded(value: float, places: int) -> str:
-    """Rounded; a value that rounds to nothing gets one more digit, and never a sign of zero."""
-    text = f"{value:.{places}f}"
-    if float(text) == 0 and value:
-        text = f"{value:.{places + 1}f}"
-    return f"{0:.{places}f}" if float(text) == 0 else text.replace("-", "−")
-
-
-def _bytes(value: float) -> str:
-    for scale, prefix in _SCALES:
-        if abs(value) >= scale:
-            return f"{significant(value / scale)} {prefix}B"
-    return f"{significant(value)} B"
-
-
-def _interval(ends: tuple[float | None, ...], shown: list[str]) -> str:
-    if None in ends or ends[0] == ends[1]:
-        return ""
-    return f" [{shown[0]}, {shown[1]}]"
+def _with_interval(numbers: list[str], unit: str) -> str:
+    first = f"{numbers[0]} {unit}".rstrip()
+    return f"{first} [{numbers[1]}, {numbers[2]}]" if len(numbers) > 1 else first

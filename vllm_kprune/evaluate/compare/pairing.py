@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vllm_kprune.evaluate.compare.aggregates import AGGREGATES, Aggregate
-from vllm_kprune.evaluate.compare.resampling import Effect, differ
+from vllm_kprune.evaluate.compare.resampling import Effect, bootstrap_replicates, differ
 from vllm_kprune.evaluate.compare.values import Measurement, Metric
 
 __all__ = ["Paired", "pair", "quantiles"]
@@ -40,6 +40,11 @@ class Paired:
         return int(differ(*self.sides).sum()) if self.both else 0
 
     @property
+    def values(self) -> int:
+        """Number of values that a quantile is of, on the side that has fewer."""
+        return min(int((~np.isnan(side)).sum()) for side in self.sides)
+
+    @property
     def tested(self) -> bool:
         """Whether a p-value can be had: both sides are samples, and one may be the better."""
         judged = self.both and self.metric.better != "neither"
@@ -53,6 +58,10 @@ class Paired:
     def with_effect(self, figures: Floats) -> Floats:
         """Figures [sides, resamples] and, as the last row, their effect."""
         return np.vstack([figures, self.effect(figures[0], figures[-1])])
+
+    def drawn(self, resamples: int, rng: np.random.Generator) -> Floats:
+        """Bootstrap replicates of each side and, as the last row, of the effect."""
+        return self.with_effect(bootstrap_replicates(self.aggregate, self.sides, resamples, rng))
 
     def figures(self) -> Floats:
         """The figure of each side, and the effect."""

@@ -189,7 +189,8 @@ def _without_secrets(endpoint: EndpointFacts) -> EndpointFacts:
 
 def _suite(result: values.SuiteResult, comparisons: Sequence[Comparison]) -> SuiteReport:
     judgements = [judge(comparison) for comparison in comparisons]
-    judgement = judge_suite(judgements)
+    titles = [measurement.metric.title for measurement in result.measurements]
+    judgement = judge_suite(list(zip(titles, judgements, strict=True)))
     metrics = [
         _metric(*of_one)
         for of_one in zip(result.measurements, comparisons, judgements, strict=True)

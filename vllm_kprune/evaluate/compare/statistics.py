@@ -1,7 +1,6 @@
 """From a measurement to a comparison: figures, effect, interval and p-value.
 
-The unit is the item, drawn with both its sides (see `resampling.py`). How well the intervals
-cover, and how often equal sides are called different, is tested by simulation.
+The unit is the item, drawn with both its sides: `resampling.py` and `intervals.py` say how.
 """
 
 import zlib
@@ -10,21 +9,13 @@ from dataclasses import dataclass, replace
 from math import exp, isfinite, nan
 
 import numpy as np
-from numpy.typing import NDArray
 
+from vllm_kprune.evaluate.compare.intervals import intervals
 from vllm_kprune.evaluate.compare.pairing import Paired, pair
-from vllm_kprune.evaluate.compare.resampling import (
-    bootstrap_replicates,
-    interval,
-    jackknife,
-    swap_test,
-)
+from vllm_kprune.evaluate.compare.resampling import swap_test
 from vllm_kprune.evaluate.compare.values import Measurement, Metric
 
-__all__ = ["Comparison", "Estimate", "compare", "correct", "rule_of_three"]
-
-Floats = NDArray[np.float64]
-_Row = tuple[float, float, float]
+__all__ = ["Comparison", "Estimate", "compare", "correct"]
 
 
 @dataclass(frozen=True)
@@ -41,13 +32,15 @@ class Comparison:
     """A metric on both sides.
 
     `effect` is pruned - original, or pruned / original, as the metric says; for a metric of the
-    pair itself it is that figure, and `pruned` is None. `dropped` items had no value on a side;
+    pair itself it is that figure, and `pruned` is None. `n` items have a value on every side, and
+    `dropped` items have not; `values` is how many numbers a quantile is of;
     `differing` items have other features on the two sides. `p` is None where nothing is tested;
     `p_adjusted` is set by `correct`.
     """
 
     metric: Metric
     n: int
+    values: int
     dropped: int
     differing: int
     confidence: float
@@ -65,10 +58,11 @@ def compare(
     data = pair(measurement)
     rng = np.random.default_rng([seed, zlib.crc32(data.metric.name.encode())])
     estimates = _estimates(data, resamples, confidence, rng)
-    tested = data.tested and estimates[-1].value is not None
+    tested = data.tested and estimates[-1].low is not None
     return Comparison(
         metric=data.metric,
         n=data.items,
+        values=data.values,
         dropped=data.dropped,
         differing=data.differing,
         confidence=confidence,
@@ -91,15 +85,6 @@ def correct(comparisons: Iterable[Comparison]) -> tuple[Comparison, ...]:
     return tuple(found)
 
 
-def rule_of_three(items: int, confidence: float) -> float:
-    """The largest share of items that may differ when none of `items` did.
-
-    The upper end of the exact interval for a share: about 3.7 / n at 95 % (Hanley and
-    Lippman-Hand 1983, who name the one-sided form, 3 / n).
-    """
-    return 1 - ((1 - confidence) / 2) ** (1 / items) if items else 1.0
-
-
 def _p_value(data: Paired, resamples: int, rng: np.random.Generator) -> float:
     return swap_test(data.aggregate, (data.sides[0], data.sides[1]), data.effect, resamples, rng)
 
@@ -108,62 +93,18 @@ def _estimates(
     data: Paired, resamples: int, confidence: float, rng: np.random.Generator
 ) -> list[Estimate]:
     """Of each side, then of the effect."""
-    points = data.figures() if data.items else [nan] * (len(data.sides) + 1)
+    points = data.figures().tolist() if data.items else [nan] * (len(data.sides) + 1)
     if not data.aggregate.sampled:
         rows = [(point, point, point) for point in points]
     elif data.items < 2:
         rows = [(point, nan, nan) for point in points]
     else:
-        rows = _sampled(data, np.asarray(points), resamples, confidence, rng)
+        ends = intervals(data, resamples, confidence, rng)
+        rows = [(point, *pair) for point, pair in zip(points, ends, strict=True)]
     if data.metric.effect == "ratio" and data.both:
         value, low, high = rows[-1]
         rows[-1] = exp(value), exp(low), exp(high)
     return [Estimate(*(_or_none(number) for number in row)) for row in rows]
-
-
-def _sampled(
-    data: Paired, points: Floats, resamples: int, confidence: float, rng: np.random.Generator
-) -> list[_Row]:
-    drawn = bootstrap_replicates(data.aggregate, data.sides, resamples, rng)
-    replicates = data.with_effect(drawn)
-    left_out = None
-    if data.aggregate.smooth:
-        left_out = data.with_effect(jackknife(data.aggregate, data.sides))
-    unseen = rule_of_three(data.items, confidence)
-    rows: list[_Row] = []
-    for at, (point, scale) in enumerate(zip(points, _scales(data, points), strict=True)):
-        without = None if left_out is None else left_out[at]
-        low, high = interval(replicates[at], point, without, data.items, confidence)
-        if np.ptp(replicates[at]) == 0:
-            low, high = low - unseen * scale, high + unseen * scale
-        rows.append((point, low, high))
-    return _within_bounds(data, rows)
-
-
-def _scales(data: Paired, points: Floats) -> list[float]:
-    """By how much one item that differs can move each figure and the effect, times n.
-
-    An interval may not shrink to a point because all items seen are alike: a share of items up to
-    `rule_of_three` may still differ, each by all that it has to lose. That is 1 for a share and on
-    the log scale, and for a difference in another unit the figure itself.
-    """
-    share = float(data.metric.unit == "share")
-    if not data.both:
-        return [share, share]
-    whole = 1.0 if data.metric.effect == "ratio" or share else abs(points[0])
-    return [share, share, whole]
-
-
-def _within_bounds(data: Paired, rows: list[_Row]) -> list[_Row]:
-    """Shares are between 0 and 1, and their differences between -1 and 1."""
-    if data.metric.unit != "share":
-        return rows
-    least = [0.0] * len(data.sides) + [-1.0 if data.both else 0.0]
-    bounded = not (data.both and data.metric.effect == "ratio")
-    return [
-        (value, max(low, floor), min(high, 1.0)) if bounded or floor == 0 else (value, low, high)
-        for (value, low, high), floor in zip(rows, least, strict=True)
-    ]
 
 
 def _or_none(number: float) -> float | None:

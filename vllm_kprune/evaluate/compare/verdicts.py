@@ -18,13 +18,15 @@ from typing import Literal
 
 from vllm_kprune.evaluate.compare.aggregates import AGGREGATES
 from vllm_kprune.evaluate.compare.figures import show_margin
-from vllm_kprune.evaluate.compare.statistics import Comparison, rule_of_three
+from vllm_kprune.evaluate.compare.intervals import rule_of_three, values_needed
+from vllm_kprune.evaluate.compare.statistics import Comparison
 
 __all__ = ["MIN_ITEMS", "Judgement", "Verdict", "judge", "judge_suite", "overall"]
 
 Verdict = Literal["better", "equal", "worse", "not enough data", "told"]
 MIN_ITEMS = 6
 _MOST_ITEMS = 1_000_000
+_ORDER: tuple[Verdict, ...] = ("worse", "better", "not enough data", "equal")
 
 
 @dataclass(frozen=True)
@@ -42,27 +44,25 @@ def judge(comparison: Comparison) -> Judgement:
     if comparison.pruned is None or metric.better == "neither":
         return Judgement("told", "told, not judged")
     if AGGREGATES[metric.aggregate].sampled and comparison.n < MIN_ITEMS:
-        return _open(comparison, MIN_ITEMS)
-    margins, ends, value = _on_scale(comparison)
+        return _open(MIN_ITEMS)
+    margin, value, ends = _on_scale(comparison)
     if value is None or ends is None:
-        return _open(comparison, None)
-    if margins[0] <= ends[0] and ends[1] <= margins[1]:
+        return _open(_needed_for_quantile(comparison))
+    if -margin <= ends[0] and ends[1] <= margin:
         within = f" within {show_margin(metric)}" if metric.margin else ""
         return Judgement("equal", f"equal{within}")
     p = 0.0 if not AGGREGATES[metric.aggregate].sampled else comparison.p_adjusted
     if p is not None and p < 1 - comparison.confidence and value:
         good = (value > 0) == (metric.better == "higher")
         return Judgement("better", "better") if good else Judgement("worse", "worse")
-    return _open(comparison, _needed(comparison))
+    return _open(_needed(comparison))
 
 
-def _open(comparison: Comparison, needed: int | None) -> Judgement:
-    have = f"not enough data ({comparison.n} items"
+def _open(needed: int | None) -> Judgement:
     if needed is None:
-        return Judgement("not enough data", f"{have})")
-    if needed > _MOST_ITEMS:
-        return Judgement("not enough data", f"{have}; over a million needed)")
-    return Judgement("not enough data", f"{have}; about {_about(needed)} needed)", needed)
+        return Judgement("not enough data", "not enough data")
+    about = "over a million" if needed > _MOST_ITEMS else f"about {_about(needed)}"
+    return Judgement("not enough data", f"not enough data ({about} items needed)", needed)
 
 
 def _about(items: int) -> str:
@@ -71,34 +71,43 @@ def _about(items: int) -> str:
     return f"{ceil(items / step) * step:,}"
 
 
-Ends = tuple[float, float]
+def _on_scale(comparison: Comparison) -> tuple[float, float | None, tuple[float, float] | None]:
+    """Margin, effect and interval on a scale where 0 is equal: ratios as logarithms."""
+    ratio = comparison.metric.effect == "ratio"
+    effect, margin = comparison.effect, comparison.metric.margin
+    value, low, high = (_scaled(one, ratio) for one in (effect.value, effect.low, effect.high))
+    ends = None if low is None or high is None else (low, high)
+    return log1p(margin) if ratio else margin, value, ends
 
 
-def _on_scale(comparison: Comparison) -> tuple[Ends, Ends | None, float | None]:
-    """Margins, interval and effect on a scale where 0 is equal: ratios as logarithms."""
-    metric, effect = comparison.metric, comparison.effect
-    numbers = effect.value, effect.low, effect.high
-    margins = (-metric.margin, metric.margin)
-    if metric.effect == "ratio":
-        margins = (-log1p(metric.margin), log1p(metric.margin))
-        numbers = tuple(None if not number else log(number) for number in numbers)  # type: ignore[assignment]
-    value, low, high = numbers
-    return margins, None if low is None or high is None else (low, high), value
+def _scaled(number: float | None, ratio: bool) -> float | None:
+    if number is None or not ratio:
+        return number
+    return log(number) if number > 0 else None
 
 
 def _needed(comparison: Comparison) -> int | None:
     """About how many items make the interval narrow enough to tell equal from different, whichever
     comes first; widths fall with the square root of the number of items."""
-    margins, ends, value = _on_scale(comparison)
-    if ends is None or value is None:
+    margin, value, ends = _on_scale(comparison)
+    if value is None or ends is None:
         return None
-    half, margin = (ends[1] - ends[0]) / 2, margins[1]
+    half = (ends[1] - ends[0]) / 2
     if comparison.differing == 0:
         return _needed_unseen(comparison, margin / half if half else inf)
     factors = [half / size for size in (margin - abs(value), abs(value)) if size > 0]
     if not factors:
         return None
     return max(comparison.n + 1, ceil(comparison.n * min(factors) ** 2))
+
+
+def _needed_for_quantile(comparison: Comparison) -> int | None:
+    """How many items have the values that an interval of a quantile takes."""
+    quantile = AGGREGATES[comparison.metric.aggregate].quantile
+    if quantile is None or not comparison.values:
+        return None
+    missing = values_needed(quantile, comparison.confidence) / comparison.values
+    return max(comparison.n + 1, ceil(comparison.n * missing))
 
 
 def _needed_unseen(comparison: Comparison, allowed: float) -> int | None:
@@ -109,31 +118,36 @@ def _needed_unseen(comparison: Comparison, allowed: float) -> int | None:
     return max(comparison.n + 1, ceil(log((1 - comparison.confidence) / 2) / log1p(-share)))
 
 
-def judge_suite(judgements: Sequence[Judgement]) -> Judgement:
-    """One verdict for a suite: its worst metric counts, then its best; equal only if all are.
+def judge_suite(judgements: Sequence[tuple[str, Judgement]]) -> Judgement:
+    """One verdict for a suite, from the titles of its metrics and their verdicts: its worst metric
+    counts, then its best; equal only if all are.
 
     So a suite with any metric worse is worse: who decides to ship should look at it first.
     """
-    counts = Counter(judgement.verdict for judgement in judgements)
-    del counts["told"]
-    total = sum(counts.values())
-    if not total:
+    judged = [(title, one) for title, one in judgements if one.verdict != "told"]
+    if not judged:
         return Judgement("told", "told, not judged" if judgements else "not measured")
-    order: tuple[Verdict, ...] = ("worse", "better", "not enough data", "equal")
-    verdict = next(name for name in order if counts[name])
-    needed = max((judgement.items_needed or 0 for judgement in judgements), default=0)
-    if total == 1 or counts[verdict] == total == 1:
-        return next(one for one in judgements if one.verdict != "told")
-    words = ", ".join(f"{name} in {counts[name]}" for name in order if counts[name])
-    return Judgement(verdict, f"{words} of {total} metrics", needed or None)
+    if len(judged) == 1:
+        return judged[0][1]
+    counts = Counter(one.verdict for _, one in judged)
+    verdict = next(name for name in _ORDER if counts[name])
+    needed = max(one.items_needed or 0 for _, one in judged)
+    words = ", ".join(_count(name, judged) for name in _ORDER if counts[name])
+    return Judgement(verdict, f"{words} of {len(judged)} metrics", needed or None)
+
+
+def _count(verdict: Verdict, judged: Sequence[tuple[str, Judgement]]) -> str:
+    """How many metrics have a verdict; those that are worse by name, as far as there is room."""
+    titles = [title for title, one in judged if one.verdict == verdict]
+    named = f" ({', '.join(titles)})" if verdict == "worse" and len(titles) <= 3 else ""
+    return f"{verdict} in {len(titles)}{named}"
 
 
 def overall(verdicts: Iterable[tuple[str, Verdict]]) -> str:
     """The report in one sentence: suites by verdict, the worst first."""
-    order: tuple[Verdict, ...] = ("worse", "better", "equal", "not enough data")
     found = list(verdicts)
     parts = []
-    for verdict in order:
+    for verdict in _ORDER:
         names = [suite for suite, one in found if one == verdict]
         if names:
             parts.append(f"{verdict}: {', '.join(names)}")

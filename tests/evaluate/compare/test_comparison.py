@@ -1,0 +1,213 @@
+"""Laws of a comparison that hold whatever the data; how often it errs is in test_coverage.py."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from recorded import BYTES, LCPR, LPR, MEDIAN, SCORE, SHARE, SPEED, Floats, measured
+
+from vllm_kprune.evaluate.compare.aggregates import AGGREGATES
+from vllm_kprune.evaluate.compare.intervals import rule_of_three
+from vllm_kprune.evaluate.compare.statistics import Comparison, Estimate, compare, correct
+from vllm_kprune.evaluate.compare.values import Measurement, Metric
+
+METRICS = (SHARE, LPR, LCPR, SPEED, MEDIAN, BYTES)
+
+
+@st.composite
+def measurements(draw: st.DrawFn) -> Measurement:
+    metric = draw(st.sampled_from(METRICS))
+    items = draw(st.integers(0, 25))
+    columns = AGGREGATES[metric.aggregate].columns or 2
+    counts = st.integers(0, 6).map(float) | st.just(np.nan)
+    sides = [draw(arrays(np.float64, (items, columns), elements=counts)) for _ in range(2)]
+    if metric.unit == "share" and columns > 1:
+        # No more passed than were tried.
+        for side in sides:
+            side[:, ::2] = np.minimum(side[:, ::2], side[:, 1::2])
+    elif metric.unit == "share":
+        sides = [np.minimum(side, 1) for side in sides]
+    names = tuple(f"{row}" for row in range(items))
+    return Measurement(metric, names, sides[0], sides[1])
+
+
+def quick(measurement: Measurement, seed: int = 0) -> Comparison:
+    return compare(measurement, seed=seed, resamples=200)
+
+
+def numbers(estimate: Estimate | None) -> Floats:
+    assert estimate is not None
+    found = [estimate.value, estimate.low, estimate.high]
+    return np.array([np.nan if number is None else number for number in found])
+
+
+@settings(max_examples=60)
+@given(measurements())
+def test_swapping_the_sides_mirrors_the_result(measurement: Measurement) -> None:
+    assert measurement.pruned is not None
+    there = quick(measurement)
+    back = quick(replace(measurement, original=measurement.pruned, pruned=measurement.original))
+    assert back.p == pytest.approx(there.p, abs=1e-12)
+    assert (back.n, back.dropped, back.differing) == (there.n, there.dropped, there.differing)
+    assert back.original.value == pytest.approx(there.pruned.value if there.pruned else None)
+    value, low, high = numbers(there.effect)
+    # The inverse of a ratio of nothing is unknown, as the ratio itself is.
+    ratio = measurement.metric.effect == "ratio"
+    mirrored = [1 / value, 1 / high, 1 / low] if ratio else [-value, -high, -low]
+    np.testing.assert_allclose(numbers(back.effect), mirrored, rtol=1e-9, atol=1e-12)
+
+
+@settings(max_examples=60)
+@given(measurements(), st.randoms(use_true_random=False))
+def test_a_seed_gives_one_result_whatever_the_order_of_items(
+    measurement: Measurement, random: object
+) -> None:
+    assert measurement.pruned is not None
+    order = list(range(len(measurement.items)))
+    random.shuffle(order)  # type: ignore[attr-defined]
+    shuffled = replace(
+        measurement,
+        items=tuple(measurement.items[at] for at in order),
+        original=measurement.original[order],
+        pruned=measurement.pruned[order],
+    )
+    assert quick(shuffled) == quick(measurement)
+
+
+@settings(max_examples=60)
+@given(measurements())
+def test_an_interval_holds_its_figure_and_a_share_stays_a_share(measurement: Measurement) -> None:
+    found = quick(measurement)
+    assert found.pruned is not None
+    for estimate in (found.original, found.pruned, found.effect):
+        value, low, high = numbers(estimate)
+        if not np.isnan(low):
+            assert low <= value <= high
+    if found.metric.unit == "share" and found.effect.low is not None:
+        assert found.effect.low >= -1
+        for side in (found.original, found.pruned):
+            value, low, high = numbers(side)
+            assert 0 <= low <= high <= 1
+
+
+@settings(max_examples=40)
+@given(measurements())
+def test_identical_sides_are_never_significant(measurement: Measurement) -> None:
+    found = quick(replace(measurement, pruned=measurement.original.copy()))
+    assert found.differing == 0
+    assert found.p in (None, 1.0)
+    if found.effect.low is not None and found.effect.high is not None:
+        nothing = 1 if found.metric.effect == "ratio" else 0
+        assert found.effect.low <= nothing <= found.effect.high
+
+
+@settings(max_examples=40)
+@given(measurements())
+def test_an_item_without_a_value_on_a_side_counts_on_neither(measurement: Measurement) -> None:
+    assert measurement.pruned is not None
+    together = np.all if measurement.metric.aggregate == "p50" else np.any
+    kept = ~(
+        together(np.isnan(measurement.original), axis=1)
+        | together(np.isnan(measurement.pruned), axis=1)
+    )
+    rest = Measurement(
+        measurement.metric,
+        tuple(np.array(measurement.items, dtype=str)[kept]),
+        measurement.original[kept],
+        measurement.pruned[kept],
+    )
+    found = quick(measurement)
+    assert found.dropped == int((~kept).sum())
+    assert replace(found, dropped=0) == quick(rest)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_no_items_give_no_figure_and_no_error(metric: Metric) -> None:
+    columns = AGGREGATES[metric.aggregate].columns or 1
+    nothing = np.empty((0, columns))
+    found = compare(Measurement(metric, (), nothing, nothing), seed=1)
+    assert found.effect == found.original == Estimate(None, None, None)
+    assert (found.n, found.p) == (0, None)
+
+
+def test_one_item_gives_figures_without_intervals() -> None:
+    found = compare(measured(SHARE, [1], [0]), seed=1)
+    assert found.effect == Estimate(-1.0, None, None)
+    assert found.p is None
+
+
+def test_a_counted_figure_is_exact() -> None:
+    found = compare(measured(BYTES, [200.0], [150.0]), seed=1)
+    assert found.original == Estimate(200.0, 200.0, 200.0)
+    assert found.effect.value == pytest.approx(0.75)
+    assert found.effect.low == found.effect.high == found.effect.value
+
+
+def test_a_share_of_the_pair_has_an_interval_but_no_test() -> None:
+    found = compare(measured(SHARE, [1] * 90 + [0] * 10, None), seed=1)
+    assert found.pruned is None and found.p is None
+    assert found.effect == found.original
+    assert found.effect.low is not None and 0.8 < found.effect.low < 0.9
+
+
+def test_many_items_alike_still_leave_room_for_an_unseen_difference() -> None:
+    alike = [1.0] * 100
+    found = compare(measured(SHARE, alike, alike), seed=1)
+    assert found.effect.high is not None and 0.02 < found.effect.high < 0.04
+    assert found.effect.low == pytest.approx(-found.effect.high)
+    assert found.original.high == 1
+    scored = compare(measured(SCORE, [30.0] * 100, [30.0] * 100), seed=1)
+    assert scored.effect.high == pytest.approx(30 * rule_of_three(100, 0.95))
+    assert rule_of_three(100, 0.95) == pytest.approx(0.0362, abs=1e-4)
+
+
+def test_a_few_items_are_tested_exactly() -> None:
+    """Five differences, all one way: 2 of the 32 ways to swap them are as extreme."""
+    found = compare(measured(SHARE, [1] * 5 + [1] * 40, [0] * 5 + [1] * 40), seed=1)
+    assert found.p == 2 / 32
+
+
+def test_the_p_value_of_a_mean_is_that_of_sign_flips() -> None:
+    rng = np.random.default_rng(5)
+    gain = rng.normal(0.5, 1, 12)
+    found = compare(measured(replace(SHARE, unit=""), np.zeros(12), gain), seed=1)
+    signs = np.array(np.meshgrid(*[[-1, 1]] * 12)).reshape(12, -1)
+    flipped = np.abs(gain @ signs)
+    assert found.p == pytest.approx(np.mean(flipped >= abs(gain.sum()) - 1e-9))
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+def test_holm_never_lowers_a_p_value_nor_changes_the_order(p_values: list[float]) -> None:
+    base = compare(measured(SHARE, [1, 0], [1, 1]), seed=1, resamples=10)
+    found = correct([replace(base, p=p) for p in p_values])
+    adjusted = [one.p_adjusted for one in found]
+    for p, corrected in zip(p_values, adjusted, strict=True):
+        assert corrected is not None and p <= corrected <= 1
+    by_p = [adjusted[at] for at in np.argsort(p_values, kind="stable")]
+    assert by_p == sorted(by_p, key=lambda one: one or 0.0)
+
+
+def test_holm_as_in_his_paper() -> None:
+    base = compare(measured(SHARE, [1, 0], [1, 1]), seed=1, resamples=10)
+    told = replace(base, p=None)
+    found = correct([replace(base, p=0.01), told, replace(base, p=0.04), replace(base, p=0.03)])
+    assert [one.p_adjusted for one in found] == pytest.approx([0.03, None, 0.06, 0.06])
+
+
+@pytest.mark.parametrize(
+    "features, mistake",
+    [([[1, 2]], "expected"), ([[np.inf]], "infinite"), ([[1], [2]], "expected")],
+)
+def test_features_of_another_shape_are_refused(features: object, mistake: str) -> None:
+    rows = np.array(features, dtype=float)
+    with pytest.raises(ValueError, match=mistake):
+        compare(Measurement(SHARE, ("a",), rows, rows), seed=1)
+
+
+def test_an_item_that_occurs_twice_is_refused() -> None:
+    rows = np.ones((2, 1))
+    with pytest.raises(ValueError, match="twice"):
+        compare(Measurement(SHARE, ("a", "a"), rows, rows), seed=1)

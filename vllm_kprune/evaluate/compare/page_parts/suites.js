@@ -1,0 +1,132 @@
+// The head of the page, a card for each suite, and a section for each with all its metrics.
+const ARROWS = { higher: "higher is better", lower: "lower is better", neither: "told, not judged" };
+const sectionId = (suite) => "suite-" + suite.name.replace(/[^a-z0-9_-]/gi, "-");
+const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
+
+function header(report) {
+  const sides = report.endpoints.map((endpoint) => element("span", {},
+    dot(endpoint.name === "pruned" ? "pruned" : "original"), endpoint.name + ": ", element("b", {}, endpoint.model), " at " + endpoint.url));
+  return [element("p", { class: "eyebrow" }, "kprune compare"), element("h1", {}, "Pruned against original"),
+    element("div", { class: "sides" }, sides)];
+}
+
+function summary(report) {
+  const percentage = tidy(100 * report.confidence) + " %";
+  return [element("p", { class: "lead" }, element("b", {}, capital(report.summary) + ". "),
+    element("span", { class: "soft" }, "Intervals in brackets hold " + percentage + "; verdicts are corrected for the number of metrics.")),
+  element("div", { class: "cards" }, report.suites.map(card))];
+}
+
+// The metric that a card shows: the main one, unless only another bears the suite's verdict.
+function telling(suite) {
+  return [suite.metrics[0], ...suite.metrics].find((metric) => metric && metric.verdict === suite.verdict) || suite.metrics[0];
+}
+
+// Both figures, their common unit once.
+function bothFigures(metric) {
+  const [before, after] = [metric.shown.original, metric.shown.pruned], unit = / \D+$/.exec(after);
+  return [unit && before.endsWith(unit[0]) ? before.slice(0, -unit[0].length) : before, " → ", element("b", {}, after)];
+}
+
+function card(suite) {
+  const main = telling(suite);
+  return element("a", { class: "card", href: "#" + sectionId(suite) },
+    element("span", { class: "top" }, element("span", { class: "name" }, capital(suite.name)), badge(suite.verdict, measured(suite))),
+    main ? [bigFigure(main), element("span", { class: "sub" }, main.title, main.pruned && [": ", bothFigures(main)])]
+      : element("span", { class: "sub" }, Object.values(suite.unavailable)[0] || ""),
+    element("span", { class: "foot" }, main ? suite.words : ""));
+}
+
+function measured(suite) {
+  if (!suite.metrics.length) return "not measured";
+  return suite.verdict === "told" ? "told" : suite.verdict;
+}
+
+function bigFigure(metric) {
+  const found = /^(.*?)( \[.*)?$/.exec(metric.shown.effect);
+  return element("span", { class: "big" }, found[1], element("small", {}, found[2] || ""));
+}
+
+function section(suite) {
+  const id = sectionId(suite);
+  return element("section", { id, "aria-labelledby": id + "-title" },
+    element("div", { class: "head" }, element("h2", { id: id + "-title" }, capital(suite.name)),
+      badge(suite.verdict, measured(suite)), suite.metrics.length > 1 && element("span", { class: "words" }, suite.words)),
+    groups(suite.metrics).map(group),
+    charts(suite), missing(suite),
+    suite.notes.map((note) => element("p", { class: "note" }, note)));
+}
+
+// Metrics that can share an axis: of one unit and one kind of effect, figures of the pair apart.
+function groups(metrics) {
+  const found = new Map();
+  for (const metric of metrics) {
+    const key = metric.pruned === null ? "pair " + metric.unit : metric.effect_kind === "ratio" ? "ratio" : metric.unit;
+    if (!found.has(key)) found.set(key, []);
+    found.get(key).push(metric);
+  }
+  return [...found.values()];
+}
+
+function group(metrics) {
+  const first = metrics[0], ratio = first.effect_kind === "ratio" && first.pruned !== null, pair = first.pruned === null;
+  const numbers = metrics.flatMap(({ effect }) => [effect.low, effect.value, effect.high])
+    .filter((value) => value !== null && (!ratio || value > 0));
+  const margins = metrics.map((metric) => metric.margin);
+  const anchors = ratio ? [1, ...margins.map((margin) => 1 + margin), ...margins.map((margin) => 1 / (1 + margin))]
+    : pair ? [0] : [0, ...margins, ...margins.map((margin) => -margin)];
+  const scale = ratio ? logarithmic(numbers, anchors, RATIOS) : linear(numbers, anchors);
+  const text = pair ? figureTick(first.unit) : effectTick(first.unit, ratio);
+  return element("div", { class: "group" }, metrics.map((metric) => row(metric, scale)), axis(scale, text));
+}
+
+function row(metric, scale) {
+  const details = [ARROWS[metric.pruned ? metric.better : "neither"], metric.items.toLocaleString("en") + (metric.items === 1 ? " item" : " items")];
+  if (metric.dropped) details.push(metric.dropped.toLocaleString("en") + " without a value");
+  if (metric.pruned && metric.aggregate !== "exact") details.push(metric.differing.toLocaleString("en") + " differ");
+  const p = metric.p_adjusted === null ? "" : metric.p_adjusted < 0.001 ? "adjusted p < 0.001" : "adjusted p = " + metric.p_adjusted.toPrecision(2);
+  return element("div", { class: "row", "data-metric": metric.name },
+    element("div", { class: "label" }, metric.title, element("span", { class: "soft" }, details.join(" · "))),
+    element("div", { class: "values figure" }, metric.pruned && bothFigures(metric)),
+    track(metric, scale),
+    element("div", { class: "effect", title: p }, element("span", { class: "figure" }, metric.shown.effect), badge(metric.verdict, metric.words)));
+}
+
+function charts(suite) {
+  const figures = suite.metrics.filter((metric) => metric.distribution).map(distributionChart);
+  const curve = saving(suite);
+  if (curve) figures.push(curve);
+  return figures.length > 0 && element("div", { class: "charts" }, figures);
+}
+
+// Metrics named saved@RATE and quality@RATE make the curve of input pruning.
+function saving(suite) {
+  const byName = new Map(suite.metrics.map((metric) => [metric.name, metric]));
+  const points = [];
+  for (const metric of suite.metrics) {
+    const found = /^quality@(.+)$/.exec(metric.name), saved = found && byName.get("saved@" + found[1]);
+    if (saved && saved.effect.value !== null && metric.effect.value !== null)
+      points.push({ rate: found[1], saved: Math.abs(saved.effect.value), change: metric.effect, metric });
+  }
+  points.sort((a, b) => a.saved - b.saved);
+  return points.length > 1 && savingChart(points, points[0].metric);
+}
+
+function missing(suite) {
+  const reasons = Object.entries(suite.unavailable);
+  return reasons.length > 0 && element("ul", { class: "missing" }, reasons.map(([name, why]) =>
+    element("li", {}, element("b", {}, name === "*" ? "Not measured" : name + " not measured"), ": " + why)));
+}
+
+// The main metric of each suite of quality, against the size that the memory suite found.
+function sizeSection(report) {
+  const memory = report.suites.find((suite) => suite.name === "memory");
+  const size = memory && memory.metrics.find((metric) => metric.unit === "bytes" && metric.pruned && metric.original.value !== null && metric.pruned.value !== null);
+  const kinds = report.suites.filter((suite) => ["stability", "translation", "accuracy"].includes(suite.name))
+    .map((suite) => [suite, suite.metrics[0]])
+    .filter(([, metric]) => metric && metric.pruned && metric.original.value !== null && metric.pruned.value !== null);
+  if (!size || !kinds.length) return null;
+  return [element("div", { class: "head" }, element("h2", { id: "size-title" }, "Size against quality"),
+    element("span", { class: "words" }, size.title)),
+  element("div", { class: "charts" }, kinds.map(([suite, metric]) => sizeChart(size, metric, capital(suite.name))))];
+}
