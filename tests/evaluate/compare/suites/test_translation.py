@@ -161,7 +161,7 @@ def test_comet_is_unavailable_with_its_reason_where_it_is_missing(
 def test_a_model_without_chat_continues_examples(tmp_path: Path) -> None:
     def continues(request: Request) -> Answer:
         assert request.kind == "completion" and request.extra["stop"] == ["\n"]
-        assert request.prompt.count("English: ") == request.prompt.count("Korean:") == 4
+        assert request.prompt.count("English:") == request.prompt.count("Korean:") == 4
         return Answer(text="x")
 
     missing = {"chat": "no template"}
