@@ -21,8 +21,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,20 +30,18 @@ from paper_table import Reports, write_table
 
 from vllm_kprune.checkpoint.reference import demo_model
 from vllm_kprune.errors import KPruneError
-from vllm_kprune.evaluate.compare.conclude import conclude, write_all
-from vllm_kprune.evaluate.compare.open_run import Address, open_run
+from vllm_kprune.evaluate.compare.conclude import write_all
 from vllm_kprune.evaluate.compare.report import Report
 from vllm_kprune.evaluate.compare.report_file import read_report
-from vllm_kprune.evaluate.compare.run import CompareOptions, Context, run_suites
+from vllm_kprune.evaluate.compare.run import CompareOptions
+from vllm_kprune.evaluate.compare.served import Amounts, compare_served
 from vllm_kprune.evaluate.compare.suites import SUITES
-from vllm_kprune.evaluate.compare.values import SuiteResult
-from vllm_kprune.evaluate.pairs import NAMES, ModelPair, open_pair, serve_pair
+from vllm_kprune.evaluate.pairs import open_pair, serve_pair
 from vllm_kprune.evaluate.servers import stops_on_sigterm
 from vllm_kprune.profile import load_profile
 
 PROFILES = ("enko", "enkozh")
 LANGUAGES = {"enko": ("ko", "en"), "enkozh": ("ko", "en", "zh")}
-Amounts = Mapping[str, Mapping[str, Any]]
 # Items of each suite (of each direction and task, where it has several), and tokens of an answer.
 AMOUNTS: Mapping[str, Amounts] = {
     "gemma-3-270m": {
@@ -111,8 +108,12 @@ def run(model: str, profile: str, options: argparse.Namespace, files: Mapping[st
         return read_report(folder / "report.json")
     pair = open_pair(str(demo_model(model, log=say)), load_profile(profile))
     say(f"{model}, {profile}: starting both servers")
-    report = compare(pair, folder, amounts, base_options(profile, files), eager=options.eager)
+    base = CompareOptions(concurrency=CONCURRENCY, languages=LANGUAGES[profile], **files)
+    started = time.monotonic()
+    with serve_pair(pair, ARGUMENTS, eager=options.eager) as servers:
+        report = compare_served(servers, amounts, base, folder, timeout=1800, tell=Told())
     write_all(report, folder)
+    say(f"{model}, {profile}: {time.monotonic() - started:.0f} s")
     finished.write_text(json.dumps(wanted), encoding="utf-8")
     return report
 
@@ -126,40 +127,18 @@ def amounts_of(model: str, options: argparse.Namespace) -> dict[str, dict[str, A
     return amounts
 
 
-def base_options(profile: str, files: Mapping[str, Any]) -> CompareOptions:
-    return CompareOptions(concurrency=CONCURRENCY, languages=LANGUAGES[profile], **files)
+class Told:
+    """Says how long each suite took, and where somebody watches, how far it is."""
 
+    def __init__(self) -> None:
+        self.started: dict[str, float] = {}
 
-def compare(
-    pair: ModelPair, folder: Path, amounts: Amounts, options: CompareOptions, *, eager: bool
-) -> Report:
-    """Serve both, run the suites, and draw the conclusions over all of them."""
-    with serve_pair(pair, ARGUMENTS, eager=eager) as servers:
-        original, pruned = (
-            Address(server.base_url, model=name, name=f"http://{name}/v1")
-            for server, name in zip(servers, NAMES, strict=True)
-        )
-        with open_run(original, pruned, options, folder, timeout=1800, tell=tell) as context:
-            results = tuple(measure(context, amounts))
-            return conclude(context, results)
-
-
-def measure(context: Context, amounts: Amounts) -> Iterator[SuiteResult]:
-    """Each suite with its own amount; a server that dies ends the run, which is gone on with."""
-    for name, amount in amounts.items():
-        started = time.monotonic()
-        own = replace(context, options=replace(context.options, **amount))
-        outcome = run_suites(own, [SUITES[name]])
-        if outcome.died:
-            raise KPruneError(f"{outcome.died}; the same command goes on from there")
-        say(f"  {name}: {time.monotonic() - started:.0f} s")
-        yield from outcome.results
-
-
-def tell(suite: str, done: int, total: int) -> None:
-    """A line that writes itself over, where somebody watches."""
-    if sys.stderr.isatty():
-        sys.stderr.write(f"\r  {suite}: {done} of {total} \r")
+    def __call__(self, suite: str, done: int, total: int) -> None:
+        started = self.started.setdefault(suite, time.monotonic())
+        if done == total:
+            say(f"  {suite}: {total} in {time.monotonic() - started:.0f} s")
+        elif sys.stderr.isatty():
+            sys.stderr.write(f"\r  {suite}: {done} of {total} \r")
 
 
 def say(text: str) -> None:
