@@ -22,7 +22,7 @@ _OPTIONAL: Mapping[str, tuple[str, ...]] = {
     "prompt_logprobs": ("prompt_logprobs",),
     "logprobs": ("logprobs",),
     "seed": ("seed",),
-    "max_tokens": ("max_completion_tokens",),
+    "max_tokens": ("max_tokens", "max_completion_tokens"),
 }
 _STREAM = {"stream_usage": ("stream_options", "include_usage"), **_OPTIONAL}
 _SILENT = "not in its answers"

@@ -189,6 +189,7 @@ class _Asking:
     def __init__(self, context: Context, suite: str, tasks: Sequence[Task]) -> None:
         self._context, self._suite, self._tasks = context, suite, tasks
         self._answers: dict[tuple[int, int], Answer] = {}
+        self._failed: dict[str, dict[str, Any]] = {}
         self._done = 0
 
     async def all(self, at_once: int) -> list[tuple[Answer, Answer]]:
@@ -201,6 +202,9 @@ class _Asking:
                     workers.create_task(self._work(turns))
         except BaseExceptionGroup as group:
             raise group.exceptions[0] from None
+        if not self._context.deaths:  # a request that a dying server failed is worth another try
+            for key, answer in self._failed.items():
+                self._context.journal.put(self._suite, key, answer)
         return [(self._answer(i, 0), self._answer(i, 1)) for i in range(len(self._tasks))]
 
     def _turns(self) -> Iterator[tuple[int, tuple[int, int]]]:
@@ -222,7 +226,8 @@ class _Asking:
         task, client = self._tasks[index], self._context.clients[side]
         journal = self._context.journal
         key = f"{task.key} {client.endpoint.name} {_digest(task.request, client.endpoint.model)}"
-        if journal.get(self._suite, key) is None:
+        answer = journal.get(self._suite, key)
+        if answer is None:
             if self._context.deaths:
                 return
             try:
@@ -230,9 +235,11 @@ class _Asking:
             except EndpointDied as error:
                 self._context.deaths.append(str(error))
                 return
-            # Not in the event loop: that would hold up the clock of the requests under way.
-            await asyncio.to_thread(journal.put, self._suite, key, answer)
-        self._answers[index, side] = answer_from_json(journal.get(self._suite, key))
+            if "error" in answer:
+                self._failed[key] = answer
+            else:  # not in the event loop: that would hold up the clock of requests under way
+                await asyncio.to_thread(journal.put, self._suite, key, answer)
+        self._answers[index, side] = answer_from_json(json.loads(json.dumps(answer)))
 
     def _answer(self, index: int, side: int) -> Answer:
         not_asked = f"not asked: {self._context.deaths[0]}" if self._context.deaths else ""

@@ -1,0 +1,281 @@
+"""The client against a server that misbehaves: real HTTP, and no waiting for real."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import pytest
+from mock_endpoint import Habits, MockEndpoint, reply
+
+from vllm_kprune.errors import KPruneError
+from vllm_kprune.evaluate.compare.client import Client
+from vllm_kprune.evaluate.compare.endpoint import (
+    Endpoint,
+    EndpointDied,
+    Request,
+    answer_as_json,
+    answer_from_json,
+    api_key,
+    clean_url,
+)
+from vllm_kprune.evaluate.compare.probe import find_model, probe
+
+T = TypeVar("T")
+CHAT = Request("chat", messages=({"role": "user", "content": "바다는 왜 짠가요?"},), seed=1)
+SECRET = "sk-not-to-be-told"
+
+
+def with_client(
+    mock: MockEndpoint, work: Callable[[Client], Coroutine[Any, Any, T]], **settings: Any
+) -> T:
+    """Run work with a client that waits a millisecond where it would wait half a second."""
+    endpoint = Endpoint("pruned", f"{mock.url}/v1", mock.habits.model, SECRET)
+
+    async def run() -> T:
+        client = Client(endpoint, **{"first_wait": 0.001, "timeout": 20, **settings})
+        try:
+            return await work(client)
+        finally:
+            await client.close()
+
+    return asyncio.run(run())
+
+
+def test_an_answer_has_all_that_was_asked_for() -> None:
+    request = replace(CHAT, logprobs=2, prompt_logprobs=0)
+    with MockEndpoint() as mock:
+        answer = with_client(mock, lambda client: client.ask(request))
+        said = reply(mock.habits, mock.asked[0])
+    assert answer.text == said["choices"][0]["message"]["content"]
+    assert answer.completion_tokens == len(answer.text.split())
+    assert answer.token_texts is not None and "".join(answer.token_texts) == answer.text
+    assert answer.logprobs is not None and len(answer.logprobs) == len(answer.token_texts)
+    assert answer.top is not None and answer.ids is not None
+    assert answer.prompt_logprobs is not None and answer.prompt_logprobs[0] is None
+    assert answer_from_json(answer_as_json(answer)) == answer
+
+
+def test_a_streamed_answer_says_the_same_and_when_each_token_came() -> None:
+    with MockEndpoint() as mock:
+        whole = with_client(mock, lambda client: client.ask(CHAT))
+        streamed = with_client(mock, lambda client: client.ask(replace(CHAT, stream=True)))
+    assert streamed.text == whole.text
+    assert streamed.completion_tokens == whole.completion_tokens
+    assert streamed.ttft_ms is not None
+    assert len(streamed.itl_ms) == len(whole.text.split()) - 1
+
+
+@pytest.mark.parametrize(
+    "habits",
+    [Habits(rate_limited=4), Habits(failing=3), Habits(hanging_up=3)],
+    ids=["rate limit", "server error", "lost connection"],
+)
+def test_what_is_over_at_the_next_attempt_costs_no_answer(habits: Habits) -> None:
+    with MockEndpoint(habits) as mock:
+        answer = with_client(mock, lambda client: client.ask(CHAT))
+    assert answer.error is None
+    assert answer.text
+
+
+def test_a_server_that_hangs_is_left_after_two_attempts() -> None:
+    with MockEndpoint(Habits(delay_seconds=0.4)) as mock:
+        answer = with_client(mock, lambda client: client.ask(CHAT), timeout=0.05)
+        asked = len(mock.asked)
+    assert answer.error == "no answer in 0.05 s"
+    assert asked == 2
+
+
+def test_a_refusal_is_not_asked_again() -> None:
+    with MockEndpoint(Habits(refusing=("seed",))) as mock:
+        answer = with_client(mock, lambda client: client.ask(CHAT))
+        asked = len(mock.asked)
+    assert answer.error == "HTTP 400: unknown parameter: seed"
+    assert asked == 1
+
+
+@pytest.mark.parametrize(
+    ("body", "error"),
+    [
+        (b"{not json", "not JSON"),
+        (b"[" * 100_000, "not JSON"),
+        (b'{"choices": []}', "without choices"),
+        (b'{"choices": [{"text": 7}]}', "wrong choices.0.text"),
+        (b'{"choices": [{"text": "' + b"x" * (17 << 20) + b'"}]}', "more than"),
+    ],
+    ids=["no json", "deep", "empty", "wrong type", "huge"],
+)
+def test_a_hostile_answer_is_an_error_and_no_answer(body: bytes, error: str) -> None:
+    with MockEndpoint(Habits(body=body)) as mock:
+        answer = with_client(mock, lambda client: client.ask(CHAT), attempts=2)
+    assert answer.text == ""
+    assert answer.error is not None and error in answer.error
+
+
+def test_half_a_character_cannot_leave_an_answer() -> None:
+    body = b'{"choices": [{"message": {"content": "a\\ud800b"}}]}'
+    with MockEndpoint(Habits(body=body)) as mock:
+        answer = with_client(mock, lambda client: client.ask(CHAT))
+    assert answer.text == "a\ufffdb"
+
+
+def test_an_endpoint_that_no_attempt_reaches_is_dead() -> None:
+    with MockEndpoint() as mock:
+        mock.die()
+        with pytest.raises(EndpointDied, match=r"the pruned endpoint .* no longer answers"):
+            with_client(mock, lambda client: client.ask(CHAT))
+
+
+def test_one_prompt_that_breaks_connections_does_not_make_the_endpoint_dead() -> None:
+    async def ask(client: Client) -> tuple[str | None, str | None]:
+        bad = asyncio.create_task(client.ask(replace(CHAT, messages=({"content": "poison"},))))
+        good = await client.ask(CHAT)
+        while not bad.done():
+            good = await client.ask(CHAT)
+        return bad.result().error, good.error
+
+    with MockEndpoint(Habits(poison="poison")) as mock:
+        bad, good = with_client(mock, ask)
+    assert bad is not None and "disconnected" in bad
+    assert good is None
+
+
+def test_requests_given_up_in_a_row_make_the_endpoint_dead() -> None:
+    async def ask(client: Client) -> None:
+        for _ in range(5):
+            await client.ask(CHAT)
+
+    with MockEndpoint(Habits(failing=10**6)) as mock, pytest.raises(EndpointDied, match="oops"):
+        with_client(mock, ask, attempts=2)
+
+
+def test_no_more_requests_are_under_way_than_allowed() -> None:
+    async def ask(client: Client) -> None:
+        await asyncio.gather(*(client.ask(CHAT) for _ in range(12)))
+
+    with MockEndpoint(Habits(delay_seconds=0.01)) as mock:
+        with_client(mock, ask, concurrency=3)
+    assert mock.most_at_once == 3
+
+
+def test_a_wrong_key_is_the_users_mistake_and_is_not_told() -> None:
+    with (
+        MockEndpoint(Habits(key="another")) as mock,
+        pytest.raises(KPruneError, match="KPRUNE_PRUNED_API_KEY") as caught,
+    ):
+        with_client(mock, lambda client: client.ask(CHAT))
+    assert "wrong key" in str(caught.value)
+    assert SECRET not in str(caught.value)
+    assert SECRET not in repr(Endpoint("pruned", mock.url, "mock", SECRET))
+
+
+def test_keys_come_from_the_environment() -> None:
+    environment = {"KPRUNE_PRUNED_API_KEY": "own", "OPENAI_API_KEY": "common"}
+    assert api_key("pruned", environment) == "own"
+    assert api_key("original", environment) == "common"
+    assert api_key("original", {}) == ""
+
+
+@pytest.mark.parametrize(
+    ("given", "clean"),
+    [
+        ("http://127.0.0.1:8000", "http://127.0.0.1:8000/v1"),
+        ("http://127.0.0.1:8000/v1/", "http://127.0.0.1:8000/v1"),
+        ("https://host/api/v1", "https://host/api/v1"),
+        ("https://host/v1beta/openai", "https://host/v1beta/openai"),
+    ],
+)
+def test_urls_are_given_with_or_without_their_version(given: str, clean: str) -> None:
+    assert clean_url("--pruned", given) == clean
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["localhost:8000", "ftp://host", "http://", "http://u:p@host", "http://h:x", "http://h?k"],
+)
+def test_other_urls_are_mistakes(url: str) -> None:
+    with pytest.raises(KPruneError, match="--pruned"):
+        clean_url("--pruned", url)
+
+
+@pytest.mark.parametrize(
+    ("url", "local"),
+    [("http://localhost/v1", True), ("http://[::1]:1/v1", True), ("http://10.0.0.1/v1", False)],
+)
+def test_only_this_machine_is_reached_without_proxies(url: str, local: bool) -> None:
+    assert Endpoint("pruned", url, "").is_local is local
+
+
+def test_a_proxy_of_the_environment_is_not_used_for_this_machine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    monkeypatch.setenv("NO_PROXY", "")
+    with MockEndpoint() as mock:
+        answer = with_client(mock, lambda client: client.ask(CHAT), attempts=1)
+    assert answer.error is None
+
+
+def test_the_only_model_is_found_by_itself() -> None:
+    with MockEndpoint(Habits(model="enko")) as mock:
+        assert with_client(mock, lambda client: find_model(client, None)) == "enko"
+
+
+def test_adapters_beside_a_model_are_not_taken_for_models() -> None:
+    served = {"data": [{"id": "base"}, {"id": "lora", "parent": "base"}]}
+    with MockEndpoint(Habits(paths={"/v1/models": served})) as mock:
+        assert with_client(mock, lambda client: find_model(client, None)) == "base"
+
+
+def test_of_several_models_one_must_be_named() -> None:
+    served = {"data": [{"id": "small"}, {"id": "large"}]}
+    with MockEndpoint(Habits(paths={"/v1/models": served})) as mock:
+        assert with_client(mock, lambda client: find_model(client, "large")) == "large"
+        with pytest.raises(KPruneError, match=r"2 models .*--pruned-model"):
+            with_client(mock, lambda client: find_model(client, None))
+        with pytest.raises(KPruneError, match="did you mean 'large'"):
+            with_client(mock, lambda client: find_model(client, "larg"))
+
+
+def test_an_endpoint_that_can_do_everything_lacks_nothing() -> None:
+    paths = {"/kprune": {"active": True}, "/metrics": "# TYPE vllm gauge\n"}
+    with MockEndpoint(Habits(paths=paths)) as mock:
+        assert with_client(mock, probe).missing == {}
+
+
+def test_what_an_endpoint_ignores_is_missing() -> None:
+    silent = ("logprobs", "prompt_logprobs", "return_token_ids", "usage")
+    with MockEndpoint(Habits(silent=silent)) as mock:
+        missing = with_client(mock, probe).missing
+    lacking = {"logprobs", "prompt_logprobs", "token_ids", "usage", "stream_usage"}
+    assert lacking | {"kprune", "metrics"} == missing.keys()
+    assert missing["usage"] == "not in its answers"
+
+
+def test_what_an_endpoint_refuses_is_missing_and_never_sent_again() -> None:
+    refusing = ("return_token_ids", "prompt_logprobs", "seed", "max_tokens")
+    with MockEndpoint(Habits(refusing=refusing)) as mock:
+
+        async def work(client: Client) -> tuple[set[str], str | None]:
+            client.abilities = await probe(client)
+            before = len(mock.asked)
+            error = (await client.ask(replace(CHAT, logprobs=2, prompt_logprobs=0))).error
+            return {name for body in mock.asked[before:] for name in body}, error
+
+        sent, error = with_client(mock, work)
+    assert error is None
+    assert sent.isdisjoint(refusing)
+    assert {"logprobs", "max_completion_tokens"} <= sent
+
+
+def test_a_model_without_a_chat_template_completes() -> None:
+    with MockEndpoint(Habits(chats=False)) as mock:
+        missing = with_client(mock, probe).missing
+    assert "no chat template" in missing["chat"]
+    assert {"completion", "logprobs", "token_ids"}.isdisjoint(missing)
+
+
+def test_paths_that_a_server_lacks_are_none() -> None:
+    with MockEndpoint(Habits(paths={"/metrics": "# TYPE x gauge\nx 1\n"})) as mock:
+        assert with_client(mock, lambda client: client.get("/kprune")) is None
+        assert "x 1" in with_client(mock, lambda client: client.get("/metrics"))
