@@ -40,9 +40,8 @@ class Browser:
 
     def open(self, address: str, width: int = 1280, height: int = 900, dark: bool = False) -> None:
         """Load a page at a size and in a colour scheme."""
-        self.requests.clear()
-        self.complaints.clear()
-        self._loaded = False
+        # By way of an empty page: what is new after a # would not load the page again.
+        self._go("about:blank")
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self._call("Emulation.setEmulatedMedia", features=[scheme])
         self._call(
@@ -52,9 +51,13 @@ class Browser:
             deviceScaleFactor=1,
             mobile=width < 600,
         )
-        if "loaderId" not in self._call("Page.navigate", url=address):
-            # Only what follows the # is new: the page is still to be loaded again.
-            self._call("Page.reload")
+        self.requests.clear()
+        self.complaints.clear()
+        self._go(address)
+
+    def _go(self, address: str) -> None:
+        self._loaded = False
+        self._call("Page.navigate", url=address)
         while not self._loaded:
             self._receive()
 

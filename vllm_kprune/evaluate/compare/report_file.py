@@ -30,7 +30,7 @@ def read_report(path: Path) -> Report:
     try:
         if path.stat().st_size > MOST_BYTES:
             raise KPruneError(f"report {path} is larger than {MOST_BYTES >> 20} MiB")
-        data = json.loads(path.read_bytes())
+        data = json.loads(path.read_bytes(), parse_constant=_refuse)
     except OSError as error:
         raise KPruneError(f"report {path} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
@@ -44,6 +44,10 @@ def read_report(path: Path) -> Report:
             f"{SCHEMA_VERSION}; make it again with `kprune compare`"
         )
     return _checked(path, data)
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")
 
 
 def _checked(path: Path, data: dict[str, Any]) -> Report:

@@ -1,0 +1,71 @@
+"""The summary that `kprune compare` prints of a report: verdicts, then a table for each suite."""
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from vllm_kprune.evaluate.compare.report import MetricReport, Report, SuiteReport
+from vllm_kprune.evaluate.compare.verdicts import Verdict
+
+__all__ = ["print_report", "suite_table"]
+
+_STYLES: dict[Verdict, str] = {
+    "better": "green",
+    "equal": "blue",
+    "worse": "bold red",
+    "not enough data": "yellow",
+    "told": "dim",
+}
+
+
+def print_report(report: Report, console: Console) -> None:
+    """Print every suite, and the whole in one sentence at the end, where a reader looks first.
+
+    Text of the report is never read as rich's markup.
+    """
+    for suite in report.suites:
+        if suite.metrics:
+            console.print(suite_table(suite))
+        else:
+            console.print(f"[bold]{escape(suite.name)}[/]: not measured")
+        for name, why in suite.unavailable.items():
+            what = "" if name == "*" else f"{escape(name)} "
+            console.print(f"  [dim]{what}not measured: {escape(why)}[/]")
+        for note in suite.notes:
+            console.print(f"  [dim]{escape(note)}[/]")
+        console.print()
+    console.print(f"[bold]{escape(report.summary)}[/]")
+
+
+def suite_table(suite: SuiteReport) -> Table:
+    """A row for each metric; the caption is the suite's verdict."""
+    table = Table(
+        title=f"[bold]{escape(suite.name)}[/]: {_coloured(suite.verdict, suite.words)}",
+        title_justify="left",
+        title_style="not italic",
+    )
+    table.add_column("", overflow="fold", ratio=3)
+    table.add_column("n", justify="right")
+    table.add_column("original", justify="right")
+    table.add_column("pruned", justify="right")
+    table.add_column("effect [interval]", justify="right")
+    table.add_column("verdict", overflow="fold", ratio=2)
+    for metric in suite.metrics:
+        table.add_row(*_cells(metric))
+    return table
+
+
+def _cells(metric: MetricReport) -> tuple[str, ...]:
+    shown = metric.shown
+    return (
+        escape(metric.title),
+        f"{metric.items:,}",
+        escape(shown.original) if shown.pruned else "",
+        escape(shown.pruned or ""),
+        escape(shown.effect),
+        _coloured(metric.verdict, metric.words),
+    )
+
+
+def _coloured(verdict: Verdict, words: str) -> str:
+    return f"[{_STYLES[verdict]}]{escape(words)}[/]"
