@@ -11,12 +11,12 @@ from fake_clients import FakeClient, comparing, scoring
 
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.evaluate.compare.endpoint import Answer, Request
-from vllm_kprune.evaluate.compare.suites.accuracy import Accuracy
+from vllm_kprune.evaluate.compare.suites.accuracy import Accuracy, _manager
 from vllm_kprune.evaluate.compare.suites.accuracy_tasks import (
     GROUPS,
     chosen_tasks,
-    local_config,
     local_files,
+    own_config,
 )
 from vllm_kprune.evaluate.compare.values import SuiteResult
 
@@ -49,7 +49,7 @@ class TestChoosingTasks:
     def test_local_tasks_need_a_folder_with_files(self, tmp_path: Path) -> None:
         with pytest.raises(KPruneError, match="--accuracy-data FOLDER"):
             chosen_tasks(["local"], None)
-        with pytest.raises(KPruneError, match="no file NAME.jsonl"):
+        with pytest.raises(KPruneError, match=r"no file NAME\.jsonl"):
             local_files(tmp_path)
         with pytest.raises(KPruneError, match="no folder"):
             local_files(tmp_path / "none")
@@ -62,14 +62,18 @@ class TestChoosingTasks:
         self, tmp_path: Path, rows: Sequence[Mapping[str, Any]], output: str
     ) -> None:
         write(tmp_path, "mine", rows)
-        config = local_config("mine", tmp_path / "mine.jsonl", [], tmp_path)
+        config = own_config("mine", tmp_path / "mine.jsonl", tmp_path)
+        assert config is not None
         assert config["output_type"] == output and config["task"] == "mine"
+
+    def test_other_columns_are_left_to_lm_eval(self, tmp_path: Path) -> None:
+        write(tmp_path, "ifeval", [{"prompt": "Write!", "instruction_id_list": [], "kwargs": []}])
+        assert own_config("ifeval", tmp_path / "ifeval.jsonl", tmp_path) is None
 
     @pytest.mark.parametrize(
         ("rows", "says"),
         [
             ([], "has no rows"),
-            ([{"question": "?"}], "the first row has question"),
             ([*TEXTS, {"prompt": "?"}], "mine.jsonl:5 does not fit prompt"),
             ([{"prompt": "?", "choices": ["a", "b"], "answer": 2}], "does not fit"),
             ([{"prompt": "?", "choices": ["a"], "answer": 0}], "does not fit"),
@@ -81,15 +85,13 @@ class TestChoosingTasks:
     ) -> None:
         write(tmp_path, "mine", rows)
         with pytest.raises(KPruneError, match=says):
-            local_config("mine", tmp_path / "mine.jsonl", [], tmp_path)
+            own_config("mine", tmp_path / "mine.jsonl", tmp_path)
 
 
 def test_without_lm_eval_the_suite_is_unavailable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(
-        "vllm_kprune.evaluate.compare.suites.accuracy.find_spec", lambda name: None
-    )
+    monkeypatch.setattr("vllm_kprune.evaluate.compare.suites.accuracy.find_spec", lambda name: None)
     clients = [FakeClient(name, calculates) for name in ("original", "pruned")]
     with comparing(tmp_path, *clients) as context:
         found = Accuracy().run(context)
@@ -106,7 +108,9 @@ def calculates(request: Request) -> Answer:
     answer = scoring(request)
     number, _, rest = request.prompt.partition("번")
     if answer.prompt_logprobs and rest.endswith(CHOICES[int(number)]["choices"][int(number) % 3]):
-        return Answer(prompt_tokens=answer.prompt_tokens, prompt_logprobs=(0.0,) * len(request.prompt))
+        return Answer(
+            prompt_tokens=answer.prompt_tokens, prompt_logprobs=(0.0,) * len(request.prompt)
+        )
     return answer
 
 
@@ -124,7 +128,9 @@ class TestMeasuring:
         pytest.importorskip("lm_eval", reason="lm-eval is not installed")
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")
 
-    def run(self, folder: Path, data: Path, original: Any, pruned: Any, **options: Any) -> SuiteResult:
+    def run(
+        self, folder: Path, data: Path, original: Any, pruned: Any, **options: Any
+    ) -> SuiteResult:
         clients = FakeClient("original", original), FakeClient("pruned", pruned)
         with comparing(folder, *clients, accuracy_data=data, **options) as context:
             return Accuracy().run(context)
@@ -143,7 +149,9 @@ class TestMeasuring:
         assert wrong.sum() == 1
         assert by_name["sums"].items[int(np.argmax(wrong))] == "sums/0"
         worse = [e for e in found.examples if e.labels["verdict"] == "worse"]
-        assert [(e.prompt.endswith("500 + 500 =\"}]"), e.reference) for e in worse] == [(True, "1000")]
+        assert [(e.prompt.endswith('500 + 500 ="}]'), e.reference) for e in worse] == [
+            (True, "1000")
+        ]
 
     def test_a_resumed_run_asks_nothing_again_and_gives_the_same(self, tmp_path: Path) -> None:
         data = tmp_path / "data"
@@ -191,7 +199,13 @@ class TestMeasuring:
         def says_yes(request: Request) -> Answer:
             found = scoring(request)
             sure = request.prompt.endswith("예") and found.prompt_logprobs
-            return Answer(prompt_tokens=found.prompt_tokens, prompt_logprobs=(0.0,) * len(request.prompt)) if sure else found
+            return (
+                Answer(
+                    prompt_tokens=found.prompt_tokens, prompt_logprobs=(0.0,) * len(request.prompt)
+                )
+                if sure
+                else found
+            )
 
         found = self.run(tmp_path / "run", data, says_yes, says_yes)
         assert found.measurements[0].metric.name == "kobest_boolq"
@@ -201,12 +215,10 @@ class TestMeasuring:
         clients = [FakeClient(name, calculates) for name in ("original", "pruned")]
         with (
             comparing(tmp_path / "run", *clients, accuracy=("kobset",)) as context,
-            pytest.raises(KPruneError, match="'kobset' is neither"),
+            pytest.raises(KPruneError, match=r"no task 'kobset'; did you mean 'kobest'"),
         ):
             Accuracy().run(context)
 
     def test_every_task_of_the_groups_is_known_to_lm_eval(self) -> None:
-        from lm_eval.tasks import TaskManager
-
-        known = set(TaskManager().all_tasks)
+        known = set(_manager(True).all_tasks)
         assert {task for tasks in GROUPS.values() for task in tasks} <= known

@@ -12,18 +12,22 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from vllm_kprune.errors import KPruneError
+from vllm_kprune.errors import KPruneError, nearest
 from vllm_kprune.evaluate.compare.run import Context
 from vllm_kprune.evaluate.compare.suites.accuracy_tasks import (
+    GROUPS,
     chosen_tasks,
-    local_config,
     local_files,
+    on_file,
+    own_config,
 )
 from vllm_kprune.evaluate.compare.values import Example, Measurement, Metric, SuiteResult
 
@@ -70,10 +74,10 @@ class Accuracy:
         judged: dict[str, list[_Judged]] = {}
         unavailable: dict[str, str] = {}
         notes: list[str] = []
-        with tempfile.TemporaryDirectory(prefix="kprune-lm-eval-") as cache:
+        with tempfile.TemporaryDirectory(prefix="kprune-lm-eval-") as folder:
             for task in dict.fromkeys(name for names in groups.values() for name in names):
                 try:
-                    judged[task], note = _judge(context, self.name, task, Path(cache))
+                    judged[task], note = _judge(context, self.name, task, Path(folder))
                     notes.append(note)
                 except _Unavailable as error:
                     unavailable[_slug(task)] = str(error)
@@ -86,19 +90,20 @@ class Accuracy:
         )
 
 
-def _judge(context: Context, suite: str, task: str, cache: Path) -> tuple[list[_Judged], str]:
+def _judge(
+    context: Context, suite: str, task: str, cache_folder: Path
+) -> tuple[list[_Judged], str]:
     """Every item that both sides answered, and how the task was asked."""
     from vllm_kprune.evaluate.compare.suites.lm_eval_model import PairOfModels
 
-    loaded = _loaded(context, task, cache)
+    loaded = _loaded(context, task, cache_folder)
     kinds = {getattr(part, "OUTPUT_TYPE", "?") for part in loaded.values()}
     chat = _asks_by_chat(context, kinds)
     samples = _drawn(loaded, context.options.limit, context.options.seed)
     pair = PairOfModels(context, suite, chat)
     sides = []
     for side in (0, 1):
-        parts = loaded if side == 0 else _loaded(context, task, cache)
-        sides.append(_evaluated(pair, side, [parts[name] for name in samples], samples))
+        sides.append(_evaluated(pair, side, {n: loaded[n] for n in samples}, samples))
     rows = list(_paired(sides, pair.failed))
     if not rows:
         raise _Unavailable("no item was answered by both sides")
@@ -122,20 +127,28 @@ def _asks_by_chat(context: Context, kinds: Iterable[str]) -> bool:
     return False
 
 
-def _loaded(context: Context, task: str, cache: Path) -> dict[str, Any]:
+def _loaded(context: Context, task: str, cache_folder: Path) -> dict[str, Any]:
     """lm-eval's task objects by name, with their data."""
+    folder = context.options.accuracy_data
+    path = local_files(folder).get(task) if folder else None
+    with _reasons(task):
+        spec = own_config(task, path, cache_folder) if path else None
+        if spec is not None:
+            return dict(_manager(False).load([spec])["tasks"])
+        manager = _manager(True)
+        if task not in manager.all_tasks:
+            near = get_close_matches(task, manager.all_tasks, n=5) or list(GROUPS)
+            raise KPruneError(f"--tasks: there is no task {task!r}; {nearest(task, near)}")
+        named = on_file(task, path, cache_folder) if path else task
+        return dict(manager.load([named])["tasks"])
+
+
+@cache
+def _manager(with_index: bool) -> Any:
+    """What loads tasks; lm-eval's index of its own takes seconds, for it has thousands of files."""
     from lm_eval.tasks import TaskManager
 
-    manager = TaskManager()
-    folder = context.options.accuracy_data
-    local = local_files(folder) if folder else {}
-    spec: Any = task
-    if task in local:
-        spec = local_config(task, local[task], manager.all_tasks, cache)
-    elif task not in manager.all_tasks:
-        raise KPruneError(f"--tasks: {task!r} is neither a task of lm-eval nor a file of yours")
-    with _reasons(task):
-        return dict(manager.load([spec])["tasks"])
+    return TaskManager(include_defaults=with_index)
 
 
 @contextmanager
@@ -167,26 +180,26 @@ def _drawn(loaded: Mapping[str, Any], limit: int | None, seed: int) -> dict[str,
 
 
 def _evaluated(
-    pair: Any, side: int, parts: Sequence[Any], samples: Mapping[str, Sequence[int]]
+    pair: Any, side: int, parts: Mapping[str, Any], samples: Mapping[str, Sequence[int]]
 ) -> dict[str, list[dict[str, Any]]]:
     """lm-eval's record of every item of one side, by part."""
-    from lm_eval import simple_evaluate
+    from lm_eval import evaluate
 
     from vllm_kprune.evaluate.compare.suites.lm_eval_model import EndpointModel
 
-    seed = pair.context.options.seed
+    for part in parts.values():
+        part.set_fewshot_seed(seed=pair.context.options.seed)
+        if part.get_config("num_fewshot") is None:
+            part.set_config(key="num_fewshot", value=0)
     with _reasons(", ".join(samples)):
-        found = simple_evaluate(
-            model=EndpointModel(pair, side),
-            tasks=list(parts),
+        found = evaluate(
+            lm=EndpointModel(pair, side),
+            task_dict={"tasks": dict(parts), "groups": {}, "group_map": {}},
             samples=dict(samples),
             bootstrap_iters=0,
             log_samples=True,
             apply_chat_template=pair.chat,
-            random_seed=seed,
-            numpy_random_seed=seed,
-            torch_random_seed=seed,
-            fewshot_random_seed=seed,
+            fewshot_as_multiturn=pair.chat,
         )
         return dict(found["samples"])
 

@@ -3,11 +3,11 @@
 The groups are the paper's ("Optimizing Korean-Centric LLMs via Token Pruning"): general aptitude,
 cultural literacy, instruction following. `local` stands for every file of a folder, NAME.jsonl:
 
-- NAME is a task of lm-eval: that task, with the file in place of its data set on the hub. Rows have
-  the columns that the data set has there; `ifeval` reads the file that its authors published.
-- otherwise the columns of the first row tell the kind of task (`data/tasks/KIND.yaml` says how it
-  is asked and judged): `prompt`, `choices`, `answer` (an index); `prompt`, `number`; `prompt`,
-  `answer` (a text).
+- the columns of the first row tell the kind of a task of our own (`data/tasks/KIND.yaml` says how
+  it is asked and judged): `prompt`, `choices`, `answer` (an index); `prompt`, `number`; `prompt`,
+  `answer` (a text);
+- otherwise NAME is a task of lm-eval, and the file stands for its data set on the hub, with the
+  columns that the data set has there: `ifeval.jsonl` is the file that its authors published.
 """
 
 import json
@@ -21,7 +21,7 @@ import yaml
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.evaluate.compare.suites.jsonl import read_jsonl
 
-__all__ = ["GROUPS", "LOCAL", "chosen_tasks", "local_config", "local_files"]
+__all__ = ["GROUPS", "LOCAL", "chosen_tasks", "local_files", "on_file", "own_config"]
 
 LOCAL = "local"
 
@@ -66,9 +66,22 @@ def local_files(folder: Path) -> dict[str, Path]:
     return found
 
 
-def local_config(name: str, path: Path, known: Sequence[str], cache: Path) -> dict[str, Any]:
-    """A configuration of lm-eval that reads the file; `known` are the names of its own tasks."""
-    data = {
+def own_config(name: str, path: Path, cache: Path) -> dict[str, Any] | None:
+    """A configuration of lm-eval for a file of a kind of our own; None if it is of none."""
+    kind = _kind(path)
+    if kind is None:
+        return None
+    text = (files(__package__) / "data" / "tasks" / f"{kind}.yaml").read_text(encoding="utf-8")
+    return {"task": name, **yaml.safe_load(text), **_data(path, cache)}
+
+
+def on_file(name: str, path: Path, cache: Path) -> dict[str, Any]:
+    """lm-eval's task of that name, reading the file; it takes changes to members of groups only."""
+    return {"group": f"kprune_{name}", "task": [{"task": name, **_data(path, cache)}]}
+
+
+def _data(path: Path, cache: Path) -> dict[str, Any]:
+    return {
         "dataset_path": "json",
         "dataset_name": None,
         "dataset_kwargs": {"data_files": {"test": str(path)}, "cache_dir": str(cache)},
@@ -78,25 +91,16 @@ def local_config(name: str, path: Path, known: Sequence[str], cache: Path) -> di
         "fewshot_split": None,
         "num_fewshot": 0,
     }
-    if name in known:
-        # lm-eval takes changes to a task of its own as a member of a group only.
-        return {"group": f"kprune_{name}", "task": [{"task": name, **data}]}
-    kind = _kind(path)
-    text = (files(__package__) / "data" / "tasks" / f"{kind}.yaml").read_text(encoding="utf-8")
-    return {"task": name, **yaml.safe_load(text), **data}
 
 
-def _kind(path: Path) -> str:
-    """The kind of task that every row fits."""
+def _kind(path: Path) -> str | None:
+    """The kind of our own that every row fits; None if the first fits none."""
     rows = list(read_jsonl(path))
     if not rows:
         raise KPruneError(f"{path} has no rows")
     first = rows[0][1]
     kind = next((kind for kind, columns in _KINDS.items() if _fits(first, columns)), None)
-    if kind is None:
-        want = " or ".join("+".join(columns) for columns in _KINDS.values())
-        raise KPruneError(f"{path}: the first row has {', '.join(first)}; expected {want}")
-    for number, row in rows:
+    for number, row in rows if kind else ():
         if not _fits(row, _KINDS[kind]) or not _sound(kind, row):
             shown = json.dumps(row, ensure_ascii=False)[:80]
             raise KPruneError(f"{path}:{number} does not fit {'+'.join(_KINDS[kind])}: {shown}")
