@@ -1,7 +1,7 @@
 """The paper's experiment, remade small: original, EnKo and EnKoZh of two models, on live servers.
 
 .venv/bin/python benchmarks/paper.py [--models NAME ...] [--profiles NAME ...] [--suites NAME ...]
-    [--limit N] [--eager] [-o build/paper]
+    [--limit N] [--ifeval] [--eager] [-o build/paper]
 
 For each model and profile, the original and the pruned model are served side by side, and the
 suites of `kprune compare` are run on both: stability at temperature 0 and 1, translation, accuracy,
@@ -69,7 +69,7 @@ def main() -> None:
     """Run what is not finished, and write the table."""
     options = parse()
     data = os.environ.get("KPRUNE_DATA")
-    files = own_data(Path(data), options.output / "data") if data else {}
+    files = own_data(Path(data), options.output / "data", ifeval=options.ifeval) if data else {}
     reports: Reports = {}
     with stops_on_sigterm():
         for model in options.models:
@@ -87,6 +87,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--profiles", nargs="+", choices=PROFILES, default=PROFILES)
     parser.add_argument("--suites", nargs="+", choices=list(SUITES), default=default_suites())
     parser.add_argument("--limit", type=int, help="items of each suite, instead of AMOUNTS")
+    parser.add_argument("--ifeval", action="store_true", help="instruction following too: slow")
     parser.add_argument("--eager", action="store_true", help="compile nothing: another speed")
     parser.add_argument("-o", "--output", type=Path, default=Path("build/paper"))
     return parser.parse_args()
@@ -101,7 +102,11 @@ def run(model: str, profile: str, options: argparse.Namespace, files: Mapping[st
     """The report of one configuration: the finished one if it was made with the same settings."""
     folder = options.output / model / profile
     amounts = amounts_of(model, options)
-    wanted = {"amounts": amounts, "eager": options.eager}
+    wanted = {
+        "amounts": amounts,
+        "eager": options.eager,
+        "data": {key: str(value) for key, value in files.items()},
+    }
     finished = folder / "finished.json"
     if finished.is_file() and json.loads(finished.read_text(encoding="utf-8")) == wanted:
         say(f"{model}, {profile}: finished before")

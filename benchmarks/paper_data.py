@@ -1,8 +1,9 @@
 """What the paper's experiment takes from a folder of real text, as options of a comparison.
 
 Files that are not there are left out; what is left of a suite then asks kprune's own prompts. Of
-the paper's groups, cultural literacy (HAE-RAE, CLIcK) is not in such a folder: lm-eval takes it
-from the hub (`kprune compare --tasks culture`).
+the paper's groups, general aptitude is here, and instruction following (IFEval) for those who have
+the time: its answers have up to 1,280 tokens. Cultural literacy (HAE-RAE, CLIcK) is not in such a
+folder: lm-eval takes it from the hub (`kprune compare --tasks culture`).
 """
 
 import csv
@@ -16,15 +17,17 @@ __all__ = ["own_data"]
 Row = dict[str, Any]
 
 
-def own_data(data: Path, folder: Path) -> dict[str, Any]:
+def own_data(data: Path, folder: Path, *, ifeval: bool = False) -> dict[str, Any]:
     """Fields of `CompareOptions`; tasks are written into `folder` as the JSONL that it reads."""
     found: dict[str, Any] = {}
     if (confusion := data / "language-confusion-ko").is_dir():
         found["benchmark"] = confusion
     if (parallel := data / "pud-en-ko-zh-dev" / "pud.en-ko-zh.jsonl").is_file():
         found["translations"] = (parallel,)
-    if any([write_task(data / source, folder, name, make) for source, name, make in TASKS]):
-        found |= {"accuracy": ("local",), "accuracy_data": folder}
+    tasks = TASKS if ifeval else TASKS[:-1]
+    made = [name for source, name, make in tasks if write_task(data / source, folder, name, make)]
+    if made:
+        found |= {"accuracy": tuple(made), "accuracy_data": folder}
     return found
 
 

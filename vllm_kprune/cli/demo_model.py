@@ -6,7 +6,7 @@ import typer
 
 from vllm_kprune.checkpoint.reference import demo_model
 from vllm_kprune.checkpoint.reference_models import REFERENCE_MODELS
-from vllm_kprune.cli.console import error_console, steps
+from vllm_kprune.cli.console import log, steps
 
 __all__ = ["make_demo_model", "register"]
 
@@ -34,5 +34,4 @@ def _run(
 def make_demo_model(name: str) -> Path:
     """The folder of a reference model; what is made, and its terms, are told."""
     with steps() as progress:
-        log = lambda line: error_console.print(line, markup=False, soft_wrap=True)  # noqa: E731
         return demo_model(name, log=log, progress=progress)

@@ -40,6 +40,12 @@ class ModelPair:
     overlay: Path
     manifest: Manifest
 
+    @property
+    def name(self) -> str:
+        """The model as a reader knows it: its id on the hub, or the name of its folder."""
+        reference = self.base.reference
+        return self.base.folder.name if Path(reference).is_dir() else reference
+
 
 def open_pair(
     model: str, profile: Profile, progress: Progress = lambda step, share: None
