@@ -25,7 +25,7 @@ $(STAMP):
 	@$(PYTHON) packaging/make_venv.py --stamp $(STAMP) --torch-index "$(TORCH_INDEX)"
 
 demo: $(STAMP)
-	@$(BIN)/kprune demo
+	@$(BIN)/kprune demo -o build/demo
 
 # KPRUNE_DATA=FOLDER adds real text; PAPER=... takes options of the script.
 paper: $(STAMP)
@@ -42,7 +42,7 @@ test: lint
 # Figures for the README: run it on an idle machine.
 bench: $(STAMP)
 	$(BIN)/python benchmarks/build_overlay.py
-	$(BIN)/kprune demo --json build/demo.json
+	$(BIN)/kprune demo -o build/demo --json build/demo.json
 
 clean:
 	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
