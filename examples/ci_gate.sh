@@ -20,17 +20,23 @@ serve() { # FOLDER PORT NAME
     pids+=($!)
 }
 
+alive() {
+    for pid in "${pids[@]}"; do
+        kill -0 "$pid" 2>/dev/null || { tail -n 20 "$folder"/*.log >&2; exit 2; }
+    done
+}
+
 pids=()
 trap 'kill "${pids[@]}" 2>/dev/null || true; wait' EXIT
 serve "$model" 8100 original
 serve "$overlay" 8101 pruned
 for port in 8100 8101; do
     until curl --silent --fail --noproxy '*' "http://127.0.0.1:$port/health"; do
-        kill -0 "${pids[@]}" || { tail -n 20 "$folder"/*.log >&2; exit 2; }
+        alive
         sleep 2
     done
 done
 
 kprune compare --original http://127.0.0.1:8100/v1 --pruned http://127.0.0.1:8101/v1 \
     --suite stability --suite exactness --suite latency --limit 40 --output "$folder" \
-    --fail-on "stability<-0.02" --fail-on "decode_ratio<1.0"
+    --fail-on "stability<-0.02" --fail-on "exactness.unexplained>0" --fail-on "decode_ratio<1.0"
