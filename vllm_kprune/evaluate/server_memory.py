@@ -54,5 +54,5 @@ def _psutil() -> ModuleType:
     try:
         import psutil
     except ModuleNotFoundError:
-        raise KPruneError("psutil is missing; pip install 'vllm-kprune[demo]'") from None
+        raise KPruneError("psutil is missing; pip install 'vllm-kprune[compare]'") from None
     return psutil

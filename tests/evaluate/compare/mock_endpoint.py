@@ -1,20 +1,17 @@
 """An OpenAI-compatible server of our own: real HTTP on a free port, with planted flaws.
 
 What it says depends on the prompt, the temperature and the seed alone (`say`), so that a run can be
-repeated. `Habits` are what is wrong with it. As a program (`python mock_endpoint.py PORT_FILE`) it
-serves until it is killed and writes its address into a file.
+repeated. `Habits` are what is wrong with it.
 """
 
 import hashlib
 import json
-import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
 
 KOREAN = (
@@ -67,17 +64,24 @@ def chance(*parts: object) -> float:
 
 def say(habits: Habits, prompt: str, temperature: float, seed: int) -> str:
     """The answer to a prompt: sentences in its language (or the one it asks for), with flaws."""
-    about = (prompt, temperature, seed)
-    korean = wants_korean(prompt)
-    if chance("language", habits.salt, *about) < habits.wrong_language:
-        korean = not korean
+    korean = wants_korean(prompt) != in_wrong_language(habits, prompt, temperature, seed)
     sentences = KOREAN if korean else ENGLISH
     order = sorted(sentences, key=lambda one: chance(one, prompt, temperature, seed))
     text = " ".join(order[:4])
-    if chance("hanja", habits.salt, *about) < habits.hanja:
-        place = int(chance("place", *about) * len(text))
+    if leaks_hanja(habits, prompt, temperature, seed):
+        place = int(chance("place", prompt, temperature, seed) * len(text))
         text = text[:place] + HANJA + text[place:]
     return text
+
+
+def in_wrong_language(habits: Habits, *about: object) -> bool:
+    """Is the answer to (prompt, temperature, seed) in the wrong language?"""
+    return chance("language", habits.salt, *about) < habits.wrong_language
+
+
+def leaks_hanja(habits: Habits, *about: object) -> bool:
+    """Has the answer to (prompt, temperature, seed) a hanja in it?"""
+    return chance("hanja", habits.salt, *about) < habits.hanja
 
 
 def wants_korean(prompt: str) -> bool:
@@ -89,13 +93,13 @@ def wants_korean(prompt: str) -> bool:
 class MockEndpoint:
     """The server in a thread; a context manager. `asked` has the bodies it was sent."""
 
-    def __init__(self, habits: Habits = Habits()) -> None:
-        self.habits = habits
+    def __init__(self, habits: Habits | None = None, port: int = 0) -> None:
+        self.habits = habits or Habits()
         self.asked: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.most_at_once = self._at_once = 0
         self.lock = threading.Lock()
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        self.server = ThreadingHTTPServer(("127.0.0.1", port), _handler(self))
         self.server.daemon_threads = True
         self._thread = threading.Thread(target=self.server.serve_forever, args=(0.01,))
 
@@ -263,9 +267,3 @@ def _logprobs(words: list[str], *, chat: bool) -> dict[str, Any]:
         for word, value, top in zip(words, values, tops, strict=True)
     ]
     return {"content": content}
-
-
-if __name__ == "__main__":
-    with MockEndpoint(Habits(delay_seconds=float(sys.argv[2]))) as endpoint:
-        Path(sys.argv[1]).write_text(endpoint.url)
-        threading.Event().wait()

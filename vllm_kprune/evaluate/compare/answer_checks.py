@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
+import numpy.typing as npt
 import regex
 import wordfreq
 
@@ -103,7 +104,7 @@ def find_loop(text: str) -> tuple[int, int] | None:
     (5, 95)
     """
     tail = text.rstrip()[-_LOOP_TAIL:]
-    codes = np.frombuffer(tail.encode("utf-32-le", "surrogatepass"), dtype="<u4")
+    codes = _codes(tail)
     for period in range(1, len(codes) // _LOOP_TIMES + 1):
         different = np.flatnonzero(codes[period:] != codes[:-period])
         start = int(different[-1]) + 1 if len(different) else 0
@@ -151,19 +152,14 @@ def _english_words() -> frozenset[str]:
 
 def _foreign(text: str, language: str, prompt: str) -> Iterator[tuple[int, int]]:
     """Runs of characters of other scripts than the language's, Latin and Greek (mathematics)."""
-    quoted = set(prompt)
-    bad = [
-        place
-        for place, character in enumerate(text)
-        if character != _BROKEN and not _allowed(character, language) and character not in quoted
-    ]
-    if not bad:
-        return
-    edges = np.flatnonzero(np.diff(bad) != 1)
-    for run in np.split(np.array(bad), edges + 1):
-        yield int(run[0]), int(run[-1]) + 1
-
-
-def _allowed(character: str, language: str) -> bool:
     policy = GuardPolicy(languages=(language,), scripts=("Greek", "Latin"))
-    return bool(allowed_characters(policy)[ord(character)])
+    codes = _codes(text)
+    allowed = allowed_characters(policy)[codes] | (codes == ord(_BROKEN))
+    bad = np.flatnonzero(~allowed & ~np.isin(codes, _codes(prompt)))
+    for run in np.split(bad, np.flatnonzero(np.diff(bad) != 1) + 1):
+        if len(run):
+            yield int(run[0]), int(run[-1]) + 1
+
+
+def _codes(text: str) -> npt.NDArray[np.uint32]:
+    return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")

@@ -8,7 +8,7 @@ The benchmark itself uses fastText's lid.176: on the same lines 0, 100, 18 and 8
 """
 
 from collections.abc import Callable
-from functools import lru_cache
+from functools import cache, lru_cache
 
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.profile import LANGUAGES
@@ -16,6 +16,7 @@ from vllm_kprune.profile import LANGUAGES
 __all__ = ["language_identifier"]
 
 
+@cache
 def language_identifier() -> Callable[[str], str]:
     """A function that names the language of a line (ISO 639-1)."""
     try:

@@ -239,7 +239,7 @@ class _Asking:
                 self._failed[key] = answer
             else:  # not in the event loop: that would hold up the clock of requests under way
                 await asyncio.to_thread(journal.put, self._suite, key, answer)
-        self._answers[index, side] = answer_from_json(json.loads(json.dumps(answer)))
+        self._answers[index, side] = answer_from_json(answer)
 
     def _answer(self, index: int, side: int) -> Answer:
         not_asked = f"not asked: {self._context.deaths[0]}" if self._context.deaths else ""

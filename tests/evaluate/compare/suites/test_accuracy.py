@@ -1,7 +1,9 @@
 """The suite `accuracy`: lm-eval's tasks over endpoints, on small files without a hub."""
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,8 @@ from fake_clients import FakeClient, comparing, scoring
 
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.evaluate.compare.endpoint import Answer, Request
-from vllm_kprune.evaluate.compare.suites.accuracy import Accuracy, _manager
+from vllm_kprune.evaluate.compare.suites import accuracy
+from vllm_kprune.evaluate.compare.suites.accuracy import Accuracy
 from vllm_kprune.evaluate.compare.suites.accuracy_tasks import (
     GROUPS,
     chosen_tasks,
@@ -20,6 +23,11 @@ from vllm_kprune.evaluate.compare.suites.accuracy_tasks import (
 )
 from vllm_kprune.evaluate.compare.values import SuiteResult
 
+# Of lm-eval's tasks: an index of all of them takes seconds.
+FOLDERS = (
+    *("arc", "click", "global_mmlu/default/ko", "haerae", "ifeval", "kmmlu/default", "kobest"),
+    *("mgsm/direct", "mmlu/default"),
+)
 NUMBERS = [{"prompt": f"{n} + {n} =", "number": 2 * n} for n in range(500, 512)]
 CHOICES = [
     {"prompt": f"{n}번 문제. 답:", "choices": ["예", "아니요", "모른다"], "answer": n % 3}
@@ -126,7 +134,12 @@ class TestMeasuring:
     @pytest.fixture(autouse=True)
     def _lm_eval(self, monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.importorskip("lm_eval", reason="lm-eval is not installed")
-        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        from lm_eval.tasks import TaskManager
+
+        tasks = Path(sys.modules["lm_eval.tasks"].__file__ or "").parent
+        folders = [tasks / name for name in FOLDERS]
+        index = TaskManager(include_defaults=False, include_path=folders)
+        monkeypatch.setattr(accuracy, "_manager", lambda with_index: index)
 
     def run(
         self, folder: Path, data: Path, original: Any, pruned: Any, **options: Any
@@ -152,6 +165,23 @@ class TestMeasuring:
         assert [(e.prompt.endswith('500 + 500 ="}]'), e.reference) for e in worse] == [
             (True, "1000")
         ]
+
+    def test_sides_that_cut_text_differently_are_counted_each_by_itself(
+        self, tmp_path: Path
+    ) -> None:
+        write(tmp_path / "data", "choices", CHOICES)
+
+        def in_pairs(request: Request) -> Answer:
+            """As `calculates`, with tokens of two characters."""
+            found = calculates(request)
+            logprobs = found.prompt_logprobs and (None, *found.prompt_logprobs[2::2])
+            tokens = (len(request.prompt) + 1) // 2
+            return replace(found, prompt_tokens=tokens, prompt_logprobs=logprobs)
+
+        for name, sides in (("one", (calculates, in_pairs)), ("two", (in_pairs, calculates))):
+            found = self.run(tmp_path / name, tmp_path / "data", *sides).measurements[0]
+            assert found.original.shape == (12, 1)
+            assert found.original.mean() == found.pruned.mean() == 1
 
     def test_a_resumed_run_asks_nothing_again_and_gives_the_same(self, tmp_path: Path) -> None:
         data = tmp_path / "data"
@@ -180,7 +210,14 @@ class TestMeasuring:
         assert [m.metric.name for m in found.measurements] == ["sums"]
         assert "prompt_logprobs of the pruned endpoint" in found.unavailable["choices"]
 
-    def test_a_task_of_the_hub_is_unavailable_without_one(self, tmp_path: Path) -> None:
+    def test_a_task_of_the_hub_is_unavailable_without_one(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        import datasets
+        from huggingface_hub import constants
+
+        monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
         clients = [FakeClient(name, calculates) for name in ("original", "pruned")]
         with comparing(tmp_path / "run", *clients, accuracy=("kobest_boolq",)) as context:
             found = Accuracy().run(context)
@@ -220,5 +257,5 @@ class TestMeasuring:
             Accuracy().run(context)
 
     def test_every_task_of_the_groups_is_known_to_lm_eval(self) -> None:
-        known = set(_manager(True).all_tasks)
+        known = set(accuracy._manager(True).all_tasks)
         assert {task for tasks in GROUPS.values() for task in tasks} <= known

@@ -1,6 +1,8 @@
 """The suite `translation`: directions, prompts, scores that add up to sacrebleu's own."""
 
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -152,10 +154,43 @@ def test_failed_answers_are_left_out_and_told(tmp_path: Path) -> None:
 def test_comet_is_unavailable_with_its_reason_where_it_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "comet", None)
+    monkeypatch.setitem(sys.modules, "comet", None)
     translation_scores._comet.cache_clear()
     found = run(tmp_path, perfect, perfect, limit=2)
     assert "unbabel-comet is not installed" in found.unavailable["comet_en_ko"]
+
+
+def test_comet_scores_each_sentence_where_it_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Scorer:
+        def predict(self, data: list[dict[str, str]], **settings: Any) -> Any:
+            assert settings["gpus"] == 0
+            return SimpleNamespace(scores=[float(row["mt"] == row["ref"]) for row in data])
+
+    loads = SimpleNamespace(
+        download_model=lambda name: f"path of {name}", load_from_checkpoint=lambda path: Scorer()
+    )
+    monkeypatch.setitem(sys.modules, "comet", loads)
+    translation_scores._comet.cache_clear()
+    found = run(tmp_path, perfect, worse, limit=2, comet_model="mine")
+    translation_scores._comet.cache_clear()
+    comet = next(m for m in found.measurements if m.metric.name == "comet_en_ko")
+    assert (comet.original.tolist(), comet.pruned.tolist()) == ([[1.0], [1.0]], [[0.0], [0.0]])
+    assert not found.unavailable
+
+
+def test_a_model_of_comet_that_cannot_be_loaded_is_a_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_hub(name: str) -> str:
+        raise OSError("no hub")
+
+    fake = SimpleNamespace(download_model=no_hub, load_from_checkpoint=None)
+    monkeypatch.setitem(sys.modules, "comet", fake)
+    translation_scores._comet.cache_clear()
+    found = run(tmp_path, perfect, perfect, limit=2)
+    assert "wmt22-comet-da could not be loaded: no hub" in found.unavailable["comet_en_ko"]
 
 
 def test_a_model_without_chat_continues_examples(tmp_path: Path) -> None:
@@ -206,3 +241,10 @@ def test_files_that_cannot_be_used_say_why(tmp_path: Path, text: str, says: str)
     path.write_text(text, encoding="utf-8")
     with pytest.raises(KPruneError, match=says):
         read_sentences(path, ("ko", "en"))
+
+
+def test_real_parallel_text_is_read_in_all_its_languages(kprune_data: Path) -> None:
+    path = kprune_data / "pud-en-ko-zh-dev" / "pud.en-ko-zh.jsonl"
+    found = read_sentences(path, ("ko", "en", "zh"))
+    assert len(found) == 400
+    assert all({"en", "ko", "zh"} <= sentence.texts.keys() for sentence in found)

@@ -158,6 +158,9 @@ def _reasons(task: str) -> Iterator[None]:
         yield
     except (KPruneError, _Unavailable):
         raise
+    except ConnectionError as error:
+        _stay_offline()
+        raise _Unavailable(f"{task} could not be run: {error}") from None
     # lm-eval, datasets, the hub's client and each task's own code raise what they like; whatever
     # it is ends this task alone, and is told.
     except Exception as error:
@@ -165,6 +168,16 @@ def _reasons(task: str) -> Iterator[None]:
         raise _Unavailable(
             f"{task} could not be run: {type(error).__name__}: {first[:300]}"
         ) from None
+
+
+def _stay_offline() -> None:
+    """Look only among what is kept here from now on: a hub that is out of reach is tried for half a
+    minute by every data set. What `HF_HUB_OFFLINE` sets can only be set so once it was read."""
+    import datasets
+    import huggingface_hub.constants
+
+    datasets.config.HF_HUB_OFFLINE = True
+    huggingface_hub.constants.HF_HUB_OFFLINE = True
 
 
 def _drawn(loaded: Mapping[str, Any], limit: int | None, seed: int) -> dict[str, list[int]]:
@@ -271,11 +284,12 @@ def _measurements(
     if len(judged) > 1:
         yield _measurement("all", "all tasks", [r for rows in judged.values() for r in rows])
     for group, tasks in groups.items():
-        rows = [row for task in tasks for row in judged.get(task, ())]
-        if group and rows and 1 < sum(task in judged for task in tasks) < len(judged):
+        had = [task for task in tasks if task in judged]
+        if group and 1 < len(had) < len(judged):
+            rows = [row for task in had for row in judged[task]]
             yield _measurement(group, f"group {group}", rows)
-    for task, rows in judged.items():
-        yield _measurement(_slug(task), task, rows)
+    for task, alone in judged.items():
+        yield _measurement(_slug(task), task, alone)
 
 
 def _measurement(name: str, title: str, rows: Sequence[_Judged]) -> Measurement:

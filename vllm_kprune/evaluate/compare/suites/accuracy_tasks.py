@@ -100,7 +100,9 @@ def _kind(path: Path) -> str | None:
         raise KPruneError(f"{path} has no rows")
     first = rows[0][1]
     kind = next((kind for kind, columns in _KINDS.items() if _fits(first, columns)), None)
-    for number, row in rows if kind else ():
+    if kind is None:
+        return None
+    for number, row in rows:
         if not _fits(row, _KINDS[kind]) or not _sound(kind, row):
             shown = json.dumps(row, ensure_ascii=False)[:80]
             raise KPruneError(f"{path}:{number} does not fit {'+'.join(_KINDS[kind])}: {shown}")

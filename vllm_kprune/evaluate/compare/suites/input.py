@@ -11,7 +11,7 @@ import asyncio
 import random
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -190,33 +190,36 @@ def _missing(context: Context, name: str) -> str:
 
 
 def _ask(context: Context, suite: str, requests: Mapping[str, Request]) -> dict[str, Answer]:
-    """Answers by key, in a random order: all rates are asked at all times."""
+    """Answers by key, in a random order: all rates are asked at all times.
+
+    Once the server has died nothing more is asked, and what failed is not kept, as in `ask_both`.
+    """
     order = sorted(requests)
     random.Random(context.options.seed).shuffle(order)
-    answers: dict[str, Answer] = {}
-    missing = []
-    for key in order:
-        kept = context.journal.get(suite, key)
-        if kept is None:
-            missing.append(key)
-        else:
-            answers[key] = answer_from_json(kept)
+    kept = {key: context.journal.get(suite, key) for key in order}
+    answers = {key: answer_from_json(value) for key, value in kept.items() if value is not None}
 
     async def ask(key: str) -> None:
+        if context.deaths:
+            return
         try:
             answer = await context.clients[_PRUNED].ask(requests[key])
         except EndpointDied as error:
-            answers[key] = Answer(error=str(error))  # not kept: it is asked again on resuming
+            context.deaths.append(str(error))
             return
         answers[key] = answer
-        context.journal.put(suite, key, answer_as_json(answer))
+        if not answer.error:
+            await asyncio.to_thread(context.journal.put, suite, key, answer_as_json(answer))
         context.tell(suite, len(answers), len(requests))
 
-    async def ask_all(keys: Iterable[str]) -> None:
-        await asyncio.gather(*map(ask, keys))
+    async def ask_all() -> None:
+        await asyncio.gather(*(ask(key) for key in order if key not in answers))
 
-    context.wait(ask_all(missing))
-    return answers
+    context.wait(ask_all())
+    for key, answer in answers.items():
+        if answer.error and not context.deaths and kept[key] is None:
+            context.journal.put(suite, key, answer_as_json(answer))
+    return {key: answers.get(key, Answer(error="not asked")) for key in order}
 
 
 Table = Mapping[tuple[str, float | None], _Outcome]

@@ -15,6 +15,7 @@ import asyncio
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from statistics import median
 from typing import Any
@@ -22,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from vllm_kprune.evaluate.compare.client import Client
-from vllm_kprune.evaluate.compare.endpoint import Answer, Request
+from vllm_kprune.evaluate.compare.endpoint import Answer, EndpointDied, Request
 from vllm_kprune.evaluate.compare.run import Context
 from vllm_kprune.evaluate.compare.values import Floats, Measurement, Metric, SuiteResult
 from vllm_kprune.evaluate.decode_speed import SETTLE_SECONDS
@@ -61,6 +62,9 @@ class Latency:
 
     def run(self, context: Context) -> SuiteResult:
         """Measure every concurrency in rounds."""
+        reason = context.missing("stream")
+        if reason:
+            return SuiteResult(self.name, (), unavailable={"*": reason})
         measurements: list[Measurement] = []
         unavailable: dict[str, str] = {}
         for number, batch in enumerate(context.options.batches):
@@ -91,7 +95,7 @@ def measure(
     """All figures of one concurrency; the decode ratio is the first."""
     whole = [(n, turns) for n, turns in enumerate(rounds) if not any(t.failed for t in turns)]
     if not whole:
-        return [], {f"decode_ratio{suffix}": "in every round a request failed"}
+        return [], {f"decode_ratio{suffix}": "no round was answered as a whole"}
     items = tuple(f"{batch} at once, round {n + 1}" for n, _ in whole)
     found, reasons = [], {}
     for row in _TABLE:
@@ -170,46 +174,76 @@ def _features(rows: Sequence[Sequence[float]]) -> Floats:
 
 
 def _rounds(context: Context, batch: int) -> Iterator[tuple[Turn, Turn]]:
+    """The rounds of one concurrency: kept ones, then new ones until a server dies."""
     options, suite = context.options, Latency.name
     count = min(options.latency_rounds, options.limit or options.latency_rounds)
-    total, done = count * len(options.batches), options.batches.index(batch) * count
-    clients = _clients(context, batch)
-    settle = SETTLE_SECONDS if _settles(context) else 0.0
-    try:
-        warm = False
+    total, before = count * len(options.batches), options.batches.index(batch) * count
+    with _Rounds.opened(context, batch) as rounds:
         for number in range(count):
             key = f"{batch}/{number}"
             kept = context.journal.get(suite, key)
             if kept is None:
-                if not warm:
-                    _warm_up(context, clients, batch)
-                    warm = True
-                kept = _round(context, clients, batch, number, settle)
+                if context.deaths:
+                    return
+                try:
+                    kept = rounds.measure(number)
+                except EndpointDied as error:
+                    context.deaths.append(str(error))
+                    return
                 context.journal.put(suite, key, kept)
             yield _turn(kept[0]), _turn(kept[1])
-            context.tell(suite, done + number + 1, total)
-    finally:
-        for client in clients:
-            context.wait(client.close())
+            context.tell(suite, before + number + 1, total)
 
 
-def _round(
-    context: Context, clients: Sequence[Client], batch: int, number: int, settle: float
-) -> list[dict[str, Any]]:
-    """Both sides, one right after the other; the next round begins with the one that ended this."""
-    turns: list[dict[str, Any]] = [{}, {}]
-    requests = _requests(context, batch, number, context.options.latency_tokens)
-    for place, side in enumerate((0, 1) if number % 2 == 0 else (1, 0)):
-        if settle and (place or not number):
-            time.sleep(settle)
-        turns[side] = asdict(context.wait(_timed(clients[side], requests)))
-    return turns
+@dataclass
+class _Rounds:
+    """What measures rounds: clients that let a whole round through at once, which the run's own
+    need not; warmed up before the first round."""
 
+    context: Context
+    batch: int
+    clients: tuple[Client, ...]
+    warm: bool = False
 
-async def _timed(client: Client, requests: Sequence[Request]) -> Turn:
-    started = time.perf_counter()
-    answers = await asyncio.gather(*map(client.ask, requests))
-    return turn_of(answers, time.perf_counter() - started)
+    @classmethod
+    @contextmanager
+    def opened(cls, context: Context, batch: int) -> Iterator["_Rounds"]:
+        """With its own connections, which are given back."""
+        clients = tuple(Client(endpoint, concurrency=batch) for endpoint in context.endpoints)
+        for client, known in zip(clients, context.clients, strict=True):
+            client.abilities = known.abilities
+        try:
+            yield cls(context, batch, clients)
+        finally:
+            for client in clients:
+                context.wait(client.close())
+
+    def measure(self, number: int) -> list[dict[str, Any]]:
+        """Both sides, one right after the other; a round begins with the side that ended the one
+        before."""
+        tokens = self.context.options.latency_tokens
+        settle = SETTLE_SECONDS if _settles(self.context) else 0.0
+        first = not self.warm
+        if first:  # the first requests of a shape are slower
+            for side in (0, 1):
+                self._turn(side, _requests(self.context, self.batch, -1, _WARM_UP_TOKENS))
+            self.warm = True
+        requests = _requests(self.context, self.batch, number, tokens)
+        turns: list[dict[str, Any]] = [{}, {}]
+        for place, side in enumerate((0, 1) if number % 2 == 0 else (1, 0)):
+            if settle and (place or first):
+                time.sleep(settle)
+            turns[side] = asdict(self._turn(side, requests))
+        return turns
+
+    def _turn(self, side: int, requests: Sequence[Request]) -> Turn:
+        async def ask_all() -> tuple[float, list[Answer]]:
+            started = time.perf_counter()
+            answers = await asyncio.gather(*map(self.clients[side].ask, requests))
+            return time.perf_counter() - started, answers
+
+        seconds, answers = self.context.wait(ask_all())
+        return turn_of(answers, seconds)
 
 
 def _requests(context: Context, batch: int, number: int, tokens: int) -> list[Request]:
@@ -220,33 +254,17 @@ def _requests(context: Context, batch: int, number: int, tokens: int) -> list[Re
     texts = [text for group in zip(*groups, strict=True) for text in group]
     chosen = [texts[(number + n) % len(texts)] for n in range(batch)]
     prompts = [f"{draw.randrange(10**6, 10**7)}. {text}" for text in chosen]
-    chat = not all(client.abilities.can("completion") for client in context.clients)
     extra = {"ignore_eos": True} if _is_vllm(context) else {}
     common: dict[str, Any] = {"max_tokens": tokens, "stream": True, "seed": options.seed}
-    if chat:
+    if context.missing("completion"):
         turns = [({"role": "user", "content": prompt},) for prompt in prompts]
         return [Request("chat", messages=turn, extra=extra, **common) for turn in turns]
     return [Request("completion", prompt=prompt, extra=extra, **common) for prompt in prompts]
 
 
-def _warm_up(context: Context, clients: Sequence[Client], batch: int) -> None:
-    """The first requests of a shape are slower."""
-    requests = _requests(context, batch, -1, _WARM_UP_TOKENS)
-    for client in clients:
-        context.wait(_timed(client, requests))
-
-
-def _clients(context: Context, batch: int) -> tuple[Client, Client]:
-    """Clients that let a whole round through at once, which the run's own need not."""
-    made = tuple(Client(endpoint, concurrency=batch) for endpoint in context.endpoints)
-    for client, known in zip(made, context.clients, strict=True):
-        client.abilities = known.abilities
-    return made[0], made[1]
-
-
 def _is_vllm(context: Context) -> bool:
     """Whether both sides take vLLM's own fields, which prompt log-probabilities are one of."""
-    return all(client.abilities.can("prompt_logprobs") for client in context.clients)
+    return context.missing("prompt_logprobs") is None
 
 
 def _settles(context: Context) -> bool:

@@ -10,6 +10,7 @@ overlay cannot be served without its base's weight files; they are counted for i
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -64,10 +65,10 @@ class Memory:
         """Look every figure up on both sides."""
         original, pruned = (_side(context, number) for number in (0, 1))
         measurements, unavailable = [], {}
-        for figure in _FIGURES:
-            found = context.journal.step(
-                self.name, figure.name, lambda figure=figure: _look_up(figure, original, pruned)
-            )
+        for number, figure in enumerate(_FIGURES, 1):
+            look_up = partial(_look_up, figure, original, pruned)
+            found = context.journal.step(self.name, figure.name, look_up)
+            context.tell(self.name, number, len(_FIGURES))
             if isinstance(found, str):
                 unavailable[figure.name] = found
                 continue
@@ -149,10 +150,10 @@ def _vocabulary(original: Side, pruned: Side) -> tuple[int, int]:
     known = status.get("vocabulary_bytes")
     if not isinstance(known, dict):
         raise KPruneError("the pruned endpoint's /kprune tells no sizes of the vocabulary")
-    values = known.get("original"), known.get("kept")
-    if not all(isinstance(value, int) and value > 0 for value in values):
+    before, after = known.get("original"), known.get("kept")
+    if not isinstance(before, int) or not isinstance(after, int) or min(before, after) <= 0:
         raise KPruneError("the pruned endpoint's /kprune tells sizes that are no numbers")
-    return values  # type: ignore[return-value]  # both are int, which mypy does not follow
+    return before, after
 
 
 def _processes(original: Side, pruned: Side) -> tuple[int, int]:
@@ -201,14 +202,15 @@ def _disk_bytes(folder: Path) -> int:
 def _process_bytes(side: Side) -> int:
     if not side.endpoint.is_local:
         raise KPruneError(f"the {side.name} server is not on this machine")
-    memory = tree_memory(_listener(side))
-    if not memory.bytes:
+    listener = _listener(side)
+    memory = tree_memory(listener) if listener else None
+    if not memory or not memory.bytes:
         raise KPruneError(f"the processes of the {side.name} server are somebody else's")
     return memory.bytes
 
 
 def _listener(side: Side) -> int:
-    """The process that listens at the endpoint's port."""
+    """The process that listens at the endpoint's port; 0 if that is hidden from us."""
     try:
         import psutil
     except ModuleNotFoundError:
@@ -217,14 +219,14 @@ def _listener(side: Side) -> int:
     port = parts.port or (443 if parts.scheme == "https" else 80)
     try:
         for connection in psutil.net_connections("tcp"):
-            listens = connection.status == psutil.CONN_LISTEN and connection.pid
-            if listens and connection.laddr.port == port:
-                return int(connection.pid)
+            address = connection.laddr
+            if connection.status == psutil.CONN_LISTEN and address and address.port == port:
+                return connection.pid or 0
     except psutil.Error as error:
         raise KPruneError(
             f"this system does not tell who listens at port {port}: {error}"
         ) from None
-    raise KPruneError(f"no process of this user listens at port {port}")
+    raise KPruneError(f"no process listens at port {port}")
 
 
 def _cache_room(side: Side) -> int:

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from vllm_kprune.evaluate.compare.answer_checks import Findings
+from vllm_kprune.evaluate.compare.answer_checks import Findings, has_own_script
 from vllm_kprune.evaluate.compare.endpoint import Answer
 from vllm_kprune.evaluate.compare.suites.stability_prompts import Prompt
 from vllm_kprune.evaluate.compare.values import Measurement, Metric
@@ -95,7 +95,8 @@ def _wanted(judged: Sequence[Judged]) -> Iterator[tuple[_Row, Metric, list[Judge
             yield row, _metric(row, f"{row.name}_t{temperature}", f"T={temperature}"), group
         for language in languages if len(languages) > 1 else ():
             own = [each for each in group if each.prompt.language == language]
-            for row in (row for row in _ROWS if row.name in _BY_LANGUAGE):
+            names = _BY_LANGUAGE if has_own_script(language) else ("lpr", "foreign")
+            for row in (row for row in _ROWS if row.name in names):
                 name = f"{row.name}_{language}_t{temperature}"
                 told = row._replace(better="neither")
                 yield told, _metric(told, name, f"{language}, T={temperature}"), own
