@@ -28,8 +28,12 @@ demo: $(STAMP)
 	@$(BIN)/kprune demo -o build/demo
 
 # KPRUNE_DATA=FOLDER adds real text; PAPER=... takes options of the script.
-paper: $(STAMP)
+paper: $(STAMP) $(BIN)/lm_eval
 	@$(BIN)/python benchmarks/paper.py $(PAPER)
+
+# What the suite `accuracy` needs, which nothing else does.
+$(BIN)/lm_eval: | $(STAMP)
+	@$(BIN)/python -m pip --disable-pip-version-check install --quiet --no-build-isolation -c requirements/cpu.lock -e '.[accuracy]'
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

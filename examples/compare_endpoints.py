@@ -49,7 +49,9 @@ async def main(urls: list[str]) -> None:
     """Ask both endpoints every prompt."""
     key = os.environ.get("OPENAI_API_KEY", "none")
     clients = [AsyncOpenAI(base_url=url, api_key=key) for url in urls]
-    table = Table(*urls, show_lines=True, expand=True)
+    table = Table(show_lines=True, expand=True)
+    for url in urls:
+        table.add_column(url, overflow="fold", ratio=1)
     foreign = [0, 0]
     for seed, prompt in enumerate(PROMPTS):
         answers = await asyncio.gather(*(ask(client, prompt, seed) for client in clients))
