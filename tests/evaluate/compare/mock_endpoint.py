@@ -43,6 +43,7 @@ class Habits:
     hanja: float = 0.0  # share of answers
     ms_per_token: float = 10.0  # as it says itself
     rate_limited: int = 0
+    retry_after: str = "0"
     failing: int = 0
     hanging_up: int = 0
     poison: str = ""  # hangs up on prompts with it
@@ -172,7 +173,9 @@ def _handler(mock: MockEndpoint) -> type[BaseHTTPRequestHandler]:
                 got = self.headers["authorization"]
                 self.send(401, {"error": {"message": f"wrong key {got}"}})
             elif number < habits.rate_limited:
-                self.send(429, {"error": {"message": "slow down"}}, {"Retry-After": "0"})
+                self.send(
+                    429, {"error": {"message": "slow down"}}, {"Retry-After": habits.retry_after}
+                )
             elif number < habits.failing:
                 self.send(500, {"error": {"message": "oops"}})
             elif self.path.endswith("/chat/completions") and not habits.chats:

@@ -18,7 +18,8 @@ def columns(name: str) -> int:
 def test_weights_do_what_repeating_the_items_does(name: str, data: st.DataObject) -> None:
     items = data.draw(st.integers(1, 6))
     counts = st.integers(0, 50).map(float)
-    features = data.draw(arrays(np.float64, (items, columns(name)), elements=counts))
+    width = columns(name) if name not in QUANTILES else data.draw(st.sampled_from([1, 3, 9]))
+    features = data.draw(arrays(np.float64, (items, width), elements=counts))
     weights = data.draw(arrays(np.int64, items, elements=st.integers(0, 4)))
     figures = AGGREGATES[name].figures
     weighted = figures(features, weights[None].astype(float))
@@ -42,7 +43,7 @@ def test_each_resample_is_worked_out_by_itself(name: str) -> None:
 def test_quantiles_are_numpys_over_all_values_that_are_there(
     name: str, data: st.DataObject
 ) -> None:
-    shape = (data.draw(st.integers(1, 7)), 3)
+    shape = (data.draw(st.integers(1, 7)), data.draw(st.sampled_from([1, 3, 9])))
     value = st.floats(-1e3, 1e3) | st.just(np.nan)
     features = data.draw(arrays(np.float64, shape, elements=value))
     found = AGGREGATES[name].figures(features, np.ones((1, len(features))))[0]
@@ -69,6 +70,7 @@ PAIRS = [
     ("서울은 대한민국의 수도입니다", "서울은 대한민국의 수도이다"),
     ("", "nothing was said"),
     ("a b", "c d"),
+    ("one b two d three", "one x two y three"),
     ("one two three four five six", "one two three four five six"),
 ]
 
@@ -76,7 +78,7 @@ PAIRS = [
 def test_bleu_is_sacrebleus() -> None:
     sacrebleu = pytest.importorskip("sacrebleu", reason="sacrebleu is not installed")
     metric = sacrebleu.BLEU()
-    for pairs in (PAIRS, PAIRS[:1], PAIRS[1:4], PAIRS[2:3]):
+    for pairs in (PAIRS, PAIRS[:1], PAIRS[1:4], PAIRS[2:3], PAIRS[4:5]):
         answers, references = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
         features = np.array(metric._extract_corpus_statistics(answers, [references]), dtype=float)
         found = AGGREGATES["bleu"].figures(features, np.ones((1, len(pairs))))[0]
@@ -86,7 +88,7 @@ def test_bleu_is_sacrebleus() -> None:
 def test_chrf_is_sacrebleus() -> None:
     sacrebleu = pytest.importorskip("sacrebleu", reason="sacrebleu is not installed")
     metric = sacrebleu.CHRF(word_order=2)
-    for pairs in (PAIRS, PAIRS[:1], PAIRS[1:4], PAIRS[2:3]):
+    for pairs in (PAIRS, PAIRS[:1], PAIRS[1:4], PAIRS[2:3], PAIRS[4:5]):
         answers, references = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
         features = np.array(metric._extract_corpus_statistics(answers, [references]), dtype=float)
         found = AGGREGATES["chrf"].figures(features, np.ones((1, len(pairs))))[0]

@@ -78,6 +78,23 @@ def test_what_is_over_at_the_next_attempt_costs_no_answer(habits: Habits) -> Non
     assert answer.text
 
 
+@pytest.mark.parametrize("retry_after", ["0", "Wed, 21 Oct 2015 07:28:00 GMT", "soon", "-5", "²"])
+def test_a_server_may_say_when_to_ask_again_in_seconds_or_as_a_date(retry_after: str) -> None:
+    with MockEndpoint(Habits(rate_limited=2, retry_after=retry_after)) as mock:
+        answer = with_client(mock, lambda client: client.ask(CHAT))
+        asked = len(mock.asked)
+    assert answer.error is None
+    assert asked == 3
+
+
+def test_a_server_that_wants_to_be_asked_tomorrow_is_not_waited_for() -> None:
+    with MockEndpoint(Habits(rate_limited=2, retry_after="86400")) as mock:
+        answer = with_client(mock, lambda client: client.ask(CHAT))
+        asked = len(mock.asked)
+    assert answer.error == "HTTP 429: slow down"
+    assert asked == 1
+
+
 def test_a_server_that_hangs_is_left_after_two_attempts() -> None:
     with MockEndpoint(Habits(delay_seconds=0.4)) as mock:
         answer = with_client(mock, lambda client: client.ask(CHAT), timeout=0.05)

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 from recorded import BYTES, LCPR, LPR, MEDIAN, SCORE, SHARE, SPEED, Floats, measured
 
 from vllm_kprune.evaluate.compare.aggregates import AGGREGATES
@@ -19,19 +18,20 @@ METRICS = (SHARE, LPR, LCPR, SPEED, MEDIAN, BYTES)
 
 @st.composite
 def measurements(draw: st.DrawFn) -> Measurement:
-    metric = draw(st.sampled_from(METRICS))
-    items = draw(st.integers(0, 25))
+    """Counts with gaps; from a drawn seed, since drawn one by one they are mostly alike."""
+    metric = METRICS[draw(st.integers(0, len(METRICS) - 1))]
+    items = draw(st.integers(0, 3) | st.integers(4, 25))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     columns = AGGREGATES[metric.aggregate].columns or 2
-    counts = st.integers(0, 6).map(float) | st.just(np.nan)
-    sides = [draw(arrays(np.float64, (items, columns), elements=counts)) for _ in range(2)]
+    most = 1 if metric is SHARE else draw(st.integers(1, 6))
+    sides = rng.integers(0, most + 1, (2, items, columns)).astype(float)
     if metric.unit == "share" and columns > 1:
         # No more passed than were tried.
-        for side in sides:
-            side[:, ::2] = np.minimum(side[:, ::2], side[:, 1::2])
-    elif metric.unit == "share":
-        sides = [np.minimum(side, 1) for side in sides]
-    names = tuple(f"{row}" for row in range(items))
-    return Measurement(metric, names, sides[0], sides[1])
+        sides[..., ::2] = np.minimum(sides[..., ::2], sides[..., 1::2])
+    alike = rng.random(items) < draw(st.sampled_from([0.0, 0.5, 0.9]))
+    sides[1, alike] = sides[0, alike]
+    sides[rng.random(sides.shape) < draw(st.sampled_from([0.0, 0.1]))] = np.nan
+    return Measurement(metric, tuple(f"{row}" for row in range(items)), sides[0], sides[1])
 
 
 def quick(measurement: Measurement, seed: int = 0) -> Comparison:
@@ -44,7 +44,7 @@ def numbers(estimate: Estimate | None) -> Floats:
     return np.array([np.nan if number is None else number for number in found])
 
 
-@settings(max_examples=60)
+@settings(max_examples=100)
 @given(measurements())
 def test_swapping_the_sides_mirrors_the_result(measurement: Measurement) -> None:
     assert measurement.pruned is not None
@@ -60,7 +60,7 @@ def test_swapping_the_sides_mirrors_the_result(measurement: Measurement) -> None
     np.testing.assert_allclose(numbers(back.effect), mirrored, rtol=1e-9, atol=1e-12)
 
 
-@settings(max_examples=60)
+@settings(max_examples=100)
 @given(measurements(), st.randoms(use_true_random=False))
 def test_a_seed_gives_one_result_whatever_the_order_of_items(
     measurement: Measurement, random: object
@@ -77,7 +77,7 @@ def test_a_seed_gives_one_result_whatever_the_order_of_items(
     assert quick(shuffled) == quick(measurement)
 
 
-@settings(max_examples=60)
+@settings(max_examples=100)
 @given(measurements())
 def test_an_interval_holds_its_figure_and_a_share_stays_a_share(measurement: Measurement) -> None:
     found = quick(measurement)
@@ -93,7 +93,7 @@ def test_an_interval_holds_its_figure_and_a_share_stays_a_share(measurement: Mea
             assert 0 <= low <= high <= 1
 
 
-@settings(max_examples=40)
+@settings(max_examples=60)
 @given(measurements())
 def test_identical_sides_are_never_significant(measurement: Measurement) -> None:
     found = quick(replace(measurement, pruned=measurement.original.copy()))
@@ -104,7 +104,7 @@ def test_identical_sides_are_never_significant(measurement: Measurement) -> None
         assert found.effect.low <= nothing <= found.effect.high
 
 
-@settings(max_examples=40)
+@settings(max_examples=60)
 @given(measurements())
 def test_an_item_without_a_value_on_a_side_counts_on_neither(measurement: Measurement) -> None:
     assert measurement.pruned is not None

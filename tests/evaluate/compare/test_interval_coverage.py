@@ -61,6 +61,7 @@ def times(rng: np.random.Generator, items: int) -> Pair:
     "make, metric, items, truth",
     [
         (rare_leaks, SHARE, 60, 0.02),
+        (rare_leaks, SHARE, 200, 0.02),
         (few_other_answers, SHARE, 60, 0.05 * (0.4 - 0.6)),
         (few_other_answers, SHARE, 200, 0.05 * (0.4 - 0.6)),
         (pass_rates, LPR, 60, 0.05),
@@ -88,7 +89,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say(
     [
         (SHARE, lambda rng: paired_shares(rng, 60, 0.6)),
         (LPR, lambda rng: (passes(rng, 40, 4, 0.9), passes(rng, 40, 4, 0.9))),
-        (replace(SPEED, better="lower"), lambda rng: latencies(rng, 12)),
+        (replace(SPEED, better="lower"), lambda rng: latencies(rng, 10)),
         (MEDIAN, lambda rng: latencies(rng, 40)),
     ],
 )

@@ -17,6 +17,10 @@ from vllm_kprune.evaluate.compare.corpus_scores import bleu, chrf
 __all__ = ["AGGREGATES", "Aggregate"]
 
 Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
+
+# From so many values of an item on, halving is quicker than counting up.
+_LONG = 8
 
 
 @dataclass(frozen=True)
@@ -67,28 +71,43 @@ def _quantile(share: float) -> Callable[[Floats, Floats], Floats]:
         present = ~np.isnan(features)
         order = np.argsort(features[present], kind="stable")
         values = features[present][order]
+        total = weights @ present.sum(axis=1)
         if not len(values):
             return np.full(len(weights), np.nan)
-        owners = np.nonzero(present)[0][order]
-        cumulated = np.cumsum(weights[:, owners], axis=1)
-        position = (cumulated[:, -1] - 1) * share
+        position = (total - 1) * share
         below = np.floor(position)
-        low, high = (_pick(values, cumulated, rank) for rank in (below, np.ceil(position)))
-        found = low + (high - low) * (position - below)
-        return np.where(cumulated[:, -1] > 0, found, np.nan)
+        ranks = np.stack([below, np.ceil(position)])
+        find = _count_up if features.shape[1] < _LONG else _bisect
+        found = find(np.nonzero(present)[0][order], weights, ranks)
+        low, high = values[np.minimum(found, len(values) - 1)]
+        return np.where(total > 0, low + (high - low) * (position - below), np.nan)
 
     return figures
 
 
+def _count_up(owners: Integers, weights: Floats, ranks: Floats) -> Integers:
+    """Which sorted value is at a rank (from 0) of each resample, where each value stands there as
+    often as the item that owns it was drawn; ranks [2, resamples]."""
+    reached = np.cumsum(weights[:, owners], axis=1)
+    return np.stack([np.count_nonzero(reached <= rank[:, None], axis=1) for rank in ranks])
+
+
+def _bisect(owners: Integers, weights: Floats, ranks: Floats) -> Integers:
+    """The same, quicker where items have many values each: by halving, with a table of how many
+    of its values each item has among the first, [values + 1, items]."""
+    own = owners[:, None] == np.arange(weights.shape[1])
+    counts = np.concatenate([np.zeros((1, weights.shape[1])), np.cumsum(own, axis=0)])
+    low, high = np.zeros(ranks.shape, dtype=np.int64), np.full(ranks.shape, len(owners))
+    while (low < high).any():
+        middle = (low + high) // 2
+        reached = np.einsum("ri,tri->tr", weights, counts[np.minimum(middle + 1, len(owners))])
+        up = (reached <= ranks) & (low < high)
+        low, high = np.where(up, middle + 1, low), np.where(up, high, middle)
+    return low
+
+
 def _of_values(share: float) -> Aggregate:
     return Aggregate(None, _quantile(share), quantile=share)
-
-
-def _pick(values: Floats, cumulated: Floats, rank: Floats) -> Floats:
-    """The value at a rank (from 0) of each resample, whose values are repeated by weight."""
-    index = (cumulated <= rank[:, None]).sum(axis=1)
-    picked: Floats = values[np.minimum(index, len(values) - 1)]
-    return picked
 
 
 AGGREGATES: Mapping[str, Aggregate] = MappingProxyType(

@@ -69,7 +69,9 @@ def _unit(unit: str, size: float, *, of_effect: bool) -> tuple[float, str]:
 
 def _places(value: float, digits: int) -> int:
     """Decimal places that show `digits` significant ones, at most 6."""
-    return 0 if value == 0 else min(6, max(0, digits - 1 - floor(log10(abs(value)))))
+    if value == 0 or not isfinite(value):
+        return 0
+    return min(6, max(0, digits - 1 - floor(log10(abs(value)))))
 
 
 def _number(value: float, places: int, *, signed: bool = False) -> str:

@@ -16,7 +16,7 @@ Which interval was decided by its coverage in simulations of what is compared he
 """
 
 from dataclasses import replace
-from math import ceil, log, nan, pi, sqrt, tan
+from math import ceil, isfinite, log, nan, pi, sqrt, tan
 from statistics import NormalDist
 
 import numpy as np
@@ -46,7 +46,7 @@ def intervals(
         found = _standard(data, resamples, confidence, rng)
     points = data.figures()
     held = [
-        (min(low, point), max(high, point))
+        (min(low, point), max(high, point)) if isfinite(point) else (nan, nan)
         for (low, high), point in zip(found, points.tolist(), strict=True)
     ]
     return [_bounded(data, row, ends) for row, ends in enumerate(held)]
@@ -93,9 +93,14 @@ def _around(
 
 
 def _spread(replicates: Floats) -> Floats:
-    """Standard error of each row, of the replicates that could be worked out."""
-    finite = [row[np.isfinite(row)] for row in replicates]
-    return np.array([row.std() if len(row) > 1 else nan for row in finite])
+    """Standard error of each row."""
+    return np.array([row.std() if len(row) else nan for row in map(_finite, replicates)])
+
+
+def _finite(replicates: Floats) -> Floats:
+    """The replicates that could be worked out; none if one in ten could not."""
+    finite: Floats = replicates[np.isfinite(replicates)]
+    return finite if len(finite) >= 0.9 * len(replicates) else finite[:0]
 
 
 def _reach(items: int, confidence: float) -> float:
@@ -154,7 +159,7 @@ def _percentiles(
     if data.values < values_needed(data.aggregate.quantile, confidence):
         return [(nan, nan)] * (len(data.sides) + 1)
     tail = _NORMAL.cdf(-_reach(data.items, confidence))
-    rows = [row[np.isfinite(row)] for row in data.drawn(resamples, rng)]
+    rows = map(_finite, data.drawn(resamples, rng))
     ends = [np.quantile(row, [tail, 1 - tail]) if len(row) else (nan, nan) for row in rows]
     return [(float(low), float(high)) for low, high in ends]
 

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import ceil, inf, log, log1p
+from statistics import NormalDist
 from typing import Literal
 
 from vllm_kprune.evaluate.compare.aggregates import AGGREGATES
@@ -87,18 +88,29 @@ def _scaled(number: float | None, ratio: bool) -> float | None:
 
 
 def _needed(comparison: Comparison) -> int | None:
-    """About how many items make the interval narrow enough to tell equal from different, whichever
-    comes first; widths fall with the square root of the number of items."""
+    """About how many items tell equal from different, whichever comes first: intervals narrow with
+    the square root of the number of items, and a p-value's normal quantile grows with it."""
     margin, value, ends = _on_scale(comparison)
     if value is None or ends is None:
         return None
     half = (ends[1] - ends[0]) / 2
     if comparison.differing == 0:
         return _needed_unseen(comparison, margin / half if half else inf)
-    factors = [half / size for size in (margin - abs(value), abs(value)) if size > 0]
-    if not factors:
-        return None
-    return max(comparison.n + 1, ceil(comparison.n * min(factors) ** 2))
+    factors = [_to_be_significant(comparison)]
+    if margin > abs(value):
+        factors.append((half / (margin - abs(value))) ** 2)
+    most = min(factors) * comparison.n
+    return max(comparison.n + 1, ceil(most)) if most < inf else None
+
+
+def _to_be_significant(comparison: Comparison) -> float:
+    """How many times the items bring this effect's p-value to where Holm's method asks it to be."""
+    p, adjusted = comparison.p, comparison.p_adjusted
+    if p is None or not adjusted or p >= 1:
+        return inf
+    asked = (1 - comparison.confidence) * p / adjusted
+    have, need = (-NormalDist().inv_cdf(one / 2) for one in (p, asked))
+    return (need / have) ** 2 if have > 0 else inf
 
 
 def _needed_for_quantile(comparison: Comparison) -> int | None:

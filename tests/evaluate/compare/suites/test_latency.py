@@ -31,6 +31,8 @@ def run(
     replies = {"original": original, "pruned": pruned}
 
     def client(endpoint: Any, *, concurrency: int) -> FakeClient:
+        assert concurrency in options["batches"]  # a whole round goes out at once
+
         def reply(request: Request) -> Answer:
             asked.append((endpoint.name, request))
             return replies[endpoint.name](request)
@@ -157,5 +159,12 @@ def test_a_server_that_sends_everything_at_once_has_no_times_of_tokens(
     assert "decode_ratio" in found.unavailable and "ttft_mean" in found.unavailable
 
 
-def test_an_empty_turn_has_no_speed() -> None:
+def test_tokens_that_come_in_bursts_still_have_a_speed() -> None:
+    burst = Answer(completion_tokens=5, ttft_ms=1.0, itl_ms=(0.0, 0.0, 0.0, 8.0), e2e_ms=9.0)
+    assert turn_of([burst], seconds=1.0).decode_rate == pytest.approx(500)
+
+
+def test_what_tells_nothing_of_tokens_has_no_speed() -> None:
+    at_once = Answer(completion_tokens=3, ttft_ms=1.0, itl_ms=(0.0, 0.0), e2e_ms=1.0)
+    assert np.isnan(turn_of([at_once], seconds=1.0).decode_rate)
     assert np.isnan(Turn(seconds=1.0).decode_rate)

@@ -21,11 +21,12 @@ SUITE = Stability()
 
 
 def test_there_are_prompts_of_every_kind_each_once() -> None:
-    prompts = stability_prompts(("ko", "en"), None)
+    prompts = stability_prompts(("ko", "en", "zh"), None)
     kinds = Counter(prompt.kind for prompt in prompts)
     assert kinds["ko"] >= 60
     assert kinds["en"] >= 40
     assert kinds["en-ko"] + kinds["ko-en"] >= 30
+    assert kinds["zh"] >= 20
     assert len({prompt.text for prompt in prompts}) == len(prompts)
     assert len({prompt.key for prompt in prompts}) == len(prompts)
 

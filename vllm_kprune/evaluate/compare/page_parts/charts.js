@@ -87,7 +87,7 @@ function savingChart(points, quality) {
     const cx = percent(x.at(saved));
     if (change.low !== null) marks.push(shape("line", { class: "bar stroke-pruned", x1: cx, x2: cx, y1: up(change.low), y2: up(change.high) }));
     marks.push(shape("circle", { class: "fill-pruned", r: 5, cx, cy: up(change.value) }),
-      shape("text", { x: cx, y: up(change.value), dx: x.at(saved) > 70 ? "-9" : "9", dy: "-7", "text-anchor": x.at(saved) > 70 ? "end" : "start" }, "keep " + rate));
+      shape("text", { x: cx, y: up(change.value), dx: x.at(saved) > 70 ? "-9" : "9", dy: x.at(saved) > 70 ? "15" : "-7", "text-anchor": x.at(saved) > 70 ? "end" : "start" }, "keep " + rate));
   }
   const caption = [element("b", {}, "Saved against lost"), element("span", { class: "soft" }, " change of quality over prompt tokens saved")];
   return frame(caption, "quality against prompt tokens saved", x, y, figureTick("share"), effectTick(quality.unit, false), marks);

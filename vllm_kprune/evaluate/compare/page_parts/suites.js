@@ -12,8 +12,8 @@ function header(report) {
 
 function summary(report) {
   const percentage = tidy(100 * report.confidence) + " %";
-  return [element("p", { class: "lead" }, element("b", {}, capital(report.summary) + ". "),
-    element("span", { class: "soft" }, "Intervals in brackets hold " + percentage + "; verdicts are corrected for the number of metrics.")),
+  return [element("p", { class: "lead" }, element("b", {}, capital(report.summary) + "."),
+    element("span", { class: "soft" }, "In brackets: " + percentage + " intervals. Verdicts are corrected for the number of metrics.")),
   element("div", { class: "cards" }, report.suites.map(card))];
 }
 
@@ -43,15 +43,15 @@ function measured(suite) {
 }
 
 function bigFigure(metric) {
-  const found = /^(.*?)( \[.*)?$/.exec(metric.shown.effect);
-  return element("span", { class: "big" }, found[1], element("small", {}, found[2] || ""));
+  const found = /^(\S*)(.*)$/.exec(metric.shown.effect);
+  return element("span", { class: "big" }, found[1], element("small", {}, found[2]));
 }
 
 function section(suite) {
   const id = sectionId(suite);
   return element("section", { id, "aria-labelledby": id + "-title" },
     element("div", { class: "head" }, element("h2", { id: id + "-title" }, capital(suite.name)),
-      badge(suite.verdict, measured(suite)), suite.metrics.length > 1 && element("span", { class: "words" }, suite.words)),
+      badge(suite.verdict, measured(suite)), suite.metrics.length > 1 && suite.verdict !== "told" && element("span", { class: "words" }, suite.words)),
     groups(suite.metrics).map(group),
     charts(suite), missing(suite),
     suite.notes.map((note) => element("p", { class: "note" }, note)));
@@ -84,12 +84,13 @@ function row(metric, scale) {
   const details = [ARROWS[metric.pruned ? metric.better : "neither"], metric.items.toLocaleString("en") + (metric.items === 1 ? " item" : " items")];
   if (metric.dropped) details.push(metric.dropped.toLocaleString("en") + " without a value");
   if (metric.pruned && metric.aggregate !== "exact") details.push(metric.differing.toLocaleString("en") + " differ");
-  const p = metric.p_adjusted === null ? "" : metric.p_adjusted < 0.001 ? "adjusted p < 0.001" : "adjusted p = " + metric.p_adjusted.toPrecision(2);
+  const decided = metric.p_adjusted !== null && ["better", "worse"].includes(metric.verdict);
+  const p = decided && (metric.p_adjusted < 0.001 ? ", p < 0.001" : ", p = " + Number(metric.p_adjusted.toPrecision(2)));
   return element("div", { class: "row", "data-metric": metric.name },
     element("div", { class: "label" }, metric.title, element("span", { class: "soft" }, details.join(" · "))),
     element("div", { class: "values figure" }, metric.pruned && bothFigures(metric)),
     track(metric, scale),
-    element("div", { class: "effect", title: p }, element("span", { class: "figure" }, metric.shown.effect), badge(metric.verdict, metric.words)));
+    element("div", { class: "effect" }, element("span", { class: "figure" }, metric.shown.effect), badge(metric.verdict, [metric.words, p])));
 }
 
 function charts(suite) {

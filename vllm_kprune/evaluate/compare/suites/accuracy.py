@@ -24,6 +24,7 @@ from vllm_kprune.errors import KPruneError, nearest
 from vllm_kprune.evaluate.compare.run import Context
 from vllm_kprune.evaluate.compare.suites.accuracy_tasks import (
     GROUPS,
+    LOCAL,
     chosen_tasks,
     local_files,
     on_file,
@@ -61,7 +62,7 @@ class Accuracy:
     """The suite `accuracy`."""
 
     name: str = "accuracy"
-    metrics: tuple[str, ...] = ("all", "*")
+    metrics: tuple[str, ...] = ("all", LOCAL, *GROUPS)
     help: str = "tasks of lm-eval: general aptitude, culture, instructions, or files of yours"
 
     def run(self, context: Context) -> SuiteResult:

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 import numpy as np
@@ -48,8 +48,13 @@ class Turn:
 
     @property
     def decode_rate(self) -> float:
-        """Tokens per second that the sequences produce together while they decode."""
-        return 1000 * len(self.e2e_ms) / median(self.itl_ms) if self.itl_ms else float("nan")
+        """Tokens per second that the sequences produce together while they decode.
+
+        Where most gaps are nothing, since tokens come in bursts, the mean gap has to do.
+        """
+        if not any(self.itl_ms):
+            return float("nan")
+        return 1000 * len(self.e2e_ms) / (median(self.itl_ms) or mean(self.itl_ms))
 
 
 @dataclass(frozen=True)
@@ -79,10 +84,11 @@ class Latency:
 def turn_of(answers: Sequence[Answer], seconds: float) -> Turn:
     """What the answers of one side's requests tell; a failed one is counted and not timed."""
     good = [answer for answer in answers if answer.error is None]
+    gaps = tuple(gap for a in good for gap in a.itl_ms)
     return Turn(
         seconds=seconds,
         ttft_ms=tuple(a.ttft_ms for a in good if a.ttft_ms is not None),
-        itl_ms=tuple(gap for a in good for gap in a.itl_ms),
+        itl_ms=gaps if any(gaps) else (),  # everything in one burst tells nothing of tokens
         e2e_ms=tuple(a.e2e_ms for a in good if a.e2e_ms is not None),
         tokens=sum(a.completion_tokens or len(a.itl_ms) + 1 for a in good),
         failed=len(answers) - len(good),
@@ -147,8 +153,8 @@ def _table() -> Iterator[_Row]:
         ("itl", "time between tokens", lambda t: t.itl_ms),
         ("e2e", "time to the whole answer", lambda t: t.e2e_ms),
     ):
-        mean = _sum_and_count(values)
-        yield _Row(f"{name}_mean", f"{title}, mean", "ms", "lower", 0.05, "ratio", mean)
+        average = _sum_and_count(values)
+        yield _Row(f"{name}_mean", f"{title}, mean", "ms", "lower", 0.05, "ratio", average)
         for quantile in _QUANTILES:
             # Quantiles are told and drawn; the mean decides, once.
             title_q = f"{title}, {quantile}"

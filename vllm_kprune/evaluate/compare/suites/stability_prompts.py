@@ -1,7 +1,7 @@
 """Prompts that ask for an answer in a language: kprune's own, and those of the benchmark's files.
 
-Ours (`prompts_stability.json`) were written for kprune: Korean, English, English that asks for
-Korean, and Korean that asks for English, short and long. The Language Confusion Benchmark
+Ours (`prompts_stability.json`) were written for kprune: Korean, English and Chinese, and prompts in
+one language that ask for an answer in another, short and long. The Language Confusion Benchmark
 (Marchisio et al. 2024) comes as CSV files with the columns `prompt` and `language`.
 """
 
@@ -44,7 +44,7 @@ def stability_prompts(languages: Sequence[str], benchmark: Path | None) -> list[
     found = [*_own(languages), *(_benchmark(benchmark, languages) if benchmark else ())]
     if not found:
         raise KPruneError(
-            f"there are no prompts for {', '.join(languages)}: ours are Korean and English, others "
+            f"there are no prompts for {', '.join(languages)}: ours are ko, en and zh, others "
             "come from the benchmark's CSV files (--benchmark)"
         )
     return found

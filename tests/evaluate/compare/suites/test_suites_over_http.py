@@ -1,0 +1,41 @@
+"""The suites over real HTTP: each measures something, or says why not."""
+
+import json
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from mock_endpoint import Habits, MockEndpoint
+
+from vllm_kprune.evaluate.compare.open_run import Address, open_run
+from vllm_kprune.evaluate.compare.run import CompareOptions, run_suites
+from vllm_kprune.evaluate.compare.suites import SUITES, latency
+
+NAMES = ("translation", "accuracy", "latency", "memory", "input")
+
+
+def test_every_suite_measures_or_says_why_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("sacrebleu", reason="sacrebleu is not installed")
+    monkeypatch.setattr(latency, "SETTLE_SECONDS", 0.0)
+    options = CompareOptions(limit=3, concurrency=2, batches=(1, 5), accuracy=("no_such",))
+    if find_spec("lm_eval"):
+        rows = [{"prompt": f"{n}번?", "answer": "네"} for n in range(4)]
+        path = tmp_path / "data" / "short.jsonl"
+        path.parent.mkdir()
+        path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+        options = replace(options, accuracy=(), accuracy_data=path.parent)
+    with MockEndpoint(Habits("large")) as original, MockEndpoint(Habits("small")) as pruned:
+        addresses = Address(original.url, name="a"), Address(pruned.url, name="b")
+        with open_run(*addresses, options, tmp_path / "run") as context:
+            outcome = run_suites(context, [SUITES[name] for name in NAMES])
+    assert outcome.died is None
+    found = {result.suite: result for result in outcome.results}
+    assert tuple(found) == NAMES
+    assert all(result.measurements or "*" in result.unavailable for result in found.values())
+    # The server sends a whole answer at once, which tells nothing of tokens.
+    assert found["latency"].measurements[0].metric.name == "throughput"
+    assert "decode_ratio" in found["latency"].unavailable
+    assert [len(m.items) for m in found["translation"].measurements] == [3] * 4
