@@ -196,6 +196,18 @@ class TestMeasuring:
             assert a.items == b.items and len(a.items) == 5
             assert np.array_equal(a.original, b.original) and np.array_equal(a.pruned, b.pruned)
 
+    def test_answers_are_no_longer_than_a_server_has_room_for(self, tmp_path: Path) -> None:
+        write(tmp_path / "data", "sums", NUMBERS)
+        models = {"/v1/models": {"data": [{"id": "model", "max_model_len": 64}, 7]}}
+        clients = [
+            FakeClient("original", calculates),
+            FakeClient("pruned", calculates, paths=models),
+        ]
+        options = {"accuracy_data": tmp_path / "data", "limit": 3}
+        with comparing(tmp_path / "run", *clients, **options) as context:
+            assert Accuracy().run(context).measurements
+        assert {request.max_tokens for client in clients for request in client.asked} == {32}
+
     def test_choices_need_log_probabilities_of_prompts(self, tmp_path: Path) -> None:
         data = tmp_path / "data"
         write(data, "choices", CHOICES)

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from mock_clients import compared, metrics_of, mock_client, reported
 from mock_endpoint import Habits
 
+from vllm_kprune.checkpoint.manifest import MANIFEST_NAME
+from vllm_kprune.errors import KPruneError
 from vllm_kprune.evaluate.answers import Vocabularies
 from vllm_kprune.evaluate.compare.endpoint import Answer
 from vllm_kprune.evaluate.compare.partings import Parting, lowered_places, part
@@ -137,4 +139,29 @@ def test_endpoints_that_tell_only_text_are_compared_by_text(tmp_path: Path) -> N
     assert metrics_of(reported(result))["identical"].effect.value == 1
     reason: Any = result.unavailable["prompt_logprob"]
     assert "not in its answers" in reason
-    assert any("--original-folder" in note for note in result.notes)
+    assert any("token_ids of the original endpoint" in note for note in result.notes)
+
+
+def test_folders_that_a_server_tells_of_are_tried_and_those_of_the_user_must_fit(
+    tmp_path: Path,
+) -> None:
+    overlay = tmp_path / "overlay"
+    overlay.mkdir()
+    (overlay / MANIFEST_NAME).write_text("{}")
+
+    def clients() -> list[FakeClient]:
+        listed = {"data": [{"id": "model", "root": str(overlay)}]}
+        return [
+            mock_client(name, Habits(), paths={"/v1/models": listed})
+            for name in ("original", "pruned")
+        ]
+
+    with comparing(tmp_path / "told", *clients(), limit=4) as context:
+        notes = SUITE.run(context).notes
+    assert any(str(overlay) in note for note in notes)
+    named = {"original_folder": overlay, "pruned_folder": overlay}
+    with (
+        comparing(tmp_path / "named", *clients(), limit=4, **named) as context,
+        pytest.raises(KPruneError, match=str(overlay)),
+    ):
+        SUITE.run(context)

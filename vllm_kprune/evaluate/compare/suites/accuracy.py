@@ -8,9 +8,10 @@ the same weight. A task whose data or packages are not to be had is named with t
 
 import random
 import re
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
@@ -101,7 +102,7 @@ def _judge(
     kinds = {getattr(part, "OUTPUT_TYPE", "?") for part in loaded.values()}
     chat = _asks_by_chat(context, kinds)
     samples = _drawn(loaded, context.options.limit, context.options.seed)
-    pair = PairOfModels(context, suite, chat)
+    pair = PairOfModels(context, suite, chat, _most_tokens(context))
     sides = []
     for side in (0, 1):
         sides.append(_evaluated(pair, side, {n: loaded[n] for n in samples}, samples))
@@ -126,6 +127,20 @@ def _asks_by_chat(context: Context, kinds: Iterable[str]) -> bool:
     if reason:
         raise _Unavailable(reason)
     return False
+
+
+def _most_tokens(context: Context) -> int | None:
+    """Half of the shorter context of the two, where servers tell it (vLLM does): a request for more
+    than fits beside the prompt would be refused."""
+    lengths = []
+    for client in context.clients:
+        models = context.wait(client.get("/v1/models"))
+        rows = models.get("data") if isinstance(models, dict) else None
+        for row in rows if isinstance(rows, list) else ():
+            if isinstance(row, dict) and row.get("id") == client.endpoint.model:
+                length = row.get("max_model_len")
+                lengths += [length // 2] if isinstance(length, int) and length > 1 else []
+    return min(lengths, default=None)
 
 
 def _loaded(context: Context, task: str, cache_folder: Path) -> dict[str, Any]:
@@ -154,9 +169,11 @@ def _manager(with_index: bool) -> Any:
 
 @contextmanager
 def _reasons(task: str) -> Iterator[None]:
-    """Turn what stops a task into the reason that the report gives."""
+    """Turn what stops a task into the reason that the report gives; what is printed meanwhile goes
+    to stderr, for stdout is the command's."""
     try:
-        yield
+        with redirect_stdout(sys.stderr):
+            yield
     except (KPruneError, _Unavailable):
         raise
     except ConnectionError as error:

@@ -70,15 +70,14 @@ class Exactness:
         no_completion = context.missing("completion")
         if no_completion and (no_chat := context.missing("chat")):
             return SuiteResult(self.name, (), unavailable={"*": f"{no_completion}; {no_chat}"})
-        words = None if context.missing("token_ids") else _vocabularies(*model_folders(context))
+        words, by_text = _words(context)
         tasks, texts = _tasks(context, chat=bool(no_completion), by_id=words is not None)
         pairs = answered(tasks, ask_both(context, self.name, tasks, concurrency=1))
         found = [(task, pair, part(*pair, words)) for task, pair in pairs]
         measurements, unavailable = _measure([(t.key, p, v) for t, p, v in found])
-        for ability, metric in (("prompt_logprobs", _PROMPT), ("prompt_logprobs", _LOWERED)):
-            if reason := context.missing(ability):
-                unavailable[metric.name] = reason
-        notes = [_TIES, _NORMALISED, *([] if words else [_BY_TEXT])]
+        if reason := context.missing("prompt_logprobs"):
+            unavailable |= {_PROMPT.name: reason, _LOWERED.name: reason}
+        notes = [_TIES, _NORMALISED, *([by_text] if by_text else [])]
         if len(pairs) < len(tasks):
             notes.append(f"{len(tasks) - len(pairs)} of {len(tasks)} prompts failed, left out.")
         examples = [_example(task, texts[task.key], pair, verdict) for task, pair, verdict in found]
@@ -114,6 +113,20 @@ def _request(prompt: Prompt, context: Context, *, chat: bool, by_id: bool) -> Re
     if prompt.kind.startswith("beginning") and not chat:
         request = replace(request, prompt=prompt.text)
     return replace(request, logprobs=2, prompt_logprobs=0, name_by_id=by_id)
+
+
+def _words(context: Context) -> tuple[Vocabularies | None, str]:
+    """The vocabularies, or None and why answers are compared by text. Folders that the user named
+    must fit; those that a server told of are only tried."""
+    if reason := context.missing("token_ids"):
+        return None, f"Compared by text, without pruning's own reasons ({reason})."
+    try:
+        words = _vocabularies(*model_folders(context))
+    except KPruneError as error:
+        if context.options.original_folder or context.options.pruned_folder:
+            raise
+        return None, f"Compared by text, without pruning's own reasons: {error}"
+    return words, "" if words else _BY_TEXT
 
 
 def _vocabularies(original: Path | None, pruned: Path | None) -> Vocabularies | None:

@@ -31,11 +31,15 @@ _MOST_STOPS = 4  # of the OpenAI API
 
 @dataclass
 class PairOfModels:
-    """Asks both endpoints what lm-eval asks one model; `failed` names requests without answers."""
+    """Asks both endpoints what lm-eval asks one model; `failed` names requests without answers.
+
+    `most_tokens` bounds answers where a server has room for less than a task would like.
+    """
 
     context: Context
     suite: str
     chat: bool
+    most_tokens: int | None = None
     failed: set[str] = field(default_factory=set)
 
     def ask(self, requests: Mapping[str, Request]) -> dict[str, tuple[Answer, Answer]]:
@@ -112,8 +116,9 @@ class EndpointModel(LM):  # type: ignore[misc]  # lm-eval is not followed by myp
     def _generation(self, context: str, settings: Mapping[str, Any]) -> Request:
         options = self._pair.context.options
         stops = _stops(settings)[:_MOST_STOPS]
+        wanted = int(settings.get("max_gen_toks", options.max_tokens))
         common: dict[str, Any] = {
-            "max_tokens": int(settings.get("max_gen_toks", options.max_tokens)),
+            "max_tokens": min(wanted, self._pair.most_tokens or wanted),
             "temperature": float(settings.get("temperature", 0)) if _samples(settings) else 0.0,
             "seed": options.seed,
             "extra": {"stop": stops} if stops else {},
