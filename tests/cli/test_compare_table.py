@@ -36,7 +36,7 @@ def test_the_summary_names_figures_verdicts_and_what_is_missing() -> None:
     assert "100.0 %" in text and "0.0 %" in text and "−100.0 pp" in text
     assert "kmmlu not measured: no data" in text
     assert "memory: not measured" in text and "the server tells nothing" in text
-    assert "zero-shot" in text
+    assert "zero-shot" in text and "effect [interval]" in text
     assert text.rstrip().endswith("worse: accuracy")
 
 

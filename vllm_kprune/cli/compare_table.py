@@ -48,7 +48,7 @@ def suite_table(suite: SuiteReport) -> Table:
     table.add_column("n", justify="right")
     table.add_column("original", justify="right")
     table.add_column("pruned", justify="right")
-    table.add_column("effect [interval]", justify="right")
+    table.add_column(escape("effect [interval]"), justify="right")
     table.add_column("verdict", overflow="fold", ratio=2)
     for metric in suite.metrics:
         table.add_row(*_cells(metric))

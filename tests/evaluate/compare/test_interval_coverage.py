@@ -81,7 +81,8 @@ def test_intervals_hold_the_truth_as_often_as_they_say(
     for _ in range(RUNS):
         low, high = intervals(pair(measured(metric, *make(rng, items))), 200, 0.95, rng)[-1]
         held += low <= goal <= high
-    assert held / RUNS >= 0.91
+    # Rare differences all on one side: a plain interval holds the truth in 89 % of cases.
+    assert held / RUNS >= (0.95 if make is rare_leaks else 0.91)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
+from vllm_kprune.errors import KPruneError
 from vllm_kprune.evaluate.compare.endpoint import (
     Abilities,
     Answer,
@@ -59,7 +60,7 @@ class Client:
         self._attempts, self._first_wait = attempts, first_wait
         self._slots = asyncio.Semaphore(concurrency)
         self._not_before = 0.0
-        self._successes = self._given_up = 0
+        self._given_up = 0
         self._transport = Transport(endpoint, timeout)
 
     async def close(self) -> None:
@@ -111,7 +112,6 @@ class Client:
 
     async def try_again(self, attempt: Callable[[], Awaitable[T]]) -> T:
         """What an attempt gives, after as many attempts as it takes; else the last trouble."""
-        successes = self._successes
         for number in range(self._attempts):
             await asyncio.sleep(max(0.0, self._not_before - time.monotonic()))
             try:
@@ -128,19 +128,24 @@ class Client:
             self._lives()
             return value
         self._given_up += 1
-        self._check_life(trouble, unheard=successes == self._successes)
+        if self._given_up >= _GIVEN_UP_IN_A_ROW or not await self._is_there(trouble):
+            raise EndpointDied(self.endpoint, str(trouble)) from None
         raise trouble
 
     def _lives(self) -> None:
-        self._successes += 1
         self._given_up = 0
 
-    def _check_life(self, trouble: Trouble, *, unheard: bool) -> None:
-        """Dead: nothing heard while every attempt at a request failed to connect, or several
-        requests given up in a row."""
-        unreachable = unheard and trouble.kind == "connection"
-        if unreachable or self._given_up >= _GIVEN_UP_IN_A_ROW:
-            raise EndpointDied(self.endpoint, str(trouble)) from None
+    async def _is_there(self, trouble: Trouble) -> bool:
+        """Does it answer at all? Some servers hang up on a single prompt."""
+        if trouble.kind != "connection":
+            return True
+        try:
+            await self._transport.get(f"{self.endpoint.url}/models")
+        except Trouble as silence:
+            return silence.kind in ("server", "busy")
+        except (KPruneError, Refused, TooLong):
+            return True
+        return True
 
     def _is_hopeless(self, number: int, trouble: Trouble) -> bool:
         late = trouble.kind == "timeout" and number + 1 >= _TIMEOUT_ATTEMPTS

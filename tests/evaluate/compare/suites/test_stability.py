@@ -149,7 +149,7 @@ def test_two_equal_models_that_sample_differ_in_nothing_significant(tmp_path: Pa
     found = []
     for seed in range(20):
         sides = (Habits(salt=f"{side}{seed}", wrong_language=0.1, hanja=0.1) for side in ("a", "b"))
-        result = compared(SUITE, tmp_path / str(seed), *sides, seed=seed, limit=40, samples=2)
+        result = compared(SUITE, tmp_path / str(seed), *sides, seed=seed, limit=40)
         metrics = metrics_of(reported(result, seed=seed)).values()
         found += [m.name for m in metrics if m.p_adjusted is not None and m.p_adjusted < 0.05]
     assert len(found) <= 3, found

@@ -53,8 +53,8 @@ function distributionChart(metric) {
     curve("original", original), curve("pruned", pruned));
   const dots = [["original", original], ["pruned", pruned]].flatMap(([side, values]) => [0.5, 0.95].map((share) =>
     shape("circle", { class: "fill-" + side, r: 3.5, cx: percent(x.at(values[Math.round(share * steps)])), cy: percent(100 - 100 * share) })));
-  const caption = [element("b", {}, metric.title.replace(/, median$/, "")),
-    element("span", { class: "soft" }, " share of requests within a time, " + (metric.unit || "") + (wide ? " (logarithmic)" : "") + "; dots: p50, p95"), sideLegend()];
+  const caption = [element("b", {}, metric.title.replace(/,? (median|p50)\b/, "")),
+    element("span", { class: "soft" }, " share of values up to each, " + (metric.unit || "") + (wide ? " (logarithmic)" : "") + "; dots: p50, p95"), sideLegend()];
   return frame(caption, metric.title + ": distribution on both sides", x, y, tidy, (share) => tidy(100 * share) + " %", [curves, dots]);
 }
 

@@ -1,5 +1,5 @@
 // The head of the page, a card for each suite, and a section for each with all its metrics.
-const ARROWS = { higher: "higher is better", lower: "lower is better", neither: "told, not judged" };
+const ARROWS = { higher: "higher is better", lower: "lower is better" };
 const sectionId = (suite) => "suite-" + suite.name.replace(/[^a-z0-9_-]/gi, "-");
 const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 
@@ -81,13 +81,13 @@ function group(metrics) {
 }
 
 function row(metric, scale) {
-  const details = [ARROWS[metric.pruned ? metric.better : "neither"], metric.items.toLocaleString("en") + (metric.items === 1 ? " item" : " items")];
+  const details = [metric.pruned && ARROWS[metric.better], metric.items.toLocaleString("en") + (metric.items === 1 ? " item" : " items")];
   if (metric.dropped) details.push(metric.dropped.toLocaleString("en") + " without a value");
   if (metric.pruned && metric.aggregate !== "exact") details.push(metric.differing.toLocaleString("en") + " differ");
   const decided = metric.p_adjusted !== null && ["better", "worse"].includes(metric.verdict);
   const p = decided && (metric.p_adjusted < 0.001 ? ", p < 0.001" : ", p = " + Number(metric.p_adjusted.toPrecision(2)));
   return element("div", { class: "row", "data-metric": metric.name },
-    element("div", { class: "label" }, metric.title, element("span", { class: "soft" }, details.join(" · "))),
+    element("div", { class: "label" }, metric.title, element("span", { class: "soft" }, details.filter(Boolean).join(" · "))),
     element("div", { class: "values figure" }, metric.pruned && bothFigures(metric)),
     track(metric, scale),
     element("div", { class: "effect" }, element("span", { class: "figure" }, metric.shown.effect), badge(metric.verdict, [metric.words, p])));
