@@ -30,9 +30,9 @@ import numpy as np
 import torch
 
 from vllm_kprune.checkpoint.reference import demo_model
+from vllm_kprune.prompt.layer_config import PRECISIONS
 from vllm_kprune.prompt.ranker import FirstLayer
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 LENGTHS = (1024, 2048, 4096, 8192, 16384, 32768)
 Rank = Callable[[], Any]
 
@@ -86,7 +86,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 def race(folder: Path, tokens: int, rounds: int) -> dict[str, Any]:
     """Each round times naive and ours in turn."""
     naive = naive_layer(folder)
-    rankers = {name: FirstLayer.from_pretrained(folder, dtype=d) for name, d in DTYPES.items()}
+    rankers = {name: FirstLayer.from_pretrained(folder, precision=name) for name in PRECISIONS}
     ids = token_ids(rankers["float32"], tokens)
     calls: dict[str, Rank] = {"naive": lambda: naive(ids)}
     for name, ranker in rankers.items():
@@ -113,7 +113,7 @@ def swapped(scores: np.ndarray, expected: np.ndarray, keep: float) -> int:
 
 def peak_memory(folder: Path, which: str, tokens: int) -> float:
     """MiB that ranking takes at most, measured here: this process does nothing else."""
-    ranker = FirstLayer.from_pretrained(folder, dtype=DTYPES.get(which, torch.float32))
+    ranker = FirstLayer.from_pretrained(folder, precision="int8" if which == "int8" else "float32")
     ids = token_ids(ranker, tokens)
     rank = naive_layer(folder) if which == "naive" else lambda ids: ranker.received_attention([ids])
     for start in range(0, len(ids), 128):  # pages of the mapped embedding belong to the file
@@ -138,7 +138,7 @@ def peak_elsewhere(folder: Path, which: str, tokens: int) -> float:
 
 def scaling(folder: Path, rounds: int) -> list[dict[str, Any]]:
     """Best wall milliseconds by length, exactly and with a window."""
-    rankers = {name: FirstLayer.from_pretrained(folder, dtype=d) for name, d in DTYPES.items()}
+    rankers = {name: FirstLayer.from_pretrained(folder, precision=name) for name in PRECISIONS}
     rows = []
     for length in LENGTHS:
         ids = token_ids(rankers["float32"], length)
@@ -162,7 +162,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--scaling", action="store_true")
-    parser.add_argument("--peak", choices=["naive", *DTYPES], help=argparse.SUPPRESS)
+    parser.add_argument("--peak", choices=["naive", *PRECISIONS], help=argparse.SUPPRESS)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     if options.threads:
@@ -174,7 +174,7 @@ def main() -> None:
     result = race(folder, options.tokens, options.rounds)
     result["threads"] = torch.get_num_threads()
     result["peak_mib"] = {
-        which: peak_elsewhere(folder, which, options.tokens) for which in ("naive", *DTYPES)
+        which: peak_elsewhere(folder, which, options.tokens) for which in ("naive", *PRECISIONS)
     }
     print(json.dumps(result, indent=1))
     if options.scaling:

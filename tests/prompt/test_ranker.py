@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from tiny_rankers import RANKERS, WholeModel
 
 from vllm_kprune.errors import KPruneError
-from vllm_kprune.prompt.layer_config import parse_layer_config
+from vllm_kprune.prompt.layer_config import PRECISIONS, parse_layer_config
 from vllm_kprune.prompt.ranker import Cancelled, FirstLayer
 
 Folder = Callable[[str], Path]
@@ -196,14 +196,16 @@ def test_huge_logits_neither_overflow_nor_vanish(
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "aya-expanse"])
 @pytest.mark.parametrize("causal", [False, True], ids=["no mask", "causal"])
-def test_products_in_bfloat16_are_close(ranker_folder: Folder, name: str, causal: bool) -> None:
-    dtypes = (torch.float32, torch.bfloat16)
-    exact, half = (FirstLayer.from_pretrained(ranker_folder(name), dtype=d) for d in dtypes)
+def test_products_in_int8_are_close(ranker_folder: Folder, name: str, causal: bool) -> None:
+    exact, rounded = (
+        FirstLayer.from_pretrained(ranker_folder(name), precision=precision)
+        for precision in PRECISIONS
+    )
     ids = some_ids(exact, 700)
     for window in (None, 300):
         (expected,), (got,) = (
             ranker.received_attention([ids], causal=causal, window=window, block=128)
-            for ranker in (exact, half)
+            for ranker in (exact, rounded)
         )
         assert got.dtype == np.float32
         assert got.sum() == pytest.approx(1, abs=1e-4)
@@ -211,7 +213,7 @@ def test_products_in_bfloat16_are_close(ranker_folder: Folder, name: str, causal
         np.testing.assert_allclose(got, expected, rtol=0.1, atol=1e-5)
         assert np.abs(got - expected).mean() < 0.01 * expected.mean()
     short = ids[:100]  # costs little: not rounded
-    assert_same(half.received_attention([short])[0], exact.received_attention([short])[0])
+    assert_same(rounded.received_attention([short])[0], exact.received_attention([short])[0])
 
 
 def test_bfloat16_weights_in_the_file_are_read_as_they_are(tmp_path: Path) -> None:
@@ -402,8 +404,8 @@ def test_a_missing_layer_head_or_token_is_refused(ranker_folder: Folder, llama: 
         llama.received_attention([[1, 2, 3]], queries=[range(2, 4)])
     with pytest.raises(KPruneError, match="window is 0"):
         llama.received_attention([[1, 2, 3]], window=0)
-    with pytest.raises(KPruneError, match="float32 or bfloat16, not in"):
-        FirstLayer.from_pretrained(ranker_folder("llama"), dtype=torch.float16)
+    with pytest.raises(KPruneError, match="float32 or int8, not in"):
+        FirstLayer.from_pretrained(ranker_folder("llama"), precision="int4")  # type: ignore[arg-type]
 
 
 def rewrite(folder: Path, target: Path, edit: Callable[[dict[str, torch.Tensor]], None]) -> Path:

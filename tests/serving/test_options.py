@@ -94,7 +94,7 @@ def test_the_help_has_a_group_that_explains_every_option(parser: Any) -> None:
         "--kprune-input-pruner", "--kprune-keep", "--kprune-scorer", "--kprune-unit",
         "--kprune-min-tokens", "--kprune-force-tokens", "--kprune-force-digits",
         "--kprune-prune-roles", "--kprune-pruner-cache", "--kprune-pruner-threads",
-        "--kprune-pruner-strict", "--kprune-pruner-window",
+        "--kprune-pruner-strict", "--kprune-pruner-window", "--kprune-pruner-precision",
     }  # fmt: skip
     assert all(len(action.help) > 40 for action in group._group_actions)
 
@@ -165,6 +165,10 @@ def test_options_can_be_given_in_python() -> None:
         ({"input_pruner": "self", "pruner_cache": True}, "--kprune-pruner-cache: expected MiB"),
         ({"input_pruner": "self", "pruner_threads": 0}, "--kprune-pruner-threads: expected a"),
         ({"input_pruner": "self", "pruner_window": 1.5}, "--kprune-pruner-window: expected a"),
+        (
+            {"input_pruner": "self", "pruner_precision": "bf16"},
+            "--kprune-pruner-precision: expected float32 or int8, got 'bf16'",
+        ),
         ({"input_pruner": "self", "pruner_strict": 1}, "--kprune-pruner-strict: expected true"),
         ({"languages": "ko", "guard_fixed": "yes"}, "--kprune-guard-fixed: expected true or false"),
     ],

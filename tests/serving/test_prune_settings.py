@@ -32,13 +32,14 @@ def test_the_servers_options_are_the_defaults_of_requests() -> None:
     settings = settings_of(
         keep="0.8", scorer="random", unit="word", min_tokens="300", force_tokens=("?", "!"),
         force_digits=True, prune_roles="user,tool", pruner_cache=0.5, pruner_threads=3,
-        pruner_strict=True, pruner_window=512,
+        pruner_strict=True, pruner_window=512, pruner_precision="int8",
     )  # fmt: skip
     options = PruneOptions(
         keep=0.8, scorer="random", unit="word", force_tokens=("?", "!"), force_digits=True
     )
     assert settings.default == PruneRequest(options, ("user", "tool"), strict=True)
-    assert (settings.min_tokens, settings.threads, settings.window) == (300, 3, 512)
+    assert (settings.min_tokens, settings.threads) == (300, 3)
+    assert (settings.window, settings.precision) == (512, "int8")
     assert settings.cache_bytes == 1 << 19
     assert settings_of(min_tokens=0).min_tokens == 0
     assert settings_of(min_tokens="auto", keep="off").min_tokens is None

@@ -3,12 +3,7 @@
 A block of queries meets all keys in one matrix product into a buffer that is used again for every
 block; two passes over it give the sums of rows (the softmax) and of columns (what is received).
 Memory is O(block x n). Nothing else of the layer is computed: no values, no output projection.
-Exact: a window or a causal mask is asked for, never assumed.
-
-Products in bfloat16 take half the time of float32. Their rounding would not average out where it
-matters, at the few keys that attract most queries; so queries and keys are centred first, and the
-product of the queries' mean, which every key has in common with all of them, stays in float32
-(a term that only depends on the query has no part in a softmax).
+A window or a causal mask is asked for, never assumed; and so are rounded products (`products`).
 """
 
 from __future__ import annotations
@@ -19,6 +14,8 @@ from dataclasses import dataclass
 
 import torch
 
+from vllm_kprune.prompt.layer_config import Precision
+from vllm_kprune.prompt.products import ExactProducts, Int8Products, Products
 from vllm_kprune.prompt.tokens import Cancelled, IsCancelled
 
 __all__ = ["LOG2_E", "Mask", "Projections", "received", "rotary_angles"]
@@ -97,7 +94,7 @@ def received(
     mask: Mask,
     softcap: float | None,
     block: int,
-    dtype: torch.dtype,
+    precision: Precision,
     cancelled: IsCancelled | None = None,
 ) -> torch.Tensor:
     """Mean over `heads` and `queries` of the attention that each token receives: float32 [n].
@@ -111,96 +108,67 @@ def received(
     sums = torch.zeros(length)
     if not queries:
         return sums
-    logits = _Logits(dtype if length >= _ROUNDED_FROM else torch.float32, softcap)
+    rounded = precision == "int8" and length >= _ROUNDED_FROM
+    products = Int8Products(centred=softcap is None) if rounded else ExactProducts()
+    logits = _Logits(products, softcap)
     for kv_head in range(len(prompt.keys)):
         members = [head for head in heads if head // group == kv_head]
         if not members:
             continue
-        logits.set_keys(prompt.rotated(prompt.keys[kv_head : kv_head + 1], 0, length)[0])
+        keys = prompt.rotated(prompt.keys[kv_head : kv_head + 1], 0, length)[0]
         whole = slice(kv_head * group, (kv_head + 1) * group)  # not copied, unlike some heads
         table = prompt.queries[whole] if len(members) == group else prompt.queries[members]
         for start in range(queries.start, queries.stop, block):
             if cancelled is not None and cancelled():
                 raise Cancelled
             stop = min(start + block, queries.stop)
-            first, last = mask.span(start, stop, length)
             asking = prompt.rotated(table, start, stop)
+            if start == queries.start:
+                products.set_keys(keys, asking)
+            first, last = mask.span(start, stop, length)
+            products.set_queries(asking, first, last)
             hidden = mask.hidden(start, stop, first, last)
-            for powers, totals in logits.powers(asking, first, last, hidden):
+            for powers, totals in logits.powers(asking.shape[:2], last - first, hidden):
                 sums[first:last].addmv_(powers.T, totals.reciprocal_())
     return sums.div_(len(heads) * len(queries))
 
 
 class _Logits:
-    """Logits in base 2 of blocks of queries, in buffers that are used again."""
+    """Logits in base 2 of blocks of queries, in a buffer that is used again."""
 
-    def __init__(self, dtype: torch.dtype, softcap: float | None) -> None:
-        self._rounded = dtype != torch.float32
-        # With a soft-cap a term of the query alone does matter: then nothing is centred.
-        self._centred = self._rounded and softcap is None
+    def __init__(self, products: Products, softcap: float | None) -> None:
+        self._products = products
         self._softcap = None if softcap is None else softcap * LOG2_E
         self._buffer = torch.empty(0)
-        self._products = torch.empty(0, dtype=dtype)
         self._shifted = False
 
-    def set_keys(self, keys: torch.Tensor) -> None:
-        """Take a key head, float32 [n, dim]."""
-        self._keys = keys
-        factors = keys - keys.mean(dim=0) if self._centred else keys
-        self._factors = factors.to(self._products.dtype)
-
     def powers(
-        self, queries: torch.Tensor, first: int, last: int, hidden: torch.Tensor | None
+        self, queries: Sequence[int], keys: int, hidden: torch.Tensor | None
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """2 to the logits of queries [heads, block, dim] and keys [first, last), and row sums.
+        """2 to the logits of the products' queries [heads, block] and `keys` keys, and row sums.
 
         One head [block, keys] after the other, each row up to a factor, in the same buffer. Its
         maximum is only subtracted from a row once a block turned out to need it.
         """
-        keys, common = self._factors[first:last], None
-        if self._centred:
-            mean = queries.mean(dim=1)
-            queries = queries - mean[:, None]
-            common = (self._keys[first:last] @ mean.T).T.contiguous()
-        for head, rows in enumerate(queries):
-            shared = None if common is None else common[head]
+        heads, rows = queries
+        if self._buffer.numel() < rows * keys:
+            self._buffer = self._buffer.new_empty(rows * keys)
+        logits = self._buffer[: rows * keys].view(rows, keys)
+        for head in range(heads):
             if not self._shifted:
-                powers = self._logits(rows, keys, shared, hidden).exp2_()
+                powers = self._write(head, logits, hidden).exp2_()
                 totals = powers.sum(dim=1)
                 low, high = (float(limit) for limit in totals.aminmax())
                 if _SAFE_SUMS[0] < low and high < _SAFE_SUMS[1]:
                     yield powers, totals
                     continue
                 self._shifted = True
-            logits = self._logits(rows, keys, shared, hidden)
+            self._write(head, logits, hidden)
             powers = logits.sub_(logits.amax(dim=1, keepdim=True)).exp2_()
             yield powers, powers.sum(dim=1)
 
-    def _logits(
-        self,
-        rows: torch.Tensor,
-        keys: torch.Tensor,
-        shared: torch.Tensor | None,
-        hidden: torch.Tensor | None,
-    ) -> torch.Tensor:
-        logits = self._multiply(rows, keys)
-        if shared is not None:
-            logits.add_(shared)
+    def _write(self, head: int, logits: torch.Tensor, hidden: torch.Tensor | None) -> torch.Tensor:
+        self._products.write(head, logits)
         if self._softcap is not None:
             logits.div_(self._softcap).tanh_().mul_(self._softcap)
         return logits if hidden is None else logits.masked_fill_(hidden, -torch.inf)
-
-    def _multiply(self, rows: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
-        """Float32 [rows, keys] of scalar products."""
-        shape, size = (len(rows), len(keys)), len(rows) * len(keys)
-        self._buffer = _at_least(self._buffer, size)
-        logits = self._buffer[:size].view(shape)
-        if not self._rounded:
-            return torch.mm(rows, keys.T, out=logits)
-        self._products = _at_least(self._products, size)
-        products = self._products[:size].view(shape)
-        return logits.copy_(torch.mm(rows.to(keys.dtype), keys.T, out=products))
-
-
-def _at_least(buffer: torch.Tensor, size: int) -> torch.Tensor:
-    return buffer if buffer.numel() >= size else buffer.new_empty(size)

@@ -16,7 +16,11 @@ from typing import Any, Literal
 
 from vllm_kprune.errors import KPruneError, nearest
 
-__all__ = ["LayerConfig", "Rope", "parse_layer_config"]
+__all__ = ["PRECISIONS", "LayerConfig", "Precision", "Rope", "parse_layer_config"]
+
+# Of products of queries and keys.
+Precision = Literal["float32", "int8"]
+PRECISIONS: tuple[Precision, ...] = ("float32", "int8")
 
 Norm = Literal["rms", "rms_plus_one", "layer"]
 _ROPE_TYPES = ("default", "linear", "llama3")

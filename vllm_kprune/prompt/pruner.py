@@ -174,8 +174,9 @@ class InputPruner:
     ) -> "InputPruner":
         """Read `tokenizer.json` of a model's folder, and of its weights what the scorer needs.
 
-        `how` goes to `make_scorer`: `window`, `causal`, `dtype`, `seed`. Raises `KPruneError` for a
-        folder without tokenizer.json, an unknown scorer or a model that it cannot use.
+        `how` goes to `make_scorer`: `window`, `causal`, `precision`, `seed`. Raises
+        `KPruneError` for a folder without tokenizer.json, an unknown scorer or a model that it
+        cannot use.
         """
         folder = Path(folder)
         pruner = cls(load_tokenizer(folder), lambda name: make_scorer(name, folder, **how), scorer)

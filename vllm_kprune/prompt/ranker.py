@@ -28,13 +28,18 @@ from vllm_kprune.prompt.attention import (
     rotary_angles,
 )
 from vllm_kprune.prompt.hidden_states import HiddenStates
-from vllm_kprune.prompt.layer_config import LayerConfig, parse_layer_config
+from vllm_kprune.prompt.layer_config import (
+    PRECISIONS,
+    LayerConfig,
+    Precision,
+    parse_layer_config,
+)
 from vllm_kprune.prompt.layer_weights import LayerWeights, load_weights
+from vllm_kprune.prompt.products import check_int8
 from vllm_kprune.prompt.tokens import Cancelled, IsCancelled, load_tokenizer
 
 __all__ = ["Cancelled", "FirstLayer"]
 
-_DTYPES = (torch.float32, torch.bfloat16)
 _ROWS_PER_BLOCK = 512
 
 
@@ -49,31 +54,33 @@ class FirstLayer:
         folder: Path,
         config: LayerConfig,
         weights: LayerWeights,
-        dtype: torch.dtype = torch.float32,
+        precision: Precision = "float32",
         below: HiddenStates | None = None,
     ) -> None:
         self._folder = folder
         self.config = config
         self._weights = weights
-        self._dtype = dtype
+        self._precision = precision
         self._below = below
 
     @classmethod
     def from_pretrained(
-        cls, folder: str | Path, *, layer: int = 0, dtype: torch.dtype | None = None
+        cls, folder: str | Path, *, layer: int = 0, precision: Precision = "float32"
     ) -> FirstLayer:
         """Load from a model's folder, or from one that `kprune build` made.
 
-        `dtype` is that of the products of queries and keys: float32 (the default, exact) or
-        bfloat16 (twice as fast where the processor has it); all else is float32. A `layer` above
-        0 reads the weights of those before it too.
+        `precision` is that of the products of queries and keys: float32 (the default, exact) or
+        int8 (of prompts of 512 tokens or more, in a fraction of the time); all else is float32. A
+        `layer` above 0 reads the weights of those before it too.
 
         Raises:
-            KPruneError: an unknown family, a quantised or missing tensor, a damaged file.
+            KPruneError: an unknown family, a quantised or missing tensor, a damaged file; int8 on
+                a processor that cannot.
         """
-        dtype = dtype or torch.float32
-        if dtype not in _DTYPES:
-            raise KPruneError(f"a ranker computes in float32 or bfloat16, not in {dtype}")
+        if precision not in PRECISIONS:
+            raise KPruneError(f"a ranker computes in {' or '.join(PRECISIONS)}, not in {precision}")
+        if precision == "int8":
+            check_int8()
         folder = resolve_model(str(folder))
         config_path = folder / "config.json"
         if not config_path.is_file():
@@ -81,7 +88,7 @@ class FirstLayer:
         config = parse_layer_config(read_json(config_path), layer, config_path)
         weights = load_weights(folder, config)
         below = HiddenStates(folder, layer) if layer else None
-        return cls(folder, config, weights, dtype, below)
+        return cls(folder, config, weights, precision, below)
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
@@ -132,7 +139,7 @@ class FirstLayer:
                 mask=Mask(causal, window),
                 softcap=self.config.softcap,
                 block=block,
-                dtype=self._dtype,
+                precision=self._precision,
                 cancelled=cancelled,
             ).numpy()
             for projected, asks in zip(self._project(prompts, causal), asking, strict=True)

@@ -19,8 +19,7 @@ from vllm_kprune.errors import KPruneError, nearest
 from vllm_kprune.prompt.tokens import IsCancelled, Tokens
 
 if TYPE_CHECKING:
-    import torch
-
+    from vllm_kprune.prompt.layer_config import Precision
     from vllm_kprune.prompt.ranker import FirstLayer
 
 __all__ = [
@@ -102,7 +101,7 @@ def _make_random(folder: Path, how: Mapping[str, Any]) -> Scorer:
 def _make_attention(folder: Path, how: Mapping[str, Any]) -> Scorer:
     from vllm_kprune.prompt.ranker import FirstLayer
 
-    layer = FirstLayer.from_pretrained(folder, dtype=how["dtype"])
+    layer = FirstLayer.from_pretrained(folder, precision=how["precision"])
     return Attention(layer, window=how["window"], causal=how["causal"])
 
 
@@ -134,15 +133,15 @@ def make_scorer(
     *,
     window: int | None = None,
     causal: bool = False,
-    dtype: "torch.dtype | None" = None,
+    precision: "Precision" = "float32",
     seed: int = 0,
 ) -> Scorer:
     """Make a scorer for the tokens of the model in `folder`.
 
-    `window` (tokens), `causal` and `dtype` are for attention, `seed` for random. Raises
+    `window` (tokens), `causal` and `precision` are for attention, `seed` for random. Raises
     `KPruneError` for an unknown name, or a model whose first layer cannot be read.
     """
     if name not in _MAKERS:
         raise KPruneError(f"unknown scorer {name!r}: {nearest(name, SCORERS)}")
-    how = {"window": window, "causal": causal, "dtype": dtype, "seed": seed}
+    how = {"window": window, "causal": causal, "precision": precision, "seed": seed}
     return _MAKERS[name](folder, how)

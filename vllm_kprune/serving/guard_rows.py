@@ -107,17 +107,20 @@ class GuardedRows:
         return (row.automaton for row in self._rows.values())
 
     def _changed(self) -> None:
-        """Row numbers and their label slots on the device, remembered until the batch changes."""
+        """What a step needs of the rows on the device, remembered until the batch changes.
+
+        Rows up to the last guarded one have a label slot and a flag; the flag of an unguarded one
+        is never set.
+        """
         constrained = {i: row for i, row in self._rows.items() if row.constrained}
-        self._all = self._indices(self._rows), self._slots(self._rows)
-        self._constrained = self._indices(constrained), self._slots(constrained)
+        everything = range(1 + max(self._rows, default=-1))
+        self._labels = self._tensor(
+            [self._rows[i].label_slot if i in self._rows else 0 for i in everything]
+        )
+        self._refused_likeliest = self._tensor([0 for _ in everything]).bool()
+        self._constrained = self._tensor(list(constrained))
+        self._constrained_labels = self._labels[self._constrained]
         self._ends = self._tensor([row.end_id for row in constrained.values()])
-
-    def _indices(self, rows: dict[int, _Row]) -> torch.Tensor:
-        return self._tensor(list(rows))
-
-    def _slots(self, rows: dict[int, _Row]) -> torch.Tensor:
-        return self._tensor([row.label_slot for row in rows.values()])
 
     def _tensor(self, numbers: list[int]) -> torch.Tensor:
         return torch.tensor(numbers, dtype=torch.int64, device=self._device)
@@ -129,13 +132,11 @@ class GuardedRows:
         groups: dict[tuple[Automaton, int], list[int]] = {}
         for index, row in self._rows.items():
             groups.setdefault((row.automaton, row.current_state()), []).append(index)
-        changed = torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
-        self._mask.apply_(logits, groups, changed)
-        indices, slots = self._all
-        self._tally.rows("changed_steps", slots, changed[indices])
+        self._mask.apply_(logits, groups, self._refused_likeliest)
+        self._tally.rows("changed_steps", self._labels, self._refused_likeliest)
         if len(self._ends):
-            indices, slots = self._constrained
-            self._tally.rows("dead_ends", slots, end_dead_rows(logits, indices, self._ends))
+            dead = end_dead_rows(logits, self._constrained, self._ends)
+            self._tally.rows("dead_ends", self._constrained_labels, dead)
         return logits
 
 

@@ -2,7 +2,7 @@
 
 On a GPU each step adds to a tensor there, and its copy to the host is only started; a thread writes
 what has arrived into the counter file about once a second, also when no further step comes. On a
-CPU the totals are written at once.
+CPU it is known at once whether there is anything to count, which is rare: then it is written.
 """
 
 import threading
@@ -54,11 +54,12 @@ class Tally:
 
     def rows(self, counter: str, slots: torch.Tensor, happened: torch.Tensor) -> None:
         """Count rows: their slots (int64 [rows]) where it `happened` (bool [rows])."""
-        if not self._counts_rows:
+        on_host = self._arrived is self._totals
+        if not self._counts_rows or (on_host and True not in happened.tolist()):
             return
         totals = self._totals[counter]
         totals.index_add_(0, slots, happened.to(totals.dtype))
-        if self._arrived is self._totals:
+        if on_host:
             self._publish(counter)
         else:
             self._arrived[counter].copy_(totals, non_blocking=True)

@@ -20,6 +20,7 @@ from vllm_kprune.checkpoint.digest import sha256_file
 from vllm_kprune.checkpoint.manifest import is_overlay, load_manifest
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.prompt.cache import SegmentCache
+from vllm_kprune.prompt.layer_config import Precision
 from vllm_kprune.prompt.pruner import InputPruner
 from vllm_kprune.prompt.scorers import DEFAULT_SCORER
 from vllm_kprune.prompt.tokens import control_tokens, encode
@@ -222,16 +223,21 @@ def load_ranker(
         folder = resolve_model(model, revision) if own else resolve_model(settings.ranker)
         if own and base and is_overlay(folder) and base != load_manifest(folder).base.path:
             folder = Path(base)
-        pruner = _pruner(folder, settings.default.options.scorer, settings.window)
+        pruner = _pruner(
+            folder,
+            settings.default.options.scorer or DEFAULT_SCORER,
+            settings.window,
+            settings.precision,
+        )
     except KPruneError as error:
         raise KPruneError(f"--kprune-input-pruner {settings.ranker}: {error}") from None
     return Ranker(SELF if own else _public_name(settings.ranker), folder, pruner)
 
 
 @lru_cache(maxsize=1)
-def _pruner(folder: Path, scorer: str | None, window: int | None) -> InputPruner:
+def _pruner(folder: Path, scorer: str, window: int | None, precision: Precision) -> InputPruner:
     """The last one is kept: a server checks it first, and then uses it."""
-    return InputPruner.from_pretrained(folder, scorer=scorer or DEFAULT_SCORER, window=window)
+    return InputPruner.from_pretrained(folder, scorer=scorer, window=window, precision=precision)
 
 
 def _public_name(reference: str) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vllm_kprune.errors import KPruneError
+from vllm_kprune.prompt.layer_config import Precision
 from vllm_kprune.prompt.options import OFF, PruneRequest, parse_prune_request
 from vllm_kprune.serving.options import PREFIX, read_options
 from vllm_kprune.serving.pruner_options import AUTO, PrunerOptions
@@ -37,6 +38,7 @@ class PrunerSettings:
     cache_bytes: int
     threads: int
     window: int | None
+    precision: Precision
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ def pruner_settings(additional_config: Any) -> PrunerSettings | None:
         cache_bytes=int(mib * 2**20),
         threads=options.pruner_threads or _default_threads(),
         window=options.pruner_window,
+        precision="int8" if options.pruner_precision == "int8" else "float32",
     )
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from vllm_kprune.errors import KPruneError
+from vllm_kprune.prompt.layer_config import PRECISIONS
 from vllm_kprune.serving.option_fields import flag, option
 
 __all__ = ["AUTO", "MIDDLEWARE", "SELF", "PrunerOptions", "check_pruner_options"]
@@ -104,6 +105,12 @@ class PrunerOptions:
         "cheaper; those of up to N tokens are ranked exactly.",
         type=int,
     )
+    pruner_precision: str | None = option(
+        None,
+        "float32|int8",
+        "How the scorer attention multiplies queries with keys: exactly (float32), or of segments "
+        "of 512 tokens or more in half the time, with rounding (int8).",
+    )
 
 
 def check_pruner_options(options: PrunerOptions) -> None:
@@ -117,6 +124,11 @@ def check_pruner_options(options: PrunerOptions) -> None:
     cache = options.pruner_cache
     if cache is not None and (not _is_number(cache) or not 0 <= cache <= 1 << 20):
         raise KPruneError(f"{flag('pruner_cache')}: expected MiB, 0 or more, got {cache!r}")
+    if options.pruner_precision not in (None, *PRECISIONS):
+        raise KPruneError(
+            f"{flag('pruner_precision')}: expected {' or '.join(PRECISIONS)}, "
+            f"got {options.pruner_precision!r}"
+        )
     for name in ("pruner_threads", "pruner_window"):
         value = getattr(options, name)
         if value is not None and (not isinstance(value, int) or not _is_number(value) or value < 1):
