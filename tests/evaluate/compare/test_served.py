@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,11 +11,19 @@ import pytest
 from mock_endpoint import Habits, MockEndpoint
 
 from vllm_kprune.errors import KPruneError
+from vllm_kprune.evaluate.compare import served
+from vllm_kprune.evaluate.compare.open_run import open_run
 from vllm_kprune.evaluate.compare.run import CompareOptions
 from vllm_kprune.evaluate.compare.served import compare_served
 
 AMOUNTS = {"stability": {"limit": 8, "max_tokens": 40}, "exactness": {"limit": 6}}
 OPTIONS = CompareOptions(concurrency=2)
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dead server is tried again at once."""
+    monkeypatch.setattr(served, "open_run", partial(open_run, first_wait=0.001))
 
 
 @contextmanager
