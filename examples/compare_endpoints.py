@@ -5,9 +5,8 @@ vllm serve MODEL --port 8001 --plugin kprune --kprune-profile enko
 python examples/compare_endpoints.py http://localhost:8000/v1 http://localhost:8001/v1
 
 Both get the same prompt, seed and temperature at the same time. Letters of other scripts than
-Hangul and Latin are shown in red: with a small model at temperature 1 there are some, in the
-original. `kprune compare` does this with many prompts, intervals and a report. Keys of hosted
-endpoints come from OPENAI_API_KEY.
+Hangul and Latin are shown in red; four prompts will mostly have none. `kprune compare` does this
+with many prompts, intervals and a report. The key of a hosted endpoint comes from OPENAI_API_KEY.
 """
 
 import asyncio
