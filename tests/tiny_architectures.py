@@ -64,7 +64,7 @@ class TinyArchitecture:
         torch.manual_seed(0)
         config = getattr(transformers, self.config)(**self._arguments(tokenizer))
         model = getattr(transformers, self.architecture)(config).to(getattr(torch, dtype))
-        _fill_norms(model)
+        _fill_small(model)
         options = {"max_shard_size": "120KB"} if self.shards else {}
         model.save_pretrained(folder, **options)
         _save_tokenizer(tokenizer, folder)
@@ -95,13 +95,13 @@ class TinyArchitecture:
 _NAMED = ("pad", "eos", "bos")
 
 
-def _fill_norms(model: Any) -> None:
-    """Norm weights other than their first value, which a mistake could not be seen by."""
+def _fill_small(model: Any) -> None:
+    """Norms and biases other than their first value, which a mistake could not be seen by."""
     import torch
 
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if "norm" in name:
+            if "norm" in name or "bias" in name:
                 parameter.add_(torch.randn(parameter.shape) * 0.1)
 
 
@@ -140,6 +140,8 @@ _GEMMA = {**_HEAD_DIM, **_SLIDING, "query_pre_attn_scalar": 32}
 ARCHITECTURES: Mapping[str, TinyArchitecture] = {
     name: TinyArchitecture(*values)  # type: ignore[arg-type]
     for name, values in {
+        "qwen2-tied": ("Qwen2ForCausalLM", "Qwen2Config", "byte_level", True, 27, {}),
+        "qwen2-untied": ("Qwen2ForCausalLM", "Qwen2Config", "byte_level", False, 27, {}, True),
         "qwen3-untied": ("Qwen3ForCausalLM", "Qwen3Config", "byte_level", False, 27, _HEAD_DIM),
         "qwen3-tied": ("Qwen3ForCausalLM", "Qwen3Config", "byte_level", True, 27, _HEAD_DIM, True),
         "qwen3-moe": (

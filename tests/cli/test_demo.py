@@ -1,7 +1,6 @@
 """What `kprune demo` prints and writes, its mistakes, and that it leaves no server behind."""
 
 import io
-import json
 import os
 import signal
 import subprocess
@@ -9,87 +8,44 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
 from vllm_kprune.cli.app import app
-from vllm_kprune.cli.demo_table import demo_table, difference_lines
-from vllm_kprune.evaluate.answers import AnswerPair, Difference
-from vllm_kprune.evaluate.decode_speed import Round, SpeedComparison
-from vllm_kprune.evaluate.demo_result import DemoResult, ServedModel, as_json
-from vllm_kprune.evaluate.server_memory import ServerMemory, server_memory
-from vllm_kprune.evaluate.sizes import ModelSize
+from vllm_kprune.cli.demo_table import print_summary
+from vllm_kprune.evaluate.compare.report import Report, build_report
+from vllm_kprune.evaluate.compare.values import Measurement, Metric, SuiteResult
+from vllm_kprune.evaluate.demo import Sizes, unexplained
+from vllm_kprune.evaluate.server_memory import tree_memory
+
+SIZES = Sizes((262_145, 113_696), (268_000_000, 173_000_000), (27.4, 25.0), 1.55)
 
 
-def served(tokens: int, weight_bytes: int, memory: int, load_seconds: float | None) -> ServedModel:
-    size = ModelSize(tokens, tokens, weight_bytes // 2, weight_bytes, weight_bytes)
-    return ServedModel(size, weight_bytes, 27.4, load_seconds, ServerMemory(memory, "PSS", 3))
-
-
-RESULT = DemoResult(
-    model="gemma[3]",
-    profile="enko",
-    hardware="Some CPU, 2 cores",
-    load_average=0.25,
-    original=served(262_145, 536_000_000, 5_000_000_000, 1.5),
-    pruned=served(113_696, 346_000_000, 4_000_000_000, 1.0),
-    predicted_ratio=1.55,
-    speeds=(
-        SpeedComparison(1, 32, (Round(20, 30), Round(18, 28.8), Round(22, 30.8))),
-        SpeedComparison(8, 32, (Round(130, 182),)),
-    ),
-    answers=(
-        AnswerPair("ko", "수도는", "서울", "서울", None),
-        AnswerPair("en", "The", "a", "b", Difference("tie", 3, "'a' or 'b'", 0.125)),
-        AnswerPair("en", "It", "東", "b", Difference("pruned token", 0, "'東' (Han)", 1.0)),
-    ),
-)
-
-
-def printed(result: DemoResult) -> str:
-    console = Console(file=io.StringIO(), width=100)
-    console.print(demo_table(result))
-    for line in difference_lines(result):
-        console.print(line, soft_wrap=True)
-    assert isinstance(console.file, io.StringIO)
-    return console.file.getvalue()
+def report(unexplained: int) -> Report:
+    """Of 8 answers, so many differ without a reason."""
+    metric = Metric("unexplained", "answers that differ [why?]", "share", "neither", 0.0)
+    values = np.array([[1.0]] * unexplained + [[0.0]] * (8 - unexplained))
+    measured = Measurement(metric, tuple("abcdefgh"), values, None)
+    results = [SuiteResult("exactness", (measured,))]
+    return build_report(results, endpoints=[], settings={}, versions={}, seed=0, resamples=100)
 
 
 @pytest.mark.parametrize(
     "figure",
-    [
-        "gemma[3]",
-        "113,696",
-        "268.0 M",
-        "346 MB",
-        "4,000 MB",
-        "1.5 s",
-        "x 1.50 (1.40 - 1.60)",
-        "182.0 tok/s",
-        "x 1.55 at batch 1",
-        "1 of 3",
-        "load 0.2 before",
-        "“The”, token 4: 'a' or 'b', top-2 gap 0.1250",
-        "'東' (Han)",
-    ],
+    ["gemma[3]", "enko", "113,696", "268.0 M", "65%", "25 s", "x 1.55", "Some CPU, 2 cores"],
 )
-def test_the_table_shows_every_figure(figure: str) -> None:
-    assert figure in printed(RESULT)
+def test_the_summary_shows_every_figure(figure: str) -> None:
+    console = Console(file=io.StringIO(), width=100)
+    print_summary(report(0), SIZES, ("gemma[3]", "enko"), "Some CPU, 2 cores", console)
+    assert isinstance(console.file, io.StringIO)
+    assert figure in console.file.getvalue()
 
 
-def test_the_json_holds_all_figures_and_those_derived_from_them() -> None:
-    found = json.loads(json.dumps(as_json(RESULT)))
-    assert found["original"]["size"]["tokens"] == 262_145
-    assert found["pruned"]["memory"] == {"bytes": 4_000_000_000, "kind": "PSS", "processes": 3}
-    assert found["speeds"][0]["ratio"] == 1.5
-    assert found["speeds"][0]["ratio_range"] == pytest.approx([1.4, 1.6])
-    assert found["speeds"][0]["of_predicted"] == pytest.approx(1.5 / 1.55)
-    assert found["speeds"][1]["of_predicted"] is None
-    assert len(found["speeds"][0]["rounds"]) == 3
-    assert found["identical_answers"] == 1
-    assert found["different_answers"] == {"tie": 1, "pruned token": 1}
-    assert found["answers"][2]["difference"]["detail"] == "'東' (Han)"
+@pytest.mark.parametrize("count", [0, 1, 8])
+def test_an_answer_that_differs_without_a_reason_is_seen(count: int) -> None:
+    assert unexplained(report(count)) is (count > 0)
 
 
 @pytest.mark.parametrize("arguments", [["no/such/folder"], ["--profile", "enk"]])
@@ -99,13 +55,13 @@ def test_a_mistake_is_told_before_anything_is_started(arguments: list[str]) -> N
     assert "does not exist" in str(outcome.exception) or "enko" in str(outcome.exception)
 
 
-def test_memory_is_that_of_the_whole_process_group() -> None:
+def test_memory_is_that_of_a_process_and_its_children() -> None:
     code = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'input()'])"
     with subprocess.Popen(
         [sys.executable, "-c", code], stdin=subprocess.PIPE, start_new_session=True
     ) as process:
         deadline = time.monotonic() + 10
-        while (memory := server_memory(process.pid)).processes < 2 and time.monotonic() < deadline:
+        while (memory := tree_memory(process.pid)).processes < 2 and time.monotonic() < deadline:
             time.sleep(0.05)
         assert process.stdin is not None
         process.stdin.close()
@@ -131,15 +87,16 @@ import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)
 from pathlib import Path
 from types import SimpleNamespace as Value
-from vllm_kprune.evaluate import demo, servers
+from vllm_kprune.errors import KPruneError
+from vllm_kprune.evaluate import pairs, servers
 from vllm_kprune.cli.console import say_error
 servers._vllm_command = lambda: [sys.executable, {stand_in!r}]
 pair = Value(base=Value(folder=Path("base")), overlay=Path({overlay!r}))
 try:
-    with servers.stops_on_sigterm(), demo.serve_pair(pair):
+    with servers.stops_on_sigterm(), pairs.serve_pair(pair, []):
         print("ready", flush=True)
         time.sleep(600)
-except demo.KPruneError as error:
+except KPruneError as error:
     say_error(str(error))
     sys.exit(2)
 """

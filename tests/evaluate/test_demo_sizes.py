@@ -1,6 +1,5 @@
-"""Sizes and predicted speed, on headers of tied and untied checkpoints; speed figures on values."""
+"""Sizes and predicted speed, on headers of tied and untied checkpoints; steps of decoding."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +8,7 @@ from vllm_kprune.checkpoint.base import BaseModel
 from vllm_kprune.checkpoint.families import FAMILIES
 from vllm_kprune.checkpoint.manifest import BaseReference, Manifest
 from vllm_kprune.checkpoint.shards import StoredTensor
-from vllm_kprune.evaluate.decode_speed import Round, SpeedComparison, step_times
+from vllm_kprune.evaluate.decode_speed import step_times
 from vllm_kprune.evaluate.sizes import model_sizes, predicted_ratio
 from vllm_kprune.profile import Profile
 from vllm_kprune.tokenizer.bpe import BpeTokenizer
@@ -78,14 +77,6 @@ def test_of_an_untied_model_a_step_reads_the_head_but_not_the_embedding() -> Non
 def test_keeping_everything_predicts_no_gain() -> None:
     everything = manifest(tuple(range(ROWS + 1)))
     assert predicted_ratio(*model_sizes(base(tied=True, stored_head=False), everything)) == 1
-
-
-def test_the_ratio_is_the_median_of_the_rounds_own_ratios() -> None:
-    speed = SpeedComparison(1, 32, (Round(10, 20), Round(5, 15), Round(20, 20)))
-    assert (speed.original, speed.pruned) == (10, 20)
-    assert speed.ratio == 2
-    assert speed.ratio_range == (1, 3)
-    assert replace(speed, rounds=speed.rounds[:1]).ratio_range == (2, 2)
 
 
 def test_a_step_is_the_time_between_tokens_of_the_same_sequence() -> None:

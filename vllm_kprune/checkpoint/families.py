@@ -69,6 +69,7 @@ FAMILIES: Mapping[str, Family] = {
             },
         ),
         Family("LlamaForCausalLM", implied_ids={"bos_token_id": 1, "eos_token_id": 2}),
+        Family("Qwen2ForCausalLM"),
         Family("Qwen3ForCausalLM"),
         Family("Qwen3MoeForCausalLM"),
     )

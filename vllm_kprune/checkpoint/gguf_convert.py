@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,7 +22,7 @@ import numpy.typing as npt
 from vllm_kprune.checkpoint.gguf_file import GgufFile, GgufTensor, MetaValue
 from vllm_kprune.errors import KPruneError
 
-__all__ = ["model_config", "write_safetensors"]
+__all__ = ["model_config", "tied_by_head", "write_safetensors"]
 
 _ROWS_PER_BLOCK = 16_384
 _BLOCK_NAMES = {  # GGUF's names inside `blk.N.`, the same in every family so far
@@ -47,108 +47,88 @@ _OUTER_NAMES = {
 }
 
 
-def _llama_config(meta: Mapping[str, MetaValue], has_head: bool) -> dict[str, Any]:
-    def number(name: str) -> Any:
-        return meta[f"llama.{name}"]
-
-    return {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "dtype": "bfloat16",
-        "transformers_version": "5.0.0",
-        "vocab_size": len(_list(meta["tokenizer.ggml.tokens"])),
-        "hidden_size": number("embedding_length"),
-        "intermediate_size": number("feed_forward_length"),
-        "num_hidden_layers": number("block_count"),
-        "num_attention_heads": number("attention.head_count"),
-        "num_key_value_heads": number("attention.head_count_kv"),
-        "head_dim": number("rope.dimension_count"),
-        "max_position_embeddings": number("context_length"),
-        "rope_parameters": {"rope_theta": number("rope.freq_base"), "rope_type": "default"},
-        "rms_norm_eps": float(f"{number('attention.layer_norm_rms_epsilon'):.6g}"),
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "attention_dropout": 0.0,
-        "initializer_range": 0.02,
-        "mlp_bias": False,
-        "tie_word_embeddings": not has_head,
-        "use_cache": True,
-        **_token_ids(meta),
-    }
-
-
 def _token_ids(meta: Mapping[str, MetaValue]) -> dict[str, Any]:
     keys = {"bos": "bos", "eos": "eos", "pad": "padding"}
     return {f"{name}_token_id": meta[f"tokenizer.ggml.{keys[name]}_token_id"] for name in keys}
 
 
-def _gemma3_config(meta: Mapping[str, MetaValue], has_head: bool) -> dict[str, Any]:
-    def number(name: str) -> Any:
-        return meta[f"gemma3.{name}"]
+Number = Callable[[str], Any]  # a value of the metadata by its name under the architecture's
 
-    num_layers = number("block_count")
+
+def _llama_config(number: Number) -> dict[str, Any]:
     return {
-        "architectures": ["Gemma3ForCausalLM"],
-        "model_type": "gemma3_text",
-        "dtype": "bfloat16",
-        # Of this layout. Without it transformers warns of a regex that this tokenizer lacks.
-        "transformers_version": "5.0.0",
-        "vocab_size": len(_list(meta["tokenizer.ggml.tokens"])),
-        "hidden_size": number("embedding_length"),
-        "intermediate_size": number("feed_forward_length"),
-        "num_hidden_layers": num_layers,
-        "num_attention_heads": number("attention.head_count"),
-        "num_key_value_heads": number("attention.head_count_kv"),
+        "head_dim": number("rope.dimension_count"),
+        "rope_parameters": _rope(number("rope.freq_base")),
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+    }
+
+
+def _qwen2_config(number: Number) -> dict[str, Any]:
+    return {
+        "rope_parameters": _rope(number("rope.freq_base")),
+        "hidden_act": "silu",
+        "sliding_window": None,
+        "use_sliding_window": False,
+    }
+
+
+def _gemma3_config(number: Number) -> dict[str, Any]:
+    return {
         "head_dim": number("attention.key_length"),
         "query_pre_attn_scalar": number("attention.key_length"),
-        "max_position_embeddings": number("context_length"),
         # Every sixth layer sees everything, the others a window; GGUF does not say so.
         "layer_types": [
             "full_attention" if layer % 6 == 0 else "sliding_attention"
-            for layer in range(1, num_layers + 1)
+            for layer in range(1, number("block_count") + 1)
         ],
         "sliding_window": number("attention.sliding_window"),
         "rope_parameters": {
-            "full_attention": {"rope_theta": number("rope.freq_base"), "rope_type": "default"},
-            "sliding_attention": {"rope_theta": 10000.0, "rope_type": "default"},
+            "full_attention": _rope(number("rope.freq_base")),
+            "sliding_attention": _rope(10000.0),
         },
-        "rms_norm_eps": float(f"{number('attention.layer_norm_rms_epsilon'):.6g}"),
         "hidden_activation": "gelu_pytorch_tanh",
         "attention_bias": False,
-        "attention_dropout": 0.0,
         "attn_logit_softcapping": None,
         "final_logit_softcapping": None,
-        "initializer_range": 0.02,
-        "tie_word_embeddings": not has_head,
         "use_bidirectional_attention": False,
-        "use_cache": True,
-        **_token_ids(meta),
     }
+
+
+def _rope(theta: float) -> dict[str, Any]:
+    return {"rope_theta": theta, "rope_type": "default"}
 
 
 @dataclass(frozen=True)
 class _Family:
     """What differs between architectures.
 
-    `config` also gets whether there is an LM head of its own. Norms are stored plus `norm_offset`
-    in GGUF. `names` are those that deviate from `_BLOCK_NAMES`. In the tensors `paired`, GGUF has
-    the two halves of each head's rows interleaved, for llama.cpp's rotary embedding.
+    `config` makes what config.json has besides the fields of all. Norms are stored plus
+    `norm_offset` in GGUF. `names` are those that deviate from `_BLOCK_NAMES`. In the tensors
+    `paired`, GGUF has the two halves of each head's rows interleaved, for llama.cpp's rotary
+    embedding.
     """
 
-    config: Callable[[Mapping[str, MetaValue], bool], dict[str, Any]]
-    norm_offset: float
+    architecture: str
+    model_type: str
+    config: Callable[[Number], dict[str, Any]]
+    norm_offset: float = 0.0
     names: Mapping[str, str] = field(default_factory=dict)
     paired: tuple[str, ...] = ()
 
 
+_NO_INNER_NORMS = {"ffn_norm": "post_attention_layernorm"}
 _FAMILIES = {
-    "gemma3": _Family(_gemma3_config, norm_offset=1.0),
+    "gemma3": _Family("Gemma3ForCausalLM", "gemma3_text", _gemma3_config, norm_offset=1.0),
     "llama": _Family(
+        "LlamaForCausalLM",
+        "llama",
         _llama_config,
-        norm_offset=0.0,
-        names={"ffn_norm": "post_attention_layernorm"},
+        names=_NO_INNER_NORMS,
         paired=("attn_q", "attn_k"),
     ),
+    "qwen2": _Family("Qwen2ForCausalLM", "qwen2", _qwen2_config, names=_NO_INNER_NORMS),
 }
 
 
@@ -165,14 +145,53 @@ def _list(value: MetaValue) -> list[MetaValue]:
     return value
 
 
+def tied_by_head(gguf: GgufFile) -> GgufFile:
+    """The file with its LM head in the place of its embedding, so that both are one tensor.
+
+    For models whose head is tied although the file stores it apart: converters keep the head in a
+    finer type than the embedding, so it is the one nearer to what the makers published.
+    """
+    head, embedding = "output.weight", "token_embd.weight"
+    if all(tensor.name != head for tensor in gguf.tensors):
+        return gguf
+    kept = [tensor for tensor in gguf.tensors if tensor.name != embedding]
+    return replace(
+        gguf, tensors=tuple(replace(t, name=embedding) if t.name == head else t for t in kept)
+    )
+
+
 def model_config(gguf: GgufFile) -> dict[str, Any]:
     """Build the object of `config.json`.
 
     Raises:
         KPruneError: the architecture is not in the table.
     """
-    has_head = any(tensor.name == "output.weight" for tensor in gguf.tensors)
-    return _family(gguf).config(gguf.metadata, has_head)
+    family, meta = _family(gguf), gguf.metadata
+
+    def number(name: str) -> Any:
+        return meta[f"{meta['general.architecture']}.{name}"]
+
+    return {
+        "architectures": [family.architecture],
+        "model_type": family.model_type,
+        "dtype": "bfloat16",
+        # Of this layout. Without it transformers warns of a regex that Gemma's tokenizer lacks.
+        "transformers_version": "5.0.0",
+        "vocab_size": len(_list(meta["tokenizer.ggml.tokens"])),
+        "hidden_size": number("embedding_length"),
+        "intermediate_size": number("feed_forward_length"),
+        "num_hidden_layers": number("block_count"),
+        "num_attention_heads": number("attention.head_count"),
+        "num_key_value_heads": number("attention.head_count_kv"),
+        "max_position_embeddings": number("context_length"),
+        "rms_norm_eps": float(f"{number('attention.layer_norm_rms_epsilon'):.6g}"),
+        **family.config(number),
+        "attention_dropout": 0.0,
+        "initializer_range": 0.02,
+        "tie_word_embeddings": all(tensor.name != "output.weight" for tensor in gguf.tensors),
+        "use_cache": True,
+        **_token_ids(meta),
+    }
 
 
 def write_safetensors(
@@ -185,7 +204,7 @@ def write_safetensors(
     Raises:
         KPruneError: unknown architecture or tensor, or the `gguf` package is missing.
     """
-    family, head_dim = _family(gguf), model_config(gguf)["head_dim"]
+    family, config = _family(gguf), model_config(gguf)
     tensors = sorted(((_name(t, family), t) for t in gguf.tensors), key=lambda pair: pair[0])
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -205,7 +224,7 @@ def write_safetensors(
             shift = family.norm_offset if "norm" in name else 0.0
             paired = tensor.name.split(".")[-2] in family.paired
             for block in _blocks(source, tensor):
-                block = _in_halves(block, head_dim) if paired else block
+                block = _in_halves(block, config["head_dim"]) if paired else block
                 written += out.write(_to_bf16(block - shift if shift else block).tobytes())
                 if progress is not None:
                     progress(written / end)

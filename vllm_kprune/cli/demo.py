@@ -2,6 +2,8 @@
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import asdict
+from pathlib import Path
 from threading import Event
 
 import typer
@@ -9,17 +11,21 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from vllm_kprune.cli.console import error_console, output_console, steps, write_json
-from vllm_kprune.cli.demo_table import demo_table, difference_lines
+from vllm_kprune.cli.compare_table import print_report
+from vllm_kprune.cli.console import counts, error_console, log, output_console, steps, write_json
+from vllm_kprune.cli.demo_table import hardware, print_summary
+from vllm_kprune.evaluate.compare.conclude import write_all
+from vllm_kprune.evaluate.compare.report import Report
 from vllm_kprune.evaluate.demo import (
-    DemoSettings,
-    ServedPair,
-    measure,
+    ARGUMENTS,
+    Sizes,
+    compare_demo,
     prepare,
-    serve_pair,
+    sizes,
     stream,
+    unexplained,
 )
-from vllm_kprune.evaluate.demo_result import DemoResult, as_json
+from vllm_kprune.evaluate.pairs import NAMES, ModelPair, Servers, serve_pair
 from vllm_kprune.evaluate.prompts import SAMPLE_PROMPTS
 from vllm_kprune.evaluate.servers import stops_on_sigterm
 from vllm_kprune.profile import load_profile
@@ -41,58 +47,63 @@ def _run(
         None, help="Folder of a model, or its id on the hub; a small reference model by default."
     ),
     profile: str = typer.Option("enko", "--profile", help="Profile by name, or a .yaml file."),
-    rounds: int = typer.Option(9, "--rounds", min=1, help="Rounds of speed measurement."),
+    rounds: int = typer.Option(12, "--rounds", min=1, help="Rounds of speed measurement."),
     eager: bool = typer.Option(
         False, "--eager", help="Do not compile: starts sooner, but hides a part of the speed gain."
     ),
     keep: bool = typer.Option(
         False, "--keep", help="Leave both servers running afterwards, until Ctrl-C."
     ),
+    output: Path = typer.Option(
+        Path("kprune-demo"), "--output", "-o", help="Folder of report.json and report.html."
+    ),
     json_to: str = typer.Option(None, "--json", help="Write the figures as JSON; - prints them."),
 ) -> None:
     """Serve a model whole and pruned, side by side, and compare.
 
-    Starts two vLLM servers on free ports, sends both the same Korean and English requests, prints
-    size, memory, speed and which answers differ and why, and stops the servers. The reference model
-    is downloaded when missing. Settings are vLLM's own, which compile the model; --eager starts
-    sooner, but hides a part of the gain. Exit code 1 if an answer differs without a reason.
+    Starts two vLLM servers on free ports, sends both the same Korean and English requests with a
+    few small suites of `kprune compare`, prints what came out, which answers differ and why, writes
+    the report, and stops the servers. The reference model is downloaded when missing. Settings are
+    vLLM's own, which compile the model; --eager starts sooner, but hides a part of the gain. Exit
+    code 1 if an answer differs without a reason.
     """
-    wanted = load_profile(profile)
+    wanted, machine = load_profile(profile), hardware()
     with stops_on_sigterm():
         with steps() as progress:
-            pair = prepare(model, wanted, log=_log, progress=progress)
-        _log(f"starting both servers ({_EAGER_START if eager else _COMPILED_START})")
-        with serve_pair(pair, eager=eager) as served:
-            _show_samples(served)
-            with steps() as progress:
-                result = measure(pair, served, DemoSettings(rounds=rounds), progress)
-            _report(result, json_to)
+            pair = prepare(model, wanted, log=log, progress=progress)
+        log(f"starting both servers ({_EAGER_START if eager else _COMPILED_START})")
+        with serve_pair(pair, ARGUMENTS, eager=eager) as servers:
+            _show_samples(servers)
+            with counts() as tell:
+                report = compare_demo(servers, rounds, tell)
+            _show(report, pair, sizes(pair, servers), machine, output, json_to)
             if keep:
-                _stay(served)
-    if "unexplained" in result.different:
+                _stay(servers)
+    if unexplained(report):
         raise typer.Exit(1)
 
 
-def _log(line: str) -> None:
-    error_console.print(line, markup=False, soft_wrap=True)
-
-
-def _report(result: DemoResult, json_to: str | None) -> None:
-    if json_to:
-        write_json(as_json(result), json_to)
+def _show(
+    report: Report, pair: ModelPair, found: Sizes, machine: str, folder: Path, json_to: str | None
+) -> None:
     console = error_console if json_to == "-" else output_console
-    console.print(demo_table(result))
-    for line in difference_lines(result):
-        console.print(f"  {line}", soft_wrap=True)
+    names = pair.name, pair.manifest.profile.name
+    print_summary(report, found, names, machine, console)
+    print_report(report, console)
+    _, page = write_all(report, folder)
+    log(f"report: {page}")
+    if json_to:
+        told = {"model": names[0], "profile": names[1], "hardware": machine, **asdict(found)}
+        write_json({"demo": told, **report.model_dump(mode="json")}, json_to)
 
 
-def _show_samples(served: ServedPair) -> None:
+def _show_samples(servers: Servers) -> None:
     for prompt in SAMPLE_PROMPTS:
         texts = [prompt, prompt]
         with Live(console=error_console, refresh_per_second=12, transient=True) as live:
 
             def follow(side: int, live: Live = live, texts: list[str] = texts) -> None:
-                for piece in stream(served.targets[side], texts[side], _SAMPLE_TOKENS):
+                for piece in stream(servers[side], NAMES[side], texts[side], _SAMPLE_TOKENS):
                     texts[side] += piece
                     live.update(_side_by_side(texts))
 
@@ -120,8 +131,8 @@ def _side_by_side(texts: list[str]) -> Table:
     return table
 
 
-def _stay(served: ServedPair) -> None:
-    for server, target in zip(served.servers, served.targets, strict=True):
-        error_console.print(f"{server.base_url}  model {target.model}", markup=False)
+def _stay(servers: Servers) -> None:
+    for server, name in zip(servers, NAMES, strict=True):
+        error_console.print(f"{server.base_url}  model {name}", markup=False)
     error_console.print("both servers keep running; Ctrl-C stops them")
     Event().wait()

@@ -13,11 +13,10 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from vllm_kprune.evaluate.decode_speed import Target
 from vllm_kprune.tokenizer.bpe import BpeTokenizer
 from vllm_kprune.vocabulary.scripts import main_script
 
-__all__ = ["Answer", "AnswerPair", "Difference", "Vocabularies", "ask", "explain", "logit_step"]
+__all__ = ["Answer", "Difference", "Vocabularies", "explain", "logit_step"]
 
 # Bits of the significand, the hidden one included, of the types that models compute logits in.
 _SIGNIFICAND_BITS = {"bfloat16": 8, "float16": 11, "float32": 24}
@@ -49,17 +48,6 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class AnswerPair:
-    """Both answers to one prompt; identical if `difference` is None."""
-
-    language: str
-    prompt: str
-    original: str
-    pruned: str
-    difference: Difference | None
-
-
-@dataclass(frozen=True)
 class Vocabularies:
     """The original tokenizer, and the original id of each id of the pruned model."""
 
@@ -71,27 +59,6 @@ class Vocabularies:
         """A token of the original, with its script."""
         script = main_script(self.tokenizer.token_bytes(token_id))
         return f"{self.tokenizer.tokens[token_id]!r} ({script}, id {token_id})"
-
-
-def ask(target: Target, prompt: str, tokens: int) -> Answer:
-    """The greedy answer of one server, alone in its batch."""
-    reply = target.client.completions.create(
-        model=target.model,
-        prompt=prompt,
-        max_tokens=tokens,
-        temperature=0,
-        logprobs=2,
-        extra_body={"return_token_ids": True, "return_tokens_as_token_ids": True},
-    )
-    choice = reply.choices[0]
-    found = choice.model_dump()
-    best = (choice.logprobs.top_logprobs if choice.logprobs else None) or []
-    return Answer(
-        text=choice.text,
-        prompt_ids=tuple(found["prompt_token_ids"]),
-        ids=tuple(found["token_ids"]),
-        best=tuple({_id(name): value for name, value in place.items()} for place in best),
-    )
 
 
 def explain(
@@ -145,7 +112,3 @@ def _prompt_detail(original: Answer, words: Vocabularies) -> str:
     if missing:
         return f"the prompt needs {', '.join(missing)}"
     return "the prompt is encoded differently although all of its tokens are kept"
-
-
-def _id(name: str) -> int:
-    return int(name.removeprefix("token_id:"))

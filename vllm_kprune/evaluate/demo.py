@@ -1,129 +1,102 @@
-"""The main job, shown: one model served twice, whole and pruned, on one machine, with figures.
+"""The main job, shown: one model served twice, whole and pruned, on one machine, and compared.
 
-`prepare` finds or makes everything that is needed, `serve_pair` runs both servers, `measure` asks
-both the same things; the command line shows what comes back. Both servers get the same settings,
-vLLM's own with a small KV cache: compiled unless told otherwise, as models are served in earnest.
+`prepare` finds or makes everything that is needed, `compare_demo` asks both servers the same and
+compares, with a few suites of `kprune compare`, each so small that the whole takes a minute or two;
+the command line shows what comes back. `sizes` is what needs no server.
 """
 
-import os
-import platform
-import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from vllm_kprune.checkpoint.base import BaseModel, open_base
-from vllm_kprune.checkpoint.manifest import Manifest, is_overlay, load_manifest
-from vllm_kprune.checkpoint.overlay import cached_overlay
+from vllm_kprune.checkpoint.manifest import is_overlay, load_manifest
 from vllm_kprune.checkpoint.reference import demo_model
 from vllm_kprune.errors import KPruneError
-from vllm_kprune.evaluate.answers import AnswerPair, Vocabularies, ask, explain
-from vllm_kprune.evaluate.decode_speed import SpeedComparison, Target, compare_speed
-from vllm_kprune.evaluate.demo_result import DemoResult, ServedModel
-from vllm_kprune.evaluate.prompts import PROMPTS
-from vllm_kprune.evaluate.server_memory import server_memory
-from vllm_kprune.evaluate.servers import ServerFailed, VllmServer, wait_all_ready
-from vllm_kprune.evaluate.sizes import ModelSize, model_sizes, predicted_ratio
+from vllm_kprune.evaluate.compare.language_id import language_identifier
+from vllm_kprune.evaluate.compare.report import Report
+from vllm_kprune.evaluate.compare.run import CompareOptions
+from vllm_kprune.evaluate.compare.served import Amounts, compare_served
+from vllm_kprune.evaluate.pairs import ModelPair, Servers, open_pair
+from vllm_kprune.evaluate.servers import VllmServer
+from vllm_kprune.evaluate.sizes import model_sizes, predicted_ratio
 from vllm_kprune.profile import Profile
 
 if TYPE_CHECKING:
     from openai import OpenAI
 
-__all__ = [
-    "DemoSettings",
-    "ModelPair",
-    "ServedPair",
-    "connect",
-    "measure",
-    "prepare",
-    "serve_pair",
-    "stream",
-]
+__all__ = ["ARGUMENTS", "Sizes", "compare_demo", "prepare", "sizes", "stream", "unexplained"]
 
 Progress = Callable[[str, float], None]
 
-_SETTINGS = (
+# Logits tell ties more exactly than log-probabilities do.
+ARGUMENTS = (
     *("--max-model-len", "1024", "--max-num-seqs", "8"),
-    *("--logprobs-mode", "raw_logits", "--plugin", "kprune"),  # logits tell ties
+    *("--logprobs-mode", "raw_logits"),
 )
-# What vLLM 0.32 compiles ahead of time does not load again on a CPU: every start then compiles for
-# 40 s. Without it, what torch itself saves is found again.
-_ENVIRONMENT = {
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_USE_AOT_COMPILE": "0",
-}
-_LOAD_TIME = re.compile(r"Loading weights took ([\d.]+) seconds")
 
 
 @dataclass(frozen=True)
-class DemoSettings:
-    """How much is measured: tokens per timed request, rounds for each batch size, tokens of an
-    answer that is compared."""
+class Sizes:
+    """Original and pruned: tokens, parameters, seconds from start to ready; and how much faster a
+    decode step at batch 1 would be if the bytes that it reads were all of its cost."""
 
-    tokens: int = 20
-    rounds: int = 9
-    batches: tuple[int, ...] = (1, 8)
-    answer_tokens: int = 24
-
-
-@dataclass(frozen=True)
-class ModelPair:
-    """A base model and its overlay."""
-
-    base: BaseModel
-    overlay: Path
-    manifest: Manifest
-
-
-@dataclass(frozen=True)
-class ServedPair:
-    """Two running servers, the original's first, and how to talk to them."""
-
-    servers: tuple[VllmServer, VllmServer]
-    targets: tuple[Target, Target]
+    tokens: tuple[int, int]
+    parameters: tuple[int, int]
+    ready_seconds: tuple[float, float]
+    predicted_ratio: float
 
 
 def prepare(
     model: str | None, profile: Profile, *, log: Callable[[str], None], progress: Progress
 ) -> ModelPair:
     """The base model (the reference model if none is named) and its overlay, made when missing."""
-    _openai()  # before the long part
+    for needed in (_openai, language_identifier):  # before the long part
+        needed()
     if model is None:
         model = str(demo_model("gemma-3-270m", log=log, progress=progress))
     elif is_overlay(model):
         model = str(load_manifest(Path(model)).check_base())
-    base = open_base(model)
-    overlay = cached_overlay(str(base.folder), profile, progress=progress)
-    return ModelPair(base, overlay, load_manifest(overlay))
+    return open_pair(model, profile, progress)
 
 
-@contextmanager
-def serve_pair(pair: ModelPair, *, eager: bool = False) -> Iterator[ServedPair]:
-    """Both models, served; they start side by side and are stopped whatever happens."""
-    settings = ("--enforce-eager", *_SETTINGS) if eager else _SETTINGS
-    with ExitStack() as stack:
-        servers = (
-            _server(pair.base.folder, "original", settings),
-            _server(pair.overlay, "pruned", settings),
+def compare_demo(servers: Servers, rounds: int, tell: Callable[[str, int, int], None]) -> Report:
+    """Compare both; nothing else should run on the machine. The answers are not kept."""
+    with tempfile.TemporaryDirectory(prefix="kprune-demo-") as folder:
+        return compare_served(servers, _amounts(rounds), CompareOptions(), Path(folder), tell=tell)
+
+
+def sizes(pair: ModelPair, servers: Servers) -> Sizes:
+    """What the headers of the model's files and the servers' start tell."""
+    original, pruned = model_sizes(pair.base, pair.manifest)
+    first, second = (server.ready_seconds for server in servers)
+    return Sizes(
+        tokens=(original.tokens, pruned.tokens),
+        parameters=(original.parameters, pruned.parameters),
+        ready_seconds=(first, second),
+        predicted_ratio=predicted_ratio(original, pruned),
+    )
+
+
+def unexplained(report: Report) -> bool:
+    """Whether an answer differs without a reason, which the laws of pruning do not allow."""
+    metrics = (metric for suite in report.suites for metric in suite.metrics)
+    return any(metric.name == "unexplained" and metric.original.value for metric in metrics)
+
+
+def stream(server: VllmServer, name: str, prompt: str, tokens: int) -> Iterator[str]:
+    """The pieces of a greedy answer of the model `name` as they come."""
+    with _connect(server) as client:
+        pieces = client.completions.create(
+            model=name, prompt=prompt, max_tokens=tokens, temperature=0, stream=True
         )
-        for server in servers:
-            stack.push(server.__exit__)
-        for server in servers:
-            stack.callback(server.ask_to_stop)  # all of them before the first is waited for
-            server.start()
-        try:
-            wait_all_ready(servers)
-        except ServerFailed as error:
-            raise KPruneError(error.summary) from None
-        original, pruned = (stack.enter_context(connect(server)) for server in servers)
-        yield ServedPair(servers, (Target(original, "original"), Target(pruned, "pruned")))
+        for piece in pieces:
+            yield "".join(choice.text for choice in piece.choices)
 
 
-def connect(server: VllmServer) -> "OpenAI":
+def _connect(server: VllmServer) -> "OpenAI":
     """An OpenAI client for a server on this machine: no proxy, no silent retries."""
     openai = _openai()
     http = openai.DefaultHttpxClient(trust_env=False)
@@ -133,92 +106,13 @@ def connect(server: VllmServer) -> "OpenAI":
     return client
 
 
-def stream(target: Target, prompt: str, tokens: int) -> Iterator[str]:
-    """The pieces of a greedy answer as they come."""
-    pieces = target.client.completions.create(
-        model=target.model, prompt=prompt, max_tokens=tokens, temperature=0, stream=True
-    )
-    for piece in pieces:
-        yield "".join(choice.text for choice in piece.choices)
-
-
-def measure(
-    pair: ModelPair, served: ServedPair, settings: DemoSettings, progress: Progress
-) -> DemoResult:
-    """Ask both servers the same and compare; nothing else should run on the machine."""
-    load_average = os.getloadavg()[0]
-    sizes = model_sizes(pair.base, pair.manifest)
-    answers = tuple(_answers(pair, served, settings.answer_tokens, progress))
-    speeds = tuple(_speeds(served, settings, progress))
-    weights = [pair.base.folder / name for name in pair.base.shards]
-    files = weights, list(pair.overlay.iterdir())
-    original, pruned = map(_served_model, sizes, files, served.servers)
-    return DemoResult(
-        model=pair.base.folder.name if Path(pair.base.reference).is_dir() else pair.base.reference,
-        profile=pair.manifest.profile.name,
-        hardware=_hardware(),
-        load_average=load_average,
-        original=original,
-        pruned=pruned,
-        predicted_ratio=predicted_ratio(*sizes),
-        speeds=speeds,
-        answers=answers,
-    )
-
-
-def _server(model: Path, name: str, settings: Sequence[str]) -> VllmServer:
-    return VllmServer(model, [*settings, "--served-model-name", name], environment=_ENVIRONMENT)
-
-
-def _answers(
-    pair: ModelPair, served: ServedPair, tokens: int, progress: Progress
-) -> Iterator[AnswerPair]:
-    words = Vocabularies(pair.base.tokenizer, pair.manifest.kept_ids)
-    asked = [(language, prompt) for language, texts in PROMPTS.items() for prompt in texts]
-    answers = []
-    for target in served.targets:  # one server after the other: the one in use has the cores
-        for _, prompt in asked:
-            answers.append(ask(target, prompt, tokens))
-            progress("compare greedy answers", len(answers) / (2 * len(asked)))
-    halves = answers[: len(asked)], answers[len(asked) :]
-    for (language, prompt), original, pruned in zip(asked, *halves, strict=True):
-        difference = explain(original, pruned, words)
-        yield AnswerPair(language, prompt, original.text, pruned.text, difference)
-
-
-def _speeds(
-    served: ServedPair, settings: DemoSettings, progress: Progress
-) -> Iterator[SpeedComparison]:
-    languages = zip(*PROMPTS.values(), strict=True)
-    prompts = [prompt for texts in languages for prompt in texts]
-    for batch in settings.batches:
-        step = f"decode speed at batch {batch}"
-        yield compare_speed(
-            *served.targets,
-            prompts[:batch],
-            tokens=settings.tokens,
-            rounds=settings.rounds,
-            tell=lambda share, step=step: progress(step, share),  # type: ignore[misc]
-        )
-
-
-def _served_model(size: ModelSize, files: Sequence[Path], server: VllmServer) -> ServedModel:
-    found = _LOAD_TIME.findall(server.log.read_text(encoding="utf-8", errors="replace"))
-    return ServedModel(
-        size=size,
-        disk_bytes=sum(path.stat().st_size for path in files),
-        ready_seconds=server.ready_seconds,
-        load_seconds=float(found[-1]) if found else None,
-        memory=server_memory(server.pid),
-    )
-
-
-def _hardware() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    name = names[0] if names else platform.processor() or platform.machine()
-    return f"{name}, {os.cpu_count()} cores"
+def _amounts(rounds: int) -> Amounts:
+    return {
+        "exactness": {"limit": 24, "max_tokens": 24},
+        "latency": {"latency_rounds": rounds, "latency_tokens": 20},
+        "stability": {"limit": 16, "max_tokens": 32},
+        "memory": {},
+    }
 
 
 def _openai() -> ModuleType:

@@ -5,7 +5,6 @@ divided among them, so that the sum over a server is right and idle neighbours c
 Elsewhere the resident sizes (RSS) are added up, which counts shared pages more than once.
 """
 
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from types import ModuleType
@@ -13,26 +12,20 @@ from typing import Any
 
 from vllm_kprune.errors import KPruneError
 
-__all__ = ["ServerMemory", "server_memory", "tree_memory"]
+__all__ = ["ServerMemory", "tree_memory"]
 
 
 @dataclass(frozen=True)
 class ServerMemory:
-    """Bytes in use by a process group, and how they were counted: `PSS` or `RSS`."""
+    """Bytes in use by processes, and how they were counted: `PSS` or `RSS`."""
 
     bytes: int
     kind: str
     processes: int
 
 
-def server_memory(pid: int) -> ServerMemory:
-    """Memory of the process group that `pid` leads."""
-    return _summed(process for process in _psutil().process_iter() if _is_led_by(process, pid))
-
-
 def tree_memory(pid: int) -> ServerMemory:
-    """Memory of a process and all its descendants: of a server that was started by others, whose
-    process group may hold more than the server."""
+    """Memory of a process and all its descendants."""
     psutil = _psutil()
     try:
         root = psutil.Process(pid)
@@ -55,13 +48,6 @@ def _size(process: Any) -> tuple[int, str] | None:
         return None
     pss = getattr(full, "pss", None)
     return (full.rss, "RSS") if pss is None else (pss, "PSS")
-
-
-def _is_led_by(process: Any, leader: int) -> bool:
-    try:
-        return os.getpgid(process.pid) == leader
-    except (ProcessLookupError, PermissionError):
-        return False  # ended meanwhile, or somebody else's
 
 
 def _psutil() -> ModuleType:

@@ -211,3 +211,13 @@ def test_an_item_that_occurs_twice_is_refused() -> None:
     rows = np.ones((2, 1))
     with pytest.raises(ValueError, match="twice"):
         compare(Measurement(SHARE, ("a", "a"), rows, rows), seed=1)
+
+
+@pytest.mark.parametrize("side", ["original", "pruned"])
+def test_a_side_may_have_more_values_of_an_item_than_the_other(side: str) -> None:
+    """Answers stream in fewer pieces on one side; the shorter rows count as filled up."""
+    rng = np.random.default_rng(0)
+    items = tuple(f"round {row}" for row in range(9))
+    even = Measurement(MEDIAN, items, *rng.normal(10, 1, (2, 9, 4)))
+    wider = np.pad(getattr(even, side), ((0, 0), (0, 3)), constant_values=np.nan)
+    assert quick(replace(even, **{side: wider})) == quick(even)

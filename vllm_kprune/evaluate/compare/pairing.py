@@ -78,6 +78,8 @@ def pair(measurement: Measurement) -> Paired:
     order = np.argsort(np.array(measurement.items, dtype=str), kind="stable")
     given = [measurement.original, measurement.pruned]
     sides = [_checked(measurement, side, aggregate)[order] for side in given if side is not None]
+    width = max(side.shape[1] for side in sides)
+    sides = [_filled(side, width) for side in sides]
     together = np.all if aggregate.columns is None else np.any
     missing = np.any([together(np.isnan(side), axis=1) for side in sides], axis=0)
     kept = tuple(side[~missing] for side in sides)
@@ -104,6 +106,11 @@ def _checked(measurement: Measurement, side: Floats, aggregate: Aggregate) -> Fl
     if np.isinf(side).any():
         raise ValueError(f"{name}: a feature is infinite")
     return side
+
+
+def _filled(side: Floats, width: int) -> Floats:
+    """The features, filled up with NaN: of a quantile, one side may have more values."""
+    return np.pad(side, ((0, 0), (0, width - side.shape[1])), constant_values=np.nan)
 
 
 def _difference(original: Floats, pruned: Floats) -> Floats:

@@ -1,0 +1,157 @@
+"""The paper's experiment, remade small: original, EnKo and EnKoZh of two models, on live servers.
+
+.venv/bin/python benchmarks/paper.py [--models NAME ...] [--profiles NAME ...] [--suites NAME ...]
+    [--limit N] [--ifeval] [--eager] [-o build/paper]
+
+For each model and profile, the original and the pruned model are served side by side, and the
+suites of `kprune compare` are run on both: stability at temperature 0 and 1, translation, accuracy,
+exactness, latency, memory. Each comparison leaves report.json and report.html in OUT/MODEL/PROFILE;
+OUT/paper.md and paper.json hold one table of them all, with intervals. What was finished is not
+run again, and what was broken off goes on where it was.
+
+`KPRUNE_DATA` names a folder of real text: prompts of the Language Confusion Benchmark, parallel
+sentences, and questions (`paper_data.py` says which files). Without it kprune's own prompts are
+asked, and accuracy is left out. `AMOUNTS` says how much is asked: about an hour in all on two cores
+of a virtual machine; `--limit` sets the items of every suite. Models are made when missing (240 MB
+and 1.1 GB of downloads).
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from paper_data import own_data
+from paper_table import Reports, write_table
+
+from vllm_kprune.checkpoint.reference import demo_model
+from vllm_kprune.errors import KPruneError
+from vllm_kprune.evaluate.compare.conclude import write_all
+from vllm_kprune.evaluate.compare.report import Report
+from vllm_kprune.evaluate.compare.report_file import read_report
+from vllm_kprune.evaluate.compare.run import CompareOptions
+from vllm_kprune.evaluate.compare.served import Amounts, compare_served
+from vllm_kprune.evaluate.compare.suites import SUITES
+from vllm_kprune.evaluate.pairs import open_pair, serve_pair
+from vllm_kprune.evaluate.servers import stops_on_sigterm
+from vllm_kprune.profile import load_profile
+
+PROFILES = ("enko", "enkozh")
+LANGUAGES = {"enko": ("ko", "en"), "enkozh": ("ko", "en", "zh")}
+# Items of each suite (of each direction and task, where it has several), and tokens of an answer.
+AMOUNTS: Mapping[str, Amounts] = {
+    "gemma-3-270m": {
+        "stability": {"limit": 80, "max_tokens": 64},
+        "translation": {"limit": 40, "max_tokens": 96},
+        "accuracy": {"limit": 60, "max_tokens": 64},
+        "exactness": {"limit": 24, "max_tokens": 32},
+        "latency": {"latency_rounds": 20, "latency_tokens": 24},
+        "memory": {},
+    },
+    "qwen2.5-coder-1.5b-instruct": {
+        "stability": {"limit": 40, "max_tokens": 48},
+        "translation": {"limit": 20, "max_tokens": 64},
+        "accuracy": {"limit": 24, "max_tokens": 64},
+        "exactness": {"limit": 10, "max_tokens": 24},
+        "latency": {"latency_rounds": 12, "latency_tokens": 12},
+        "memory": {},
+    },
+}
+CONCURRENCY = 16
+ARGUMENTS = ("--max-model-len", "2048", "--max-num-seqs", str(CONCURRENCY))
+
+
+def main() -> None:
+    """Run what is not finished, and write the table."""
+    options = parse()
+    data = os.environ.get("KPRUNE_DATA")
+    files = own_data(Path(data), options.output / "data", ifeval=options.ifeval) if data else {}
+    reports: Reports = {}
+    with stops_on_sigterm():
+        for model in options.models:
+            for profile in options.profiles:
+                reports[model, profile] = run(model, profile, options, files)
+                path = write_table(reports, options.output)  # after each: the rest takes long
+    say(path.read_text(encoding="utf-8"))
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--models", nargs="+", choices=list(AMOUNTS), default=list(AMOUNTS))
+    parser.add_argument("--profiles", nargs="+", choices=PROFILES, default=PROFILES)
+    parser.add_argument("--suites", nargs="+", choices=list(SUITES), default=default_suites())
+    parser.add_argument("--limit", type=int, help="items of each suite, instead of AMOUNTS")
+    parser.add_argument("--ifeval", action="store_true", help="instruction following too: slow")
+    parser.add_argument("--eager", action="store_true", help="compile nothing: another speed")
+    parser.add_argument("-o", "--output", type=Path, default=Path("build/paper"))
+    return parser.parse_args()
+
+
+def default_suites() -> list[str]:
+    names = list(AMOUNTS["gemma-3-270m"])
+    return names if os.environ.get("KPRUNE_DATA") else [n for n in names if n != "accuracy"]
+
+
+def run(model: str, profile: str, options: argparse.Namespace, files: Mapping[str, Any]) -> Report:
+    """The report of one configuration: the finished one if it was made with the same settings."""
+    folder = options.output / model / profile
+    amounts = amounts_of(model, options)
+    wanted = {
+        "amounts": amounts,
+        "eager": options.eager,
+        "data": {key: str(value) for key, value in files.items()},
+    }
+    finished = folder / "finished.json"
+    if finished.is_file() and json.loads(finished.read_text(encoding="utf-8")) == wanted:
+        say(f"{model}, {profile}: finished before")
+        return read_report(folder / "report.json")
+    pair = open_pair(str(demo_model(model, log=say)), load_profile(profile))
+    say(f"{model}, {profile}: starting both servers")
+    base = CompareOptions(concurrency=CONCURRENCY, languages=LANGUAGES[profile], **files)
+    started = time.monotonic()
+    with serve_pair(pair, ARGUMENTS, eager=options.eager) as servers:
+        report = compare_served(servers, amounts, base, folder, timeout=1800, tell=Told())
+    write_all(report, folder)
+    say(f"{model}, {profile}: {time.monotonic() - started:.0f} s")
+    finished.write_text(json.dumps(wanted), encoding="utf-8")
+    return report
+
+
+def amounts_of(model: str, options: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """How much of each suite that is run."""
+    amounts = {name: dict(AMOUNTS[model].get(name, {})) for name in options.suites}
+    if options.limit is not None:
+        for name in amounts:
+            amounts[name]["limit"] = options.limit
+    return amounts
+
+
+class Told:
+    """Says how long each suite took, and where somebody watches, how far it is."""
+
+    def __init__(self) -> None:
+        self.started: dict[str, float] = {}
+
+    def __call__(self, suite: str, done: int, total: int) -> None:
+        started = self.started.setdefault(suite, time.monotonic())
+        if done == total:
+            say(f"  {suite}: {total} in {time.monotonic() - started:.0f} s")
+        elif sys.stderr.isatty():
+            sys.stderr.write(f"\r  {suite}: {done} of {total} \r")
+
+
+def say(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KPruneError as error:
+        sys.exit(f"error: {error}")
