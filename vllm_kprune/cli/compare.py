@@ -21,6 +21,7 @@ from vllm_kprune.cli.compare_options import (
     LatencyTokensOption,
     LimitOption,
     MaxTokensOption,
+    MoreConditions,
     OriginalFolderOption,
     OriginalModelOption,
     OriginalOption,
@@ -64,7 +65,7 @@ A first look in minutes:
 A gate in CI: fail if the data show that Korean got less stable, or cannot show that decoding is at
 least 1.2 times as fast:
 
-`kprune compare --original URL --pruned URL --fail-on "stability<0" --fail-on "decode_ratio<1.2?"`
+`kprune compare --original URL --pruned URL --fail-on "stability<0" "decode_ratio<1.2?"`
 
 Two models of a hosted API:
 
@@ -120,6 +121,7 @@ def _run(
     output: OutputOption = Path("kprune-compare"),
     fresh: FreshOption = False,
     fail_on: FailOnOption = None,
+    more_conditions: MoreConditions = None,
     json_to: JsonReportOption = None,
     list_suites: bool = typer.Option(
         False,
@@ -138,7 +140,9 @@ def _run(
     log-probabilities, token counts) is reported as not measured.
     """
     suites = _chosen(suite)
-    gates = parse_gates(fail_on or [])
+    if more_conditions and not fail_on:
+        raise KPruneError(f"unexpected {more_conditions[0]!r}: conditions follow --fail-on")
+    gates = parse_gates([*(fail_on or []), *(more_conditions or [])])
     # Where any name may be a metric's, a bare name must not be taken for one.
     check_gates(gates, {one.name: None if "*" in one.metrics else one.metrics for one in suites})
     options = CompareOptions(

@@ -159,9 +159,11 @@ FailOnOption = Annotated[
     list[str] | None,
     _out(
         'Exit with 1 if the data show this: "stability<0" (a suite\'s main metric, pruned - '
-        'original), "decode_ratio<1.5?" (with ?: unless they rule it out); repeat for several.'
+        'original), "decode_ratio<1.5?" (with ?: unless they rule it out). Several may follow.'
     ),
 ]
+# `--fail-on A B`: typer's options take one value each.
+MoreConditions = Annotated[list[str] | None, typer.Argument(hidden=True, metavar="")]
 JsonReportOption = Annotated[
     str | None, _out("Write the report as JSON here too; - prints it.", "--json")
 ]

@@ -48,6 +48,18 @@ def figures(folder: Path) -> Any:
     return json.loads((folder / "report.json").read_text(encoding="utf-8"))
 
 
+def test_several_conditions_may_follow_one_fail_on(
+    run: Run, equal: tuple[str, ...], tmp_path: Path
+) -> None:
+    conditions = ("--fail-on", "stability<0", "stabilty<0")
+    code, _, err = run(*equal, *SMALL, "-o", tmp_path, *conditions)
+    assert code == 2
+    assert "stabilty" in err
+    code, _, err = run(*equal, *SMALL, "-o", tmp_path, "stability<0")
+    assert (code, "conditions follow --fail-on" in err) == (2, True)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_run_writes_its_report_and_tells_it(
     run: Run, equal: tuple[str, ...], tmp_path: Path
 ) -> None:
