@@ -3,12 +3,11 @@
 The statistics' item is the round: both sides get the same prompts, one side right after the other
 (A B, B A, A B, ...), so that drift hits both; a ratio of rounds is a paired one. Requests of a
 round run side by side (its concurrency) and are streamed: the client's own clocks give the time to
-the first token, the gaps between tokens and the end. Decode speed is the concurrency over the
-median gap, as in `decode_speed.py`: no prefill in it, and a moment in which something else had the
-cores does not decide. Prompts are new in every round, so that a prefix cache knows none of them.
+the first token, the gaps between tokens and the end. Decode speed is the concurrency over the mean
+gap: no prefill in it. Prompts are new in every round, so that a prefix cache knows none of them.
 
-`vllm bench serve` is not used by default: it needs each side's tokenizer folder and starts for ten
-seconds on the very cores that are measured; `bench_serve.py` runs it for those who ask.
+`vllm bench serve` is not used: it needs each side's tokenizer folder, which a hosted endpoint does
+not give, and starts for seconds on the very cores that are measured.
 """
 
 import asyncio
@@ -17,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from statistics import mean, median
+from statistics import mean
 from typing import Any
 
 import numpy as np
@@ -50,11 +49,11 @@ class Turn:
     def decode_rate(self) -> float:
         """Tokens per second that the sequences produce together while they decode.
 
-        Where most gaps are nothing, since tokens come in bursts, the mean gap has to do.
+        By the mean gap: a busy server sends several tokens at once, and then most gaps are nothing.
         """
         if not any(self.itl_ms):
             return float("nan")
-        return 1000 * len(self.e2e_ms) / (median(self.itl_ms) or mean(self.itl_ms))
+        return 1000 * len(self.e2e_ms) / mean(self.itl_ms)
 
 
 @dataclass(frozen=True)
