@@ -13,6 +13,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from unicodedata import is_normalized, normalize
 
 import numpy as np
 import numpy.typing as npt
@@ -62,6 +63,7 @@ _WORD = regex.compile(
         ]
     )
 )
+_CHARACTER = regex.compile(r"\X")
 _CENTIBEL = math.log(10) / 100  # nats; wordfreq's unit
 _UNLISTED_NATS = 16.0  # the lists end at 13.8
 _UNLISTED_LETTER_NATS = 12.0  # each further letter, where words have to be found
@@ -143,23 +145,49 @@ class Words:
 
 
 def find_words(text: str) -> Words:
-    """Cut a text into words and look each up in the list of its language."""
-    matches = [(str(m.lastgroup), m.start(), m[0]) for m in _WORD.finditer(text)]
+    """Cut a text into words and look each up in the list of its language.
+
+    A word in decomposed characters (NFD) is looked up as it is composed.
+    """
+    matches = [(str(m.lastgroup), m.start(), _composed(m[0])) for m in _WORD.finditer(text)]
     by_script: dict[str, list[str]] = {}
     for script, _, word in matches:
-        by_script.setdefault(script, []).append(word)
+        by_script.setdefault(script, []).append(word.text)
     japanese = 4 * len(by_script.get("Hiragana", ())) > len(by_script.get("Han", ()))
     parts = {
         script: _parts(script, frozenset(words), _list_for(script, words, japanese))
         for script, words in by_script.items()
     }
     found = [
-        (start + begin, start + end, nats)
+        (start + word.at(begin), start + word.at(end), nats)
         for script, start, word in matches
-        for begin, end, nats in parts[script][word]
+        for begin, end, nats in parts[script][word.text]
+        if word.at(begin) < word.at(end)
     ]
     table = np.array(found, dtype=np.float64).reshape(-1, 3)
     return Words(table[:, 0].astype(np.int64), table[:, 1].astype(np.int64), table[:, 2])
+
+
+@dataclass(frozen=True)
+class _Composed:
+    """A word in NFC; `places` are its characters' offsets in the word as it was, if they differ."""
+
+    text: str
+    places: Sequence[int] | None = None
+
+    def at(self, offset: int) -> int:
+        return offset if self.places is None else self.places[offset]
+
+
+def _composed(word: str) -> _Composed:
+    if is_normalized("NFC", word):
+        return _Composed(word)
+    composed, places = "", []
+    for match in _CHARACTER.finditer(word):
+        character = normalize("NFC", match[0])
+        composed += character
+        places += [match.start(), *([match.end()] * (len(character) - 1))]
+    return _Composed(composed, [*places, len(word)])
 
 
 _Part = tuple[int, int, float]
