@@ -21,9 +21,9 @@ import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from vllm_kprune.errors import KPruneError
-from vllm_kprune.prompt.numbers import Separators
 from vllm_kprune.prompt.pieces import Pieces, Unit, cut_pieces
 from vllm_kprune.prompt.scorers import DEFAULT_SCORER, Scorer, make_scorer
+from vllm_kprune.prompt.separators import Separators
 from vllm_kprune.prompt.tokens import (
     Cancelled,
     ControlTokens,

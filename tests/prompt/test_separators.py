@@ -1,4 +1,4 @@
-"""Numbers stay whole and apart, whatever is dropped around them."""
+"""Numbers stay whole and apart, and words apart, whatever is dropped around them."""
 
 from collections.abc import Callable
 from itertools import pairwise
@@ -13,10 +13,10 @@ from prompt_cases import UNICODE, GivenScores, pruner_of
 from tiny_tokenizers import byte_fallback_tokenizer
 from tokenizers import Tokenizer
 
-from vllm_kprune.prompt.numbers import Separators
 from vllm_kprune.prompt.pieces import cut_pieces
 from vllm_kprune.prompt.pruner import InputPruner, PruneOptions
 from vllm_kprune.prompt.rarity import Rarity
+from vllm_kprune.prompt.separators import Separators
 
 NUMBER = regex.compile(r"\p{Nd}+(?:[.,:]\p{Nd}+)*")
 PARTS = (
@@ -80,7 +80,9 @@ def test_every_number_that_is_left_is_one_of_the_text(
 @given(text=NUMERIC, data=st.data())
 @example(text="3..5", data=None)
 @settings(max_examples=150)
-def test_numbers_stay_apart_however_the_text_is_cut(text: str, data: st.DataObject | None) -> None:
+def test_words_and_numbers_stay_apart_however_the_text_is_cut(
+    text: str, data: st.DataObject | None
+) -> None:
     cuts = data.draw(st.sets(st.integers(0, len(text)))) if data else set(range(len(text)))
     bounds = sorted({0, len(text), *cuts})
     pieces = cut_pieces(text, list(pairwise(bounds)))
@@ -92,6 +94,10 @@ def test_numbers_stay_apart_however_the_text_is_cut(text: str, data: st.DataObje
     left = "".join(text[pieces.starts[n] : pieces.ends[n]] for n in np.flatnonzero(more))
     assert is_subsequence(numbers(left), numbers(text))
     assert (Separators(text, pieces).added(more) == more).all()
+    parts = [text[a:b] for a, b in zip(pieces.starts, pieces.ends, strict=True)]
+    for n, m in pairwise(np.flatnonzero(more).tolist()):
+        if regex.fullmatch(r"[\p{L}\p{M}\p{N}]{2}", parts[n][-1] + parts[m][0]):
+            assert not any(part.isspace() for part in parts[n + 1 : m])
 
 
 @pytest.mark.parametrize(
@@ -102,6 +108,7 @@ def test_numbers_stay_apart_however_the_text_is_cut(text: str, data: st.DataObje
         ("3a4", "3a4"),
         ("1.2.3 x", "1.2.3"),
         ("3. 5", "3 5"),
+        ("Row 1", "1"),
     ],
 )
 def test_the_least_separator_stays_when_numbers_alone_are_kept(text: str, left: str) -> None:
@@ -123,3 +130,13 @@ def test_separators_count_towards_what_may_be_kept() -> None:
     assert int(pruned.kept.sum()) <= len(tokens.ids) // 2 + 1
     assert numbers(pruned.text) == list("12345678")[: len(numbers(pruned.text))]
     assert len(numbers(pruned.text)) >= 3
+
+
+def test_a_line_end_between_words_stays_if_both_do(
+    published_tokenizer: Callable[[str], Path],
+) -> None:
+    tokenizer = Tokenizer.from_file(str(published_tokenizer("gemma3")))
+    text = "rose by some percent.\nRow 1 of Busan\n나무"
+    pruned = pruner_of(tokenizer, Rarity()).prune(text, PruneOptions(keep=0.6))
+    assert is_subsequence(regex.findall(r"\w+", pruned.text), regex.findall(r"\w+", text))
+    assert pruned.text != text

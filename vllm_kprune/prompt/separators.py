@@ -1,7 +1,8 @@
-"""Numbers are kept or dropped whole, and two of them are never joined by what was between.
+"""What is dropped between two words or numbers never joins them.
 
-Of `3, 5 and 8` neither `35` nor `3,58` may be left: what is dropped between two kept numbers is
-dropped but for one separator. A number is digits (Unicode's Nd) with single marks between.
+Of `3, 5 and 8` neither `35` nor `3,58` may be left, of `Row 1` not `Row1`: what is dropped between
+two kept numbers is dropped but for one separator, and so is a blank between words that is a piece
+by itself. A number is digits (Unicode's Nd) with single marks between.
 """
 
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from vllm_kprune.prompt.pieces import Pieces
 __all__ = ["Separators"]
 
 _DIGIT = regex.compile(r"\p{Nd}")
+_WORD_OR_BLANK = regex.compile(r"[\p{L}\p{M}\p{N}]+|(?P<blank>\s+)")
 _JOINS = frozenset(("", ".", ",", ":"))  # between digits: one number
 
 Booleans = npt.NDArray[np.bool_]
@@ -24,27 +26,50 @@ Integers = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Separators:
-    """What keeps the numbers of a text apart."""
+    """What keeps the words and the numbers of a text apart."""
 
     text: str
     pieces: Pieces
 
     def added(self, kept: Booleans) -> Booleans:
-        """[pieces] Those kept, and the least that keeps their numbers apart.
+        """[pieces] Those kept, and the least that keeps their words and numbers apart.
 
-        Between two numbers a blank stays, else what is no point, comma or colon, the first of
-        them; where no piece is enough, everything between.
+        Between two words the first blank stays, if there is one that is a piece. Between two
+        numbers a blank stays, else what is no point, comma or colon, the first of them; where no
+        piece is enough, everything between.
         """
+        kept = self._with_blanks(kept)
         numbers, before, after = self._numbers
         at = np.flatnonzero(kept[numbers])
         left, right = at[:-1], at[1:]
         until = np.concatenate([[0], np.cumsum(kept * (self.pieces.ends - self.pieces.starts))])
         between = until[numbers[right]] - until[numbers[left] + 1]
         near = (numbers[right] > numbers[left] + 1) & (after[left] + between + before[right] <= 1)
-        kept = kept.copy()
         for n, m in zip(numbers[left[near]].tolist(), numbers[right[near]].tolist(), strict=True):
             self._separate(kept, n, m)
         return kept
+
+    def _with_blanks(self, kept: Booleans) -> Booleans:
+        begins, ends, next_blank = self._words
+        at = np.flatnonzero(kept)
+        left, right = at[:-1], at[1:]
+        blank = next_blank[left]
+        more = kept.copy()
+        more[blank[ends[left] & begins[right] & (blank < right)]] = True
+        return more
+
+    @cached_property
+    def _words(self) -> tuple[Booleans, Booleans, Integers]:
+        """[pieces] Does it begin, and end, inside a word; and which is the next blank after it?"""
+        starts, ends = self.pieces.starts, self.pieces.ends
+        letters, blanks = np.zeros((2, len(self.text) + 1), dtype=bool)
+        for match in _WORD_OR_BLANK.finditer(self.text):
+            (blanks if match.lastgroup else letters)[match.start() : match.end()] = True
+        until = np.concatenate([[0], np.cumsum(blanks)])
+        all_blank = np.flatnonzero(until[ends] - until[starts] == ends - starts)
+        following = np.searchsorted(all_blank, np.arange(len(starts)), side="right")
+        next_blank = np.append(all_blank, len(starts))[following]
+        return letters[starts], letters[ends - 1], next_blank
 
     @cached_property
     def _numbers(self) -> tuple[Integers, Integers, Integers]:
