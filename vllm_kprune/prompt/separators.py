@@ -7,6 +7,7 @@ by itself. A number is digits (Unicode's Nd) with single marks between.
 
 from dataclasses import dataclass
 from functools import cached_property
+from unicodedata import category
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,6 @@ from vllm_kprune.prompt.pieces import Pieces
 __all__ = ["Separators"]
 
 _DIGIT = regex.compile(r"\p{Nd}")
-_WORD_OR_BLANK = regex.compile(r"[\p{L}\p{M}\p{N}]+|(?P<blank>\s+)")
 _JOINS = frozenset(("", ".", ",", ":"))  # between digits: one number
 
 Booleans = npt.NDArray[np.bool_]
@@ -61,15 +61,14 @@ class Separators:
     @cached_property
     def _words(self) -> tuple[Booleans, Booleans, Integers]:
         """[pieces] Does it begin, and end, inside a word; and which is the next blank after it?"""
-        starts, ends = self.pieces.starts, self.pieces.ends
-        letters, blanks = np.zeros((2, len(self.text) + 1), dtype=bool)
-        for match in _WORD_OR_BLANK.finditer(self.text):
-            (blanks if match.lastgroup else letters)[match.start() : match.end()] = True
-        until = np.concatenate([[0], np.cumsum(blanks)])
-        all_blank = np.flatnonzero(until[ends] - until[starts] == ends - starts)
-        following = np.searchsorted(all_blank, np.arange(len(starts)), side="right")
-        next_blank = np.append(all_blank, len(starts))[following]
-        return letters[starts], letters[ends - 1], next_blank
+        starts, ends = self.pieces.starts.tolist(), self.pieces.ends.tolist()
+        bounds = list(zip(starts, ends, strict=True))
+        begins = np.array([_in_word(self.text[start]) for start in starts], dtype=bool)
+        lasts = np.array([_in_word(self.text[end - 1]) for end in ends], dtype=bool)
+        blanks = np.array([self.text[start:end].isspace() for start, end in bounds], dtype=bool)
+        blank = np.flatnonzero(blanks)
+        following = np.searchsorted(blank, np.arange(len(starts)), side="right")
+        return begins, lasts, np.append(blank, len(starts))[following]
 
     @cached_property
     def _numbers(self) -> tuple[Integers, Integers, Integers]:
@@ -98,3 +97,7 @@ class Separators:
 
     def _text(self, piece: int) -> str:
         return self.text[self.pieces.starts[piece] : self.pieces.ends[piece]]
+
+
+def _in_word(character: str) -> bool:
+    return character.isalnum() or category(character).startswith("M")
