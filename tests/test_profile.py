@@ -162,6 +162,7 @@ def test_each_language_has_scripts_and_a_word_list_that_exists(code: str) -> Non
     [
         *[("kr", "ko"), ("jp", "ja"), ("cn", "zh"), ("us", "en"), ("GB", "en"), ("ua", "uk")],
         *[("korean", "ko"), ("English", "en"), ("ko-KR", "ko"), ("zh_Hant", "zh"), ("kor", "ko")],
+        *[("Koren", "ko"), ("portugese", "pt")],
     ],
 )
 def test_a_country_or_a_name_is_answered_with_its_code(written: str, meant: str) -> None:

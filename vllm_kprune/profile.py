@@ -6,6 +6,7 @@ kprune live in `configs/profiles`; a path ending in .yaml or .yml is a profile o
 """
 
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -90,7 +91,8 @@ def nearest_language(code: str) -> str:
     word = code.strip().lower()
     names = {language.name.lower(): code for code, language in LANGUAGES.items()}
     first = word.replace("_", "-").split("-")[0]
-    for meant in (_OTHER_CODES.get(word), names.get(word), _OTHER_CODES.get(first, first)):
+    near = [names[name] for name in get_close_matches(word, names, n=1, cutoff=0.75)]
+    for meant in (_OTHER_CODES.get(word), _OTHER_CODES.get(first, first), *near):
         if meant in LANGUAGES:
             return f"did you mean '{meant}'? (known: {', '.join(sorted(LANGUAGES))})"
     return f"known: {', '.join(sorted(LANGUAGES))}"
