@@ -8,7 +8,7 @@ MODEL is any model, pruned or not. `--kprune-languages ko,en` would guard every 
 
 import sys
 
-from openai import APIError, OpenAI
+from openai import APIConnectionError, APIError, OpenAI
 
 PROMPT = "日本の首都は東京です。韓国の首都は"
 GUARDS = (
@@ -44,6 +44,8 @@ def main(url: str) -> None:
         sys.stdout.write(f"\n{guard}\n{PROMPT}")
         try:
             stream(client, guard)
+        except APIConnectionError:
+            sys.exit(f"\nno server answers at {url}: vllm serve MODEL --plugin kprune")
         except APIError as error:
             sys.stdout.write(f"\n{error}\n")
 

@@ -10,7 +10,7 @@ pruned unless a request asks (`--kprune-keep 0.8` would ask for all).
 import sys
 from collections.abc import Mapping
 
-from openai import APIError, OpenAI
+from openai import APIConnectionError, APIError, BadRequestError, OpenAI
 
 PASSAGE = (
     "The lighthouse of Homigot stands on the easternmost cape of the Korean peninsula. It was "
@@ -20,6 +20,7 @@ PASSAGE = (
 )
 QUESTION = "How high is it?"
 MARKED = f'Answer from this text. <kprune keep="0.6">{PASSAGE * 4}</kprune> {QUESTION}'
+SERVE = "vllm serve MODEL --plugin kprune --kprune-input-pruner self"
 # vllm_xargs of a request. `kprune_min_tokens` 0: however short it is.
 WISHES: tuple[Mapping[str, object], ...] = (
     {},
@@ -41,10 +42,10 @@ def ask(client: OpenAI, content: str, wish: Mapping[str, object], *, earlier: st
         extra_body={"vllm_xargs": dict(wish)},
     )
     answer = raw.parse()
-    original, kept, segments = (
-        raw.headers[f"x-kprune-{name}"]
-        for name in ("prompt-tokens-original", "prompt-tokens-kept", "segments-pruned")
-    )
+    names = ("prompt-tokens-original", "prompt-tokens-kept", "segments-pruned")
+    if any(f"x-kprune-{name}" not in raw.headers for name in names):
+        sys.exit(f"the server prunes no prompts: start it with {SERVE}")
+    original, kept, segments = (raw.headers[f"x-kprune-{name}"] for name in names)
     sys.stdout.write(f"{kept} of {original} tokens, {segments} segments pruned; ")
     sys.stdout.write(f"usage says {answer.usage and answer.usage.prompt_tokens}\n")
     sys.stdout.write(f"{answer.choices[0].message.content}\n")
@@ -57,7 +58,9 @@ def main(url: str) -> None:
         sys.stdout.write(f"\n{dict(wish)}\n")
         try:
             ask(client, QUESTION, wish, earlier=PASSAGE * 4)
-        except APIError as error:
+        except BadRequestError as error:
+            if wish.get("kprune_keep") != "most":
+                raise
             sys.stdout.write(f"{error}\n")
     sys.stdout.write("\nmarked\n")
     ask(client, MARKED, {"kprune_min_tokens": 0})
@@ -66,4 +69,9 @@ def main(url: str) -> None:
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit(__doc__)
-    main(sys.argv[1])
+    try:
+        main(sys.argv[1])
+    except APIConnectionError:
+        sys.exit(f"no server answers at {sys.argv[1]}: {SERVE}")
+    except APIError as error:
+        sys.exit(f"the server refused: {error}")

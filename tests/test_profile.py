@@ -7,7 +7,14 @@ import pytest
 import wordfreq
 
 from vllm_kprune.errors import KPruneError
-from vllm_kprune.profile import LANGUAGES, Profile, load_profile, parse_profile, shipped_profiles
+from vllm_kprune.profile import (
+    LANGUAGES,
+    Profile,
+    load_profile,
+    nearest_language,
+    parse_profile,
+    shipped_profiles,
+)
 
 
 def write(folder: Path, text: str) -> Path:
@@ -47,7 +54,7 @@ def test_overrides_replace_values_and_a_size_replaces_the_profiles_own(tmp_path:
     ("text", "message"),
     [
         ("langauges: [ko]", r"unknown key 'langauges'; did you mean 'languages'\?"),
-        ("languages: [kr]", r"unknown language 'kr'; did you mean"),
+        ("languages: [kr]", r"unknown language 'kr'; did you mean 'ko'\?"),
         ("languages: [KO]", "unknown language 'KO'; "),
         ("languages: ko", "languages: .*got 'ko'"),
         ("languages: [no]", "languages.0: .*got False"),
@@ -148,3 +155,19 @@ def test_each_language_has_scripts_and_a_word_list_that_exists(code: str) -> Non
     language = LANGUAGES[code]
     assert language.scripts
     assert not language.wordlist or language.wordlist in wordfreq.available_languages("best")
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        *[("kr", "ko"), ("jp", "ja"), ("cn", "zh"), ("us", "en"), ("GB", "en"), ("ua", "uk")],
+        *[("korean", "ko"), ("English", "en"), ("ko-KR", "ko"), ("zh_Hant", "zh"), ("kor", "ko")],
+        *[("Koren", "ko"), ("portugese", "pt")],
+    ],
+)
+def test_a_country_or_a_name_is_answered_with_its_code(written: str, meant: str) -> None:
+    assert nearest_language(written).startswith(f"did you mean '{meant}'?")
+
+
+def test_a_language_that_is_not_known_is_not_taken_for_another() -> None:
+    assert nearest_language("xx").startswith("known: ar, cs, ")

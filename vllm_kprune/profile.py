@@ -6,6 +6,7 @@ kprune live in `configs/profiles`; a path ending in .yaml or .yml is a profile o
 """
 
 from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,7 +15,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vllm_kprune.errors import KPruneError, nearest
 
-__all__ = ["LANGUAGES", "Language", "Profile", "load_profile", "shipped_profiles"]
+__all__ = [
+    "LANGUAGES",
+    "Language",
+    "Profile",
+    "load_profile",
+    "nearest_language",
+    "shipped_profiles",
+]
 
 _MAX_BYTES = 1 << 20
 
@@ -60,6 +68,34 @@ LANGUAGES: Mapping[str, Language] = {
     "vi": _language("Vietnamese", "Latin", wordlist="vi"),
     "zh": _language("Chinese", "Han", wordlist="zh"),
 }
+
+
+# What people write instead: countries, and the codes of ISO 639-2 and 639-3.
+_OTHER_CODES: Mapping[str, str] = {
+    **{"br": "pt", "cn": "zh", "cz": "cs", "gb": "en", "gr": "el", "il": "he", "in": "hi"},
+    **{"ir": "fa", "iw": "he", "jp": "ja", "kr": "ko", "mx": "es", "se": "sv", "tw": "zh"},
+    **{"ua": "uk", "us": "en", "vn": "vi", "ara": "ar", "ces": "cs", "deu": "de", "ger": "de"},
+    **{"ell": "el", "eng": "en", "spa": "es", "fas": "fa", "fra": "fr", "fre": "fr", "heb": "he"},
+    **{"hin": "hi", "ind": "id", "ita": "it", "jpn": "ja", "kor": "ko", "nld": "nl", "pol": "pl"},
+    **{"por": "pt", "rus": "ru", "swe": "sv", "tha": "th", "tur": "tr", "ukr": "uk", "vie": "vi"},
+    **{"zho": "zh", "chi": "zh", "hangul": "ko", "hangeul": "ko", "mandarin": "zh"},
+}
+
+
+def nearest_language(code: str) -> str:
+    """A hint to append to "unknown language …": the code that is meant, and all known ones.
+
+    >>> nearest_language("kr")[:32]
+    "did you mean 'ko'? (known: ar, c"
+    """
+    word = code.strip().lower()
+    names = {language.name.lower(): code for code, language in LANGUAGES.items()}
+    first = word.replace("_", "-").split("-")[0]
+    near = [names[name] for name in get_close_matches(word, names, n=1, cutoff=0.75)]
+    for meant in (_OTHER_CODES.get(word), _OTHER_CODES.get(first, first), *near):
+        if meant in LANGUAGES:
+            return f"did you mean '{meant}'? (known: {', '.join(sorted(LANGUAGES))})"
+    return f"known: {', '.join(sorted(LANGUAGES))}"
 
 
 class Profile(BaseModel):
@@ -167,7 +203,7 @@ def parse_profile(values: Mapping[str, Any], source: str = "profile") -> Profile
         raise KPruneError(f"{source}: {where}: {first['msg']} (got {first['input']!r})") from None
     for code in profile.languages:
         if code not in LANGUAGES:
-            raise KPruneError(f"{source}: unknown language '{code}'; {nearest(code, LANGUAGES)}")
+            raise KPruneError(f"{source}: unknown language '{code}'; {nearest_language(code)}")
     sized = [key for key in sorted(_SIZING) if getattr(profile, key) is not None]
     if len(sized) > 1:
         raise KPruneError(f"{source}: give one of {' and '.join(sized)}, not both")

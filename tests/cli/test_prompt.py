@@ -107,6 +107,8 @@ def test_the_text_cannot_bring_a_script_into_the_page(
         (["--unit", "line"], "expected one of token, word"),
         (["--scorer", "best"], "expected one of"),
         (["--target-tokens", "0"], "expected a number of tokens from 1"),
+        (["--target-tokens", "9", "--keep", "0.5"], "give one of them"),
+        (["--revision", "main"], "--revision is of a model on the hub"),
     ],
 )
 def test_a_mistake_is_one_line(
@@ -125,3 +127,40 @@ def test_a_file_that_is_no_text_is_refused(run: Command, model: Path, tmp_path: 
     assert "cannot be read" in run("prompt", tmp_path / "none", "--ranker", model)[2]
     (tmp_path / "bad.txt").write_text("a <kprune> b")
     assert "is not closed" in run("prompt", tmp_path / "bad.txt", "--ranker", model)[2]
+
+
+def test_the_text_is_never_overwritten(
+    run: Command, model: Path, file: Path, tmp_path: Path
+) -> None:
+    again = tmp_path / "." / file.name
+    for output in ("--html", "--json"):
+        code, _, err = run("prompt", file, "--ranker", model, output, again)
+        assert code == 2
+        assert "is the text to prune" in err.replace("\n", " ")
+    page = tmp_path / "page.html"
+    assert run("prompt", file, "--ranker", model, "--html", page, "--json", page)[0] == 2
+    assert file.read_text(encoding="utf-8") == TEXT
+
+
+def test_a_scorer_and_a_question_that_do_not_go_together_are_said(
+    run: Command, model: Path, file: Path
+) -> None:
+    code, _, err = run("prompt", file, "--ranker", model, "--scorer", "question")
+    assert code == 0
+    assert "without --query" in err
+    assert "does not look at --query" in run("prompt", file, "--ranker", model, "--query", "x")[2]
+    both = run("prompt", file, "--ranker", model, "--scorer", "question", "--query", "cat?")
+    assert "--query" not in both[2]
+
+
+def test_page_and_command_count_the_same_and_say_how(
+    run: Command, model: Path, file: Path, tmp_path: Path
+) -> None:
+    page = tmp_path / "page.html"
+    _, _, err = run("prompt", file, "--ranker", model, "--keep", 0.5, "--html", page)
+    before, after = re.findall(r"(\d+) tokens -> (\d+) ", err)[0]
+    html = page.read_text(encoding="utf-8")
+    assert f"<b>{before}</b> tokens → <b>{after}</b>" in html
+    assert f"ranked by rarity, tokens of {model.name}" in html
+    (tmp_path / "plain").touch()
+    assert page.stat().st_mode == (tmp_path / "plain").stat().st_mode

@@ -1,5 +1,7 @@
 """Word information: words are found in any writing, and looked up in their own language."""
 
+from unicodedata import normalize
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -108,3 +110,30 @@ def test_equal_tokens_are_dropped_all_over_the_text() -> None:
     assert np.ptp(scores) < 0.02
     dropped = np.argsort(-scores, kind="stable")[100:]  # as the pruner sorts
     assert np.allclose(np.histogram(dropped, 4, (0, 200))[0], 25, atol=3)
+
+
+MIXED = (
+    "The café in Zürich naïvely charges 4,500 원. 대한민국의 수도는 서울특별시이다. 환자는 약을 "
+    "먹지 않는다. が 東京は日本の首都です。 Việt Nam có nhiều thành phố."
+)
+
+
+def test_decomposed_text_has_the_words_of_the_composed() -> None:
+    composed, decomposed = nats(MIXED), nats(normalize("NFD", MIXED))
+    assert {normalize("NFC", word): value for word, value in decomposed.items()} == composed
+
+
+@given(st.lists(st.sampled_from([*MIXED.split(), "각", "e\u0301", "\u0301", "क़", "a"]), max_size=9))
+def test_words_do_not_depend_on_the_form_of_their_characters(parts: list[str]) -> None:
+    text = normalize("NFC", " ".join(parts))
+    composed, decomposed = find_words(text), find_words(normalize("NFD", text))
+    assert composed.nats.tolist() == decomposed.nats.tolist()
+
+
+def test_decomposed_korean_does_not_outrank_what_is_beside_it() -> None:
+    korean = "대한민국의 수도는 서울특별시이며 인구는 약 구백만 명이다. "
+    for first, second in (("NFD", "NFC"), ("NFC", "NFD")):
+        text = normalize(first, korean * 3) + normalize(second, korean * 3)
+        middle = len(normalize(first, korean * 3))
+        scores = Rarity().scores(characters(text))
+        assert abs(float(scores[:middle].mean()) - float(scores[middle:].mean())) < 1.0

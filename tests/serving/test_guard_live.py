@@ -180,7 +180,7 @@ def test_allowed_tokens_that_are_all_refused_end_the_answer(
 @pytest.mark.parametrize(
     ("wish", "message"),
     [
-        ({"kprune_languages": "kx"}, "unknown 'kx'; did you mean"),
+        ({"kprune_languages": "kr"}, "unknown 'kr'; did you mean 'ko'"),
         ({"kprune_languages": ""}, "empty; known: ar, cs"),
         ({"kprune_languages": ["ko"] * 99}, "at most 16"),
         ({"kprune_languages": 3}, "expected names"),

@@ -38,7 +38,7 @@ def test_a_request_gets_the_default_or_what_it_asks_for() -> None:
 @pytest.mark.parametrize(
     ("wish", "message"),
     [
-        ({"kprune_languages": "kx"}, "unknown 'kx'; did you mean"),
+        ({"kprune_languages": "kr"}, "unknown 'kr'; did you mean 'ko'?"),
         ({"kprune_languages": "xx"}, "known: ar, cs, de"),
         ({"kprune_scripts": "Hangl"}, "did you mean 'Hangul'"),
         ({"kprune_languages": ""}, "languages: empty; known: ar"),

@@ -1,6 +1,7 @@
 """The options: on vLLM's own command line, in its YAML, in Python, and in the files we ship."""
 
 import argparse
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +9,14 @@ import pytest
 
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.profile import shipped_profiles
+from vllm_kprune.prompt.scorers import DEFAULT_SCORER, SCORERS
 from vllm_kprune.serving.options import (
     ServingOptions,
     given_options,
     named_plugins,
     read_options,
 )
+from vllm_kprune.serving.pruner_options import PrunerOptions
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "serve"
 
@@ -177,3 +180,14 @@ def test_wrong_options_are_refused_with_the_reason(values: Any, message: str) ->
     with pytest.raises(KPruneError) as error:
         read_options({"kprune": values})
     assert message in str(error.value)
+
+
+def test_the_help_of_the_scorer_names_every_one_and_the_default() -> None:
+    (field,) = (f for f in fields(PrunerOptions) if f.name == "scorer")
+    assert all(name in field.metadata["help"] for name in SCORERS)
+    assert f"{DEFAULT_SCORER} (the default" in field.metadata["help"]
+
+
+def test_no_help_speaks_of_the_next_option() -> None:
+    """vLLM sorts options by name."""
+    assert not [f.name for f in fields(ServingOptions) if " next " in f.metadata["help"]]

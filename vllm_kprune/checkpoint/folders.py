@@ -7,6 +7,7 @@ killed process leaves nothing that looks finished. What killed runs left is swep
 import errno
 import glob
 import os
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -53,10 +54,13 @@ def new_folder(target: Path, replace_if: str | Sequence[str] | None = None) -> I
 
 @contextmanager
 def new_file(target: Path) -> Iterator[IO[bytes]]:
-    """Yield an empty file that becomes `target`, or replaces it, when the block ends."""
+    """Yield an empty file that becomes `target`, or replaces it, when the block ends.
+
+    Its mode follows the umask, as that of any file that a program writes.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=target.parent, suffix=".tmp", delete=False) as scratch:
-        path = Path(scratch.name)
+    path = target.with_name(f"tmp{secrets.token_hex(8)}.tmp")
+    with path.open("xb") as scratch:
         try:
             yield scratch
         except BaseException:

@@ -47,7 +47,7 @@ from vllm_kprune.evaluate.compare.open_run import Address, open_run
 from vllm_kprune.evaluate.compare.report import Report
 from vllm_kprune.evaluate.compare.run import CompareOptions, Suite, run_suites
 from vllm_kprune.evaluate.compare.suites import SUITES
-from vllm_kprune.profile import LANGUAGES
+from vllm_kprune.profile import LANGUAGES, nearest_language
 
 __all__ = ["register"]
 
@@ -190,7 +190,7 @@ def _languages(codes: Sequence[str] | None) -> tuple[str, ...]:
     wanted = [code.strip().lower() for text in codes or () for code in text.split(",")]
     for code in wanted:
         if code not in LANGUAGES:
-            raise KPruneError(f"--language: unknown code {code!r}; {nearest(code, LANGUAGES)}")
+            raise KPruneError(f"--language: unknown code {code!r}; {nearest_language(code)}")
     return tuple(dict.fromkeys(wanted)) or _DEFAULTS.languages
 
 

@@ -22,8 +22,8 @@ from vllm_kprune.cli.options import (
     TextOption,
     sized_profile,
 )
-from vllm_kprune.errors import KPruneError, nearest
-from vllm_kprune.profile import LANGUAGES, Profile
+from vllm_kprune.errors import KPruneError
+from vllm_kprune.profile import LANGUAGES, Profile, nearest_language
 
 __all__ = ["register"]
 
@@ -84,7 +84,7 @@ def _run(
     """
     for code in language:
         if code not in LANGUAGES:
-            raise KPruneError(f"unknown language '{code}'; {nearest(code, LANGUAGES)}")
+            raise KPruneError(f"unknown language '{code}'; {nearest_language(code)}")
     wanted = None
     if profile is not None:
         wanted = sized_profile(profile, target_size, coverage, max_extra_tokens)

@@ -18,10 +18,13 @@ from vllm_kprune.cli.prompt_page import write_page
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.prompt.options import parse_prune_request
 from vllm_kprune.prompt.pruner import InputPruner, Pruned, PruneOptions
+from vllm_kprune.prompt.scorers import DEFAULT_SCORER, SCORERS, Scorer
 from vllm_kprune.prompt.segments import split_marks
 
 __all__ = ["register"]
 
+_KEEP = 0.7
+_DEMO_MODEL = "gemma-3-270m"
 _MOST_BYTES = 20_000_000
 # From cold to hot, as colours of the 256 that terminals have in common.
 _HEAT = (240, 246, 252, 229, 221, 214)
@@ -37,7 +40,9 @@ def _run(
     file: Annotated[
         Path | None, typer.Argument(help="Text to prune; standard input if none.")
     ] = None,
-    keep: Annotated[str, typer.Option(help="Share of the tokens to keep.")] = "0.7",
+    keep: Annotated[
+        str | None, typer.Option(help="Share of the tokens to keep (0.7 if nothing is said).")
+    ] = None,
     target_tokens: Annotated[
         int | None,
         typer.Option(
@@ -51,7 +56,7 @@ def _run(
         ),
     ] = None,
     scorer: Annotated[
-        str | None, typer.Option(help="How tokens are ranked; a wrong name lists the known ones.")
+        str | None, typer.Option(help=f"How tokens are ranked: {', '.join(SCORERS)}.")
     ] = None,
     unit: Annotated[
         str, typer.Option(help="What is kept or dropped as a whole: token, word.")
@@ -80,15 +85,22 @@ def _run(
         kprune prompt --keep 0.7 report.txt --html report.html
         kprune prompt --keep 0.5 --kept < report.txt | wc
     """
-    asked = {"keep": keep} if target_tokens is None else {"target_tokens": target_tokens}
-    more = {"unit": unit, "force_tokens": force, "force_digits": force_digits}
-    named = {"scorer": scorer} if scorer else {}
-    options = parse_prune_request({**asked, **more, **named}).options
+    options = _options(
+        keep=keep,
+        target_tokens=target_tokens,
+        unit=unit,
+        force_tokens=force,
+        force_digits=force_digits,
+        scorer=scorer,
+    )
+    _check_files(file, html, json_to)
     text = _read(file)
-    pruner = InputPruner.from_pretrained(_ranker(ranker, revision), **named)
+    pruner = InputPruner.from_pretrained(_ranker(ranker, revision), scorer=scorer or DEFAULT_SCORER)
+    _say_of_query(pruner.scorer(), query)
     parts = _prune(pruner, text, options, query)
     if html:
-        write_page(parts, html, title=file.name if file else "prompt")
+        how = f"{pruner.default_scorer}, tokens of {_name(ranker)}"
+        write_page(parts, html, title=file.name if file else "prompt", how=how)
     if json_to:
         write_json(_figures(parts), json_to)
     if kept_only:
@@ -97,6 +109,37 @@ def _run(
         _show(parts)
     if html:
         error_console.print(f"written: {html}", markup=False)
+
+
+def _options(**given: Any) -> PruneOptions:
+    """What was given, checked as a server checks it."""
+    asked = {name: value for name, value in given.items() if value is not None}
+    if not asked.keys() & {"keep", "target_tokens"}:
+        asked["keep"] = _KEEP
+    return parse_prune_request(asked).options
+
+
+def _check_files(file: Path | None, html: Path | None, json_to: str | None) -> None:
+    """No output may take the place of the text, or of the other output."""
+    outputs = {"--html": html, "--json": Path(json_to) if json_to and json_to != "-" else None}
+    places: dict[Path, str] = {file.resolve(): "the text to prune"} if file else {}
+    for option, path in outputs.items():
+        if path is None:
+            continue
+        if taken := places.get(path.resolve()):
+            raise KPruneError(f"{option} {path} is {taken}; name another file")
+        places[path.resolve()] = f"what {option} writes"
+
+
+def _say_of_query(scorer: Scorer, query: str | None) -> None:
+    if scorer.uses_query and not query:
+        error_console.print(
+            f"scorer {scorer.name} without --query ranks as {DEFAULT_SCORER} does", markup=False
+        )
+    if query and not scorer.uses_query:
+        error_console.print(
+            f"scorer {scorer.name} does not look at --query; --scorer question does", markup=False
+        )
 
 
 def _read(file: Path | None) -> str:
@@ -117,9 +160,15 @@ def _read(file: Path | None) -> str:
 
 
 def _ranker(model: str | None, revision: str | None) -> Path:
-    if model is not None:
-        return resolve_model(model, revision)
-    return make_demo_model("gemma-3-270m")
+    if revision is not None and (model is None or Path(model).expanduser().is_dir()):
+        raise KPruneError("--revision is of a model on the hub; give its id with --ranker")
+    return make_demo_model(_DEMO_MODEL) if model is None else resolve_model(model, revision)
+
+
+def _name(ranker: str | None) -> str:
+    """A hub id as it is, of a folder its last part."""
+    path = Path(ranker or _DEMO_MODEL).expanduser()
+    return path.resolve().name if path.is_dir() else str(path)
 
 
 def _prune(

@@ -16,24 +16,25 @@ from vllm_kprune.prompt.pruner import Piece, Pruned
 __all__ = ["page", "write_page"]
 
 
-def write_page(parts: Sequence[str | Pruned], target: Path, *, title: str) -> None:
+def write_page(parts: Sequence[str | Pruned], target: Path, *, title: str, how: str) -> None:
     """Write the page beside its place and rename it; `KPruneError` if that cannot be."""
     try:
         with new_file(target) as stream:
-            stream.write(page(parts, title=title).encode("utf-8"))
+            stream.write(page(parts, title=title, how=how).encode("utf-8"))
     except OSError as error:
         raise KPruneError(f"--html {target} cannot be written: {error.strerror}") from None
 
 
-def page(parts: Sequence[str | Pruned], *, title: str) -> str:
-    """HTML of a text in parts, strings being those that are left alone."""
+def page(parts: Sequence[str | Pruned], *, title: str, how: str) -> str:
+    """HTML of a text in parts, strings being those that are left alone; `how` it was ranked."""
     template = files("vllm_kprune.cli").joinpath("prompt_page.html").read_text(encoding="utf-8")
     pruned = [part for part in parts if isinstance(part, Pruned)]
-    before = sum(len(part.tokens.ids) for part in pruned)
-    after = sum(int(part.kept.sum()) for part in pruned)
+    before = sum(part.tokens_before for part in pruned)
+    after = sum(part.tokens_after for part in pruned)
     share = after / before if before else 1.0
     return Template(template).substitute(
         title=escape(title),
+        how=escape(how),
         before=f"{before:,}",
         after=f"{after:,}",
         share=f"{share:.0%}",

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from vllm_kprune.errors import KPruneError, nearest, shown
-from vllm_kprune.profile import LANGUAGES
+from vllm_kprune.profile import LANGUAGES, nearest_language
 
 __all__ = ["OFF", "OPTIONS", "SCRIPTS", "GuardPolicy", "Hanja", "parse_policy", "switch"]
 
@@ -106,7 +106,8 @@ def _names(key: str, value: object, known: Iterable[str]) -> tuple[str, ...]:
         raise KPruneError(f"{key}: empty; known: {', '.join(sorted(known))}")
     for name in sorted(wanted):
         if name.lower() not in spelled:
-            raise KPruneError(f"{key}: unknown {shown(name)}; {nearest(name, known)}")
+            hint = nearest_language(name) if known is LANGUAGES else nearest(name, known)
+            raise KPruneError(f"{key}: unknown {shown(name)}; {hint}")
     return tuple(sorted({spelled[name.lower()] for name in wanted}))
 
 

@@ -1,8 +1,9 @@
 """Cut a text into the pieces that are kept or dropped as a whole.
 
 A piece is one or several tokens. It never splits a character as people see it (an extended grapheme
-cluster, UAX #29): no half of an emoji sequence, no lone vowel of decomposed Korean. With the unit
-"word" it splits no word either, where UAX #29 knows words: Han characters are words of their own.
+cluster, UAX #29): no half of an emoji sequence, no lone vowel of decomposed Korean. Nor a number,
+because 204 is not nearly 2024. With the unit "word" it splits no word either, where UAX #29 knows
+words: Han characters are words of their own.
 """
 
 from collections.abc import Sequence
@@ -18,6 +19,7 @@ __all__ = ["Pieces", "Unit", "cut_pieces"]
 Unit = Literal["token", "word"]
 _CHARACTER = regex.compile(r"\X")
 _WORD_BOUNDARY = regex.compile(r"(?w)\b")
+_NUMBER = regex.compile(r"\p{Nd}+(?:[.,:]\p{Nd}+)++|\p{Nd}{2,}")
 # Clusters of several code points need one of these, or a line end; most texts have none of them.
 _IN_CLUSTER = regex.compile(
     r"[\p{GCB=Extend}\p{GCB=ZWJ}\p{GCB=SpacingMark}\p{GCB=Prepend}\p{GCB=L}\p{GCB=V}\p{GCB=T}"
@@ -47,7 +49,7 @@ class Pieces:
 
 
 def cut_pieces(text: str, offsets: Sequence[tuple[int, int]], unit: Unit = "token") -> Pieces:
-    """Cut `text` where a token begins, and no character, word or token goes across.
+    """Cut `text` where a token begins, and no character, number, word or token goes across.
 
     `offsets`: [tokens] (begin, end) of each token in characters. Tokens that share a character, as
     byte tokens do, come to lie in one piece, and so does text that no token covers.
@@ -73,6 +75,8 @@ def _allowed(text: str, unit: Unit) -> npt.NDArray[np.bool_]:
         allowed = np.ones(len(text), dtype=bool)
     if unit == "word":
         allowed &= _between_words(scanned)
+    for number in _NUMBER.finditer(text):
+        allowed[number.start() + 1 : number.end()] = False
     for run in _MANY_FLAGS.finditer(text):
         allowed[run.start() + 1 : run.end() : 2] = False
     return allowed

@@ -23,6 +23,7 @@ from tokenizers import Tokenizer
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.prompt.pieces import Pieces, Unit, cut_pieces
 from vllm_kprune.prompt.scorers import DEFAULT_SCORER, Scorer, make_scorer
+from vllm_kprune.prompt.separators import Separators
 from vllm_kprune.prompt.tokens import (
     Cancelled,
     ControlTokens,
@@ -228,7 +229,9 @@ class InputPruner:
         before = count(text) if count else len(tokens.ids)
         step()
         pieces = cut_pieces(text, tokens.offsets, options.unit)
-        cut = _Cut(tokens, pieces, self._forced(tokens, pieces, options))
+        separators = Separators(text, pieces)
+        forced = separators.added(self._forced(tokens, pieces, options))
+        cut = _Cut(tokens, pieces, forced, separators)
         if self._leaves(before, options):
             return cut.result(np.ones(len(pieces.starts), dtype=bool), text, None, before, before)
         scores = self.scorer(options.scorer).scores(tokens, query=query, cancelled=cancelled)
@@ -286,6 +289,7 @@ class _Cut:
     tokens: Tokens
     pieces: Pieces
     forced: npt.NDArray[np.bool_]
+    separators: Separators
 
     @cached_property
     def sizes(self) -> npt.NDArray[np.int64]:
@@ -298,8 +302,9 @@ class _Cut:
         order = np.argsort(-_means(scores, self.pieces), kind="stable")
         total = len(self.tokens.ids)
         if options.target_tokens is None:
-            return self._best(order, math.ceil(options.keep * total))
-        return self._fitting(order, options.target_tokens, total, measure)
+            return self._within(order, math.ceil(options.keep * total))
+        most = options.target_tokens
+        return self._fitting(order, total, lambda kept: measure(self.text_of(kept)) <= most)
 
     def _best(self, order: npt.NDArray[np.intp], budget: int) -> npt.NDArray[np.bool_]:
         """The forced pieces, and of the others the best that fit into `budget` tokens."""
@@ -326,19 +331,34 @@ class _Cut:
             kept[order[:1]] = True
         return kept
 
+    def _within(self, order: npt.NDArray[np.intp], budget: int) -> npt.NDArray[np.bool_]:
+        """The best pieces and what separates them, in `budget` tokens of the ranker."""
+
+        def fits(kept: npt.NDArray[np.bool_]) -> bool:
+            return int(self.sizes[kept].sum()) <= budget
+
+        kept = self._apart(order, budget)
+        return kept if fits(kept) else self._fitting(order, budget - 1, fits)
+
     def _fitting(
-        self, order: npt.NDArray[np.intp], most: int, total: int, measure: Count
+        self,
+        order: npt.NDArray[np.intp],
+        high: int,
+        fits: Callable[[npt.NDArray[np.bool_]], bool],
     ) -> npt.NDArray[np.bool_]:
-        """The largest budget, found by halving, whose text has at most `most` target tokens."""
-        found, low, high = self._best(order, 0), 0, total
+        """What fits of the largest budget up to `high`, found by halving."""
+        found, low = self._apart(order, 0), 0
         while low < high:
             budget = (low + high + 1) // 2
-            kept = self._best(order, budget)
-            if measure(self.text_of(kept)) <= most:
+            kept = self._apart(order, budget)
+            if fits(kept):
                 found, low = kept, budget
             else:
                 high = budget - 1
         return found
+
+    def _apart(self, order: npt.NDArray[np.intp], budget: int) -> npt.NDArray[np.bool_]:
+        return self.separators.added(self._best(order, budget))
 
     def text_of(self, kept: npt.NDArray[np.bool_]) -> str:
         bounds = zip(

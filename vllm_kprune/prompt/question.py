@@ -9,6 +9,7 @@ is why this is not the default. Without a question it is `rarity`.
 import itertools
 from collections.abc import Mapping
 from functools import lru_cache
+from unicodedata import normalize
 
 import numpy as np
 import numpy.typing as npt
@@ -77,4 +78,4 @@ def _asked(query: str) -> Mapping[str, float]:
 
 def _stems(words: Words, text: str) -> list[str]:
     spans = zip(words.starts.tolist(), words.ends.tolist(), strict=True)
-    return [text[start:end].lower()[:_STEM] for start, end in spans]
+    return [normalize("NFC", text[start:end]).lower()[:_STEM] for start, end in spans]

@@ -10,9 +10,10 @@ ids, because BPE learns frequent tokens first. This knows nothing of grammar, an
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from unicodedata import is_normalized, normalize
 
 import numpy as np
 import numpy.typing as npt
@@ -62,6 +63,7 @@ _WORD = regex.compile(
         ]
     )
 )
+_CHARACTER = regex.compile(r"\X")
 _CENTIBEL = math.log(10) / 100  # nats; wordfreq's unit
 _UNLISTED_NATS = 16.0  # the lists end at 13.8
 _UNLISTED_LETTER_NATS = 12.0  # each further letter, where words have to be found
@@ -143,16 +145,27 @@ class Words:
 
 
 def find_words(text: str) -> Words:
-    """Cut a text into words and look each up in the list of its language."""
+    """Cut a text into words and look each up in the list of its language.
+
+    A word in decomposed characters (NFD) is looked up as it is composed.
+    """
     matches = [(str(m.lastgroup), m.start(), m[0]) for m in _WORD.finditer(text)]
+    composed = {} if is_normalized("NFC", text) else _composed({word for _, _, word in matches})
     by_script: dict[str, list[str]] = {}
     for script, _, word in matches:
-        by_script.setdefault(script, []).append(word)
+        by_script.setdefault(script, []).append(composed[word][0] if word in composed else word)
     japanese = 4 * len(by_script.get("Hiragana", ())) > len(by_script.get("Han", ()))
     parts = {
         script: _parts(script, frozenset(words), _list_for(script, words, japanese))
         for script, words in by_script.items()
     }
+    for script, word in {(script, word) for script, _, word in matches if word in composed}:
+        form, places = composed[word]
+        parts[script][word] = [
+            (places[begin], places[end], nats)
+            for begin, end, nats in parts[script][form]
+            if places[begin] < places[end]
+        ]
     found = [
         (start + begin, start + end, nats)
         for script, start, word in matches
@@ -162,12 +175,27 @@ def find_words(text: str) -> Words:
     return Words(table[:, 0].astype(np.int64), table[:, 1].astype(np.int64), table[:, 2])
 
 
+def _composed(words: Iterable[str]) -> Mapping[str, tuple[str, Sequence[int]]]:
+    """Those that are not in NFC: as they are in it, and its characters' offsets in the word."""
+    found: dict[str, tuple[str, Sequence[int]]] = {}
+    for word in words:
+        if is_normalized("NFC", word):
+            continue
+        form, places = "", []
+        for match in _CHARACTER.finditer(word):
+            character = normalize("NFC", match[0])
+            form += character
+            places += [match.start(), *([match.end()] * (len(character) - 1))]
+        found[word] = form, [*places, len(word)]
+    return found
+
+
 _Part = tuple[int, int, float]
 
 
 def _parts(
     script: str, words: frozenset[str], nats: Mapping[str, float] | None
-) -> Mapping[str, Sequence[_Part]]:
+) -> dict[str, Sequence[_Part]]:
     """Each word's parts, as (begin, end, nats)."""
     if script in _SAME_NATS:
         return {word: [(0, len(word), _SAME_NATS[script])] for word in words}

@@ -112,7 +112,8 @@ class _GuardOptions:
         None,
         "none|ksx1001|all",
         "Han characters that the guard lets pass besides: none, the 4,888 of KS X 1001, or all. "
-        "Needs --kprune-languages or --kprune-scripts, as the next two do.",
+        "Needs --kprune-languages or --kprune-scripts, as --kprune-allow and --kprune-guard-fixed "
+        "do.",
     )
     allow: str | None = option(
         None,
@@ -166,7 +167,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
             metavar="NAME",
             action="append",
             help="Also load the HTTP routes of this installed plugin (several: repeat, or commas); "
-            "`kprune` adds GET /kprune. Unlike VLLM_PLUGINS it turns no other plugin off.",
+            "`kprune` adds GET /kprune and POST /kprune/prune. Unlike VLLM_PLUGINS it turns no "
+            "other plugin off.",
         )
     for field in fields(ServingOptions):
         group.add_argument(flag(field.name), dest=f"kprune_{field.name}", **field.metadata)

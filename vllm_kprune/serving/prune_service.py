@@ -202,10 +202,13 @@ def make_pruning(renderer: Any) -> PromptPruning:
         count = partial(_count, target)
     pruning = PromptPruning(settings, ranker, count, most)
     logger.info(
-        "kprune: input pruner ready: %s, keep %g, scorer %s",
+        "kprune: input pruner ready: %s, keep %g, scorer %s; requests with fewer than %d tokens to "
+        "prune are left alone%s",
         ranker.name,
         settings.default.options.keep,
         ranker.pruner.default_scorer,
+        pruning.min_tokens,
+        "" if settings.min_tokens is not None else " unless the break-even is measured",
     )
     return pruning
 

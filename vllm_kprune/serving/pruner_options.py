@@ -32,7 +32,8 @@ class PrunerOptions:
         "Prune prompts before the model reads them: this model (a folder or a hub id; only its "
         "tokenizer and what the scorer needs of its weights are read), or the served model itself, "
         "ranks the tokens on the CPU. A request asks for it with "
-        'vllm_xargs={"kprune_keep": 0.8}; --kprune-keep asks for all. The next ones need it.',
+        'vllm_xargs={"kprune_keep": 0.8}; --kprune-keep asks for all. The other options '
+        "of the input pruner need this one.",
     )
     keep: float | str | None = option(
         None,
@@ -43,8 +44,9 @@ class PrunerOptions:
     scorer: str | None = option(
         None,
         "NAME",
-        "How tokens are ranked, unless a request says otherwise: attention (first-layer attention, "
-        "the paper's), or another one of README's list.",
+        "How tokens are ranked, unless a request says otherwise: rarity (the default: rare words "
+        "stay), question (and what shares words with the question), attention (received in the "
+        "first layer, as in the paper) or random.",
     )
     unit: str | None = option(
         None,
@@ -54,8 +56,9 @@ class PrunerOptions:
     min_tokens: int | str | None = option(
         None,
         "auto|N",
-        "Requests with fewer tokens to prune are left alone. auto: where ranking begins to cost "
-        "less than it saves, measured when the server starts (with --plugin kprune).",
+        "Requests with fewer tokens to prune, marked spans too, are left alone, unless they name "
+        "a number themselves. auto: where ranking begins to cost "
+        "less than it saves, measured when the server starts with --plugin kprune; 512 without.",
     )
     force_tokens: tuple[str, ...] = option(
         (),
