@@ -10,7 +10,13 @@ Which interval was decided by its coverage in simulations of what is compared he
 - Shares of items that mostly pass or fail: the same after two items are added, one that passes on
   the original side alone and one on the pruned side alone (Bonett and Price 2012), since a
   handful of differing items tells little of how many differ, and none at all nothing. From a
-  dozen differing items on the effect needs this no longer.
+  dozen differing items on the effect's plain interval serves, if it is the wider one: where all
+  items differ alike, draws of them do not spread at all.
+- Figures that are not shares, of items that are all alike on both sides: nothing tells how far an
+  item would move the figure that does differ, so the interval supposes the worst, that it loses
+  all that the figure has, of as many items as `rule_of_three` allows. It is wide on purpose (an
+  endless loop in place of an answer does lose all); items that differ, once there are some, narrow
+  it.
 - Quantiles: percentiles of the replicates, and none where even the largest value may well lie
   below the true quantile: p99 needs 368 values at 95 %.
 """
@@ -74,13 +80,19 @@ def _standard(
     enlarged = _enlarged(data)
     if enlarged is not data:
         cautious = _around(enlarged, resamples, confidence, rng)
-        few = not data.both or data.differing < _FEW
-        found = cautious if few else [*cautious[:-1], found[-1]]
+        plain = data.both and data.differing >= _FEW and _width(found[-1]) > _width(cautious[-1])
+        found = [*cautious[:-1], found[-1] if plain else cautious[-1]]
     elif data.both and data.differing == 0:
         point = float(data.figures()[-1])
-        reach = rule_of_three(data.items, confidence) * _to_lose(data)
-        found[-1] = (point - reach, point + reach)
+        # Where the figure has nothing to lose, the data tell nothing of what it might gain.
+        reach = rule_of_three(data.items, confidence) * _to_lose(data) or nan
+        unseen = point - reach, point + reach
+        found[-1] = found[-1] if _width(found[-1]) > _width(unseen) else unseen
     return found
+
+
+def _width(ends: Ends) -> float:
+    return ends[1] - ends[0]
 
 
 def _around(

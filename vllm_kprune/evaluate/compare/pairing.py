@@ -36,8 +36,20 @@ class Paired:
 
     @property
     def differing(self) -> int:
-        """Number of items with other features on the two sides."""
-        return int(differ(*self.sides).sum()) if self.both else 0
+        """Number of items that have an outcome on both sides, and another on each.
+
+        Of a ratio, only what there is of it: an item with nothing to judge on a side is not one
+        that differs, however many of them there are.
+        """
+        if not self.both:
+            return 0
+        original, pruned = self.sides
+        if self.aggregate.columns not in (2, 4):
+            return int(differ(original, pruned).sum())
+        whole = original[:, 1::2], pruned[:, 1::2]
+        crossed = original[:, ::2] * whole[1], pruned[:, ::2] * whole[0]
+        judged = (whole[0] != 0) & (whole[1] != 0)
+        return int((judged & (crossed[0] != crossed[1])).any(axis=1).sum())
 
     @property
     def values(self) -> int:
@@ -78,8 +90,9 @@ def pair(measurement: Measurement) -> Paired:
     order = np.argsort(np.array(measurement.items, dtype=str), kind="stable")
     given = [measurement.original, measurement.pruned]
     sides = [_checked(measurement, side, aggregate)[order] for side in given if side is not None]
-    width = max(side.shape[1] for side in sides)
-    sides = [_filled(side, width) for side in sides]
+    if aggregate.quantile is not None:
+        width = max(side.shape[1] for side in sides)
+        sides = [_filled(side, width) for side in sides]
     together = np.all if aggregate.columns is None else np.any
     missing = np.any([together(np.isnan(side), axis=1) for side in sides], axis=0)
     kept = tuple(side[~missing] for side in sides)
