@@ -10,8 +10,9 @@ Which interval was decided by its coverage in simulations of what is compared he
 - Shares of items that mostly pass or fail: the same after two items are added, one that passes on
   the original side alone and one on the pruned side alone (Bonett and Price 2012), since a
   handful of differing items tells little of how many differ, and none at all nothing. From a
-  dozen differing items on the effect's plain interval serves, if it is the wider one: where all
-  items differ alike, draws of them do not spread at all.
+  dozen items on that do not move as most do, the effect needs this no longer. Fewer, and draws
+  hardly spread: where nothing differs, where all differs alike, where all that differs has nothing
+  to judge on a side.
 - Figures that are not shares, of items that are all alike on both sides: nothing tells how far an
   item would move the figure that does differ, so the interval supposes the worst, that it loses
   all that the figure has, of as many items as `rule_of_three` allows. It is wide on purpose (an
@@ -80,7 +81,7 @@ def _standard(
     enlarged = _enlarged(data)
     if enlarged is not data:
         cautious = _around(enlarged, resamples, confidence, rng)
-        plain = data.both and data.differing >= _FEW and _width(found[-1]) > _width(cautious[-1])
+        plain = data.both and data.varied >= _FEW
         found = [*cautious[:-1], found[-1] if plain else cautious[-1]]
     elif data.both and data.differing == 0:
         point = float(data.figures()[-1])
@@ -161,7 +162,8 @@ def _pass_or_fail(data: Paired) -> bool:
     features = np.concatenate(data.sides)
     whole = features[:, 1::2] if features.shape[1] > 1 else np.ones((len(features), 1))
     part = features[:, ::2]
-    return bool(((part == 0) | (part == whole)).mean() >= 0.5)
+    extreme = ((part == 0) | (part == whole))[whole != 0]
+    return bool(len(extreme) and extreme.mean() >= 0.5)
 
 
 def _percentiles(

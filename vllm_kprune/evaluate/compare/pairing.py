@@ -43,13 +43,32 @@ class Paired:
         """
         if not self.both:
             return 0
-        original, pruned = self.sides
         if self.aggregate.columns not in (2, 4):
-            return int(differ(original, pruned).sum())
-        whole = original[:, 1::2], pruned[:, 1::2]
-        crossed = original[:, ::2] * whole[1], pruned[:, ::2] * whole[0]
-        judged = (whole[0] != 0) & (whole[1] != 0)
-        return int((judged & (crossed[0] != crossed[1])).any(axis=1).sum())
+            return int(differ(*self.sides).sum())
+        return int((np.nan_to_num(self._moves()) != 0).any(axis=1).sum())
+
+    @property
+    def varied(self) -> int:
+        """Number of items that have an outcome on both sides and do not move the figure as most
+        do: that most often stay as they are, or all get worse alike."""
+        moves = self._moves()
+        judged = np.nan_to_num(moves[~np.isnan(moves).all(axis=1)])
+        counts = np.unique(judged, axis=0, return_counts=True)[1]
+        return len(judged) - int(max(counts, default=0))
+
+    def _moves(self) -> Floats:
+        """Differences of each item's rates, or values, [items, rates]; NaN where a side has none.
+
+        Rounded, so that 3 of 6 is 1 of 2.
+        """
+        original, pruned = (self._rates(side) for side in self.sides)
+        return np.round(pruned - original, 12)
+
+    def _rates(self, side: Floats) -> Floats:
+        if self.aggregate.columns not in (2, 4):
+            return side
+        rates = np.full(side[:, ::2].shape, np.nan)
+        return np.divide(side[:, ::2], side[:, 1::2], out=rates, where=side[:, 1::2] != 0)
 
     @property
     def values(self) -> int:
@@ -90,6 +109,8 @@ def pair(measurement: Measurement) -> Paired:
     order = np.argsort(np.array(measurement.items, dtype=str), kind="stable")
     given = [measurement.original, measurement.pruned]
     sides = [_checked(measurement, side, aggregate)[order] for side in given if side is not None]
+    if len({side.shape[1] for side in sides}) > 1 and aggregate.quantile is None:
+        raise ValueError(f"{metric.name}: sides of {[s.shape[1] for s in sides]} features")
     if aggregate.quantile is not None:
         width = max(side.shape[1] for side in sides)
         sides = [_filled(side, width) for side in sides]
@@ -111,7 +132,7 @@ def quantiles(measurement: Measurement, steps: int = 100) -> tuple[list[float], 
 
 def _checked(measurement: Measurement, side: Floats, aggregate: Aggregate) -> Floats:
     items, name = measurement.items, measurement.metric.name
-    if side.ndim != 2 or len(side) != len(items) or aggregate.columns not in (None, side.shape[1]):
+    if side.ndim != 2 or len(side) != len(items) or not aggregate.fits(side.shape[1]):
         expected = (len(items), aggregate.columns or "any")
         raise ValueError(f"{name}: features {side.shape}, expected {expected}")
     if len(set(items)) != len(items):
