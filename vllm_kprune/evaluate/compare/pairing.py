@@ -62,13 +62,15 @@ class Paired:
         Rounded, so that 3 of 6 is 1 of 2.
         """
         original, pruned = (self._rates(side) for side in self.sides)
-        return np.round(pruned - original, 12)
+        moves: Floats = np.round(pruned - original, 12)
+        return moves
 
     def _rates(self, side: Floats) -> Floats:
         if self.aggregate.columns not in (2, 4):
             return side
         rates = np.full(side[:, ::2].shape, np.nan)
-        return np.divide(side[:, ::2], side[:, 1::2], out=rates, where=side[:, 1::2] != 0)
+        np.divide(side[:, ::2], side[:, 1::2], out=rates, where=side[:, 1::2] != 0)
+        return rates
 
     @property
     def values(self) -> int:

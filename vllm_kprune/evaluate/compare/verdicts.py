@@ -157,12 +157,19 @@ def _count(verdict: Verdict, judged: Sequence[tuple[str, Judgement]]) -> str:
     return f"{verdict} in {len(titles)}{named}"
 
 
-def overall(verdicts: Iterable[tuple[str, Verdict]]) -> str:
-    """The report in one sentence: suites by verdict, the worst first."""
-    found = list(verdicts)
-    parts = []
-    for verdict in _ORDER:
-        names = [suite for suite, one in found if one == verdict]
-        if names:
-            parts.append(f"{verdict}: {', '.join(names)}")
-    return "; ".join(parts) or "nothing was judged"
+def overall(
+    verdicts: Iterable[tuple[str, Verdict]],
+    *,
+    unmeasured: Sequence[str] = (),
+    incomplete: str | None = None,
+) -> str:
+    """The report in one sentence: why it is incomplete, if it is, then suites by verdict, the worst
+    first, and those that could not be measured."""
+    groups: dict[str, list[str]] = {verdict: [] for verdict in (*_ORDER, "told")}
+    for suite, verdict in verdicts:
+        groups[verdict].append(suite)
+    groups["not measured"] = [*unmeasured]
+    parts = [f"{what}: {', '.join(suites)}" for what, suites in groups.items() if suites]
+    if not any(groups[verdict] for verdict in _ORDER):
+        parts.insert(0, "nothing was judged")
+    return "; ".join([f"incomplete: {incomplete}"] * bool(incomplete) + parts)
