@@ -140,6 +140,19 @@ def test_one_item_gives_figures_without_intervals() -> None:
     assert found.p is None
 
 
+@pytest.mark.parametrize("metric", [SHARE, SPEED, SCORE, MEDIAN])
+def test_fewer_than_six_items_give_figures_without_intervals(metric: Metric) -> None:
+    five, six = ([1.0, 2.0, 1.5, 1.0, 2.0, 1.7][:items] for items in (5, 6))
+    if metric is SHARE:
+        five, six = [1, 0, 1, 0, 1], [1, 0, 1, 0, 1, 1]
+    found = compare(measured(metric, five, five), seed=1)
+    for estimate in (found.original, found.effect):
+        assert estimate.value is not None
+        assert (estimate.low, estimate.high) == (None, None)
+    assert found.p is None
+    assert compare(measured(metric, six, six), seed=1).effect.low is not None
+
+
 def test_a_counted_figure_is_exact() -> None:
     found = compare(measured(BYTES, [200.0], [150.0]), seed=1)
     assert found.original == Estimate(200.0, 200.0, 200.0)

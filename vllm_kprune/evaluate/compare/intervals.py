@@ -31,13 +31,14 @@ from numpy.typing import NDArray
 
 from vllm_kprune.evaluate.compare.pairing import Paired
 
-__all__ = ["intervals", "rule_of_three", "values_needed"]
+__all__ = ["MIN_ITEMS", "intervals", "rule_of_three", "values_needed"]
 
 Floats = NDArray[np.float64]
 Ends = tuple[float, float]
 
 _NORMAL = NormalDist()
 _FEW = 12
+MIN_ITEMS = 6
 
 
 def intervals(
@@ -45,8 +46,11 @@ def intervals(
 ) -> list[Ends]:
     """Intervals of each side's figure and of the effect (ratios as logarithms); NaN for none.
 
-    Each holds its point, and a share stays between 0 and 1. Needs two items.
+    Each holds its point, and a share stays between 0 and 1. None of fewer than `MIN_ITEMS` items:
+    Student's t makes it so wide that it tells nothing, and a chart of it even less.
     """
+    if data.items < MIN_ITEMS:
+        return [(nan, nan)] * (len(data.sides) + 1)
     if data.aggregate.quantile is not None:
         found = _percentiles(data, resamples, confidence, rng)
     else:

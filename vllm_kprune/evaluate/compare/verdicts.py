@@ -6,7 +6,8 @@
 - *not enough data*: otherwise, with about how many items would settle it.
 - *told*: a figure without a better side, or of the pair itself.
 
-Fewer than 6 items get no verdict: even if all point one way, the exact test cannot fall below 5 %.
+Fewer than 6 items get no interval and no verdict: even if all point one way, the exact test cannot
+fall below 5 %.
 A figure that is counted (`exact`) is what it is: it is equal within its margin, or it is not.
 """
 
@@ -19,14 +20,13 @@ from typing import Literal
 
 from vllm_kprune.evaluate.compare.aggregates import AGGREGATES
 from vllm_kprune.evaluate.compare.figures import show_margin
-from vllm_kprune.evaluate.compare.intervals import rule_of_three, values_needed
+from vllm_kprune.evaluate.compare.intervals import MIN_ITEMS, rule_of_three, values_needed
 from vllm_kprune.evaluate.compare.statistics import Comparison
 
-__all__ = ["MIN_ITEMS", "Judgement", "Verdict", "judge", "judge_suite", "overall"]
+__all__ = ["Judgement", "Verdict", "judge", "judge_suite", "overall"]
 
 _ROOM_FOR_TITLES = 100  # characters
 Verdict = Literal["better", "equal", "worse", "not enough data", "told"]
-MIN_ITEMS = 6
 _MOST_ITEMS = 1_000_000
 _ORDER: tuple[Verdict, ...] = ("worse", "better", "not enough data", "equal")
 
