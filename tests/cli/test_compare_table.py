@@ -37,7 +37,7 @@ def test_the_summary_names_figures_verdicts_and_what_is_missing() -> None:
     assert "kmmlu not measured: no data" in text
     assert "memory: not measured" in text and "the server tells nothing" in text
     assert "zero-shot" in text and "effect [interval]" in text
-    assert text.rstrip().endswith("worse: accuracy")
+    assert text.rstrip().endswith("worse: accuracy; not measured: memory")
 
 
 def test_text_of_a_report_is_not_read_as_markup() -> None:

@@ -55,6 +55,11 @@ def _stability(rng: np.random.Generator) -> SuiteResult:
             f"lpr@{temperature}", f"LPR, T = {temperature}", "share", "higher", 0.01, "ratio"
         )
         measurements += [measured(lcpr, *both), measured(lpr, before, after)]
+    for language in ("en", "ko"):
+        for temperature in (0, 1):
+            title = f"LPR ({language}, T = {temperature})"
+            own = Metric(f"lpr_{language}_t{temperature}", title, "share", "neither", 0.01, "ratio")
+            measurements.append(measured(own, passes(rng, 120, 4, 0.9), passes(rng, 120, 4, 0.9)))
     leaks = Metric("foreign", "Answers with a foreign character", "share", "lower", 0.005)
     leaked = (rng.random(240) < 0.06).astype(float)
     measurements.append(measured(leaks, leaked, np.zeros(240)))
@@ -140,7 +145,11 @@ def _translation(rng: np.random.Generator) -> SuiteResult:
         for number in range(5)
     )
     missing = {"comet": "unbabel-comet is not installed: pip install unbabel-comet"}
-    return SuiteResult("translation", tuple(found), examples, missing)
+    # As sacrebleu signs: long, and without a space to break at.
+    signature = "nrefs:1|case:mixed|eff:no|tok:char|smooth:exp|version:2.6.0"
+    return SuiteResult(
+        "translation", tuple(found), examples, missing, notes=(f"en-ko: {signature}",)
+    )
 
 
 def _accuracy(rng: np.random.Generator) -> SuiteResult:

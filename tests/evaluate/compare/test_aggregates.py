@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from recorded import Floats
 
 from vllm_kprune.evaluate.compare.aggregates import AGGREGATES
 
@@ -93,3 +94,24 @@ def test_chrf_is_sacrebleus() -> None:
         features = np.array(metric._extract_corpus_statistics(answers, [references]), dtype=float)
         found = AGGREGATES["chrf"].figures(features, np.ones((1, len(pairs))))[0]
         assert found == pytest.approx(metric.corpus_score(answers, [references]).score, abs=1e-6)
+
+
+def test_a_mean_over_languages_weighs_them_alike_and_needs_all() -> None:
+    features = np.array([[1, 1, 0, 0], [1, 1, 0, 0], [0, 1, 0, 0], [0, 0, 0, 1]], dtype=float)
+    weights = np.array([[1, 1, 1, 1], [1, 1, 1, 0]], dtype=float)
+    found = AGGREGATES["macro_ratio"].figures(features, weights)
+    np.testing.assert_allclose(found, [(2 / 3 + 0) / 2, np.nan])
+
+
+@given(arrays(np.float64, (5, 8), elements=st.integers(0, 9).map(float)))
+def test_a_mean_over_one_language_is_its_figure(features: Floats) -> None:
+    every = np.ones((1, 5))
+    one, two = (AGGREGATES["harmonic"].figures(part, every) for part in np.split(features, 2, 1))
+    macro = AGGREGATES["macro_harmonic"].figures
+    np.testing.assert_array_equal(macro(features[:, :4], every), one)
+    np.testing.assert_allclose(macro(features, every), (one + two) / 2)
+
+
+def test_nothing_that_passes_is_a_pass_rate_of_nothing() -> None:
+    features = np.array([[0, 1, 0, 0], [0, 1, 0, 0]], dtype=float)
+    assert AGGREGATES["harmonic"].figures(features, np.ones((1, 2))) == [0]

@@ -241,10 +241,73 @@ def test_text_of_answers_is_text_in_the_browser_too(browser: Browser, tmp_path: 
     assert browser.value("document.documentElement.scrollWidth") <= 375
 
 
+def test_names_of_suites_stay_whole(browser: Browser, address: str) -> None:
+    for width in (1280, 320):
+        browser.open(address, width=width)
+        heights = browser.value(
+            "[...document.querySelectorAll('.card .name')].map((e) => e.getClientRects().length +"
+            " Math.round(e.getBoundingClientRect().height /"
+            " parseFloat(getComputedStyle(e).lineHeight)))"
+        )
+        assert heights == [2] * 7, width
+
+
+def test_what_cannot_be_seen_is_shown_by_its_number(browser: Browser, tmp_path: Path) -> None:
+    answer = "a\u202eb\u2066c\u200bd\x07e\n가"
+    example = Example("one", "p\u202e", (answer, "a"), {}, reference="\u2067")
+    result = SuiteResult("stability", (), (example,))
+    report = build_report([result], endpoints=(), settings={}, versions={}, seed=1)
+    write_page(report, tmp_path / "report.html")
+    browser.open((tmp_path / "report.html").as_uri())
+    texts = browser.value(
+        "[...document.querySelectorAll('.example .text')].map((e) => e.textContent)"
+    )
+    assert texts[0] == "pU+202E"
+    assert texts[1] == "aU+202EbU+2066cU+200BdU+0007e\n가"
+    assert texts[3] == "Reference: U+2067"
+
+
+def test_figures_of_one_language_are_folded_and_can_be_opened(
+    browser: Browser, address: str
+) -> None:
+    browser.open(address)
+    inside = "[...document.querySelectorAll('details .row')].map((e) => e.dataset.metric)"
+    assert browser.value(inside) == ["lpr_en_t0", "lpr_en_t1", "lpr_ko_t0", "lpr_ko_t1"]
+    tall = "document.querySelector('details .row').checkVisibility()"
+    assert browser.value(tall) is False
+    browser.value("document.querySelector('details summary').click()")
+    assert browser.value(tall) is True
+
+
+def missing_main(main: str, **unavailable: str) -> Report:
+    """Translation that stands for a metric, with sizes."""
+    size = type(SHARE)("weights", "Weights", "bytes", "lower", 0.01, "exact")
+    results = [
+        SuiteResult("translation", (measured(SHARE, [1.0] * 9, [1.0] * 9),), (), unavailable,
+                    main=main),
+        SuiteResult("memory", (measured(size, [2e9], [1e9]),)),
+    ]  # fmt: skip
+    return build_report(results, endpoints=(), settings={}, versions={}, seed=1, resamples=50)
+
+
+def test_no_other_metric_stands_for_a_main_one_that_is_missing(
+    browser: Browser, tmp_path: Path
+) -> None:
+    charts = []
+    for report in (missing_main("share"), missing_main("chrf", chrf="no sentence")):
+        write_page(report, tmp_path / "report.html")
+        browser.open((tmp_path / "report.html").as_uri())
+        charts.append(browser.value("document.querySelectorAll('.chart').length"))
+    assert charts == [1, 0]
+    card = browser.value("document.querySelector('.card').textContent")
+    assert "chrf not measured: no sentence" in card
+    assert "Correct answers" not in card
+
+
 def test_the_keyboard_reaches_cards_and_filters(browser: Browser, address: str) -> None:
     browser.open(address)
     reached = []
-    for _ in range(16):
+    for _ in range(18):
         browser.press("Tab")
         reached.append(browser.value("document.activeElement.tagName"))
     assert reached[0] == "A"

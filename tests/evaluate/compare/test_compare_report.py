@@ -12,6 +12,7 @@ from recorded import SHARE, measured
 
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.evaluate.compare import examples, report_file
+from vllm_kprune.evaluate.compare.conclude import _with_main
 from vllm_kprune.evaluate.compare.examples import choose_examples, shorten
 from vllm_kprune.evaluate.compare.report import EndpointFacts, Report, build_report
 from vllm_kprune.evaluate.compare.report_file import read_report, schema, write_report
@@ -88,6 +89,37 @@ def test_what_was_not_measured_is_told_and_not_a_zero(report: Report, tmp_path: 
     metric = nothing.suites[0].metrics[0]
     assert (metric.effect.value, metric.items, metric.dropped) == (None, 0, 1)
     assert written(nothing, tmp_path)["suites"][0]["metrics"][0]["effect"]["value"] is None
+
+
+@pytest.mark.parametrize(
+    "suite, measured_names, missing, main",
+    [
+        ("stability", ["lpr_t0"], ["lcpr_t0"], "lcpr_t0"),
+        ("latency", ["ttft_mean", "decode_ratio_8"], ["decode_ratio"], "decode_ratio"),
+        ("latency", ["ttft_mean"], [], "decode_ratio"),
+        ("input", ["saved@0.9", "quality@0.9", "quality@0.8"], [], "quality@0.9"),
+        ("memory", ["weights_disk"], ["*"], "weights_loaded"),
+        ("of somebody else", ["a", "b"], [], "a"),
+    ],
+)
+def test_a_suite_stands_for_the_metric_that_it_declares_measured_or_not(
+    suite: str, measured_names: list[str], missing: list[str], main: str
+) -> None:
+    sides = [replace(SHARE, name=name) for name in measured_names]
+    found = tuple(measured(metric, [1.0], [1.0]) for metric in sides)
+    result = _with_main(SuiteResult(suite, found, unavailable=dict.fromkeys(missing, "why")))
+    report = build_report([result], endpoints=(), settings={}, versions={}, seed=1, resamples=50)
+    assert report.suites[0].main == main
+
+
+def test_the_summary_says_first_that_a_run_is_incomplete() -> None:
+    found = build_report(
+        [SuiteResult("latency", (), unavailable={"*": "why"})],
+        endpoints=(), settings={}, versions={}, seed=1, incomplete="the pruned server died",
+    )  # fmt: skip
+    assert found.summary.startswith("incomplete: the pruned server died; ")
+    assert found.summary.endswith("not measured: latency")
+    assert "told: " not in found.summary
 
 
 def test_keys_in_an_address_are_not_written(tmp_path: Path) -> None:

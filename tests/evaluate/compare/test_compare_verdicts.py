@@ -116,8 +116,12 @@ def test_a_report_in_one_sentence_names_what_is_worse_first() -> None:
         ("stability", "worse"),
         ("exactness", "told"),
     ]
-    assert overall(suites) == "worse: stability; better: memory; equal: accuracy"
+    judged = "worse: stability; better: memory; equal: accuracy; told: exactness"
+    assert overall(suites) == judged
+    missing = overall(suites, unmeasured=["input", "latency"], incomplete="the server died")
+    assert missing == f"incomplete: the server died; {judged}; not measured: input, latency"
     assert overall([]) == "nothing was judged"
+    assert overall(suites[-1:]) == "nothing was judged; told: exactness"
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,9 @@ from recorded import BYTES, LCPR, LPR, MEDIAN, SCORE, SHARE, SPEED, Floats, meas
 
 from vllm_kprune.evaluate.compare.aggregates import AGGREGATES
 from vllm_kprune.evaluate.compare.intervals import rule_of_three
+from vllm_kprune.evaluate.compare.report import build_report
 from vllm_kprune.evaluate.compare.statistics import Comparison, Estimate, compare, correct
-from vllm_kprune.evaluate.compare.values import Measurement, Metric
+from vllm_kprune.evaluate.compare.values import Measurement, Metric, SuiteResult
 
 METRICS = (SHARE, LPR, LCPR, SPEED, MEDIAN, BYTES)
 
@@ -139,6 +140,19 @@ def test_one_item_gives_figures_without_intervals() -> None:
     assert found.p is None
 
 
+@pytest.mark.parametrize("metric", [SHARE, SPEED, SCORE, MEDIAN])
+def test_fewer_than_six_items_give_figures_without_intervals(metric: Metric) -> None:
+    five, six = ([1.0, 2.0, 1.5, 1.0, 2.0, 1.7][:items] for items in (5, 6))
+    if metric is SHARE:
+        five, six = [1, 0, 1, 0, 1], [1, 0, 1, 0, 1, 1]
+    found = compare(measured(metric, five, five), seed=1)
+    for estimate in (found.original, found.effect):
+        assert estimate.value is not None
+        assert (estimate.low, estimate.high) == (None, None)
+    assert found.p is None
+    assert compare(measured(metric, six, six), seed=1).effect.low is not None
+
+
 def test_a_counted_figure_is_exact() -> None:
     found = compare(measured(BYTES, [200.0], [150.0]), seed=1)
     assert found.original == Estimate(200.0, 200.0, 200.0)
@@ -162,6 +176,46 @@ def test_many_items_alike_still_leave_room_for_an_unseen_difference() -> None:
     scored = compare(measured(SCORE, [30.0] * 100, [30.0] * 100), seed=1)
     assert scored.effect.high == pytest.approx(30 * rule_of_three(100, 0.95))
     assert rule_of_three(100, 0.95) == pytest.approx(0.0362, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "metric, whole, nothing", [(LPR, [1, 1], [0, 0]), (LCPR, [1, 1, 1, 1], [0, 0, 0, 0])]
+)
+def test_answers_with_nothing_to_judge_are_none_that_differ(
+    metric: Metric, whole: list[int], nothing: list[int]
+) -> None:
+    """Twelve empty answers on one side tell no more of the rate than twelve that are missing."""
+    found = compare(measured(metric, [whole] * 24, [whole] * 12 + [nothing] * 12), seed=1)
+    assert found.differing == 0
+    assert found.effect.value == 0
+    assert found.effect.low is not None and found.effect.low < -0.05
+    assert found.effect.high is not None and found.effect.high > 0.05
+
+
+@pytest.mark.parametrize("items", [6, 12, 24, 200])
+@pytest.mark.parametrize("metric, width", [(SHARE, 1), (LPR, 2), (LCPR, 4)])
+def test_items_that_all_differ_alike_still_have_an_interval(
+    metric: Metric, width: int, items: int
+) -> None:
+    right = np.ones((items, width))
+    wrong = right * (np.arange(width) % 2)
+    found = compare(measured(metric, right, wrong), seed=1)
+    assert (found.differing, found.effect.value, found.effect.low) == (items, -1, -1)
+    assert found.effect.high is not None and found.effect.high > -1 + 1 / items
+
+
+@given(measurements())
+def test_a_judged_interval_has_a_width(measurement: Measurement) -> None:
+    effect = quick(measurement).effect
+    if measurement.metric.aggregate != "exact" and measurement.metric.unit == "share":
+        assert effect.low is None or effect.high is None or effect.low < effect.high
+
+
+def test_a_figure_of_nothing_on_both_sides_has_no_interval() -> None:
+    """Nothing tells what an item would add."""
+    assert compare(measured(SCORE, [0.0] * 50, [0.0] * 50), seed=1).effect == Estimate(
+        0, None, None
+    )
 
 
 def test_a_few_items_are_tested_exactly() -> None:
@@ -211,6 +265,22 @@ def test_an_item_that_occurs_twice_is_refused() -> None:
     rows = np.ones((2, 1))
     with pytest.raises(ValueError, match="twice"):
         compare(Measurement(SHARE, ("a", "a"), rows, rows), seed=1)
+
+
+@pytest.mark.parametrize("name", AGGREGATES)
+def test_only_a_quantiles_sides_may_have_rows_of_another_length(name: str) -> None:
+    aggregate = AGGREGATES[name]
+    columns = aggregate.columns or 7
+    metric = replace(SHARE, name="one", aggregate=name, unit="ms")
+    wide, narrow = np.ones((8, columns * 4 + 3)), np.ones((8, columns))
+    sides = Measurement(metric, tuple("abcdefgh"), wide, narrow)
+    if aggregate.quantile is None:
+        with pytest.raises(ValueError, match="expected"):
+            quick(sides)
+        return
+    result = SuiteResult("latency", (sides, replace(sides, original=narrow, pruned=wide)))
+    report = build_report([result], endpoints=(), settings={}, versions={}, seed=1, resamples=50)
+    assert [metric.effect.value for metric in report.suites[0].metrics] == [0, 0]
 
 
 @pytest.mark.parametrize("side", ["original", "pruned"])

@@ -81,6 +81,39 @@ def test_a_failure_says_what_was_measured_or_why_it_was_not(report: Report) -> N
     assert "cannot be ruled out" in reasons[3]
 
 
+def with_main(main: str | None, **unavailable: str) -> Report:
+    """Line pass rates that are equal for sure, of a suite that stands for something else."""
+    equal = measured(LPR, [[1, 1]] * 2000, [[1, 1]] * 2000)
+    result = SuiteResult("stability", (equal,), unavailable=unavailable, main=main)
+    return build_report([result], endpoints=(), settings={}, versions={}, seed=1, resamples=50)
+
+
+def test_a_suite_whose_main_metric_is_missing_fails_with_the_reason() -> None:
+    gates = parse_gates(["stability<-0.5"])
+    assert failed_gates(gates, with_main(None)) == failed_gates(gates, with_main("lpr")) == ()
+    (failure,) = failed_gates(gates, with_main("lcpr_t0", lcpr_t0="no words", wpr_t0="no lines"))
+    assert failure.why == "lcpr_t0 not measured: no words"
+    (failure,) = failed_gates(gates, with_main("lcpr_t0"))
+    assert failure.why == "not measured: it gave no figures"
+
+
+def test_a_name_that_the_suite_can_give_but_did_not_fails_and_is_no_mistake() -> None:
+    """Rates of a language are there only where several are compared."""
+    for gate in ("stability.lpr_ko_t0<0", "lpr_ko_t0<0"):
+        (failure,) = failed_gates(parse_gates([gate]), with_main("lpr"))
+        assert "lpr_ko_t0 not measured" in failure.why
+    with pytest.raises(KPruneError, match="no such suite or metric"):
+        failed_gates(parse_gates(["stability.lpr_korean<0"]), with_main("lpr"))
+
+
+def test_a_reason_says_once_that_it_was_not_measured() -> None:
+    nothing = SuiteResult("input", (), unavailable={"*": "not measured: the server died"})
+    found = build_report([nothing], endpoints=(), settings={}, versions={}, seed=1)
+    assert found.suites[0].unavailable == {"*": "the server died"}
+    (failure,) = failed_gates(parse_gates(["input<0"]), found)
+    assert failure.why == "not measured: the server died"
+
+
 def test_a_question_mark_only_ever_adds_failures(report: Report) -> None:
     for number in ("-0.2", "-0.1", "0", "0.05", "0.2"):
         for operator in ("<", "<=", ">", ">="):

@@ -48,6 +48,14 @@ def pass_rates(rng: np.random.Generator, items: int) -> Pair:
     return passes(rng, items, 4, 0.93), passes(rng, items, 4, 0.98)
 
 
+def rates_of_two_languages(rng: np.random.Generator, items: int) -> Pair:
+    """One answer to a prompt; a third of the prompts is in the second language."""
+    first = np.arange(items)[:, None] % 3 > 0
+    sides = (passes(rng, items, 1, share) for share in (0.9, 0.8))
+    original, pruned = (np.hstack([side * first, side * ~first]) for side in sides)
+    return original, pruned
+
+
 def scores(rng: np.random.Generator, items: int) -> Pair:
     original = rng.normal(30, 5, items)
     return original, original + rng.normal(0.3, 1, items)
@@ -65,6 +73,7 @@ def times(rng: np.random.Generator, items: int) -> Pair:
         (few_other_answers, SHARE, 60, 0.05 * (0.4 - 0.6)),
         (few_other_answers, SHARE, 200, 0.05 * (0.4 - 0.6)),
         (pass_rates, LPR, 60, 0.05),
+        (rates_of_two_languages, replace(LPR, aggregate="macro_ratio"), 60, -0.1),
         (scores, SCORE, 10, 0.3),
         (scores, SCORE, 60, 0.3),
         (times, replace(SPEED, better="lower"), 20, FASTER),

@@ -27,15 +27,22 @@ _LONG = 8
 class Aggregate:
     """One way to sum items up.
 
-    `columns` is the number of features of an item (None: any; a short item is filled up with NaN).
-    `quantile` is the share of values below, for a quantile. `sampled` is False for what is
-    counted, not sampled.
+    `columns` is the number of features of an item (None: any; a short item is filled up with NaN),
+    or of each of its groups, as many as there are, where `grouped`. `quantile` is the share of
+    values below, for a quantile. `sampled` is False for what is counted, not sampled.
     """
 
     columns: int | None
     figures: Callable[[Floats, Floats], Floats]
     quantile: float | None = None
     sampled: bool = True
+    grouped: bool = False
+
+    def fits(self, width: int) -> bool:
+        """Whether items may have so many features."""
+        if self.columns is None or width == self.columns:
+            return True
+        return self.grouped and width > 0 and width % self.columns == 0
 
 
 def _of_sums(function: Callable[[Floats], Floats]) -> Callable[[Floats, Floats], Floats]:
@@ -52,9 +59,20 @@ def _ratio(sums: Floats) -> Floats:
 
 def _harmonic(sums: Floats) -> Floats:
     first, second = _ratio(sums[:, :2]), _ratio(sums[:, 2:])
-    # Two shares of nothing are nothing, not an undefined figure.
-    total = first + second
-    return np.where(total == 0, 0.0, _divide(2 * first * second, total))
+    # A share of nothing is nothing, also where that leaves the other one undefined.
+    nothing = (first == 0) | (second == 0)
+    return np.where(nothing, 0.0, _divide(2 * first * second, first + second))
+
+
+def _macro(function: Callable[[Floats], Floats], columns: int) -> Aggregate:
+    """The mean of a figure of every group of columns (a language); NaN if a group is empty."""
+
+    def mean(sums: Floats) -> Floats:
+        groups = np.split(sums, sums.shape[1] // columns, axis=1)
+        figures: Floats = np.mean([function(group) for group in groups], axis=0)
+        return figures
+
+    return Aggregate(columns, _of_sums(mean), grouped=True)
 
 
 def _divide(above: Floats, below: Floats) -> Floats:
@@ -115,6 +133,8 @@ AGGREGATES: Mapping[str, Aggregate] = MappingProxyType(
         "mean": Aggregate(1, _mean),
         "ratio": Aggregate(2, _of_sums(_ratio)),
         "harmonic": Aggregate(4, _of_sums(_harmonic)),
+        "macro_ratio": _macro(_ratio, 2),
+        "macro_harmonic": _macro(_harmonic, 4),
         "p50": _of_values(0.50),
         "p95": _of_values(0.95),
         "p99": _of_values(0.99),

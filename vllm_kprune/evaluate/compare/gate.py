@@ -5,8 +5,8 @@
 
 The number is compared with the *effect*: pruned - original in the metric's unit (0.01 is one
 percentage point of a share), or pruned / original for a metric whose effect is a ratio, or the
-figure itself for a metric of the pair. A suite stands for its main metric, the first in the
-report. A metric without its suite must be the only one of its name.
+figure itself for a metric of the pair. A suite stands for its main metric, and for no other if that
+could not be measured. A metric without its suite must be the only one of its name.
 
     stability<0             fails when the data show it: the whole interval is below 0
     decode_ratio<1.5?       fails when the data cannot rule it out: part of the interval is below
@@ -24,6 +24,7 @@ from operator import ge, gt, le, lt
 
 from vllm_kprune.errors import KPruneError, nearest, shown
 from vllm_kprune.evaluate.compare.report import MetricReport, Report, SuiteReport
+from vllm_kprune.evaluate.compare.suites import SUITES
 
 __all__ = ["Gate", "GateFailure", "check_gates", "failed_gates", "parse_gates"]
 
@@ -131,8 +132,7 @@ def _metric(gate: Gate, report: Report) -> MetricReport | str:
     """The metric that a gate names, or why it was not measured."""
     suites = {suite.name: suite for suite in report.suites}
     if gate.name in suites:
-        suite = suites[gate.name]
-        return suite.metrics[0] if suite.metrics else _unmeasured(suite.unavailable)
+        return _main(suites[gate.name])
     candidates: dict[str, MetricReport | str] = {}
     for suite in report.suites:
         for name, one in _by_name(suite).items():
@@ -145,6 +145,13 @@ def _metric(gate: Gate, report: Report) -> MetricReport | str:
     return _missing(gate, report)
 
 
+def _main(suite: SuiteReport) -> MetricReport | str:
+    found = (metric for metric in suite.metrics if metric.name == suite.main)
+    why = suite.unavailable.get(suite.main or "")
+    missing = f"{suite.main} not measured: {why}" if why else _unmeasured(suite.unavailable)
+    return next(found, missing)
+
+
 def _by_name(suite: SuiteReport) -> dict[str, MetricReport | str]:
     found: dict[str, MetricReport | str] = {}
     found.update({name: f"not measured: {why}" for name, why in suite.unavailable.items()})
@@ -153,11 +160,15 @@ def _by_name(suite: SuiteReport) -> dict[str, MetricReport | str]:
 
 
 def _missing(gate: Gate, report: Report) -> str:
-    """A suite that could not be measured at all excuses its metrics' absence, but fails."""
+    """A metric that its suite can give, or may have given had it been measured, fails; any other
+    name is a mistake."""
     suite, _, _ = gate.name.partition(".")
     for one in report.suites:
         if "*" in one.unavailable and (one.name == suite or "." not in gate.name):
             return _unmeasured(one.unavailable)
+    able = {one.name: SUITES[one.name].metrics for one in report.suites if one.name in SUITES}
+    if _possible(gate.name, {name: None if "*" in able[name] else able[name] for name in able}):
+        return f"{gate.name} not measured: this run had nothing to measure it by"
     known = {one.name: [metric.name for metric in one.metrics] for one in report.suites}
     raise KPruneError(f"--fail-on {gate.text}: {_unknown(gate.name, known)}")
 

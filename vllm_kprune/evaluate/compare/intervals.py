@@ -10,7 +10,14 @@ Which interval was decided by its coverage in simulations of what is compared he
 - Shares of items that mostly pass or fail: the same after two items are added, one that passes on
   the original side alone and one on the pruned side alone (Bonett and Price 2012), since a
   handful of differing items tells little of how many differ, and none at all nothing. From a
-  dozen differing items on the effect needs this no longer.
+  dozen items on that do not move as most do, the effect needs this no longer. Fewer, and draws
+  hardly spread: where nothing differs, where all differs alike, where all that differs has nothing
+  to judge on a side.
+- Figures that are not shares, of items that are all alike on both sides: nothing tells how far an
+  item would move the figure that does differ, so the interval supposes the worst, that it loses
+  all that the figure has, of as many items as `rule_of_three` allows. It is wide on purpose (an
+  endless loop in place of an answer does lose all); items that differ, once there are some, narrow
+  it.
 - Quantiles: percentiles of the replicates, and none where even the largest value may well lie
   below the true quantile: p99 needs 368 values at 95 %.
 """
@@ -24,13 +31,14 @@ from numpy.typing import NDArray
 
 from vllm_kprune.evaluate.compare.pairing import Paired
 
-__all__ = ["intervals", "rule_of_three", "values_needed"]
+__all__ = ["MIN_ITEMS", "intervals", "rule_of_three", "values_needed"]
 
 Floats = NDArray[np.float64]
 Ends = tuple[float, float]
 
 _NORMAL = NormalDist()
 _FEW = 12
+MIN_ITEMS = 6
 
 
 def intervals(
@@ -38,8 +46,11 @@ def intervals(
 ) -> list[Ends]:
     """Intervals of each side's figure and of the effect (ratios as logarithms); NaN for none.
 
-    Each holds its point, and a share stays between 0 and 1. Needs two items.
+    Each holds its point, and a share stays between 0 and 1. None of fewer than `MIN_ITEMS` items:
+    Student's t makes it so wide that it tells nothing, and a chart of it even less.
     """
+    if data.items < MIN_ITEMS:
+        return [(nan, nan)] * (len(data.sides) + 1)
     if data.aggregate.quantile is not None:
         found = _percentiles(data, resamples, confidence, rng)
     else:
@@ -74,13 +85,19 @@ def _standard(
     enlarged = _enlarged(data)
     if enlarged is not data:
         cautious = _around(enlarged, resamples, confidence, rng)
-        few = not data.both or data.differing < _FEW
-        found = cautious if few else [*cautious[:-1], found[-1]]
+        plain = data.both and data.varied >= _FEW
+        found = [*cautious[:-1], found[-1] if plain else cautious[-1]]
     elif data.both and data.differing == 0:
         point = float(data.figures()[-1])
-        reach = rule_of_three(data.items, confidence) * _to_lose(data)
-        found[-1] = (point - reach, point + reach)
+        # Where the figure has nothing to lose, the data tell nothing of what it might gain.
+        reach = rule_of_three(data.items, confidence) * _to_lose(data) or nan
+        unseen = point - reach, point + reach
+        found[-1] = found[-1] if _width(found[-1]) > _width(unseen) else unseen
     return found
+
+
+def _width(ends: Ends) -> float:
+    return ends[1] - ends[0]
 
 
 def _around(
@@ -149,7 +166,8 @@ def _pass_or_fail(data: Paired) -> bool:
     features = np.concatenate(data.sides)
     whole = features[:, 1::2] if features.shape[1] > 1 else np.ones((len(features), 1))
     part = features[:, ::2]
-    return bool(((part == 0) | (part == whole)).mean() >= 0.5)
+    extreme = ((part == 0) | (part == whole))[whole != 0]
+    return bool(len(extreme) and extreme.mean() >= 0.5)
 
 
 def _percentiles(

@@ -36,8 +36,41 @@ class Paired:
 
     @property
     def differing(self) -> int:
-        """Number of items with other features on the two sides."""
-        return int(differ(*self.sides).sum()) if self.both else 0
+        """Number of items that have an outcome on both sides, and another on each.
+
+        Of a ratio, only what there is of it: an item with nothing to judge on a side is not one
+        that differs, however many of them there are.
+        """
+        if not self.both:
+            return 0
+        if self.aggregate.columns not in (2, 4):
+            return int(differ(*self.sides).sum())
+        return int((np.nan_to_num(self._moves()) != 0).any(axis=1).sum())
+
+    @property
+    def varied(self) -> int:
+        """Number of items that have an outcome on both sides and do not move the figure as most
+        do: that most often stay as they are, or all get worse alike."""
+        moves = self._moves()
+        judged = np.nan_to_num(moves[~np.isnan(moves).all(axis=1)])
+        counts = np.unique(judged, axis=0, return_counts=True)[1]
+        return len(judged) - int(max(counts, default=0))
+
+    def _moves(self) -> Floats:
+        """Differences of each item's rates, or values, [items, rates]; NaN where a side has none.
+
+        Rounded, so that 3 of 6 is 1 of 2.
+        """
+        original, pruned = (self._rates(side) for side in self.sides)
+        moves: Floats = np.round(pruned - original, 12)
+        return moves
+
+    def _rates(self, side: Floats) -> Floats:
+        if self.aggregate.columns not in (2, 4):
+            return side
+        rates = np.full(side[:, ::2].shape, np.nan)
+        np.divide(side[:, ::2], side[:, 1::2], out=rates, where=side[:, 1::2] != 0)
+        return rates
 
     @property
     def values(self) -> int:
@@ -78,8 +111,11 @@ def pair(measurement: Measurement) -> Paired:
     order = np.argsort(np.array(measurement.items, dtype=str), kind="stable")
     given = [measurement.original, measurement.pruned]
     sides = [_checked(measurement, side, aggregate)[order] for side in given if side is not None]
-    width = max(side.shape[1] for side in sides)
-    sides = [_filled(side, width) for side in sides]
+    if len({side.shape[1] for side in sides}) > 1 and aggregate.quantile is None:
+        raise ValueError(f"{metric.name}: sides of {[s.shape[1] for s in sides]} features")
+    if aggregate.quantile is not None:
+        width = max(side.shape[1] for side in sides)
+        sides = [_filled(side, width) for side in sides]
     together = np.all if aggregate.columns is None else np.any
     missing = np.any([together(np.isnan(side), axis=1) for side in sides], axis=0)
     kept = tuple(side[~missing] for side in sides)
@@ -98,7 +134,7 @@ def quantiles(measurement: Measurement, steps: int = 100) -> tuple[list[float], 
 
 def _checked(measurement: Measurement, side: Floats, aggregate: Aggregate) -> Floats:
     items, name = measurement.items, measurement.metric.name
-    if side.ndim != 2 or len(side) != len(items) or aggregate.columns not in (None, side.shape[1]):
+    if side.ndim != 2 or len(side) != len(items) or not aggregate.fits(side.shape[1]):
         expected = (len(items), aggregate.columns or "any")
         raise ValueError(f"{name}: features {side.shape}, expected {expected}")
     if len(set(items)) != len(items):

@@ -110,9 +110,11 @@ class ExampleReport(_Part):
 
 
 class SuiteReport(_Part):
-    """One suite: its metrics, the first being its main one, and what could not be measured."""
+    """One suite: its metrics, which of them it stands for (measured or not), and what could not be
+    measured."""
 
     name: Name
+    main: Name | None = None
     verdict: Verdict
     words: Name
     items_needed: int | None
@@ -156,8 +158,10 @@ def build_report(
     seed: int,
     resamples: int = 10_000,
     confidence: float = 0.95,
+    incomplete: str | None = None,
 ) -> Report:
-    """Compare all measurements, correct over all of them, and judge."""
+    """Compare all measurements, correct over all of them, and judge; `incomplete` says why the run
+    ended before its time."""
     comparisons = correct(
         compare(one, seed=seed, resamples=resamples, confidence=confidence)
         for result in results
@@ -168,7 +172,11 @@ def build_report(
     return Report(
         schema_version=SCHEMA_VERSION,
         kprune_version=__version__,
-        summary=overall((suite.name, suite.verdict) for suite in suites),
+        summary=overall(
+            [(suite.name, suite.verdict) for suite in suites if suite.metrics],
+            unmeasured=[suite.name for suite in suites if not suite.metrics],
+            incomplete=incomplete and shorten(incomplete),
+        ),
         confidence=confidence,
         resamples=resamples,
         seed=seed,
@@ -197,11 +205,15 @@ def _suite(result: values.SuiteResult, comparisons: Sequence[Comparison]) -> Sui
     ]
     return SuiteReport(
         name=result.suite,
+        main=result.main or next((metric.name for metric in metrics), None),
         verdict=judgement.verdict,
         words=judgement.words,
         items_needed=judgement.items_needed,
         metrics=metrics,
-        unavailable={name: shorten(why) for name, why in result.unavailable.items()},
+        unavailable={
+            name: shorten(why.removeprefix("not measured: "))
+            for name, why in result.unavailable.items()
+        },
         notes=[shorten(note) for note in result.notes],
         examples=[_example(example) for example in choose_examples(result.examples)],
         examples_total=len(result.examples),

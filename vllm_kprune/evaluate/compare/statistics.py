@@ -96,8 +96,6 @@ def _estimates(
     points = data.figures().tolist() if data.items else [nan] * (len(data.sides) + 1)
     if not data.aggregate.sampled:
         rows = [(point, point, point) for point in points]
-    elif data.items < 2:
-        rows = [(point, nan, nan) for point in points]
     else:
         ends = intervals(data, resamples, confidence, rng)
         rows = [(point, *pair) for point, pair in zip(points, ends, strict=True)]

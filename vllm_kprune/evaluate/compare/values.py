@@ -12,9 +12,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["SIDES", "Example", "Measurement", "Metric", "Span", "SuiteResult"]
+__all__ = ["Example", "Measurement", "Metric", "Span", "SuiteResult"]
 
-SIDES = ("original", "pruned")
 Floats = NDArray[np.float64]
 
 
@@ -76,10 +75,14 @@ class Example:
 @dataclass(frozen=True)
 class SuiteResult:
     """What one suite found; `unavailable` maps a metric's name (or `*`) to the reason why it could
-    not be measured, which is never written as a zero."""
+    not be measured, which is never written as a zero.
+
+    `main` names the metric that the suite stands for, measured or not; None: the first one.
+    """
 
     suite: str
     measurements: tuple[Measurement, ...]
     examples: tuple[Example, ...] = ()
     unavailable: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    main: str | None = None

@@ -6,7 +6,8 @@
 - *not enough data*: otherwise, with about how many items would settle it.
 - *told*: a figure without a better side, or of the pair itself.
 
-Fewer than 6 items get no verdict: even if all point one way, the exact test cannot fall below 5 %.
+Fewer than 6 items get no interval and no verdict: even if all point one way, the exact test cannot
+fall below 5 %.
 A figure that is counted (`exact`) is what it is: it is equal within its margin, or it is not.
 """
 
@@ -19,14 +20,13 @@ from typing import Literal
 
 from vllm_kprune.evaluate.compare.aggregates import AGGREGATES
 from vllm_kprune.evaluate.compare.figures import show_margin
-from vllm_kprune.evaluate.compare.intervals import rule_of_three, values_needed
+from vllm_kprune.evaluate.compare.intervals import MIN_ITEMS, rule_of_three, values_needed
 from vllm_kprune.evaluate.compare.statistics import Comparison
 
-__all__ = ["MIN_ITEMS", "Judgement", "Verdict", "judge", "judge_suite", "overall"]
+__all__ = ["Judgement", "Verdict", "judge", "judge_suite", "overall"]
 
 _ROOM_FOR_TITLES = 100  # characters
 Verdict = Literal["better", "equal", "worse", "not enough data", "told"]
-MIN_ITEMS = 6
 _MOST_ITEMS = 1_000_000
 _ORDER: tuple[Verdict, ...] = ("worse", "better", "not enough data", "equal")
 
@@ -157,12 +157,19 @@ def _count(verdict: Verdict, judged: Sequence[tuple[str, Judgement]]) -> str:
     return f"{verdict} in {len(titles)}{named}"
 
 
-def overall(verdicts: Iterable[tuple[str, Verdict]]) -> str:
-    """The report in one sentence: suites by verdict, the worst first."""
-    found = list(verdicts)
-    parts = []
-    for verdict in _ORDER:
-        names = [suite for suite, one in found if one == verdict]
-        if names:
-            parts.append(f"{verdict}: {', '.join(names)}")
-    return "; ".join(parts) or "nothing was judged"
+def overall(
+    verdicts: Iterable[tuple[str, Verdict]],
+    *,
+    unmeasured: Sequence[str] = (),
+    incomplete: str | None = None,
+) -> str:
+    """The report in one sentence: why it is incomplete, if it is, then suites by verdict, the worst
+    first, and those that could not be measured."""
+    groups: dict[str, list[str]] = {verdict: [] for verdict in (*_ORDER, "told")}
+    for suite, verdict in verdicts:
+        groups[verdict].append(suite)
+    groups["not measured"] = [*unmeasured]
+    parts = [f"{what}: {', '.join(suites)}" for what, suites in groups.items() if suites]
+    if not any(groups[verdict] for verdict in _ORDER):
+        parts.insert(0, "nothing was judged")
+    return "; ".join([f"incomplete: {incomplete}"] * bool(incomplete) + parts)

@@ -234,6 +234,7 @@ class TestMeasuring:
         with comparing(tmp_path / "run", *clients, accuracy_data=data) as context:
             found = Accuracy().run(context)
         assert [m.metric.name for m in found.measurements] == ["sums"]
+        assert found.main == "all" in found.unavailable
         assert "prompt_logprobs of the pruned endpoint" in found.unavailable["choices"]
 
     def test_a_task_of_the_hub_is_unavailable_without_one(

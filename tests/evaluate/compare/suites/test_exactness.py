@@ -16,7 +16,9 @@ from vllm_kprune.errors import KPruneError
 from vllm_kprune.evaluate.answers import Vocabularies
 from vllm_kprune.evaluate.compare.endpoint import Answer
 from vllm_kprune.evaluate.compare.partings import Parting, lowered_places, part
+from vllm_kprune.evaluate.compare.suites import exactness
 from vllm_kprune.evaluate.compare.suites.exactness import Exactness
+from vllm_kprune.evaluate.compare.values import SuiteResult
 from vllm_kprune.tokenizer.bpe import BpeTokenizer
 
 SUITE = Exactness()
@@ -123,6 +125,26 @@ def test_another_answer_is_different_and_shown_from_where_it_parts(tmp_path: Pat
         start = example.spans[0][0].start
         assert example.answers[0][:start] == example.answers[1][:start]
         assert example.answers[0][start] != example.answers[1][start]
+
+
+@pytest.mark.parametrize("explained, verdict", [(True, "worse"), (False, "told")])
+def test_unexplained_answers_are_judged_where_reasons_can_be_told(
+    explained: bool, verdict: str
+) -> None:
+    partings = [Parting("identical")] * 50 + [Parting("different", "unexplained")] * 10
+    found = [(f"{row}", (Answer(), Answer()), one) for row, one in enumerate(partings)]
+    measurements, _ = exactness._measure(found, explained=explained)
+    result = SuiteResult("exactness", tuple(measurements))
+    metrics = metrics_of(reported(result))
+    assert metrics["unexplained"].verdict == verdict
+    assert metrics["unexplained"].effect.value == pytest.approx(1 / 6)
+
+
+def test_sixty_answers_that_are_all_explained_are_enough() -> None:
+    found = [(f"{row}", (Answer(), Answer()), Parting("identical")) for row in range(60)]
+    measurements, _ = exactness._measure(found, explained=True)
+    result = SuiteResult("exactness", tuple(measurements))
+    assert metrics_of(reported(result))["unexplained"].words == "equal within 5 pp"
 
 
 def test_endpoints_that_tell_only_text_are_compared_by_text(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import csv
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -79,18 +80,24 @@ def test_equal_endpoints_are_equal_in_everything(tmp_path: Path) -> None:
     assert len(result.examples) == 80
 
 
-def planted(flaw: Callable[..., bool], habits: Habits, temperature: float, samples: int) -> float:
-    """The share of answers that the mock says are flawed."""
-    prompts = stability_prompts(("ko", "en"), None)
-    flaws = [flaw(habits, p.text, temperature, seed) for p in prompts for seed in range(samples)]
-    return sum(flaws) / len(flaws)
+def planted(
+    flaw: Callable[..., bool], habits: Habits, temperature: float, samples: int
+) -> dict[str, tuple[int, int]]:
+    """How many answers of a language the mock says are flawed, of how many."""
+    flaws: dict[str, list[bool]] = {}
+    for prompt in stability_prompts(("ko", "en"), None):
+        found = flaws.setdefault(prompt.language, [])
+        found += [flaw(habits, prompt.text, temperature, seed) for seed in range(samples)]
+    return {language: (sum(found), len(found)) for language, found in flaws.items()}
 
 
 def test_answers_in_the_wrong_language_are_found_with_their_share(tmp_path: Path) -> None:
     habits = Habits(wrong_language=0.1)
     metrics = metrics_of(reported(compared(SUITE, tmp_path, Habits(), habits, samples=2)))
     for name, temperature, samples in (("lpr_t0", 0.0, 1), ("lpr_t1", 1.0, 2)):
-        share = planted(in_wrong_language, habits, temperature, samples)
+        # Korean and English count alike, whatever the number of prompts.
+        counts = planted(in_wrong_language, habits, temperature, samples)
+        share = sum(flawed / answers for flawed, answers in counts.values()) / len(counts)
         assert 0.05 < share < 0.2
         effect = metrics[name].effect
         assert effect.value == pytest.approx(-share)
@@ -105,7 +112,8 @@ def test_a_hanja_in_fifty_answers_is_found_and_shown(tmp_path: Path) -> None:
     result = compared(SUITE, tmp_path, Habits(), habits, samples=8)
     leaks = metrics_of(reported(result))["foreign_t1"]
     assert leaks.original.value == 0
-    assert leaks.effect.value == pytest.approx(planted(leaks_hanja, habits, 1.0, 8))
+    flawed, answers = map(sum, zip(*planted(leaks_hanja, habits, 1.0, 8).values(), strict=True))
+    assert leaks.effect.value == pytest.approx(flawed / answers)
     assert leaks.effect.low is not None and leaks.effect.low > 0
     assert leaks.verdict == "worse"
     flawed = [example for example in result.examples if example.labels["flawed"] == "pruned"]
@@ -133,15 +141,80 @@ def test_answers_that_failed_are_left_out_on_both_sides(tmp_path: Path) -> None:
     )
     with comparing(tmp_path, mock_client("original", Habits()), failing, limit=40) as context:
         result = SUITE.run(context)
-    assert result.measurements[0].original.shape == (30, 4)
+    assert result.measurements[0].original.shape == (30, 8)
     assert any("20 of 80 answers failed" in note for note in result.notes)
 
 
 def test_english_alone_is_judged_by_its_lines(tmp_path: Path) -> None:
-    result = compared(SUITE, tmp_path, Habits(), Habits(), languages=("en",), limit=10)
-    assert {"lcpr_t0", "wpr_t0", "lcpr_t1", "wpr_t1"} == result.unavailable.keys()
-    first = result.measurements[0].metric
-    assert (first.name, first.better) == ("lpr_t0", "higher")
+    habits = Habits(wrong_language=0.3)
+    result = compared(SUITE, tmp_path, Habits(), habits, languages=("en",), limit=20)
+    assert {"wpr_t0", "wpr_t1"} == result.unavailable.keys()
+    metrics = metrics_of(reported(result))
+    assert metrics["lcpr_t0"].better == "higher"
+    assert metrics["lcpr_t0"].effect.value == metrics["lpr_t0"].effect.value != 0
+
+
+def test_pass_rates_are_means_over_languages_whatever_the_number_of_their_prompts(
+    tmp_path: Path,
+) -> None:
+    habits = Habits(wrong_language=0.3)
+    result = compared(SUITE, tmp_path, Habits(), habits, languages=("ko", "en"))
+    metrics = metrics_of(reported(result))
+
+    def pruned(name: str) -> float:
+        side = metrics[name].pruned
+        assert side is not None and side.value is not None
+        return side.value
+
+    counts = Counter(p.language for p in stability_prompts(("ko", "en"), None))
+    assert counts["ko"] != counts["en"]
+    korean, english = pruned("lcpr_ko_t0"), pruned("lpr_en_t0")
+    assert korean != english
+    assert pruned("lcpr_t0") == pytest.approx((korean + english) / 2)
+    assert pruned("lpr_t0") == pytest.approx((pruned("lpr_ko_t0") + english) / 2)
+    assert pruned("wpr_t0") == pruned("wpr_ko_t0")
+    assert "lcpr_en_t0" not in metrics
+
+
+def test_empty_answers_are_no_good_answers(tmp_path: Path) -> None:
+    silent = mock_client("pruned", Habits())
+    answer = silent._reply
+    silent._reply = lambda request: (
+        replace(answer(request), text=" \n")
+        if "Korean" in str(request.messages)
+        else answer(request)
+    )
+    with comparing(tmp_path, mock_client("original", Habits()), silent, limit=80) as context:
+        result = SUITE.run(context)
+    metrics = metrics_of(reported(result))
+    share = metrics["empty_t0"].effect.value
+    assert share is not None and share >= 0.2
+    assert metrics["empty_t0"].verdict == "worse"
+    assert metrics["judged_t0"].effect.value == pytest.approx(-share)
+    assert any(
+        f"At T=1 100.0% of the original's answers and {1 - share:.1%}" in n for n in result.notes
+    )
+    assert metrics["lcpr_t0"].verdict != "equal"
+
+
+def test_a_side_that_says_nothing_in_a_language_leaves_no_mean_over_languages(
+    tmp_path: Path,
+) -> None:
+    silent = mock_client("pruned", Habits())
+    silent._reply = lambda request: Answer(text="")
+    with comparing(tmp_path, mock_client("original", Habits()), silent, limit=20) as context:
+        result = SUITE.run(context)
+    assert result.unavailable["lcpr_t0"] == "no answer in en of a side had anything to judge"
+    assert metrics_of(reported(result))["empty_t0"].verdict == "worse"
+
+
+def test_answers_all_in_the_wrong_language_are_measured_as_none_that_passed(
+    tmp_path: Path,
+) -> None:
+    result = compared(SUITE, tmp_path, Habits(), Habits(wrong_language=1.0), limit=40)
+    lcpr = metrics_of(reported(result))["lcpr_t0"]
+    assert lcpr.effect.value == -1
+    assert lcpr.verdict == "worse"
 
 
 def test_two_equal_models_that_sample_differ_in_nothing_significant(tmp_path: Path) -> None:

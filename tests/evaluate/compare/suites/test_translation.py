@@ -101,6 +101,24 @@ def test_the_first_language_is_the_pivot() -> None:
     assert directions(("ko",)) == ()
 
 
+def test_one_language_has_nothing_to_translate_and_says_so(tmp_path: Path) -> None:
+    found = run(tmp_path, perfect, perfect, languages=("ko",))
+    assert found.measurements == ()
+    assert "name two with --language" in found.unavailable["*"]
+
+
+def test_the_first_direction_is_what_the_suite_stands_for_also_if_it_failed(
+    tmp_path: Path,
+) -> None:
+    def only_to_english(request: Request) -> Answer:
+        failed = "into Korean" in request.messages[-1]["content"]
+        return Answer(error="HTTP 500") if failed else perfect(request)
+
+    found = run(tmp_path, perfect, only_to_english, limit=2)
+    assert found.main == "chrf_en_ko" in found.unavailable
+    assert [m.metric.name for m in found.measurements] == ["chrf_ko_en", "bleu_ko_en"]
+
+
 def test_a_worse_translator_scores_lower_and_an_equal_one_alike(tmp_path: Path) -> None:
     found = run(tmp_path, perfect, worse)
     names = [m.metric.name for m in found.measurements]

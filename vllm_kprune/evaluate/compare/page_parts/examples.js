@@ -97,9 +97,9 @@ function exampleCard(one) {
   const sides = ["original", "pruned"].map((side, index) => answerBlock(side, points[index], example.spans[index], fork));
   return element("article", { class: "example", "data-item": example.item },
     element("div", { class: "chips" }, chips, element("span", { class: "chip" }, example.item)),
-    element("div", { class: "prompt text" + (example.prompt.length > 1200 ? " long" : ""), dir: "auto" }, example.prompt),
+    element("div", { class: "prompt text" + (example.prompt.length > 1200 ? " long" : ""), dir: "auto" }, visible(example.prompt)),
     element("div", { class: "pair" }, sides),
-    example.reference !== null && element("div", { class: "reference text", dir: "auto" }, "Reference: " + example.reference));
+    example.reference !== null && element("div", { class: "reference text", dir: "auto" }, "Reference: ", visible(example.reference)));
 }
 
 function firstDifference(first, second) {
@@ -129,8 +129,21 @@ function answerBlock(side, characters, spans, fork) {
 }
 
 function pieces(characters, from, to, fork) {
-  if (fork < from || fork >= to) return characters.slice(from, to).join("");
-  return [characters.slice(from, fork).join(""), forkMark(), characters.slice(fork, to).join("")];
+  if (fork < from || fork >= to) return visible(characters.slice(from, to).join(""));
+  return [visible(characters.slice(from, fork).join("")), forkMark(), visible(characters.slice(fork, to).join(""))];
+}
+
+// Characters that turn the direction of text or cannot be seen, which could make an answer look like
+// another: bidi controls, zero-width characters (not the joiners of scripts and emoji), controls.
+const HIDDEN = /[\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f-\u009f\u00ad\u061c\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff]/u;
+
+function visible(text) {
+  return text.split(new RegExp("(" + HIDDEN.source + ")", "u")).filter(Boolean).map((part) => HIDDEN.test(part) ? placeholder(part) : part);
+}
+
+function placeholder(character) {
+  const name = "U+" + character.codePointAt(0).toString(16).toUpperCase().padStart(4, "0");
+  return element("span", { class: "hidden", title: "a character that is not seen" }, name);
 }
 
 function forkMark() {

@@ -17,9 +17,20 @@ function summary(report) {
   element("div", { class: "cards" }, report.suites.map(card))];
 }
 
+// The metric that a suite stands for; none if it could not be measured.
+function mainMetric(suite) {
+  return suite.metrics.find((metric) => metric.name === suite.main);
+}
+
 // The metric that a card shows: the main one, unless only another bears the suite's verdict.
 function telling(suite) {
-  return [suite.metrics[0], ...suite.metrics].find((metric) => metric && metric.verdict === suite.verdict) || suite.metrics[0];
+  const main = mainMetric(suite);
+  return main && [main, ...suite.metrics].find((metric) => metric.verdict === suite.verdict) || main;
+}
+
+function whyMissing(suite) {
+  const why = suite.unavailable[suite.main];
+  return why ? suite.main + " not measured: " + why : suite.unavailable["*"] || Object.values(suite.unavailable)[0] || "";
 }
 
 // Both figures, their common unit once.
@@ -33,8 +44,8 @@ function card(suite) {
   return element("a", { class: "card", href: "#" + sectionId(suite) },
     element("span", { class: "top" }, element("span", { class: "name" }, capital(suite.name)), badge(suite.verdict, measured(suite))),
     main ? [bigFigure(main), element("span", { class: "sub" }, main.title, main.pruned && [": ", bothFigures(main)])]
-      : element("span", { class: "sub" }, Object.values(suite.unavailable)[0] || ""),
-    element("span", { class: "foot" }, main ? suite.words : ""));
+      : element("span", { class: "sub" }, whyMissing(suite)),
+    element("span", { class: "foot" }, suite.metrics.length ? suite.words : ""));
 }
 
 function measured(suite) {
@@ -77,7 +88,16 @@ function group(metrics) {
     : pair ? [0] : [0, ...margins, ...margins.map((margin) => -margin)];
   const scale = ratio ? logarithmic(numbers, anchors, RATIOS) : linear(numbers, anchors);
   const text = pair ? figureTick(first.unit) : effectTick(first.unit, ratio);
-  return element("div", { class: "group" }, metrics.map((metric) => row(metric, scale)), axis(scale, text));
+  const minor = metrics.filter(isMinor), rows = (some) => some.map((metric) => row(metric, scale));
+  const folded = minor.length > 3 && minor.length < metrics.length ? minor : [];
+  return element("div", { class: "group" }, rows(metrics.filter((metric) => !folded.includes(metric))), axis(scale, text),
+    folded.length > 0 && element("details", { class: "more-rows" },
+      element("summary", {}, folded.length + " more figures, told and not judged"), rows(folded), axis(scale, text)));
+}
+
+// Figures that are only told, of one language or of a quantile: many, and for a second look.
+function isMinor(metric) {
+  return metric.verdict === "told" && (/^p\d+$/.test(metric.aggregate) || /_[a-z]{2}_t\d$/.test(metric.name));
 }
 
 function row(metric, scale) {
@@ -124,7 +144,7 @@ function sizeSection(report) {
   const memory = report.suites.find((suite) => suite.name === "memory");
   const size = memory && memory.metrics.find((metric) => metric.unit === "bytes" && metric.pruned && metric.original.value !== null && metric.pruned.value !== null);
   const kinds = report.suites.filter((suite) => ["stability", "translation", "accuracy"].includes(suite.name))
-    .map((suite) => [suite, suite.metrics[0]])
+    .map((suite) => [suite, mainMetric(suite)])
     .filter(([, metric]) => metric && metric.pruned && metric.original.value !== null && metric.pruned.value !== null);
   if (!size || !kinds.length) return null;
   return [element("div", { class: "head" }, element("h2", { id: "size-title" }, "Size against quality"),

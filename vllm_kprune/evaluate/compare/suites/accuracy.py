@@ -88,12 +88,22 @@ class Accuracy:
                     notes.append(note)
                 except _Unavailable as error:
                     unavailable[_slug(task)] = str(error)
+        main = (
+            "all"
+            if len(judged) + len(unavailable) > 1
+            else next(iter([*map(_slug, judged), *unavailable]), "all")
+        )
+        if not judged:
+            unavailable = {"*": "no task could be measured", **unavailable}
+        elif main == "all" and len(judged) == 1:
+            unavailable["all"] = f"only {next(iter(judged))} could be measured"
         return SuiteResult(
             self.name,
             tuple(_measurements(groups, judged)),
             tuple(example for task, rows in judged.items() for example in _examples(task, rows)),
-            unavailable if judged else {"*": "no task could be measured", **unavailable},
+            unavailable,
             tuple(notes),
+            main=main,
         )
 
 

@@ -34,7 +34,8 @@ _MAX_TOKENS = 64
 _PROMPTS = 60  # of those that are written for stability, without --limit
 _SAME = Metric("same", "greedy answers identical or tied", "share", "neither", 0.01)
 _IDENTICAL = Metric("identical", "greedy answers identical", "share", "neither", 0.01)
-_UNEXPLAINED = Metric("unexplained", "greedy answers unexplained", "share", "neither", 0.0)
+# The margin is what some sixty prompts can show; none of them may differ then.
+_UNEXPLAINED = Metric("unexplained", "greedy answers unexplained", "share", "lower", 0.05)
 _LOWERED = Metric(
     "prompt_lowered",
     "prompts with a lowered token",
@@ -72,7 +73,8 @@ class Exactness:
         tasks, texts = _tasks(context, chat=bool(no_completion), by_id=words is not None)
         pairs = answered(tasks, ask_both(context, self.name, tasks, concurrency=1))
         found = [(task, pair, part(*pair, words)) for task, pair in pairs]
-        measurements, unavailable = _measure([(t.key, p, v) for t, p, v in found])
+        measured = [(task.key, pair, parting) for task, pair, parting in found]
+        measurements, unavailable = _measure(measured, explained=words is not None)
         if reason := context.missing("prompt_logprobs"):
             unavailable |= {_PROMPT.name: reason, _LOWERED.name: reason}
         notes = [_TIES, _NORMALISED, *([by_text] if by_text else [])]
@@ -141,7 +143,9 @@ def _vocabularies(original: Path | None, pruned: Path | None) -> Vocabularies | 
 _Found = tuple[str, tuple[Answer, Answer], Parting]
 
 
-def _measure(found: Sequence[_Found]) -> tuple[list[Measurement], dict[str, str]]:
+def _measure(
+    found: Sequence[_Found], *, explained: bool
+) -> tuple[list[Measurement], dict[str, str]]:
     if not found:
         return [], {"*": "no prompt was answered by both sides"}
     items = tuple(key for key, _, _ in found)
@@ -149,7 +153,7 @@ def _measure(found: Sequence[_Found]) -> tuple[list[Measurement], dict[str, str]
     measurements = [
         _share(_SAME, items, [parting.verdict != "different" for parting in verdicts]),
         _share(_IDENTICAL, items, [parting.verdict == "identical" for parting in verdicts]),
-        _share(_UNEXPLAINED, items, [parting.reason == "unexplained" for parting in verdicts]),
+        _unexplained(items, verdicts, explained=explained),
     ]
     lowered = [(key, lowered_places(*pair)) for key, pair, _ in found]
     known = [(key, places) for key, places in lowered if places is not None]
@@ -167,6 +171,16 @@ def _measure(found: Sequence[_Found]) -> tuple[list[Measurement], dict[str, str]
         reason = "no prompt has the same tokens, with their log-probabilities, on both sides"
         unavailable |= {_LOWERED.name: reason, _PROMPT.name: reason}
     return measurements, unavailable
+
+
+def _unexplained(
+    items: tuple[str, ...], verdicts: Sequence[Parting], *, explained: bool
+) -> Measurement:
+    """Judged against the original, which explains itself; only told where pruning's own reasons
+    could not be looked up, since they count as unexplained then."""
+    metric = _UNEXPLAINED if explained else replace(_UNEXPLAINED, better="neither")
+    flags = _share(metric, items, [parting.reason == "unexplained" for parting in verdicts])
+    return replace(flags, original=np.zeros_like(flags.original), pruned=flags.original)
 
 
 def _share(metric: Metric, items: tuple[str, ...], values: Sequence[bool]) -> Measurement:

@@ -13,7 +13,7 @@ from vllm_kprune.evaluate.compare.answer_checks import Checks
 from vllm_kprune.evaluate.compare.endpoint import Answer
 from vllm_kprune.evaluate.compare.language_id import language_identifier
 from vllm_kprune.evaluate.compare.run import Context, Task, answered, ask_both
-from vllm_kprune.evaluate.compare.suites.stability_metrics import NAMES, Judged, measure
+from vllm_kprune.evaluate.compare.suites.stability_metrics import NAMES, Judged, measure, uneven
 from vllm_kprune.evaluate.compare.suites.stability_prompts import (
     Prompt,
     pick,
@@ -25,9 +25,11 @@ from vllm_kprune.evaluate.compare.values import Example, SuiteResult
 __all__ = ["Stability"]
 
 _NOTE = (
-    "Shares of answers; LPR and WPR as in Marchisio et al. 2024, LCPR is their harmonic mean. Not "
-    "judged: code, URLs, lines of fewer than five words, and as English words names, acronyms and "
-    "words of fewer than four letters."
+    "Shares of answers. LPR and WPR as in Marchisio et al. 2024: of each language, then the mean "
+    "over languages; LCPR is the harmonic mean of both, and in Latin letters, where words are not "
+    "judged, the LPR alone. Not judged: code, URLs, lines of fewer than five words, and as English "
+    "words names, acronyms and words of fewer than four letters. An answer without a line to judge "
+    "is in none of the three: see empty answers, and answers with a line to judge."
 )
 _NO_LANGUAGES = "py3langid is not installed; pip install 'vllm-kprune[compare]'"
 _NO_CHAT = "Asked as completions, not as chats: {}"
@@ -39,7 +41,7 @@ class Stability:
     """The suite."""
 
     name: str = "stability"
-    help: str = "language confusion (LPR, WPR, LCPR), foreign characters, loops, invalid UTF-8"
+    help: str = "language confusion (LPR, WPR, LCPR), foreign characters, loops, empty answers"
     metrics: tuple[str, ...] = NAMES
 
     def run(self, context: Context) -> SuiteResult:
@@ -63,7 +65,7 @@ class Stability:
             if task.key in kept
         ]
         found, unavailable = measure(judged)
-        notes = [_NOTE]
+        notes = [_NOTE, *uneven(judged)]
         notes += [_NO_CHAT.format(no_chat)] if no_chat else []
         if len(kept) < len(tasks):
             notes.append(_FAILED.format(len(tasks) - len(kept), len(tasks)))

@@ -1,8 +1,13 @@
-"""The metrics of `stability`, from judged answers: a table of what each is made of."""
+"""The metrics of `stability`, from judged answers: a table of what each is made of.
+
+As in Marchisio et al. 2024, pass rates are worked out for each language, and their means over the
+languages are the figures of the whole. Where words cannot be judged (answers in Latin letters) the
+LCPR of a language is its LPR, so that a wrong language shows in the main figure there too.
+"""
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -12,13 +17,14 @@ from vllm_kprune.evaluate.compare.endpoint import Answer
 from vllm_kprune.evaluate.compare.suites.stability_prompts import Prompt
 from vllm_kprune.evaluate.compare.values import Measurement, Metric
 
-__all__ = ["NAMES", "TEMPERATURES", "Judged", "measure"]
+__all__ = ["NAMES", "TEMPERATURES", "Judged", "measure", "uneven"]
 
 TEMPERATURES = (0, 1)
 
 
 class _Row(NamedTuple):
-    """A metric, and the columns of `_Counts` that its aggregate works on."""
+    """A metric, and the columns of `_Counts` that its aggregate works on; of each language, if it
+    is a mean over languages."""
 
     name: str
     title: str
@@ -28,32 +34,35 @@ class _Row(NamedTuple):
     columns: tuple[str, ...]
 
 
+_LINES = ("lines_passed", "lines_judged")
+_WORDS = ("words_passed", "words_judged")
 _ROWS = (
     _Row(
-        *("lcpr", "LCPR: lines and words pass", "higher", 0.02, "harmonic"),
-        ("lines_passed", "lines_judged", "words_passed", "words_judged"),
+        *("lcpr", "LCPR: lines and words pass", "higher", 0.02, "macro_harmonic"),
+        (*_LINES, *_WORDS),
     ),
-    _Row(
-        *("lpr", "LPR: every line in its language", "neither", 0.02, "ratio"),
-        ("lines_passed", "lines_judged"),
-    ),
-    _Row(
-        *("wpr", "WPR: of these, no English word", "neither", 0.02, "ratio"),
-        ("words_passed", "words_judged"),
-    ),
+    _Row("lpr", "LPR: every line in its language", "neither", 0.02, "macro_ratio", _LINES),
+    _Row("wpr", "WPR: of these, no English word", "neither", 0.02, "macro_ratio", _WORDS),
     _Row(
         *("foreign", "characters of another script", "lower", 0.01, "ratio"),
         ("foreign", "answers"),
     ),
     _Row("loops", "endless loops", "lower", 0.02, "ratio", ("loops", "answers")),
     _Row("broken", "invalid UTF-8", "lower", 0.01, "ratio", ("broken", "answers")),
+    _Row("empty", "empty answers", "lower", 0.02, "ratio", ("empty", "answers")),
+    _Row(
+        *("judged", "answers with a line to judge", "neither", 0.02, "ratio"),
+        ("lines_judged", "answers"),
+    ),
 )
-_BY_LANGUAGE = ("lpr", "wpr", "foreign")
+_BY_LANGUAGE = ("lcpr", "lpr", "wpr", "foreign")
+_IN_LATIN = ("lpr", "foreign")
 
 NAMES = tuple(
     [f"{row.name}_t{temperature}" for temperature in TEMPERATURES for row in _ROWS]
     + [f"{name}_??_t{temperature}" for temperature in TEMPERATURES for name in _BY_LANGUAGE]
 )
+_UNEVEN = 0.02
 _Counts = defaultdict[str, float]
 
 
@@ -71,20 +80,32 @@ class Judged:
 def measure(judged: Sequence[Judged]) -> tuple[list[Measurement], dict[str, str]]:
     """The metrics at T=0, then at T=1, and why one could not be measured.
 
-    Some are told for each language too, without a verdict of their own. Where words cannot be
-    judged (answers in Latin letters alone), the verdict is on the lines.
+    Some are told for each language too, without a verdict of their own.
     """
     found: list[Measurement] = []
     unavailable: dict[str, str] = {}
     for row, metric, group in _wanted(judged):
-        if metric.name.replace("lpr", "lcpr") in unavailable:
-            metric = replace(metric, better="higher")
-        measurement = _measurement(metric, row.columns, group)
-        if measurement is None:
-            unavailable[metric.name] = "no answer of a side had anything to judge"
+        measurement = _measurement(row, metric, group)
+        if isinstance(measurement, str):
+            unavailable[metric.name] = measurement
         else:
             found.append(measurement)
     return found, unavailable
+
+
+def uneven(judged: Sequence[Judged]) -> list[str]:
+    """Notes on temperatures where one side gave clearly more answers with a line to judge."""
+    notes = []
+    for temperature in TEMPERATURES:
+        group = [each for each in judged if each.temperature == temperature]
+        pairs = [[finding.lines is not None for finding in each.findings] for each in group]
+        shares = np.mean(pairs, axis=0) if pairs else np.zeros(2)
+        if abs(shares[0] - shares[1]) >= _UNEVEN:
+            notes.append(
+                f"At T={temperature} {shares[0]:.1%} of the original's answers and {shares[1]:.1%} "
+                "of the pruned model's had a line to judge: LPR, WPR and LCPR are of these alone."
+            )
+    return notes
 
 
 def _wanted(judged: Sequence[Judged]) -> Iterator[tuple[_Row, Metric, list[Judged]]]:
@@ -95,7 +116,7 @@ def _wanted(judged: Sequence[Judged]) -> Iterator[tuple[_Row, Metric, list[Judge
             yield row, _metric(row, f"{row.name}_t{temperature}", f"T={temperature}"), group
         for language in languages if len(languages) > 1 else ():
             own = [each for each in group if each.prompt.language == language]
-            names = _BY_LANGUAGE if has_own_script(language) else ("lpr", "foreign")
+            names = _BY_LANGUAGE if has_own_script(language) else _IN_LATIN
             for row in (row for row in _ROWS if row.name in names):
                 name = f"{row.name}_{language}_t{temperature}"
                 told = row._replace(better="neither")
@@ -113,28 +134,53 @@ def _metric(row: _Row, name: str, where: str) -> Metric:
     )
 
 
-def _measurement(
-    metric: Metric, columns: Sequence[str], judged: Iterable[Judged]
-) -> Measurement | None:
-    """Sums over a prompt's samples; None where a side has nothing to divide by."""
+def _measurement(row: _Row, metric: Metric, judged: Iterable[Judged]) -> Measurement | str:
+    """Sums over a prompt's samples; the reason where a side has nothing to divide by."""
     sums: dict[str, tuple[_Counts, _Counts]] = {}
+    languages: dict[str, str] = {}
     for each in judged:
+        languages[each.prompt.key] = each.prompt.language
         sides = sums.setdefault(each.prompt.key, (defaultdict(float), defaultdict(float)))
-        for side, finding in zip(sides, each.findings, strict=True):
-            for name, value in _count(finding).items():
+        for side, answer, finding in zip(sides, each.answers, each.findings, strict=True):
+            for name, value in _count(answer, finding).items():
                 side[name] += value
-    original, pruned = (
-        np.array([[sides[side][name] for name in columns] for sides in sums.values()])
-        for side in (0, 1)
-    )
-    if not sums or not all(np.all(side[:, 1::2].sum(axis=0)) for side in (original, pruned)):
-        return None
+    if not sums:
+        return "no prompt was answered by both sides"
+    groups = _groups(row, sorted(set(languages.values())))
+    if not groups:
+        return "words of languages in Latin letters are not judged"
+    blocks = []
+    for language, columns in groups.items():
+        rows = [
+            [[side[name] * (languages[key] == language or not language) for name in columns]
+             for side in sums[key]]
+            for key in sums
+        ]  # fmt: skip
+        blocks.append(np.array(rows, np.float64))
+        if not blocks[-1][:, :, 1].sum(axis=0).all():
+            where = f" in {language}" if language else ""
+            return f"no answer{where} of a side had anything to judge"
+    original, pruned = np.concatenate(blocks, axis=2).swapaxes(0, 1)
     return Measurement(metric, tuple(sums), original, pruned)
 
 
-def _count(finding: Findings) -> Mapping[str, bool]:
+def _groups(row: _Row, languages: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """The columns of each language, or of all at once (""); none of one that has no words."""
+    if not row.aggregate.startswith("macro"):
+        return {"": row.columns}
+    groups = {}
+    for language in languages:
+        if has_own_script(language):
+            groups[language] = row.columns
+        elif row.columns != _WORDS:
+            groups[language] = _LINES * (len(row.columns) // 2)
+    return groups
+
+
+def _count(answer: Answer, finding: Findings) -> Mapping[str, bool]:
     return {
         "answers": True,
+        "empty": not answer.text.strip(),
         "lines_judged": finding.lines is not None,
         "lines_passed": bool(finding.lines),
         "words_judged": finding.words is not None,

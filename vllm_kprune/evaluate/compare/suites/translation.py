@@ -77,13 +77,17 @@ class Translation:
             reason = "sacrebleu is not installed; pip install 'vllm-kprune[compare]'"
             return SuiteResult(self.name, (), unavailable={"*": reason})
         options = context.options
+        ways = directions(options.languages)
+        if not ways:
+            reason = f"there is one language, {options.languages[0]}; name two with --language"
+            return SuiteResult(self.name, (), unavailable={"*": reason})
         tasks = list(_tasks(context))
         done = answered(tasks, ask_both(context, self.name, tasks))
         measurements: list[Measurement] = []
         examples: list[Example] = []
         unavailable: dict[str, str] = {}
         notes = [_where(options.translations)]
-        for direction in directions(options.languages):
+        for direction in ways:
             rows = [row for row in done if row[0].labels["direction"] == str(direction)]
             if not rows:
                 unavailable[f"chrf_{_key(direction)}"] = "no sentence was translated by both sides"
@@ -96,7 +100,12 @@ class Translation:
         lost = len(tasks) - len(done)
         notes += [f"{lost} of {len(tasks)} sentences left out: a side gave no answer"] * bool(lost)
         return SuiteResult(
-            self.name, tuple(measurements), tuple(examples), unavailable, tuple(notes)
+            self.name,
+            tuple(measurements),
+            tuple(examples),
+            unavailable,
+            tuple(notes),
+            main=f"chrf_{_key(ways[0])}",
         )
 
 
