@@ -1,6 +1,7 @@
 """The client against a server that misbehaves: real HTTP, and no waiting for real."""
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -64,6 +65,78 @@ def test_a_streamed_answer_says_the_same_and_when_each_token_came() -> None:
     assert streamed.completion_tokens == whole.completion_tokens
     assert streamed.ttft_ms is not None
     assert len(streamed.itl_ms) == len(whole.text.split()) - 1
+
+
+@pytest.mark.parametrize(
+    ("habits", "told"),
+    [
+        (Habits(words_per_piece=3), "streams several tokens in a piece"),
+        (Habits(words_per_piece=3, silent=("usage",)), "tells neither ids nor counts of tokens"),
+    ],
+    ids=["counted", "uncounted"],
+)
+def test_pieces_of_several_tokens_are_not_taken_for_tokens(habits: Habits, told: str) -> None:
+    with MockEndpoint(habits) as mock:
+        streamed = with_client(mock, lambda client: client.ask(replace(CHAT, stream=True)))
+    assert streamed.text and streamed.ttft_ms is not None
+    assert streamed.itl_ms == ()
+    assert streamed.untimed is not None and told in streamed.untimed
+
+
+def test_attempts_before_the_answer_are_told() -> None:
+    with MockEndpoint(Habits(rate_limited=2)) as mock:
+        assert with_client(mock, lambda client: client.ask(CHAT)).retries == 2
+        assert with_client(mock, lambda client: client.ask(CHAT)).retries == 0
+
+
+def test_retry_after_nothing_is_no_leave_to_ask_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+
+    with MockEndpoint(Habits(rate_limited=3, retry_after="0")) as mock:
+        monkeypatch.setattr(asyncio, "sleep", sleep)
+        with_client(mock, lambda client: client.ask(CHAT), first_wait=10.0)
+    longer = [wait for wait in waits if wait > 1]
+    assert len(longer) == 3
+    assert all(wait >= 0.99 * 5 * 2**number for number, wait in enumerate(longer))
+
+
+def test_requests_that_waited_for_one_limit_do_not_begin_at_one_moment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    waits: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+
+    async def ask(client: Client) -> None:
+        client._not_before = time.monotonic() + 100
+        await asyncio.gather(*(client.ask(CHAT) for _ in range(4)))
+
+    with MockEndpoint() as mock:
+        monkeypatch.setattr(asyncio, "sleep", sleep)
+        with_client(mock, ask)
+    late = [wait for wait in waits if wait > 90]
+    assert len(late) == 4
+    assert max(late) - min(late) > 0.1
+
+
+@pytest.mark.parametrize("status", [402, 404])
+def test_an_endpoint_without_the_model_or_the_money_is_as_good_as_dead(status: int) -> None:
+    with (
+        MockEndpoint(Habits(status=status)) as mock,
+        pytest.raises(EndpointDied, match=f"HTTP {status}"),
+    ):
+        with_client(mock, lambda client: client.ask(CHAT))
+
+
+@pytest.mark.parametrize(("status", "final"), [(400, True), (413, True), (422, True), (501, False)])
+def test_only_refusals_of_the_request_itself_are_final(status: int, final: bool) -> None:
+    with MockEndpoint(Habits(status=status)) as mock:
+        answer = with_client(mock, lambda client: client.ask(CHAT))
+    assert answer.error is not None and answer.final is final
 
 
 @pytest.mark.parametrize(

@@ -97,9 +97,10 @@ class Answer:
 
     `logprobs` are those of the chosen tokens, `top` the best tokens of each place by text (or as
     `token_id:N`). `prompt_logprobs` begin with the None of the first token.
-    Times are milliseconds from sending the request; `ttft_ms` and `itl_ms` (one for each token
-    after the first) are of streamed requests only. With n > 1, `others` are the texts after the
-    first, and `logprobs` and the like are the first's.
+    Times are milliseconds from sending the attempt that was answered; `ttft_ms` and `itl_ms` (one
+    for each token after the first; `untimed` says why there are none) are of streamed requests
+    only. With n > 1, `others` are the texts after the first, and `logprobs` and the like are the
+    first's. `retries` counts the attempts before; `final`: the error would be the same again.
     """
 
     text: str = ""
@@ -116,7 +117,10 @@ class Answer:
     itl_ms: tuple[float, ...] = ()
     e2e_ms: float | None = None
     others: tuple[str, ...] = ()
+    untimed: str | None = None
+    retries: int = 0
     error: str | None = None
+    final: bool = False
 
 
 @dataclass(frozen=True)

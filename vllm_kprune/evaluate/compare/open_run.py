@@ -61,10 +61,13 @@ def open_run(
         for name, side in sides.items()
     ]
     with asyncio.Runner() as runner:
-        # `ask_both` limits itself; latency asks a whole batch at a time.
-        at_once = max(options.concurrency, *options.batches)
         clients = [
-            Client(endpoint, concurrency=at_once, timeout=timeout, first_wait=first_wait)
+            Client(
+                endpoint,
+                concurrency=options.concurrency,
+                timeout=timeout,
+                first_wait=first_wait,
+            )
             for endpoint in endpoints
         ]
         try:
