@@ -8,7 +8,8 @@ dead: `EndpointDied`, so that nobody waits for each of the requests that are lef
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
 
@@ -66,6 +67,16 @@ class Client:
         self._given_up = 0
         self._transport = Transport(endpoint, timeout)
 
+    @contextmanager
+    def within(self, seconds: float) -> Iterator[None]:
+        """No attempt takes longer than that meanwhile."""
+        usual = self._transport.timeout
+        self._transport.timeout = min(usual, seconds)
+        try:
+            yield
+        finally:
+            self._transport.timeout = usual
+
     def again(self, *, concurrency: int) -> "Client":
         """A client of the same endpoint with connections of its own and another concurrency."""
         other = Client(
@@ -111,14 +122,18 @@ class Client:
 
         Paths are relative to the server's root (`/kprune`, `/metrics`); `/v1/…` to the base URL.
         """
+        try:
+            return await self.fetch(path)
+        except (Refused, TooLong, Trouble):
+            return None
+
+    async def fetch(self, path: str) -> Any:
+        """As `get`; raises what `transport` raises where there is no answer."""
         url = self.endpoint.root + path
         if path.startswith("/v1/"):
             url = self.endpoint.url + path.removeprefix("/v1")
         async with self._slots:
-            try:
-                data = await self.try_again(lambda: self._transport.get(url))
-            except (Refused, TooLong, Trouble):
-                return None
+            data = await self.try_again(lambda: self._transport.get(url))
         try:
             return parse(data)
         except Malformed:

@@ -27,8 +27,10 @@ __all__ = [
     "answer_from_json",
     "api_key",
     "clean_url",
+    "shared_key",
 ]
 
+_COMMON_KEY = "OPENAI_API_KEY"
 _VERSION = re.compile(r"v\d+\w*")
 
 
@@ -182,5 +184,26 @@ def clean_url(option: str, url: str) -> str:
 def api_key(name: str, environment: Mapping[str, str] | None = None) -> str:
     """The key of an endpoint: `KPRUNE_ORIGINAL_API_KEY`, `…_PRUNED_…`, else `OPENAI_API_KEY`."""
     environment = os.environ if environment is None else environment
-    own = environment.get(f"KPRUNE_{name.upper()}_API_KEY", "").strip()
-    return own or environment.get("OPENAI_API_KEY", "").strip()
+    for variable in (f"KPRUNE_{name.upper()}_API_KEY", _COMMON_KEY):
+        key = environment.get(variable, "").strip()
+        if key and not (key.isascii() and key.isprintable()):
+            raise KPruneError(f"{variable} has characters that no key has; copy it again")
+        if key:
+            return key
+    return ""
+
+
+def shared_key(
+    original: str, pruned: str, environment: Mapping[str, str] | None = None
+) -> str | None:
+    """A warning where two hosts (of URLs) get the one `OPENAI_API_KEY`; None where not."""
+    hosts = [urlsplit(url).netloc for url in (original, pruned)]
+    environment = os.environ if environment is None else environment
+    common = environment.get(_COMMON_KEY, "").strip()
+    keys = [api_key(name, environment) for name in ("original", "pruned")]
+    if not common or hosts[0] == hosts[1] or keys != [common, common]:
+        return None
+    return (
+        f"{_COMMON_KEY} is sent to both {hosts[0]} and {hosts[1]}; set KPRUNE_ORIGINAL_API_KEY and "
+        "KPRUNE_PRUNED_API_KEY where one of them should not have it"
+    )

@@ -67,11 +67,13 @@ class Memory:
         measurements, unavailable = [], {}
         for number, figure in enumerate(_FIGURES, 1):
             look_up = partial(_look_up, figure, original, pruned)
-            found = context.journal.step(self.name, figure.name, look_up)
-            context.tell(self.name, number, len(_FIGURES))
-            if isinstance(found, str):
-                unavailable[figure.name] = found
+            try:
+                found = context.journal.step(self.name, figure.name, look_up)
+            except _Unknown as error:
+                unavailable[figure.name] = str(error)
                 continue
+            finally:
+                context.tell(self.name, number, len(_FIGURES))
             values = [np.array([[float(value)]]) for value in found]
             measurements.append(Measurement(figure.metric, ("model",), values[0], values[1]))
         return SuiteResult(self.name, tuple(measurements), (), unavailable)
@@ -108,12 +110,16 @@ def cache_tokens(metrics: str) -> int | None:
     return sum(rooms) if rooms else None  # one line for each engine
 
 
-def _look_up(figure: _Figure, original: Side, pruned: Side) -> list[int] | str:
-    """Both values, or the reason why there are none: what the journal keeps."""
+class _Unknown(Exception):
+    """Why a figure has no values; not kept, as the next run may find them."""
+
+
+def _look_up(figure: _Figure, original: Side, pruned: Side) -> list[int]:
+    """Both values: what the journal keeps."""
     try:
         return [*figure.values(original, pruned)]
     except (KPruneError, OSError) as error:
-        return str(error)
+        raise _Unknown(str(error)) from None
 
 
 def _side(context: Context, number: int) -> Side:
