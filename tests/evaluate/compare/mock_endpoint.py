@@ -48,6 +48,8 @@ class Habits:
     hanging_up: int = 0
     words_per_piece: int = 1  # of a stream
     status: int = 0  # of every answer, if any
+    get_status: int = 200  # and of what is no answer
+    get_seconds: float = 0.0
     poison: str = ""  # hangs up on prompts with it
     silent: tuple[str, ...] = ()  # fields that it ignores
     refusing: tuple[str, ...] = ()  # fields that it answers with 400
@@ -159,7 +161,10 @@ def _handler(mock: MockEndpoint) -> type[BaseHTTPRequestHandler]:
             habits = mock.habits
             paths: dict[str, Any] = {"/v1/models": {"data": [{"id": habits.model}]}}
             value = (paths | dict(habits.paths)).get(self.path)
-            if value is None:
+            time.sleep(habits.get_seconds)
+            if habits.get_status != 200:
+                self.send(habits.get_status, {"error": {"message": "still loading"}})
+            elif value is None:
                 self.send(404, {"error": {"message": "not found"}})
             else:
                 self.send(200, value)

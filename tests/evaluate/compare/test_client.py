@@ -10,6 +10,7 @@ import pytest
 from mock_endpoint import Habits, MockEndpoint, reply
 
 from vllm_kprune.errors import KPruneError
+from vllm_kprune.evaluate.compare import probe as probing
 from vllm_kprune.evaluate.compare.client import Client
 from vllm_kprune.evaluate.compare.endpoint import (
     Endpoint,
@@ -19,6 +20,7 @@ from vllm_kprune.evaluate.compare.endpoint import (
     answer_from_json,
     api_key,
     clean_url,
+    shared_key,
 )
 from vllm_kprune.evaluate.compare.probe import find_model, probe
 
@@ -366,3 +368,94 @@ def test_paths_that_a_server_lacks_are_none() -> None:
     with MockEndpoint(Habits(paths={"/metrics": "# TYPE x gauge\nx 1\n"})) as mock:
         assert with_client(mock, lambda client: client.get("/kprune")) is None
         assert "x 1" in with_client(mock, lambda client: client.get("/metrics"))
+
+
+def test_a_server_that_loads_is_not_said_to_have_no_model() -> None:
+    with (
+        MockEndpoint(Habits(get_status=503)) as mock,
+        pytest.raises(KPruneError, match="not ready: HTTP 503: still loading"),
+    ):
+        with_client(mock, lambda client: find_model(client, None), attempts=2)
+
+
+def test_a_server_that_hangs_before_anything_is_measured_is_not_waited_for_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(probing, "_LIST_SECONDS", 0.05)
+    with (
+        MockEndpoint(Habits(get_seconds=0.3)) as mock,
+        pytest.raises(KPruneError, match=r"not ready: no answer in 0\.05 s"),
+    ):
+        with_client(mock, lambda client: find_model(client, None))
+
+
+def test_a_server_that_is_busy_is_not_said_to_lack_anything() -> None:
+    with (
+        MockEndpoint(Habits(rate_limited=10**6)) as mock,
+        pytest.raises(KPruneError, match=r"not ready: .* HTTP 429"),
+    ):
+        with_client(mock, probe, attempts=2)
+
+
+def test_a_server_without_a_list_of_models_says_why() -> None:
+    with (
+        MockEndpoint(Habits(get_status=405)) as mock,
+        pytest.raises(KPruneError, match=r"lists no model \(HTTP 405: still loading\)"),
+    ):
+        with_client(mock, lambda client: find_model(client, None))
+
+
+def test_a_model_whose_name_is_no_text_is_refused() -> None:
+    with (
+        MockEndpoint(Habits(model="a\ud800b")) as mock,
+        pytest.raises(KPruneError, match="whose name is no text"),
+    ):
+        with_client(mock, lambda client: find_model(client, None))
+
+
+def test_half_a_character_cannot_come_in_a_token() -> None:
+    body = (
+        b'{"choices": [{"text": "\\ud83d\\ude00", "logprobs": '
+        b'{"tokens": ["a\\udc00"], "token_logprobs": [-1], "top_logprobs": [{"\\ud800": -1}]}}]}'
+    )
+    with MockEndpoint(Habits(body=body)) as mock:
+        answer = with_client(mock, lambda client: client.ask(CHAT))
+    assert answer.text == "\N{GRINNING FACE}"
+    assert answer.token_texts == ("a\ufffd",)
+    assert answer.top == ({"\ufffd": -1},)
+
+
+def test_a_second_client_of_an_endpoint_has_the_same_time_limit() -> None:
+    async def ask(client: Client) -> str | None:
+        other = client.again(concurrency=1)
+        try:
+            return (await other.ask(CHAT)).error
+        finally:
+            await other.close()
+
+    with MockEndpoint(Habits(delay_seconds=0.4)) as mock:
+        assert with_client(mock, ask, timeout=0.05) == "no answer in 0.05 s"
+
+
+@pytest.mark.parametrize("key", ["sk-열쇠", "sk-1\nX-Header: 2", "sk\u200b"])
+def test_a_key_that_no_header_can_have_is_refused_and_not_told(key: str) -> None:
+    with pytest.raises(KPruneError, match="KPRUNE_PRUNED_API_KEY has characters") as caught:
+        api_key("pruned", {"KPRUNE_PRUNED_API_KEY": key})
+    assert key not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("pruned", "keys", "warned"),
+    [
+        ("https://two/v1", {"OPENAI_API_KEY": "k"}, True),
+        ("https://one/v1", {"OPENAI_API_KEY": "k"}, False),
+        ("https://two/v1", {"OPENAI_API_KEY": "k", "KPRUNE_PRUNED_API_KEY": "own"}, False),
+        ("https://two/v1", {}, False),
+    ],
+    ids=["both hosts", "one host", "own key", "no key"],
+)
+def test_one_key_for_two_hosts_is_warned_of(
+    pruned: str, keys: dict[str, str], warned: bool
+) -> None:
+    warning = shared_key("https://one/v1", pruned, keys)
+    assert (warning is not None) is warned

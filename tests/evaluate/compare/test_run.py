@@ -11,6 +11,7 @@ import pytest
 from mock_endpoint import Habits, MockEndpoint
 
 from vllm_kprune.errors import KPruneError
+from vllm_kprune.evaluate.compare.conclude import conclude
 from vllm_kprune.evaluate.compare.endpoint import Request
 from vllm_kprune.evaluate.compare.open_run import Address, open_run
 from vllm_kprune.evaluate.compare.run import (
@@ -233,3 +234,22 @@ def test_other_settings_are_found_before_anything_is_asked(
         pass
     assert mocks[0].asked != []  # of the first run: nothing was cleared, nothing asked
     assert len(mocks[0].asked) == 1
+
+
+def test_names_and_lists_that_are_too_long_for_a_report_are_cut(
+    mocks: tuple[MockEndpoint, MockEndpoint], tmp_path: Path
+) -> None:
+    values = np.zeros((2, 1))
+    names = ["x" * 250 + end for end in ("a", "b")]
+    measurements = tuple(
+        Measurement(Metric(name, name, "share", "higher", 0.1), ("1", "2"), values, values)
+        for name in names
+    )
+    unavailable = {f"{'y' * 300}{n}": "why" for n in range(600)}
+    notes = tuple(f"note {n}" for n in range(300))
+    result = SuiteResult("lengths", measurements, (), unavailable, notes)
+    with running(*mocks, tmp_path) as context:
+        (suite,) = conclude(context, [result]).suites
+    assert len({metric.name for metric in suite.metrics}) == 2
+    assert len(suite.unavailable) == 500
+    assert len(suite.notes) == 200 and suite.notes[-1] == "and 101 more notes"

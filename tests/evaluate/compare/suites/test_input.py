@@ -162,3 +162,11 @@ def test_files_of_passages_are_read_and_refused_with_the_line(tmp_path: Path) ->
 
 def test_scoring_endpoints_without_marks_would_be_noticed() -> None:
     assert scoring(Request("completion", prompt="ab", prompt_logprobs=0)).prompt_tokens == 2
+
+
+def test_half_a_character_in_a_file_is_refused_with_the_line(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    row = {"context": "\N{GRINNING FACE} Ada", "question": "Who?", "answer": "Ada"}
+    path.write_text(f"{json.dumps(row)}\n{json.dumps(row | {'answer': chr(0xD800)})}\n")
+    with pytest.raises(KPruneError, match=r"rows\.jsonl:2 has half a character \(\\ud800\)"):
+        passages_of(CompareOptions(input_data=path))
