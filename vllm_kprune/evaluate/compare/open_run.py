@@ -23,8 +23,9 @@ from vllm_kprune.evaluate.compare.facts import ask_facts
 from vllm_kprune.evaluate.compare.journal import Journal
 from vllm_kprune.evaluate.compare.probe import find_model, probe
 from vllm_kprune.evaluate.compare.run import CompareOptions, Context
+from vllm_kprune.evaluate.compare.values import SIDES
 
-__all__ = ["Address", "open_run"]
+__all__ = ["Address", "open_run", "settings_of"]
 
 _OPTIONS = TypeAdapter(CompareOptions)
 
@@ -75,7 +76,8 @@ def open_run(
                 model = runner.run(_greet(client, side.model))
                 client.endpoint = replace(client.endpoint, model=model)
             first, second = clients
-            settings = settings_of((original, pruned), (first, second), options)
+            models = first.endpoint.model, second.endpoint.model
+            settings = settings_of((original, pruned), models, options)
             with Journal(folder, settings) as journal:
                 for client in clients:
                     _learn(client, journal, runner)
@@ -86,14 +88,13 @@ def open_run(
 
 
 def settings_of(
-    addresses: tuple[Address, Address], clients: tuple[Client, Client], options: CompareOptions
+    addresses: tuple[Address, Address], models: tuple[str, str], options: CompareOptions
 ) -> dict[str, Any]:
     """What a resumed run must agree on, as JSON."""
     settings: dict[str, Any] = _OPTIONS.dump_python(options, mode="json")
-    for address, client in zip(addresses, clients, strict=True):
-        endpoint = client.endpoint
-        settings[endpoint.name] = address.name or endpoint.url
-        settings[f"{endpoint.name}_model"] = endpoint.model
+    for side, address, model in zip(SIDES, addresses, models, strict=True):
+        settings[side] = address.name or clean_url(f"--{side}", address.url)
+        settings[f"{side}_model"] = model
     return settings
 
 

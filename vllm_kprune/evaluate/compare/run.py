@@ -261,7 +261,9 @@ class _Asking:
         journal = self._context.journal
         key = f"{task.key} {client.endpoint.name} {_digest(task.request, client.endpoint.model)}"
         kept = journal.get(self._suite, key)
-        answer = self._asked.get(key) if kept is None else answer_from_json(kept)
+        answer = None if kept is None else answer_from_json(kept)
+        if answer is None or (answer.error and not answer.final):
+            answer = self._asked.get(key)
         if answer is None:
             if self._context.deaths:
                 return
