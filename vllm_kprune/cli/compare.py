@@ -77,7 +77,9 @@ Two models of a hosted API:
 **Keys** come from KPRUNE_ORIGINAL_API_KEY and KPRUNE_PRUNED_API_KEY, else OPENAI_API_KEY.
 
 **Exit codes**: 0 done, 1 a --fail-on condition is met, 2 a mistake that you can put right, 3 a
-server died: what was done is in the report, and the same command goes on from there.
+server died, or has no such model or no credit any more: what was done is in the report, and the
+same command goes on from there; it also asks again what failed. 130 Ctrl-C: the same, without a
+report.
 """
 _DEFAULTS = CompareOptions()
 _INCOMPLETE, _STOPPED = 3, 130

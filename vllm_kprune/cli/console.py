@@ -1,7 +1,6 @@
 """What all commands share: the console on standard error, progress bars, and JSON output."""
 
 import json
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -20,6 +19,8 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+
+from vllm_kprune.errors import KPruneError
 
 __all__ = ["counts", "error_console", "log", "output_console", "say_error", "steps", "write_json"]
 
@@ -96,6 +97,8 @@ def write_json(value: Any, target: str) -> None:
     text = json.dumps(value, ensure_ascii=False, indent=2)
     if target == "-":
         typer.echo(text)
-    else:
+        return
+    try:
         Path(target).write_text(text + "\n", encoding="utf-8")
-        sys.stdout.flush()
+    except OSError as error:
+        raise KPruneError(f"{target} cannot be written: {error.strerror}") from None

@@ -232,3 +232,12 @@ def test_where_nobody_watches_progress_is_told_now_and_then_and_never_twice(
     assert lines[-1] == "accuracy: 6 of 6"
     assert len(lines) == len(set(lines))
     assert 2 <= len(lines) < 6
+
+
+def test_a_copy_of_the_report_that_cannot_be_written_is_told(
+    run: Run, equal: tuple[str, ...], tmp_path: Path
+) -> None:
+    target = tmp_path / "missing" / "report.json"
+    code, _, err = run(*equal, *SMALL, "--limit", 2, "-o", tmp_path / "run", "--json", target)
+    assert code == 2
+    assert "cannot be written" in err
