@@ -23,7 +23,6 @@ from vllm_kprune.evaluate.compare.facts import ask_facts
 from vllm_kprune.evaluate.compare.journal import Journal
 from vllm_kprune.evaluate.compare.probe import find_model, probe
 from vllm_kprune.evaluate.compare.run import CompareOptions, Context
-from vllm_kprune.evaluate.compare.values import SIDES
 
 __all__ = ["Address", "open_run", "settings_of"]
 
@@ -92,7 +91,7 @@ def settings_of(
 ) -> dict[str, Any]:
     """What a resumed run must agree on, as JSON."""
     settings: dict[str, Any] = _OPTIONS.dump_python(options, mode="json")
-    for side, address, model in zip(SIDES, addresses, models, strict=True):
+    for side, address, model in zip(("original", "pruned"), addresses, models, strict=True):
         settings[side] = address.name or clean_url(f"--{side}", address.url)
         settings[f"{side}_model"] = model
     return settings
