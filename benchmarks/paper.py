@@ -34,7 +34,7 @@ from vllm_kprune.evaluate.compare.conclude import write_all
 from vllm_kprune.evaluate.compare.report import Report
 from vllm_kprune.evaluate.compare.report_file import read_report
 from vllm_kprune.evaluate.compare.run import CompareOptions
-from vllm_kprune.evaluate.compare.served import Amounts, compare_served
+from vllm_kprune.evaluate.compare.served import Amounts, check_kept, compare_served
 from vllm_kprune.evaluate.compare.suites import SUITES
 from vllm_kprune.evaluate.pairs import open_pair, serve_pair
 from vllm_kprune.evaluate.servers import stops_on_sigterm
@@ -115,6 +115,7 @@ def run(model: str, profile: str, options: argparse.Namespace, files: Mapping[st
     say(f"{model}, {profile}: starting both servers")
     base = CompareOptions(concurrency=CONCURRENCY, languages=LANGUAGES[profile], **files)
     started = time.monotonic()
+    check_kept(base, folder)
     with serve_pair(pair, ARGUMENTS, eager=options.eager) as servers:
         report = compare_served(servers, amounts, base, folder, timeout=1800, tell=Told())
     write_all(report, folder)

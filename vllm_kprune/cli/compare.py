@@ -1,6 +1,7 @@
 """`kprune compare`: two endpoints, the same work, and whether the pruned one is worth shipping."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import typer
@@ -41,6 +42,7 @@ from vllm_kprune.cli.compare_table import print_report
 from vllm_kprune.cli.console import counts, error_console, log, output_console, write_json
 from vllm_kprune.errors import KPruneError, nearest
 from vllm_kprune.evaluate.compare.conclude import conclude, write_all
+from vllm_kprune.evaluate.compare.endpoint import shared_key
 from vllm_kprune.evaluate.compare.gate import Gate, check_gates, failed_gates, parse_gates
 from vllm_kprune.evaluate.compare.journal import set_aside
 from vllm_kprune.evaluate.compare.open_run import Address, open_run
@@ -75,10 +77,12 @@ Two models of a hosted API:
 **Keys** come from KPRUNE_ORIGINAL_API_KEY and KPRUNE_PRUNED_API_KEY, else OPENAI_API_KEY.
 
 **Exit codes**: 0 done, 1 a --fail-on condition is met, 2 a mistake that you can put right, 3 a
-server died: what was done is in the report, and the same command goes on from there.
+server died, or has no such model or no credit any more: what was done is in the report, and the
+same command goes on from there; it also asks again what failed. 130 Ctrl-C: the same, without a
+report.
 """
 _DEFAULTS = CompareOptions()
-_INCOMPLETE = 3
+_INCOMPLETE, _STOPPED = 3, 130
 
 
 def register(app: typer.Typer) -> None:
@@ -168,7 +172,10 @@ def _run(
     if fresh and (moved := set_aside(output)):
         log(f"the run before is in {moved}")
     addresses = Address(original, original_model), Address(pruned, pruned_model)
+    if warning := shared_key(original, pruned):
+        log(f"warning: {warning}")
     with (
+        _told(output),
         counts() as tell,
         open_run(*addresses, options, output, timeout=timeout, tell=tell) as context,
     ):
@@ -176,6 +183,16 @@ def _run(
         report = conclude(context, outcome.results)
     _show(report, output, json_to)
     _end(report, gates, outcome.died, output)
+
+
+@contextmanager
+def _told(folder: Path) -> Iterator[None]:
+    """What Ctrl-C leaves behind."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        log(f"stopped; what was done is kept in {folder}, and the same command goes on")
+        raise typer.Exit(_STOPPED) from None
 
 
 def _chosen(names: Sequence[str] | None) -> list[Suite]:

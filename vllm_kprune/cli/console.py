@@ -1,7 +1,7 @@
 """What all commands share: the console on standard error, progress bars, and JSON output."""
 
 import json
-import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,9 +20,12 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from vllm_kprune.errors import KPruneError
+
 __all__ = ["counts", "error_console", "log", "output_console", "say_error", "steps", "write_json"]
 
 error_console = Console(stderr=True, highlight=False)
+_LINE_SECONDS = 30.0  # between lines of progress where nobody watches
 output_console = Console(highlight=False)
 
 
@@ -63,7 +66,7 @@ def steps() -> Iterator[Callable[[str, float], None]]:
 @contextmanager
 def counts() -> Iterator[Callable[[str, int, int], None]]:
     """A bar for each suite, told as (suite, done, total); where nobody watches, a line when one is
-    done."""
+    done and now and then before."""
     columns = (
         TextColumn("{task.description:<12}"),
         BarColumn(),
@@ -73,13 +76,18 @@ def counts() -> Iterator[Callable[[str, int, int], None]]:
     watched = error_console.is_terminal
     with Progress(*columns, console=error_console, disable=not watched) as bars:
         known: dict[str, Any] = {}
+        last, told = "", time.monotonic()
 
         def tell(suite: str, done: int, total: int) -> None:
             if suite not in known:
                 known[suite] = bars.add_task(suite, total=total)
             bars.update(known[suite], completed=done, total=total)
-            if done == total and not watched:
-                log(f"{suite}: {done} of {total}")
+            nonlocal last, told
+            line = f"{suite}: {done:,} of {total:,}"
+            late = time.monotonic() - told >= _LINE_SECONDS
+            if (done == total or late) and line != last and not watched:
+                log(line)
+                last, told = line, time.monotonic()
 
         yield tell
 
@@ -89,6 +97,8 @@ def write_json(value: Any, target: str) -> None:
     text = json.dumps(value, ensure_ascii=False, indent=2)
     if target == "-":
         typer.echo(text)
-    else:
+        return
+    try:
         Path(target).write_text(text + "\n", encoding="utf-8")
-        sys.stdout.flush()
+    except OSError as error:
+        raise KPruneError(f"{target} cannot be written: {error.strerror}") from None

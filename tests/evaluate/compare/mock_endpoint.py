@@ -46,6 +46,10 @@ class Habits:
     retry_after: str = "0"
     failing: int = 0
     hanging_up: int = 0
+    words_per_piece: int = 1  # of a stream
+    status: int = 0  # of every answer, if any
+    get_status: int = 200  # and of what is no answer
+    get_seconds: float = 0.0
     poison: str = ""  # hangs up on prompts with it
     silent: tuple[str, ...] = ()  # fields that it ignores
     refusing: tuple[str, ...] = ()  # fields that it answers with 400
@@ -157,7 +161,10 @@ def _handler(mock: MockEndpoint) -> type[BaseHTTPRequestHandler]:
             habits = mock.habits
             paths: dict[str, Any] = {"/v1/models": {"data": [{"id": habits.model}]}}
             value = (paths | dict(habits.paths)).get(self.path)
-            if value is None:
+            time.sleep(habits.get_seconds)
+            if habits.get_status != 200:
+                self.send(habits.get_status, {"error": {"message": "still loading"}})
+            elif value is None:
                 self.send(404, {"error": {"message": "not found"}})
             else:
                 self.send(200, value)
@@ -185,6 +192,8 @@ def _handler(mock: MockEndpoint) -> type[BaseHTTPRequestHandler]:
                 self.send(
                     429, {"error": {"message": "slow down"}}, {"Retry-After": habits.retry_after}
                 )
+            elif habits.status:
+                self.send(habits.status, {"error": {"message": "no"}})
             elif number < habits.failing:
                 self.send(500, {"error": {"message": "oops"}})
             elif self.path.endswith("/chat/completions") and not habits.chats:
@@ -219,7 +228,7 @@ def _handler(mock: MockEndpoint) -> type[BaseHTTPRequestHandler]:
             self.send_header("Content-Type", "text/event-stream")
             self.send_header("Connection", "close")
             self.end_headers()
-            for piece in pieces(whole, body):
+            for piece in pieces(whole, body, mock.habits.words_per_piece):
                 self.wfile.write(b"data: " + json.dumps(piece).encode() + b"\n\n")
                 self.wfile.flush()
             self.wfile.write(b"data: [DONE]\n\n")
@@ -251,11 +260,14 @@ def reply(habits: Habits, body: Mapping[str, Any]) -> dict[str, Any]:
     return answer
 
 
-def pieces(whole: Mapping[str, Any], body: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def pieces(
+    whole: Mapping[str, Any], body: Mapping[str, Any], at_once: int
+) -> Iterator[dict[str, Any]]:
     """The same answer word by word; its token counts come last, if they are asked for."""
     choice = whole["choices"][0]
     text = choice["message"]["content"] if "message" in choice else choice["text"]
-    words = text.split(" ")
+    every = text.split(" ")
+    words = [" ".join(every[n : n + at_once]) for n in range(0, len(every), at_once)]
     for number, word in enumerate(words):
         content = word if number == 0 else f" {word}"
         last = {"finish_reason": "stop"} if number + 1 == len(words) else {}

@@ -1,6 +1,7 @@
 """The client against a server that misbehaves: real HTTP, and no waiting for real."""
 
 import asyncio
+import time
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -9,6 +10,7 @@ import pytest
 from mock_endpoint import Habits, MockEndpoint, reply
 
 from vllm_kprune.errors import KPruneError
+from vllm_kprune.evaluate.compare import probe as probing
 from vllm_kprune.evaluate.compare.client import Client
 from vllm_kprune.evaluate.compare.endpoint import (
     Endpoint,
@@ -18,6 +20,7 @@ from vllm_kprune.evaluate.compare.endpoint import (
     answer_from_json,
     api_key,
     clean_url,
+    shared_key,
 )
 from vllm_kprune.evaluate.compare.probe import find_model, probe
 
@@ -64,6 +67,78 @@ def test_a_streamed_answer_says_the_same_and_when_each_token_came() -> None:
     assert streamed.completion_tokens == whole.completion_tokens
     assert streamed.ttft_ms is not None
     assert len(streamed.itl_ms) == len(whole.text.split()) - 1
+
+
+@pytest.mark.parametrize(
+    ("habits", "told"),
+    [
+        (Habits(words_per_piece=3), "streams several tokens in a piece"),
+        (Habits(words_per_piece=3, silent=("usage",)), "tells neither ids nor counts of tokens"),
+    ],
+    ids=["counted", "uncounted"],
+)
+def test_pieces_of_several_tokens_are_not_taken_for_tokens(habits: Habits, told: str) -> None:
+    with MockEndpoint(habits) as mock:
+        streamed = with_client(mock, lambda client: client.ask(replace(CHAT, stream=True)))
+    assert streamed.text and streamed.ttft_ms is not None
+    assert streamed.itl_ms == ()
+    assert streamed.untimed is not None and told in streamed.untimed
+
+
+def test_attempts_before_the_answer_are_told() -> None:
+    with MockEndpoint(Habits(rate_limited=2)) as mock:
+        assert with_client(mock, lambda client: client.ask(CHAT)).retries == 2
+        assert with_client(mock, lambda client: client.ask(CHAT)).retries == 0
+
+
+def test_retry_after_nothing_is_no_leave_to_ask_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+
+    with MockEndpoint(Habits(rate_limited=3, retry_after="0")) as mock:
+        monkeypatch.setattr(asyncio, "sleep", sleep)
+        with_client(mock, lambda client: client.ask(CHAT), first_wait=10.0)
+    longer = [wait for wait in waits if wait > 1]
+    assert len(longer) == 3
+    assert all(wait >= 0.99 * 5 * 2**number for number, wait in enumerate(longer))
+
+
+def test_requests_that_waited_for_one_limit_do_not_begin_at_one_moment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    waits: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+
+    async def ask(client: Client) -> None:
+        client._not_before = time.monotonic() + 100
+        await asyncio.gather(*(client.ask(CHAT) for _ in range(4)))
+
+    with MockEndpoint() as mock:
+        monkeypatch.setattr(asyncio, "sleep", sleep)
+        with_client(mock, ask)
+    late = [wait for wait in waits if wait > 90]
+    assert len(late) == 4
+    assert max(late) - min(late) > 0.1
+
+
+@pytest.mark.parametrize("status", [402, 404])
+def test_an_endpoint_without_the_model_or_the_money_is_as_good_as_dead(status: int) -> None:
+    with (
+        MockEndpoint(Habits(status=status)) as mock,
+        pytest.raises(EndpointDied, match=f"HTTP {status}"),
+    ):
+        with_client(mock, lambda client: client.ask(CHAT))
+
+
+@pytest.mark.parametrize(("status", "final"), [(400, True), (413, True), (422, True), (501, False)])
+def test_only_refusals_of_the_request_itself_are_final(status: int, final: bool) -> None:
+    with MockEndpoint(Habits(status=status)) as mock:
+        answer = with_client(mock, lambda client: client.ask(CHAT))
+    assert answer.error is not None and answer.final is final
 
 
 @pytest.mark.parametrize(
@@ -293,3 +368,94 @@ def test_paths_that_a_server_lacks_are_none() -> None:
     with MockEndpoint(Habits(paths={"/metrics": "# TYPE x gauge\nx 1\n"})) as mock:
         assert with_client(mock, lambda client: client.get("/kprune")) is None
         assert "x 1" in with_client(mock, lambda client: client.get("/metrics"))
+
+
+def test_a_server_that_loads_is_not_said_to_have_no_model() -> None:
+    with (
+        MockEndpoint(Habits(get_status=503)) as mock,
+        pytest.raises(KPruneError, match="not ready: HTTP 503: still loading"),
+    ):
+        with_client(mock, lambda client: find_model(client, None), attempts=2)
+
+
+def test_a_server_that_hangs_before_anything_is_measured_is_not_waited_for_long(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(probing, "_LIST_SECONDS", 0.05)
+    with (
+        MockEndpoint(Habits(get_seconds=0.3)) as mock,
+        pytest.raises(KPruneError, match=r"not ready: no answer in 0\.05 s"),
+    ):
+        with_client(mock, lambda client: find_model(client, None))
+
+
+def test_a_server_that_is_busy_is_not_said_to_lack_anything() -> None:
+    with (
+        MockEndpoint(Habits(rate_limited=10**6)) as mock,
+        pytest.raises(KPruneError, match=r"not ready: .* HTTP 429"),
+    ):
+        with_client(mock, probe, attempts=2)
+
+
+def test_a_server_without_a_list_of_models_says_why() -> None:
+    with (
+        MockEndpoint(Habits(get_status=405)) as mock,
+        pytest.raises(KPruneError, match=r"lists no model \(HTTP 405: still loading\)"),
+    ):
+        with_client(mock, lambda client: find_model(client, None))
+
+
+def test_a_model_whose_name_is_no_text_is_refused() -> None:
+    with (
+        MockEndpoint(Habits(model="a\ud800b")) as mock,
+        pytest.raises(KPruneError, match="whose name is no text"),
+    ):
+        with_client(mock, lambda client: find_model(client, None))
+
+
+def test_half_a_character_cannot_come_in_a_token() -> None:
+    body = (
+        b'{"choices": [{"text": "\\ud83d\\ude00", "logprobs": '
+        b'{"tokens": ["a\\udc00"], "token_logprobs": [-1], "top_logprobs": [{"\\ud800": -1}]}}]}'
+    )
+    with MockEndpoint(Habits(body=body)) as mock:
+        answer = with_client(mock, lambda client: client.ask(CHAT))
+    assert answer.text == "\N{GRINNING FACE}"
+    assert answer.token_texts == ("a\ufffd",)
+    assert answer.top == ({"\ufffd": -1},)
+
+
+def test_a_second_client_of_an_endpoint_has_the_same_time_limit() -> None:
+    async def ask(client: Client) -> str | None:
+        other = client.again(concurrency=1)
+        try:
+            return (await other.ask(CHAT)).error
+        finally:
+            await other.close()
+
+    with MockEndpoint(Habits(delay_seconds=0.4)) as mock:
+        assert with_client(mock, ask, timeout=0.05) == "no answer in 0.05 s"
+
+
+@pytest.mark.parametrize("key", ["sk-열쇠", "sk-1\nX-Header: 2", "sk\u200b"])
+def test_a_key_that_no_header_can_have_is_refused_and_not_told(key: str) -> None:
+    with pytest.raises(KPruneError, match="KPRUNE_PRUNED_API_KEY has characters") as caught:
+        api_key("pruned", {"KPRUNE_PRUNED_API_KEY": key})
+    assert key not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("pruned", "keys", "warned"),
+    [
+        ("https://two/v1", {"OPENAI_API_KEY": "k"}, True),
+        ("https://one/v1", {"OPENAI_API_KEY": "k"}, False),
+        ("https://two/v1", {"OPENAI_API_KEY": "k", "KPRUNE_PRUNED_API_KEY": "own"}, False),
+        ("https://two/v1", {}, False),
+    ],
+    ids=["both hosts", "one host", "own key", "no key"],
+)
+def test_one_key_for_two_hosts_is_warned_of(
+    pruned: str, keys: dict[str, str], warned: bool
+) -> None:
+    warning = shared_key("https://one/v1", pruned, keys)
+    assert (warning is not None) is warned

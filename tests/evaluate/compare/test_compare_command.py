@@ -1,5 +1,6 @@
 """`kprune compare` as a user meets it: report, exit codes, and a run that is killed and goes on."""
 
+import itertools
 import json
 import os
 import signal
@@ -8,12 +9,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from mock_endpoint import Habits, MockEndpoint
 
-from vllm_kprune.cli import main
+from vllm_kprune.cli import compare, console, main
 from vllm_kprune.evaluate.compare.client import Client
 
 pytest.importorskip("py3langid", reason="names languages; pip install 'vllm-kprune[compare]'")
@@ -198,3 +200,47 @@ def test_a_server_that_dies_leaves_a_report_and_the_same_command_goes_on(
     stability, exactness = figures(tmp_path / "run")["suites"]
     assert stability["metrics"][0]["items"] == 12
     assert exactness["metrics"]
+
+
+def test_long_names_do_not_cost_the_report(run: Run, tmp_path: Path) -> None:
+    with MockEndpoint(Habits(model="m" * 300)) as original, MockEndpoint() as pruned:
+        endpoints = ("--original", original.url, "--pruned", pruned.url)
+        code, _, err = run(*endpoints, "--suite", "exactness", "--limit", 2, "-o", tmp_path)
+    assert code == 0, err
+    assert figures(tmp_path)["endpoints"][0]["model"].startswith("mmm")
+
+
+def test_ctrl_c_tells_what_is_kept(
+    run: Run, equal: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compare, "run_suites", stopped)
+    code, _, err = run(*equal, *SMALL, "-o", tmp_path)
+    assert code == 130
+    assert "the same command goes on" in err and str(tmp_path) in err.replace("\n", "")
+
+
+def test_where_nobody_watches_progress_is_told_now_and_then_and_never_twice(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console, "_LINE_SECONDS", 1.5)
+    moments = itertools.count()
+    monkeypatch.setattr(console, "time", SimpleNamespace(monotonic=lambda: next(moments)))
+    with console.counts() as tell:
+        for done in (*range(1, 7), 6, 6):
+            tell("accuracy", done, 6)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1] == "accuracy: 6 of 6"
+    assert len(lines) == len(set(lines))
+    assert 2 <= len(lines) < 6
+
+
+def test_a_copy_of_the_report_that_cannot_be_written_is_told(
+    run: Run, equal: tuple[str, ...], tmp_path: Path
+) -> None:
+    target = tmp_path / "missing" / "report.json"
+    code, _, err = run(*equal, *SMALL, "--limit", 2, "-o", tmp_path / "run", "--json", target)
+    assert code == 2
+    assert "cannot be written" in err

@@ -1,6 +1,8 @@
 """The journal keeps what was put, through kills, and never mixes runs."""
 
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -130,3 +132,31 @@ def test_a_run_is_moved_aside_and_nothing_else_is(tmp_path: Path) -> None:
     (folder / "precious").touch()
     with pytest.raises(KPruneError, match="no answers of a comparison"):
         set_aside(folder)
+
+
+def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with (
+        pytest.raises(KPruneError, match="cannot be written to"),
+        Journal(tmp_path / "file" / "run", SETTINGS),
+    ):
+        pass
+
+
+def test_a_full_disk_is_told_and_leaves_whole_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with Journal(tmp_path, SETTINGS) as journal:
+        journal.put("stability", "first", 1)
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "fsync", full)
+            with pytest.raises(KPruneError, match="No space left"):
+                journal.put("stability", "second", 2)
+        assert journal.get("stability", "second") is None
+        journal.put("stability", "third", 3)
+    with Journal(tmp_path, SETTINGS) as journal:
+        kept = [journal.get("stability", key) for key in ("first", "second", "third")]
+    assert kept == [1, None, 3]

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import pytest
 from mock_endpoint import Habits, MockEndpoint
 
 from vllm_kprune.errors import KPruneError
+from vllm_kprune.evaluate.compare.conclude import conclude
 from vllm_kprune.evaluate.compare.endpoint import Request
 from vllm_kprune.evaluate.compare.open_run import Address, open_run
 from vllm_kprune.evaluate.compare.run import (
@@ -114,13 +115,32 @@ def test_a_changed_prompt_is_not_answered_from_the_journal(
         assert order(mocks[0]) == ["질문 5"]
 
 
-def test_an_answer_that_failed_is_kept_as_failed(tmp_path: Path) -> None:
+def test_a_request_that_was_refused_is_kept_as_failed(tmp_path: Path) -> None:
+    refused = replace(TASKS[7], request=replace(TASKS[7].request, extra={"top_k": 1}))
+    tasks = [*TASKS[:7], refused, *TASKS[8:]]
+    with MockEndpoint() as original, MockEndpoint(Habits(refusing=("top_k",))) as pruned:
+        with running(original, pruned, tmp_path) as context:
+            pairs = ask_both(context, "stability", tasks)
+        with running(original, pruned, tmp_path) as context:
+            assert ask_both(context, "stability", tasks) == pairs
+            assert pruned.asked == []
+    assert [n for n, (_, answer) in enumerate(pairs) if answer.error] == [7]
+
+
+def test_an_answer_that_failed_otherwise_is_asked_for_again_by_the_next_run(
+    tmp_path: Path,
+) -> None:
     with MockEndpoint() as original, MockEndpoint(Habits(poison="질문 7")) as pruned:
         with running(original, pruned, tmp_path) as context:
             pairs = ask_both(context, "stability", TASKS)
-        with running(original, pruned, tmp_path) as context:
+            asked = len(pruned.asked)
             assert ask_both(context, "stability", TASKS) == pairs
-            assert pruned.asked == []
+            assert len(pruned.asked) == asked  # not twice in one run
+        pruned.habits = Habits()
+        with running(original, pruned, tmp_path) as context:
+            again = ask_both(context, "stability", TASKS)
+            assert order(pruned) == ["질문 7"]
+    assert len(answered(TASKS, again)) == 20
     assert [n for n, (_, answer) in enumerate(pairs) if answer.error] == [7]
     assert len(answered(TASKS, pairs)) == 19
 
@@ -154,12 +174,42 @@ def test_a_server_that_dies_midway_leaves_what_was_done_and_the_rest_for_later(
             assert outcome.died is not None and "pruned" in outcome.died
         assert len(outcome.results[0].measurements[0].items) == 8
         assert "incomplete" in outcome.results[0].notes[0]
-        assert "not measured" in outcome.results[1].unavailable["*"]
+        assert outcome.results[1].unavailable["*"] == outcome.died
         with MockEndpoint() as pruned, running(original, pruned, tmp_path) as context:
             outcome = run_suites(context, [Lengths(), second])
             assert outcome.died is None
             assert len(outcome.results[0].measurements[0].items) == 20
             assert len(pruned.asked) == 12 + 20
+
+
+def test_many_failed_answers_are_the_first_thing_that_is_told(tmp_path: Path) -> None:
+    with MockEndpoint() as original, MockEndpoint() as pruned:
+        with running(original, pruned, tmp_path / "many") as context:
+            pruned.habits = Habits(refusing=("messages",))
+            (result,) = run_suites(context, [Lengths()]).results
+        pruned.habits = Habits(poison="질문 19")
+        with running(original, pruned, tmp_path / "few") as context:
+            (few,) = run_suites(context, [Lengths()]).results
+    assert result.notes[0].startswith("WARNING: 20 of 40 answers failed")
+    assert "(20 of them: HTTP 400: unknown parameter: messages)" in result.notes[0]
+    assert few.notes == ()
+
+
+@pytest.mark.parametrize("status", [402, 404])
+def test_a_run_ends_where_an_endpoint_has_no_credit_or_no_model(
+    status: int, tmp_path: Path
+) -> None:
+    with MockEndpoint() as original, MockEndpoint() as pruned:
+        with running(original, pruned, tmp_path) as context:
+            pruned.habits = Habits(status=status)
+            outcome = run_suites(context, [Lengths()])
+        assert outcome.died is not None and f"HTTP {status}" in outcome.died
+        assert len(pruned.asked) <= CompareOptions().concurrency
+        pruned.habits = Habits()
+        with running(original, pruned, tmp_path) as context:
+            outcome = run_suites(context, [Lengths()])
+    assert outcome.died is None
+    assert len(outcome.results[0].measurements[0].items) == 20
 
 
 def test_a_server_that_is_not_there_is_the_users_mistake(tmp_path: Path) -> None:
@@ -184,3 +234,22 @@ def test_other_settings_are_found_before_anything_is_asked(
         pass
     assert mocks[0].asked != []  # of the first run: nothing was cleared, nothing asked
     assert len(mocks[0].asked) == 1
+
+
+def test_names_and_lists_that_are_too_long_for_a_report_are_cut(
+    mocks: tuple[MockEndpoint, MockEndpoint], tmp_path: Path
+) -> None:
+    values = np.zeros((2, 1))
+    names = ["x" * 250 + end for end in ("a", "b")]
+    measurements = tuple(
+        Measurement(Metric(name, name, "share", "higher", 0.1), ("1", "2"), values, values)
+        for name in names
+    )
+    unavailable = {f"{'y' * 300}{n}": "why" for n in range(600)}
+    notes = tuple(f"note {n}" for n in range(300))
+    result = SuiteResult("lengths", measurements, (), unavailable, notes)
+    with running(*mocks, tmp_path) as context:
+        (suite,) = conclude(context, [result]).suites
+    assert len({metric.name for metric in suite.metrics}) == 2
+    assert len(suite.unavailable) == 500
+    assert len(suite.notes) == 200 and suite.notes[-1] == "and 101 more notes"

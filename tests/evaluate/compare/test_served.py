@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ from vllm_kprune.errors import KPruneError
 from vllm_kprune.evaluate.compare import served
 from vllm_kprune.evaluate.compare.open_run import open_run
 from vllm_kprune.evaluate.compare.run import CompareOptions
-from vllm_kprune.evaluate.compare.served import compare_served
+from vllm_kprune.evaluate.compare.served import check_kept, compare_served
 
 AMOUNTS = {"stability": {"limit": 8, "max_tokens": 40}, "exactness": {"limit": 6}}
 OPTIONS = CompareOptions(concurrency=2)
@@ -57,6 +58,14 @@ def test_after_a_restart_on_other_ports_nothing_is_asked_again(tmp_path: Path) -
         second = compared(mocks, tmp_path)
         assert mocks[0].asked == mocks[1].asked == []
     assert second == first
+
+
+def test_other_settings_are_found_before_servers_start(tmp_path: Path) -> None:
+    with pair() as mocks:
+        compared(mocks, tmp_path)
+    check_kept(OPTIONS, tmp_path)
+    with pytest.raises(KPruneError, match="seed was 0, now 1"):
+        check_kept(replace(OPTIONS, seed=1), tmp_path)
 
 
 def test_a_server_that_dies_is_told_and_the_next_call_goes_on(tmp_path: Path) -> None:

@@ -1,5 +1,10 @@
-"""The end of a run: its report, with what the endpoints told about themselves."""
+"""The end of a run: its report, with what the endpoints told about themselves.
 
+Names come from users and servers (models, addresses, files of tasks): what is longer than a report
+may hold is shortened here, and stays another name than its like.
+"""
+
+import hashlib
 import importlib.metadata
 import platform
 from collections.abc import Iterator, Sequence
@@ -7,6 +12,9 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from pydantic import ValidationError
+
+from vllm_kprune.errors import KPruneError
 from vllm_kprune.evaluate.compare.client import Client
 from vllm_kprune.evaluate.compare.facts import kept_facts
 from vllm_kprune.evaluate.compare.page import write_page
@@ -14,24 +22,35 @@ from vllm_kprune.evaluate.compare.report import EndpointFacts, Report, build_rep
 from vllm_kprune.evaluate.compare.report_file import write_report
 from vllm_kprune.evaluate.compare.run import Context
 from vllm_kprune.evaluate.compare.suites import SUITES
-from vllm_kprune.evaluate.compare.values import SuiteResult
+from vllm_kprune.evaluate.compare.values import Measurement, SuiteResult
 
 __all__ = ["conclude", "write_all"]
 
 # Packages whose version can change a figure.
 _PACKAGES = ("httpx", "lm_eval", "numpy", "py3langid", "sacrebleu", "unbabel-comet", "wordfreq")
 
+# What a report may hold; titles are also part of its sentences.
+_NAME, _TITLE, _MOST_NOTES, _MOST_REASONS = 200, 100, 199, 500
+
 
 def conclude(context: Context, results: Sequence[SuiteResult]) -> Report:
     """The report of a run: the same for the same answers, whenever and how often it was resumed."""
-    return build_report(
-        [_with_main(result) for result in results],
-        endpoints=[_facts(context, client) for client in context.clients],
-        settings=context.journal.settings,
-        versions=dict(_versions()),
-        seed=context.options.seed,
-        incomplete=context.deaths[0] if context.deaths else None,
-    )
+    try:
+        return build_report(
+            [_within_bounds(_with_main(result)) for result in results],
+            endpoints=[_facts(context, client) for client in context.clients],
+            settings=context.journal.settings,
+            versions=dict(_versions()),
+            seed=context.options.seed,
+            incomplete=context.deaths[0] if context.deaths else None,
+        )
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise KPruneError(
+            f"the report cannot hold what was found: {place}: {first['msg']}; the answers are kept "
+            f"in {context.journal.folder}; ask for less with --suite or --tasks"
+        ) from None
 
 
 def _with_main(result: SuiteResult) -> SuiteResult:
@@ -58,10 +77,38 @@ def _facts(context: Context, client: Client) -> EndpointFacts:
     endpoint = client.endpoint
     return EndpointFacts(
         name=endpoint.name,
-        url=str(context.journal.settings[endpoint.name]),
-        model=endpoint.model,
+        url=_short(str(context.journal.settings[endpoint.name]), _NAME),
+        model=_short(endpoint.model, _NAME),
         facts=kept_facts(context.journal, endpoint.name),
     )
+
+
+def _within_bounds(result: SuiteResult) -> SuiteResult:
+    """A suite's result with names and lists as short as a report has them."""
+    reasons = {_short(name, _NAME): why for name, why in result.unavailable.items()}
+    notes = result.notes[:_MOST_NOTES]
+    if len(result.notes) > len(notes):
+        notes = (*notes, f"and {len(result.notes) - len(notes):,} more notes")
+    return replace(
+        result,
+        measurements=tuple(map(_named, result.measurements)),
+        unavailable=dict([*reasons.items()][:_MOST_REASONS]),
+        notes=notes,
+        main=result.main and _short(result.main, _NAME),
+    )
+
+
+def _named(measurement: Measurement) -> Measurement:
+    metric = measurement.metric
+    name, title = _short(metric.name, _NAME), _short(metric.title, _TITLE)
+    return replace(measurement, metric=replace(metric, name=name, title=title))
+
+
+def _short(name: str, most: int) -> str:
+    """The name, or its beginning and a digest of the whole."""
+    if len(name) <= most:
+        return name
+    return f"{name[: most - 10]}… {hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 def _versions() -> Iterator[tuple[str, str]]:

@@ -27,8 +27,10 @@ __all__ = [
     "answer_from_json",
     "api_key",
     "clean_url",
+    "shared_key",
 ]
 
+_COMMON_KEY = "OPENAI_API_KEY"
 _VERSION = re.compile(r"v\d+\w*")
 
 
@@ -97,9 +99,10 @@ class Answer:
 
     `logprobs` are those of the chosen tokens, `top` the best tokens of each place by text (or as
     `token_id:N`). `prompt_logprobs` begin with the None of the first token.
-    Times are milliseconds from sending the request; `ttft_ms` and `itl_ms` (one for each token
-    after the first) are of streamed requests only. With n > 1, `others` are the texts after the
-    first, and `logprobs` and the like are the first's.
+    Times are milliseconds from sending the attempt that was answered; `ttft_ms` and `itl_ms` (one
+    for each token after the first; `untimed` says why there are none) are of streamed requests
+    only. With n > 1, `others` are the texts after the first, and `logprobs` and the like are the
+    first's. `retries` counts the attempts before; `final`: the error would be the same again.
     """
 
     text: str = ""
@@ -116,7 +119,10 @@ class Answer:
     itl_ms: tuple[float, ...] = ()
     e2e_ms: float | None = None
     others: tuple[str, ...] = ()
+    untimed: str | None = None
+    retries: int = 0
     error: str | None = None
+    final: bool = False
 
 
 @dataclass(frozen=True)
@@ -178,5 +184,26 @@ def clean_url(option: str, url: str) -> str:
 def api_key(name: str, environment: Mapping[str, str] | None = None) -> str:
     """The key of an endpoint: `KPRUNE_ORIGINAL_API_KEY`, `…_PRUNED_…`, else `OPENAI_API_KEY`."""
     environment = os.environ if environment is None else environment
-    own = environment.get(f"KPRUNE_{name.upper()}_API_KEY", "").strip()
-    return own or environment.get("OPENAI_API_KEY", "").strip()
+    for variable in (f"KPRUNE_{name.upper()}_API_KEY", _COMMON_KEY):
+        key = environment.get(variable, "").strip()
+        if key and not (key.isascii() and key.isprintable()):
+            raise KPruneError(f"{variable} has characters that no key has; copy it again")
+        if key:
+            return key
+    return ""
+
+
+def shared_key(
+    original: str, pruned: str, environment: Mapping[str, str] | None = None
+) -> str | None:
+    """A warning where two hosts (of URLs) get the one `OPENAI_API_KEY`; None where not."""
+    hosts = [urlsplit(url).netloc for url in (original, pruned)]
+    environment = os.environ if environment is None else environment
+    common = environment.get(_COMMON_KEY, "").strip()
+    keys = [api_key(name, environment) for name in ("original", "pruned")]
+    if not common or hosts[0] == hosts[1] or keys != [common, common]:
+        return None
+    return (
+        f"{_COMMON_KEY} is sent to both {hosts[0]} and {hosts[1]}; set KPRUNE_ORIGINAL_API_KEY and "
+        "KPRUNE_PRUNED_API_KEY where one of them should not have it"
+    )

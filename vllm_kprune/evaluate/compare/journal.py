@@ -11,9 +11,10 @@ import os
 import re
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, Self
 
 from filelock import FileLock, Timeout
 
@@ -48,12 +49,16 @@ class Journal:
         return self._settings
 
     def __enter__(self) -> Self:
-        (self.folder / _FOLDER).mkdir(parents=True, exist_ok=True)
         try:
+            (self.folder / _FOLDER).mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=0)
         except Timeout:
             raise KPruneError(
                 f"another comparison is writing to {self.folder}; wait for it, or choose another -o"
+            ) from None
+        except (OSError, NotImplementedError) as error:  # the lock says the latter of some disks
+            raise KPruneError(
+                f"{self.folder} cannot be written to: {error}; choose another -o"
             ) from None
         try:
             for path in sorted((self.folder / _FOLDER).glob("*.jsonl")):
@@ -100,7 +105,10 @@ class Journal:
             if not _SUITE.fullmatch(suite):
                 raise KPruneError(f"{shown(suite)} is no name of a suite; what put it there?")
             path = self.folder / _FOLDER / f"{suite}.jsonl"
-            self._files[suite] = _File(path, self._settings)
+            try:
+                self._files[suite] = _File(path, self._settings)
+            except OSError as error:
+                raise _unwritten(path, error) from None
         return self._files[suite]
 
 
@@ -111,8 +119,9 @@ class _File:
         self.path = path
         self.values: dict[str, Any] = {}
         whole = self._read(settings) if path.is_file() else 0
-        self.stream: BinaryIO = path.open("ab")
+        self.stream = path.open("ab", buffering=0)  # what failed is not tried again at closing
         self.stream.truncate(whole)
+        self._whole = whole
         if not whole:
             digest = _digest(settings)
             self._write(
@@ -125,9 +134,16 @@ class _File:
 
     def _write(self, line: Mapping[str, Any]) -> bytes:
         data = json.dumps(line, allow_nan=False).encode() + b"\n"
-        self.stream.write(data)
-        self.stream.flush()
-        os.fsync(self.stream.fileno())
+        try:
+            left = memoryview(data)
+            while left:
+                left = left[self.stream.write(left) :]
+            os.fsync(self.stream.fileno())
+        except OSError as error:
+            with suppress(OSError):  # no half of a line before the next one
+                self.stream.truncate(self._whole)
+            raise _unwritten(self.path, error) from None
+        self._whole += len(data)
         return data
 
     def _read(self, settings: Mapping[str, Any]) -> int:
@@ -158,6 +174,13 @@ class _File:
             ) from None
 
 
+def _unwritten(path: Path, error: OSError) -> KPruneError:
+    return KPruneError(
+        f"{path} cannot be written: {error.strerror or error}; what was there is kept, and the "
+        "same command goes on"
+    )
+
+
 def set_aside(folder: Path) -> Path | None:
     """Move a run's folder to `FOLDER.1`, `FOLDER.2`, ...; None where there is nothing to move."""
     if not folder.exists():
@@ -167,7 +190,10 @@ def set_aside(folder: Path) -> Path | None:
     number = 1
     while (target := folder.with_name(f"{folder.name}.{number}")).exists():
         number += 1
-    return folder.rename(target)
+    try:
+        return folder.rename(target)
+    except OSError as error:
+        raise KPruneError(f"{folder} cannot be moved to {target}: {error.strerror}") from None
 
 
 def _check_header(path: Path, header: Any, settings: Mapping[str, Any]) -> None:

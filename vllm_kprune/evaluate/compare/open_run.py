@@ -24,7 +24,7 @@ from vllm_kprune.evaluate.compare.journal import Journal
 from vllm_kprune.evaluate.compare.probe import find_model, probe
 from vllm_kprune.evaluate.compare.run import CompareOptions, Context
 
-__all__ = ["Address", "open_run"]
+__all__ = ["Address", "open_run", "settings_of"]
 
 _OPTIONS = TypeAdapter(CompareOptions)
 
@@ -61,10 +61,13 @@ def open_run(
         for name, side in sides.items()
     ]
     with asyncio.Runner() as runner:
-        # `ask_both` limits itself; latency asks a whole batch at a time.
-        at_once = max(options.concurrency, *options.batches)
         clients = [
-            Client(endpoint, concurrency=at_once, timeout=timeout, first_wait=first_wait)
+            Client(
+                endpoint,
+                concurrency=options.concurrency,
+                timeout=timeout,
+                first_wait=first_wait,
+            )
             for endpoint in endpoints
         ]
         try:
@@ -72,7 +75,8 @@ def open_run(
                 model = runner.run(_greet(client, side.model))
                 client.endpoint = replace(client.endpoint, model=model)
             first, second = clients
-            settings = settings_of((original, pruned), (first, second), options)
+            models = first.endpoint.model, second.endpoint.model
+            settings = settings_of((original, pruned), models, options)
             with Journal(folder, settings) as journal:
                 for client in clients:
                     _learn(client, journal, runner)
@@ -83,14 +87,13 @@ def open_run(
 
 
 def settings_of(
-    addresses: tuple[Address, Address], clients: tuple[Client, Client], options: CompareOptions
+    addresses: tuple[Address, Address], models: tuple[str, str], options: CompareOptions
 ) -> dict[str, Any]:
     """What a resumed run must agree on, as JSON."""
     settings: dict[str, Any] = _OPTIONS.dump_python(options, mode="json")
-    for address, client in zip(addresses, clients, strict=True):
-        endpoint = client.endpoint
-        settings[endpoint.name] = address.name or endpoint.url
-        settings[f"{endpoint.name}_model"] = endpoint.model
+    for side, address, model in zip(("original", "pruned"), addresses, models, strict=True):
+        settings[side] = address.name or clean_url(f"--{side}", address.url)
+        settings[f"{side}_model"] = model
     return settings
 
 

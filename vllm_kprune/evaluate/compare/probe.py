@@ -7,12 +7,12 @@ back is missing too, with the reason.
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 from vllm_kprune.errors import KPruneError, nearest
 from vllm_kprune.evaluate.compare.client import Client
 from vllm_kprune.evaluate.compare.endpoint import Abilities, Answer, Request
-from vllm_kprune.evaluate.compare.transport import Refused, Trouble
+from vllm_kprune.evaluate.compare.transport import Refused, TooLong, Trouble
 
 __all__ = ["find_model", "probe"]
 
@@ -25,13 +25,15 @@ _OPTIONAL: Mapping[str, tuple[str, ...]] = {
     "max_tokens": ("max_tokens", "max_completion_tokens"),
 }
 _STREAM = {"stream_usage": ("stream_options", "include_usage"), **_OPTIONAL}
+_LIST_SECONDS = 20.0
+_TOKEN_SECONDS = 60.0  # the first request may make a server compile
 _SILENT = "not in its answers"
 
 
 async def find_model(client: Client, wanted: str | None) -> str:
     """The model's name: the wanted one, checked where the server lists its models; else the only
     one that is served."""
-    listed = await client.get("/v1/models")
+    listed, refusal = await _listed(client)
     rows = listed.get("data") if isinstance(listed, dict) else None
     rows = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
     names = [str(row["id"]) for row in rows if isinstance(row.get("id"), str)]
@@ -43,15 +45,40 @@ async def find_model(client: Client, wanted: str | None) -> str:
             raise KPruneError(f"--{side}-model: {wanted!r} is not served; {nearest(wanted, names)}")
         return wanted
     if len(bases) != 1:
-        what = f"serves {len(bases)} models ({', '.join(bases[:8])})" if bases else "lists no model"
+        nothing = f"lists no model ({refusal})" if refusal else "lists no model"
+        what = f"serves {len(bases)} models ({', '.join(bases[:8])})" if bases else nothing
         raise KPruneError(
             f"the {side} endpoint ({client.endpoint.url}) {what}; name one with --{side}-model"
+        )
+    if "\ufffd" in bases[0]:
+        raise KPruneError(
+            f"the {side} endpoint ({client.endpoint.url}) lists a model whose name is no text "
+            f"({bases[0][:64]!r}); give it another name there"
         )
     return bases[0]
 
 
+async def _listed(client: Client) -> tuple[Any, str | None]:
+    """The list of models, or why the server has none."""
+    try:
+        with client.within(_LIST_SECONDS):
+            return await client.fetch("/v1/models"), None
+    except (Refused, TooLong) as error:
+        return None, str(error)
+    except Trouble as trouble:
+        raise KPruneError(
+            f"the {client.endpoint.name} endpoint ({client.endpoint.url}) is not ready: {trouble}; "
+            "try again when its server has started"
+        ) from None
+
+
 async def probe(client: Client) -> Abilities:
     """Find out what the endpoint can do; a `KPruneError` if it can neither chat nor complete."""
+    with client.within(_TOKEN_SECONDS):
+        return await _probe(client)
+
+
+async def _probe(client: Client) -> Abilities:
     missing: dict[str, str] = {}
     for kind, request in _REQUESTS.items():
         missing |= await _probe_kind(client, kind, request)
@@ -126,6 +153,11 @@ async def _without_refused(
             answer = await client.try_again(lambda: client.ask_once(request))
             return refused, answer
         except Trouble as trouble:
+            if trouble.kind in ("timeout", "busy"):  # says nothing of what it can do
+                raise KPruneError(
+                    f"the {client.endpoint.name} endpoint ({client.endpoint.url}) is not ready: a "
+                    f"request of one token: {trouble}; try again later"
+                ) from None
             return {"refusal": str(trouble)}, None
         except Refused as error:
             first = first or str(error)

@@ -8,6 +8,7 @@ import asyncio
 import hashlib
 import json
 import random
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -35,10 +36,12 @@ __all__ = [
     "Task",
     "answered",
     "ask_both",
+    "ask_one",
     "run_suites",
 ]
 
 T = TypeVar("T")
+_MANY = 0.05  # of a suite's answers: if more failed, the report begins with that
 
 
 @dataclass(frozen=True)
@@ -84,6 +87,7 @@ class Context:
     """What a suite works with. Sides are in the order original, pruned.
 
     `tell(suite, done, total)` shows progress. `deaths` is empty as long as both servers live.
+    `asked` has, by suite and journal key, the answers of this run that failed, None for the others.
     """
 
     clients: tuple[Client, Client]
@@ -92,6 +96,7 @@ class Context:
     runner: asyncio.Runner
     tell: Callable[[str, int, int], None] = lambda suite, done, total: None
     deaths: list[str] = field(default_factory=list)
+    asked: dict[str, dict[str, Answer | None]] = field(default_factory=dict)
 
     @property
     def endpoints(self) -> tuple[Endpoint, Endpoint]:
@@ -145,8 +150,7 @@ def run_suites(context: Context, suites: Sequence[Suite]) -> Outcome:
     results = []
     for suite in suites:
         if context.deaths:
-            reason = f"not measured: {context.deaths[0]}"
-            results.append(SuiteResult(suite.name, (), unavailable={"*": reason}))
+            results.append(SuiteResult(suite.name, (), unavailable={"*": context.deaths[0]}))
             continue
         try:
             result = suite.run(context)
@@ -155,8 +159,22 @@ def run_suites(context: Context, suites: Sequence[Suite]) -> Outcome:
             result = SuiteResult(suite.name, (), unavailable={"*": str(error)})
         if context.deaths:
             result = replace(result, notes=(*result.notes, f"incomplete: {context.deaths[0]}"))
-        results.append(result)
+        results.append(replace(result, notes=(*_failures(context, suite.name), *result.notes)))
     return Outcome(tuple(results), context.deaths[0] if context.deaths else None)
+
+
+def _failures(context: Context, suite: str) -> Iterator[str]:
+    """A warning where so many answers failed that the rest may not stand for all."""
+    asked = context.asked.get(suite, {})
+    failed = [answer for answer in asked.values() if answer]
+    if len(failed) > _MANY * len(asked):
+        words, count = Counter(answer.error for answer in failed).most_common(1)[0]
+        again = sum(not answer.final for answer in failed)
+        later = f"; the same command asks {again:,} again" if again else ""
+        yield (
+            f"WARNING: {len(failed):,} of {len(asked):,} answers failed and are left out "
+            f"({count:,} of them: {words}){later}"
+        )
 
 
 def ask_both(
@@ -165,14 +183,22 @@ def ask_both(
     """Answers in the order of the tasks; what was kept by an earlier run is not asked again.
 
     A task's two requests go out one right after the other, in an order drawn from the seed, as is
-    the order of the tasks: drift hits both sides. Answers that failed carry an `error` and are kept
-    as failed. When a server dies, the rest carries an error too but is not kept, and `run_suites`
-    stops after the suite: leave pairs with an error out of the measurements (`answered`).
-    `concurrency` is that of the options, or less.
+    the order of the tasks: drift hits both sides. Answers that failed carry an `error`; only final
+    ones are kept, the others are asked again by the next run. When a server dies, the rest carries
+    an error too, and `run_suites` stops after the suite: leave pairs with an error out of the
+    measurements (`answered`). `concurrency` is that of the options, or less.
     """
-    assert len({task.key for task in tasks}) == len(tasks), f"{suite}: a key was given twice"
+    asking = _Asking(context, suite, tasks, ((0, 1), (1, 0)))
     at_once = min(concurrency or context.options.concurrency, context.options.concurrency)
-    return context.wait(_Asking(context, suite, tasks).all(at_once))
+    context.wait(asking.all(at_once))
+    return [(asking.answer(i, 0), asking.answer(i, 1)) for i in range(len(tasks))]
+
+
+def ask_one(context: Context, suite: str, tasks: Sequence[Task], side: int) -> list[Answer]:
+    """As `ask_both`, of one side alone."""
+    asking = _Asking(context, suite, tasks, ((side,),))
+    context.wait(asking.all(context.options.concurrency))
+    return [asking.answer(i, side) for i in range(len(tasks))]
 
 
 def answered(
@@ -184,16 +210,25 @@ def answered(
 
 
 class _Asking:
-    """The work of `ask_both`: as many pairs at a time as requests may be under way."""
+    """The work of `ask_both`: as many tasks at a time as requests may be under way; `orders` are
+    those of the sides, one of which is drawn for each task."""
 
-    def __init__(self, context: Context, suite: str, tasks: Sequence[Task]) -> None:
-        self._context, self._suite, self._tasks = context, suite, tasks
+    def __init__(
+        self,
+        context: Context,
+        suite: str,
+        tasks: Sequence[Task],
+        orders: Sequence[tuple[int, ...]],
+    ) -> None:
+        assert len({task.key for task in tasks}) == len(tasks), f"{suite}: a key was given twice"
+        self._context, self._suite, self._tasks, self._orders = context, suite, tasks, orders
         self._answers: dict[tuple[int, int], Answer] = {}
-        self._failed: dict[str, dict[str, Any]] = {}
+        self._asked = context.asked.setdefault(suite, {})
+        self._failed: dict[str, Answer] = {}
         self._done = 0
 
-    async def all(self, at_once: int) -> list[tuple[Answer, Answer]]:
-        """Both sides' answers to each task."""
+    async def all(self, at_once: int) -> None:
+        """Ask for what is not kept."""
         turns = self._turns()
         self._context.tell(self._suite, 0, len(self._tasks))
         try:
@@ -204,17 +239,16 @@ class _Asking:
             raise group.exceptions[0] from None
         if not self._context.deaths:  # a request that a dying server failed is worth another try
             for key, answer in self._failed.items():
-                self._context.journal.put(self._suite, key, answer)
-        return [(self._answer(i, 0), self._answer(i, 1)) for i in range(len(self._tasks))]
+                self._context.journal.put(self._suite, key, answer_as_json(answer))
 
-    def _turns(self) -> Iterator[tuple[int, tuple[int, int]]]:
-        """Indices of tasks and which side is first, in an order that depends on the seed alone."""
+    def _turns(self) -> Iterator[tuple[int, tuple[int, ...]]]:
+        """Indices of tasks and the sides in turn, in an order that depends on the seed alone."""
         chance = random.Random(f"{self._context.options.seed} {self._suite}")
         indices = list(range(len(self._tasks)))
         chance.shuffle(indices)
-        yield from [(index, chance.choice(((0, 1), (1, 0)))) for index in indices]
+        yield from [(index, chance.choice(self._orders)) for index in indices]
 
-    async def _work(self, turns: Iterator[tuple[int, tuple[int, int]]]) -> None:
+    async def _work(self, turns: Iterator[tuple[int, tuple[int, ...]]]) -> None:
         for index, sides in turns:
             for side in sides:
                 await self._ask(index, side)
@@ -226,22 +260,27 @@ class _Asking:
         task, client = self._tasks[index], self._context.clients[side]
         journal = self._context.journal
         key = f"{task.key} {client.endpoint.name} {_digest(task.request, client.endpoint.model)}"
-        answer = journal.get(self._suite, key)
+        kept = journal.get(self._suite, key)
+        answer = None if kept is None else answer_from_json(kept)
+        if answer is None or (answer.error and not answer.final):
+            answer = self._asked.get(key)
         if answer is None:
             if self._context.deaths:
                 return
             try:
-                answer = answer_as_json(await client.ask(task.request))
+                answer = await client.ask(task.request)
             except EndpointDied as error:
                 self._context.deaths.append(str(error))
                 return
-            if "error" in answer:
+            if answer.final:
                 self._failed[key] = answer
-            else:  # not in the event loop: that would hold up the clock of requests under way
-                await asyncio.to_thread(journal.put, self._suite, key, answer)
-        self._answers[index, side] = answer_from_json(answer)
+            elif not answer.error:  # not in the event loop: that would hold up others' clocks
+                await asyncio.to_thread(journal.put, self._suite, key, answer_as_json(answer))
+        self._answers[index, side] = answer
+        self._asked[key] = answer if answer.error else None
 
-    def _answer(self, index: int, side: int) -> Answer:
+    def answer(self, index: int, side: int) -> Answer:
+        """What a side said to a task."""
         not_asked = f"not asked: {self._context.deaths[0]}" if self._context.deaths else ""
         return self._answers.get((index, side)) or Answer(error=not_asked)
 

@@ -11,18 +11,30 @@ from typing import Any
 
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.evaluate.compare.conclude import conclude
-from vllm_kprune.evaluate.compare.open_run import Address, open_run
+from vllm_kprune.evaluate.compare.journal import Journal
+from vllm_kprune.evaluate.compare.open_run import Address, open_run, settings_of
 from vllm_kprune.evaluate.compare.report import Report
 from vllm_kprune.evaluate.compare.run import CompareOptions, Context, run_suites
 from vllm_kprune.evaluate.compare.suites import SUITES
 from vllm_kprune.evaluate.compare.values import SuiteResult
 from vllm_kprune.evaluate.pairs import NAMES, Servers
 
-__all__ = ["Amounts", "compare_served"]
+__all__ = ["Amounts", "check_kept", "compare_served"]
 
 # Fields of `CompareOptions` that a suite has otherwise than the rest, by its name.
 Amounts = Mapping[str, Mapping[str, Any]]
+_NAMED = tuple(f"http://{name}/v1" for name in NAMES)
 Tell = Callable[[str, int, int], None]
+
+
+def check_kept(options: CompareOptions, folder: Path) -> None:
+    """A `KPruneError` if `compare_served` would refuse what `folder` holds: before servers start.
+
+    The servers must answer under `NAMES`, as those of `serve_pair` do.
+    """
+    addresses = Address("", name=_NAMED[0]), Address("", name=_NAMED[1])
+    with Journal(folder, settings_of(addresses, NAMES, options)):
+        pass
 
 
 def compare_served(
@@ -40,8 +52,8 @@ def compare_served(
         KPruneError: a server died. What was done is kept, and a further call goes on from there.
     """
     original, pruned = (
-        Address(server.base_url, model=name, name=f"http://{name}/v1")
-        for server, name in zip(servers, NAMES, strict=True)
+        Address(server.base_url, model=name, name=named)
+        for server, name, named in zip(servers, NAMES, _NAMED, strict=True)
     )
     with open_run(original, pruned, options, folder, timeout=timeout, tell=tell) as context:
         results = [_run(context, name, amount) for name, amount in amounts.items()]

@@ -7,6 +7,7 @@ would carry the key elsewhere; no proxies of the environment to this machine; th
 import asyncio
 import email.utils
 import json
+import re
 import time
 from collections.abc import AsyncGenerator, Awaitable, Mapping
 from contextlib import aclosing
@@ -27,6 +28,8 @@ _CONNECT_SECONDS = 10.0
 _MAX_BYTES = 16 * 1024 * 1024
 _MAX_ERROR_BYTES = 65536
 _MAX_WORDS = 300
+_HALF_ESCAPED = re.compile(rb"\\u[dD][89a-fA-F]")
+_HALF = re.compile("[\ud800-\udfff]")
 _BUSY = (408, 409, 425, 429)
 
 
@@ -60,7 +63,7 @@ class Transport:
 
     def __init__(self, endpoint: Endpoint, timeout: float) -> None:
         self.endpoint = endpoint
-        self._timeout = timeout
+        self.timeout = timeout
         http = _httpx()
         key = endpoint.api_key
         self._http: httpx.AsyncClient = http.AsyncClient(
@@ -89,13 +92,13 @@ class Transport:
 
     async def _in_time(self, work: Awaitable[T]) -> T:
         try:
-            async with asyncio.timeout(self._timeout):
+            async with asyncio.timeout(self.timeout):
                 return await work
         except TimeoutError:
             raise self._late() from None
 
     def _late(self) -> Trouble:
-        return Trouble("timeout", f"no answer in {self._timeout:g} s")
+        return Trouble("timeout", f"no answer in {self.timeout:g} s")
 
     async def _whole(self, method: str, url: str, body: Mapping[str, Any] | None) -> bytes:
         data = bytearray()
@@ -161,9 +164,16 @@ class Transport:
 
 
 def parse(data: bytes) -> Any:
-    """Parsed JSON; `Malformed` for anything else, however deep."""
+    """Parsed JSON; `Malformed` for anything else, however deep.
+
+    Halves of characters, which JSON can escape and UTF-8 cannot hold, become replacement
+    characters.
+    """
     try:
-        return json.loads(data)
+        value = json.loads(data.decode("utf-8-sig"))
+        if _HALF_ESCAPED.search(data):
+            value = json.loads(_HALF.sub("\ufffd", json.dumps(value, ensure_ascii=False)))
+        return value
     except (ValueError, RecursionError):
         raise Malformed("an answer that is not JSON") from None
 

@@ -153,7 +153,7 @@ def read_answer(value: Any, e2e_ms: float) -> Answer:
 
 
 def read_piece(value: Any, moment: float) -> Piece:
-    """A piece of a stream; a server that tells no ids sends one token in a piece, or nothing."""
+    """A piece of a stream; without ids, one with text counts as a token (see `_untimed`)."""
     reply = _checked(value)
     choice = reply.choices[0] if reply.choices else _Choice()
     tokens = int(bool(choice.words)) if choice.token_ids is None else len(choice.token_ids)
@@ -175,17 +175,34 @@ def whole_answer(pieces: Sequence[Piece], started: float) -> Answer:
     usages = [piece.usage for piece in pieces if piece.usage]
     usage = usages[-1] if usages else _Usage()
     reasons = [piece.finish_reason for piece in pieces if piece.finish_reason]
+    reason = reasons[-1] if reasons else None
+    ids = _joined(piece.ids for piece in pieces if piece.tokens)
+    untimed = _untimed(usage.completion_tokens, len(arrived), reason) if ids is None else None
     arrivals = ((piece.moment, 0, piece.tokens) for piece in pieces)
     return Answer(
         text="".join(piece.text for piece in pieces),
-        finish_reason=reasons[-1] if reasons else None,
+        finish_reason=reason,
         prompt_tokens=usage.prompt_tokens,
         completion_tokens=usage.completion_tokens,
-        ids=_joined(piece.ids for piece in pieces if piece.tokens),
+        ids=ids,
         ttft_ms=1000 * (arrived[0] - started) if arrived else None,
-        itl_ms=tuple(1000 * time for time in step_times(arrivals)),
+        itl_ms=() if untimed else tuple(1000 * time for time in step_times(arrivals)),
         e2e_ms=1000 * (pieces[-1].moment - started),
+        untimed=untimed,
     )
+
+
+def _untimed(tokens: int | None, pieces: int, reason: str | None) -> str | None:
+    """Why the times between pieces are not those between tokens; None if they are.
+
+    A server may count the token that ended the answer, which has no text and comes in no piece.
+    """
+    if tokens is None:
+        return "tells neither ids nor counts of tokens, so that a piece may be several"
+    if pieces == tokens or (reason == "stop" and pieces == tokens - 1):
+        return None
+    few = pieces < tokens
+    return "streams several tokens in a piece" if few else "streams tokens in several pieces"
 
 
 def _checked(value: Any) -> _Reply:

@@ -30,10 +30,14 @@ class FakeClient:
         self.abilities = Abilities(missing or {})
         self.asked: list[Request] = []
         self._reply, self._paths = reply, paths or {}
+        self.of_batches: Callable[[int], FakeClient] | None = None
 
     async def ask(self, request: Request) -> Answer:
         self.asked.append(request)
         return self._reply(request)
+
+    def again(self, *, concurrency: int) -> "FakeClient":
+        return self.of_batches(concurrency) if self.of_batches else self
 
     async def get(self, path: str) -> Any:
         return self._paths.get(path)

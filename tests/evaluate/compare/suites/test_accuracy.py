@@ -148,6 +148,13 @@ class TestMeasuring:
         with comparing(folder, *clients, accuracy_data=data, **options) as context:
             return Accuracy().run(context)
 
+    def test_no_bars_of_lm_eval_are_shown(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        write(tmp_path / "data", "choices", CHOICES)
+        self.run(tmp_path / "run", tmp_path / "data", calculates, calculates)
+        assert "it/s]" not in capsys.readouterr().err
+
     def test_each_item_is_judged_on_both_sides(self, tmp_path: Path) -> None:
         data = tmp_path / "data"
         for name, rows in (("sums", NUMBERS), ("choices", CHOICES), ("texts", TEXTS)):

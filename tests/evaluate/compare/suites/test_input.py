@@ -1,5 +1,6 @@
 """The suite `input`: one endpoint with its pruner off and on."""
 
+import asyncio
 import json
 import re
 from pathlib import Path
@@ -80,6 +81,38 @@ def test_a_resumed_run_asks_nothing_again(tmp_path: Path) -> None:
         assert np.array_equal(a.original, b.original) and a.items == b.items
 
 
+def test_a_changed_file_is_not_answered_from_the_journal(tmp_path: Path) -> None:
+    path, asked = tmp_path / "rows.jsonl", []
+
+    def answers(request: Request) -> Answer:
+        asked.append(request.prompt)
+        return prunes(request)
+
+    row = {"id": "x", "context": "Ada wrote it.", "question": "Who?", "answer": "Ada"}
+    for question in ("Who?", "Who was it?"):
+        path.write_text(json.dumps(row | {"question": question}), encoding="utf-8")
+        run(tmp_path / "run", answers, keep_rates=(0.5,), input_data=path)
+    assert len(asked) == 2 * len([prompt for prompt in asked if "Who?" in prompt]) == 8
+
+
+def test_no_more_requests_are_under_way_than_asked_for(tmp_path: Path) -> None:
+    at_once = []
+
+    class Counting(FakeClient):
+        async def ask(self, request: Request) -> Answer:
+            at_once.append(1)
+            at_most.append(len(at_once))
+            await asyncio.sleep(0)
+            at_once.pop()
+            return await super().ask(request)
+
+    at_most: list[int] = []
+    pruned = Counting("pruned", prunes, paths=PRUNER)
+    with comparing(tmp_path, FakeClient("original", nobody), pruned, concurrency=2) as context:
+        InputPruning().run(context)
+    assert max(at_most) == 2
+
+
 def test_passages_without_an_answer_are_left_out(tmp_path: Path) -> None:
     def sometimes(request: Request) -> Answer:
         failed = request.extra["vllm_xargs"]["kprune_keep"] == 0.5 and "등대" in request.prompt
@@ -129,3 +162,11 @@ def test_files_of_passages_are_read_and_refused_with_the_line(tmp_path: Path) ->
 
 def test_scoring_endpoints_without_marks_would_be_noticed() -> None:
     assert scoring(Request("completion", prompt="ab", prompt_logprobs=0)).prompt_tokens == 2
+
+
+def test_half_a_character_in_a_file_is_refused_with_the_line(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    row = {"context": "\N{GRINNING FACE} Ada", "question": "Who?", "answer": "Ada"}
+    path.write_text(f"{json.dumps(row)}\n{json.dumps(row | {'answer': chr(0xD800)})}\n")
+    with pytest.raises(KPruneError, match=r"rows\.jsonl:2 has half a character \(\\ud800\)"):
+        passages_of(CompareOptions(input_data=path))

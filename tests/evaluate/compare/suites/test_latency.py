@@ -1,5 +1,7 @@
 """The suite `latency`: turns, figures of a turn, what is told when a server fails."""
 
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,18 +32,19 @@ def run(
     asked: list[tuple[str, Request]] = []
     replies = {"original": original, "pruned": pruned}
 
-    def client(endpoint: Any, *, concurrency: int) -> FakeClient:
+    def client(name: str, concurrency: int) -> FakeClient:
         assert concurrency in options["batches"]  # a whole round goes out at once
 
         def reply(request: Request) -> Answer:
-            asked.append((endpoint.name, request))
-            return replies[endpoint.name](request)
+            asked.append((name, request))
+            return replies[name](request)
 
-        return FakeClient(endpoint.name, reply)
+        return FakeClient(name, reply)
 
-    monkeypatch.setattr(latency, "Client", client)
     monkeypatch.setattr(latency, "SETTLE_SECONDS", 0.0)
     clients = [FakeClient(name, replies[name]) for name in replies]
+    for one in clients:
+        one.of_batches = partial(client, one.endpoint.name)
     with comparing(folder, *clients, **options) as context:
         return Latency().run(context), asked
 
@@ -144,7 +147,9 @@ def test_rounds_with_a_failed_request_are_left_out(
         latency_rounds=2,
     )
     assert found.measurements == ()
-    assert found.unavailable == {"decode_ratio": "no round was answered as a whole"}
+    assert found.unavailable == {
+        "decode_ratio": "no round was answered as a whole, at the first attempt"
+    }
 
 
 def test_a_server_that_sends_everything_at_once_has_no_times_of_tokens(
@@ -168,3 +173,69 @@ def test_what_tells_nothing_of_tokens_has_no_speed() -> None:
     at_once = Answer(completion_tokens=3, ttft_ms=1.0, itl_ms=(0.0, 0.0), e2e_ms=1.0)
     assert np.isnan(turn_of([at_once], seconds=1.0).decode_rate)
     assert np.isnan(Turn(seconds=1.0).decode_rate)
+
+
+def test_a_server_that_sends_several_tokens_in_a_piece_has_no_times_of_tokens(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bunched = "streams several tokens in a piece"
+    found, _ = run(
+        tmp_path,
+        monkeypatch,
+        lambda r: answer(1.0),
+        lambda r: Answer(completion_tokens=4, ttft_ms=1.0, e2e_ms=4.0, untimed=bunched),
+        batches=(1,),
+        latency_rounds=2,
+    )
+    assert found.unavailable["decode_ratio"] == f"an endpoint {bunched}"
+    assert found.unavailable["itl_mean"] == f"an endpoint {bunched}"
+    assert {"throughput", "ttft_mean"} <= {m.metric.name for m in found.measurements}
+
+
+def test_without_counts_of_tokens_there_is_no_throughput(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found, _ = run(
+        tmp_path,
+        monkeypatch,
+        lambda r: answer(1.0),
+        lambda r: Answer(ttft_ms=1.0, itl_ms=(1.0,), e2e_ms=4.0),
+        batches=(1,),
+        latency_rounds=2,
+    )
+    assert "how many tokens" in found.unavailable["throughput"]
+    assert "e2e_mean" in {m.metric.name for m in found.measurements}
+
+
+def test_rounds_with_a_request_that_waited_are_measured_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits = iter((0, 0, 3))  # warm-up, first round, second round
+
+    def limited(request: Request) -> Answer:
+        return replace(answer(1.0), retries=next(waits, 0))
+
+    found, asked = run(
+        tmp_path, monkeypatch, lambda r: answer(1.0), limited, batches=(1,), latency_rounds=3
+    )
+    assert len(found.measurements[0].items) == 3
+    assert len(asked) == 2 + 2 * (3 + 1)
+    assert len({request.prompt for _, request in asked}) == 1 + 3 + 1  # new ones, for the caches
+    assert any("1 rounds were measured again" in note for note in found.notes)
+
+
+def test_rounds_that_always_wait_are_left_out_and_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {"batches": (1,), "latency_rounds": 2}
+    found, _ = run(
+        tmp_path,
+        monkeypatch,
+        lambda r: answer(1.0),
+        lambda r: replace(answer(1.0), retries=1),
+        **options,
+    )
+    assert found.measurements == ()
+    assert any("2 of 2 rounds are left out" in note for note in found.notes)
+    found, _ = run(tmp_path, monkeypatch, lambda r: answer(1.0), lambda r: answer(1.0), **options)
+    assert len(found.measurements[0].items) == 2

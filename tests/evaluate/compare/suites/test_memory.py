@@ -86,3 +86,12 @@ def test_folders_tell_weights_and_an_answer_is_kept(tmp_path: Path) -> None:
     files = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     assert disk == files and 0 < loaded < files  # a file has a header too
     assert run(tmp_path / "run", sides).measurements  # resumed without the folders
+
+
+def test_a_figure_that_was_not_to_be_had_is_looked_up_again(tmp_path: Path) -> None:
+    first = run(tmp_path, [{}, {}])
+    assert "kv_cache" in first.unavailable
+    again = run(tmp_path, [{"/metrics": METRICS % 100}, {"/metrics": METRICS % 120}])
+    assert [m.metric.name for m in again.measurements] == ["kv_cache"]
+    kept = run(tmp_path, [{}, {}])
+    assert kept.measurements[0].original.item() == 1600

@@ -266,3 +266,10 @@ def test_real_parallel_text_is_read_in_all_its_languages(kprune_data: Path) -> N
     found = read_sentences(path, ("ko", "en", "zh"))
     assert len(found) == 400
     assert all({"en", "ko", "zh"} <= sentence.texts.keys() for sentence in found)
+
+
+def test_a_field_that_is_too_long_is_refused_with_the_line(tmp_path: Path) -> None:
+    path = tmp_path / "long.tsv"
+    path.write_text(f"en\tko\nA dog.\t개.\nA cat.\t{'x' * 140_000}\n", encoding="utf-8")
+    with pytest.raises(KPruneError, match=r"long\.tsv:3 cannot be read as TSV"):
+        read_sentences(path, ("en", "ko"))

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import cache
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -161,7 +161,7 @@ def _loaded(context: Context, task: str, cache_folder: Path) -> dict[str, Any]:
     """lm-eval's task objects by name, with their data."""
     folder = context.options.accuracy_data
     path = local_files(folder).get(task) if folder else None
-    with _reasons(task):
+    with _reasons(task), _without_bars():
         spec = own_config(task, path, cache_folder) if path else None
         if spec is not None:
             return dict(_manager(False).load([spec])["tasks"])
@@ -203,6 +203,23 @@ def _reasons(task: str) -> Iterator[None]:
         ) from None
 
 
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """No progress bars of lm-eval and its data sets for each side of each task: the run has its
+    own. lm-eval has no switch for the one with which it builds requests."""
+    import datasets
+    from lm_eval.api import task as building
+
+    usual = building.tqdm
+    building.tqdm = partial(usual, disable=True)
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        building.tqdm = usual
+        datasets.enable_progress_bars()
+
+
 def _stay_offline() -> None:
     """Look only among what is kept here from now on: a hub that is out of reach is tried for half a
     minute by every data set. What `HF_HUB_OFFLINE` sets can only be set so once it was read."""
@@ -235,7 +252,7 @@ def _evaluated(
         part.set_fewshot_seed(seed=pair.context.options.seed)
         if part.get_config("num_fewshot") is None:
             part.set_config(key="num_fewshot", value=0)
-    with _reasons(", ".join(samples)):
+    with _reasons(", ".join(samples)), _without_bars():
         found = evaluate(
             lm=EndpointModel(pair, side),
             task_dict={"tasks": dict(parts), "groups": {}, "group_map": {}},

@@ -7,8 +7,6 @@ log-probability of the gold answer after passage and question, in nats per token
 gives no log-probabilities of prompts it is the share of greedy answers that contain the gold one.
 """
 
-import asyncio
-import random
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -17,14 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from vllm_kprune.evaluate.compare.endpoint import (
-    Answer,
-    EndpointDied,
-    Request,
-    answer_as_json,
-    answer_from_json,
-)
-from vllm_kprune.evaluate.compare.run import Context
+from vllm_kprune.evaluate.compare.endpoint import Answer, Request
+from vllm_kprune.evaluate.compare.run import Context, Task, ask_one
 from vllm_kprune.evaluate.compare.suites.likelihood import (
     context_request,
     likelihood,
@@ -190,36 +182,10 @@ def _missing(context: Context, name: str) -> str:
 
 
 def _ask(context: Context, suite: str, requests: Mapping[str, Request]) -> dict[str, Answer]:
-    """Answers by key, in a random order: all rates are asked at all times.
-
-    Once the server has died nothing more is asked, and what failed is not kept, as in `ask_both`.
-    """
-    order = sorted(requests)
-    random.Random(context.options.seed).shuffle(order)
-    kept = {key: context.journal.get(suite, key) for key in order}
-    answers = {key: answer_from_json(value) for key, value in kept.items() if value is not None}
-
-    async def ask(key: str) -> None:
-        if context.deaths:
-            return
-        try:
-            answer = await context.clients[_PRUNED].ask(requests[key])
-        except EndpointDied as error:
-            context.deaths.append(str(error))
-            return
-        answers[key] = answer
-        if not answer.error:
-            await asyncio.to_thread(context.journal.put, suite, key, answer_as_json(answer))
-        context.tell(suite, len(answers), len(requests))
-
-    async def ask_all() -> None:
-        await asyncio.gather(*(ask(key) for key in order if key not in answers))
-
-    context.wait(ask_all())
-    for key, answer in answers.items():
-        if answer.error and not context.deaths and kept[key] is None:
-            context.journal.put(suite, key, answer_as_json(answer))
-    return {key: answers.get(key, Answer(error="not asked")) for key in order}
+    """Answers by key, in a random order: all rates are asked at all times."""
+    tasks = [Task(key, request) for key, request in requests.items()]
+    answers = ask_one(context, suite, tasks, _PRUNED)
+    return dict(zip(requests, answers, strict=True))
 
 
 Table = Mapping[tuple[str, float | None], _Outcome]

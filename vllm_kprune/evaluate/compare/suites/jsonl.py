@@ -19,6 +19,12 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             continue
         try:
             row = json.loads(line)
+            json.dumps(row, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            half = f"{ord(error.object[error.start]):04x}"
+            raise KPruneError(
+                f"{path}:{number} has half a character (\\u{half}); write the whole one"
+            ) from None
         except (ValueError, RecursionError) as error:
             raise KPruneError(f"{path}:{number} is not JSON: {error}") from None
         if not isinstance(row, dict):

@@ -69,5 +69,8 @@ def _sentence(row: Mapping[str, Any], name: str) -> Sentence:
 
 def _tsv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     reader = csv.DictReader(text_lines(path), delimiter="\t", quoting=csv.QUOTE_NONE)
-    for number, row in enumerate(reader, 2):
-        yield number, {name: text for name, text in row.items() if name}
+    try:
+        for number, row in enumerate(reader, 2):
+            yield number, {name: text for name, text in row.items() if name}
+    except csv.Error as error:
+        raise KPruneError(f"{path}:{reader.line_num + 1} cannot be read as TSV: {error}") from None
