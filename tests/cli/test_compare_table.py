@@ -49,3 +49,21 @@ def test_text_of_a_report_is_not_read_as_markup() -> None:
 def test_a_narrow_terminal_is_not_overrun() -> None:
     text = printed(small_report(), width=60)
     assert max(map(len, text.splitlines())) <= 60
+
+
+def test_told_figures_of_quantiles_and_single_languages_are_left_to_the_report() -> None:
+    items = tuple(f"{row}" for row in range(40))
+    ones = np.ones((40, 1))
+    told = (("lpr_ko_t0", "Korean lines"), ("ttft_p95@8", "p95 of eight"), ("lpr_t0", "all lines"))
+    measured = [
+        Measurement(Metric(name, title, "share", "neither", 0.02), items, ones, ones)
+        for name, title in told
+    ]
+    judged = Metric("lcpr_ko_t0", "judged in Korean", "share", "higher", 0.02)
+    measured.append(Measurement(judged, items, ones, ones))
+    suite = SuiteResult("stability", tuple(measured))
+    report = build_report([suite], endpoints=(), settings={}, versions={}, seed=1, resamples=500)
+    text = printed(report)
+    assert "all lines" in text and "judged in Korean" in text
+    assert "Korean lines" not in text and "p95" not in text
+    assert "2 more figures, told and not judged, are in the report" in text

@@ -1,5 +1,7 @@
 """The summary that `kprune compare` prints of a report: verdicts, then a table for each suite."""
 
+import re
+
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -16,6 +18,8 @@ _STYLES: dict[Verdict, str] = {
     "not enough data": "yellow",
     "told": "dim",
 }
+# As the report's page folds them: of a quantile, or of one language.
+_SECOND_LOOK = re.compile(r".*(_p\d+(@\d+)?|_[a-z]{2}_t\d)")
 
 
 def print_report(report: Report, console: Console) -> None:
@@ -38,11 +42,17 @@ def print_report(report: Report, console: Console) -> None:
 
 
 def suite_table(suite: SuiteReport) -> Table:
-    """A row for each metric; the caption is the suite's verdict."""
+    """A row for each metric but those for a second look; the title is the suite's verdict."""
+    shown = [one for one in suite.metrics if not _is_for_a_second_look(one)]
+    hidden = len(suite.metrics) - len(shown)
     table = Table(
         title=f"[bold]{escape(suite.name)}[/]: {_coloured(suite.verdict, suite.words)}",
         title_justify="left",
         title_style="not italic",
+        caption=f"{hidden} more figures, told and not judged, are in the report"
+        if hidden
+        else None,
+        caption_justify="left",
     )
     table.add_column("", overflow="fold", ratio=3)
     table.add_column("n", justify="right")
@@ -50,9 +60,13 @@ def suite_table(suite: SuiteReport) -> Table:
     table.add_column("pruned", justify="right")
     table.add_column(escape("effect [interval]"), justify="right")
     table.add_column("verdict", overflow="fold", ratio=2)
-    for metric in suite.metrics:
+    for metric in shown:
         table.add_row(*_cells(metric))
     return table
+
+
+def _is_for_a_second_look(metric: MetricReport) -> bool:
+    return metric.verdict == "told" and bool(_SECOND_LOOK.fullmatch(metric.name))
 
 
 def _cells(metric: MetricReport) -> tuple[str, ...]:
