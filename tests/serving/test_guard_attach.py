@@ -139,5 +139,5 @@ def test_the_class_itself_refuses_what_no_server_takes() -> None:
 
     LanguageGuard.validate_params(SamplingParams(extra_args={"kprune_hanja": "all"}))
     LanguageGuard.validate_params(SamplingParams())
-    with pytest.raises(KPruneError, match="did you mean .ko."):
+    with pytest.raises(KPruneError, match="did you mean 'ko'"):
         LanguageGuard.validate_params(SamplingParams(extra_args={"kprune_languages": "kr"}))
