@@ -23,11 +23,14 @@ from vllm_kprune.evaluate.server_memory import tree_memory
 SIZES = Sizes((262_145, 113_696), (268_000_000, 173_000_000), (27.4, 25.0), 1.55)
 
 
-def report(unexplained: int) -> Report:
-    """Of 8 answers, so many differ without a reason."""
-    metric = Metric("unexplained", "answers that differ [why?]", "share", "neither", 0.0)
+def report(unexplained: int, *, judged: bool = False) -> Report:
+    """Of 8 answers, so many differ without a reason; `judged` against the original, which has none
+    such, as where the models' folders are known."""
+    better = "lower" if judged else "neither"
+    metric = Metric("unexplained", "answers that differ [why?]", "share", better, 0.0)
     values = np.array([[1.0]] * unexplained + [[0.0]] * (8 - unexplained))
-    measured = Measurement(metric, tuple("abcdefgh"), values, None)
+    sides = (np.zeros_like(values), values) if judged else (values, None)
+    measured = Measurement(metric, tuple("abcdefgh"), *sides)
     results = [SuiteResult("exactness", (measured,))]
     return build_report(results, endpoints=[], settings={}, versions={}, seed=0, resamples=100)
 
@@ -43,9 +46,10 @@ def test_the_summary_shows_every_figure(figure: str) -> None:
     assert figure in console.file.getvalue()
 
 
+@pytest.mark.parametrize("judged", [False, True])
 @pytest.mark.parametrize("count", [0, 1, 8])
-def test_an_answer_that_differs_without_a_reason_is_seen(count: int) -> None:
-    assert unexplained(report(count)) is (count > 0)
+def test_an_answer_that_differs_without_a_reason_is_seen(count: int, judged: bool) -> None:
+    assert unexplained(report(count, judged=judged)) is (count > 0)
 
 
 @pytest.mark.parametrize("arguments", [["no/such/folder"], ["--profile", "enk"]])

@@ -83,7 +83,7 @@ def sizes(pair: ModelPair, servers: Servers) -> Sizes:
 def unexplained(report: Report) -> bool:
     """Whether an answer differs without a reason, which the laws of pruning do not allow."""
     metrics = (metric for suite in report.suites for metric in suite.metrics)
-    return any(metric.name == "unexplained" and metric.original.value for metric in metrics)
+    return any(metric.name == "unexplained" and metric.effect.value for metric in metrics)
 
 
 def stream(server: VllmServer, name: str, prompt: str, tokens: int) -> Iterator[str]:

@@ -25,7 +25,7 @@ import numpy as np
 
 from vllm_kprune.evaluate.compare.client import Client
 from vllm_kprune.evaluate.compare.endpoint import Answer, EndpointDied, Request
-from vllm_kprune.evaluate.compare.run import Context
+from vllm_kprune.evaluate.compare.run import CompareOptions, Context
 from vllm_kprune.evaluate.compare.values import Floats, Measurement, Metric, SuiteResult
 from vllm_kprune.evaluate.decode_speed import SETTLE_SECONDS
 from vllm_kprune.evaluate.prompts import PROMPTS
@@ -217,13 +217,17 @@ def _features(rows: Sequence[Sequence[float]]) -> Floats:
     return np.array(filled, np.float64)
 
 
+def _num_rounds(options: CompareOptions) -> int:
+    return min(options.latency_rounds, options.limit or options.latency_rounds)
+
+
 def _rounds(context: Context, batch: int) -> Iterator[tuple[Turn, Turn]]:
     """The rounds of one concurrency: kept ones, then new ones until a server dies.
 
     Only whole ones are kept: the next run measures the others again.
     """
     options, suite = context.options, Latency.name
-    count = min(options.latency_rounds, options.limit or options.latency_rounds)
+    count = _num_rounds(options)
     total, before = count * len(options.batches), options.batches.index(batch) * count
     with _Rounds.opened(context, batch) as rounds:
         for number in range(count):
@@ -346,7 +350,7 @@ def _disturbed(rounds: Sequence[tuple[Turn, Turn]], batch: int) -> Iterator[str]
 
 def _notes(context: Context) -> Iterator[str]:
     options = context.options
-    count = min(options.latency_rounds, options.limit or options.latency_rounds)
+    count = _num_rounds(options)
     yield (
         f"{count} rounds of {' and '.join(map(str, options.batches))} requests at once, "
         f"{options.latency_tokens} tokens each, greedy, streamed; in turns (A B, B A, ...)"
