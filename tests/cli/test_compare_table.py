@@ -1,4 +1,5 @@
 import io
+from dataclasses import replace
 
 import numpy as np
 from rich.console import Console
@@ -54,14 +55,15 @@ def test_a_narrow_terminal_is_not_overrun() -> None:
 def test_told_figures_of_quantiles_and_single_languages_are_left_to_the_report() -> None:
     items = tuple(f"{row}" for row in range(40))
     ones = np.ones((40, 1))
-    told = (("lpr_ko_t0", "Korean lines"), ("ttft_p95@8", "p95 of eight"), ("lpr_t0", "all lines"))
-    measured = [
-        Measurement(Metric(name, title, "share", "neither", 0.02), items, ones, ones)
-        for name, title in told
-    ]
-    judged = Metric("lcpr_ko_t0", "judged in Korean", "share", "higher", 0.02)
-    measured.append(Measurement(judged, items, ones, ones))
-    suite = SuiteResult("stability", tuple(measured))
+    told = Metric("lpr_t0", "all lines", "share", "neither", 0.02)
+    metrics = (
+        told,
+        replace(told, name="lpr_ko_t0", title="Korean lines", detail=True),
+        replace(told, name="ttft_p95@8", title="p95 of eight", detail=True),
+        replace(told, name="lcpr_ko_t0", title="judged in Korean", better="higher"),
+    )
+    measured = tuple(Measurement(metric, items, ones, ones) for metric in metrics)
+    suite = SuiteResult("stability", measured)
     report = build_report([suite], endpoints=(), settings={}, versions={}, seed=1, resamples=500)
     text = printed(report)
     assert "all lines" in text and "judged in Korean" in text

@@ -1,7 +1,5 @@
 """The summary that `kprune compare` prints of a report: verdicts, then a table for each suite."""
 
-import re
-
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -18,8 +16,6 @@ _STYLES: dict[Verdict, str] = {
     "not enough data": "yellow",
     "told": "dim",
 }
-# As the report's page folds them: of a quantile, or of one language.
-_SECOND_LOOK = re.compile(r".*(_p\d+(@\d+)?|_[a-z]{2}_t\d)")
 
 
 def print_report(report: Report, console: Console) -> None:
@@ -42,8 +38,8 @@ def print_report(report: Report, console: Console) -> None:
 
 
 def suite_table(suite: SuiteReport) -> Table:
-    """A row for each metric but those for a second look; the title is the suite's verdict."""
-    shown = [one for one in suite.metrics if not _is_for_a_second_look(one)]
+    """A row for each metric but those of detail; the title is the suite's verdict."""
+    shown = [one for one in suite.metrics if not one.detail]
     hidden = len(suite.metrics) - len(shown)
     table = Table(
         title=f"[bold]{escape(suite.name)}[/]: {_coloured(suite.verdict, suite.words)}",
@@ -63,10 +59,6 @@ def suite_table(suite: SuiteReport) -> Table:
     for metric in shown:
         table.add_row(*_cells(metric))
     return table
-
-
-def _is_for_a_second_look(metric: MetricReport) -> bool:
-    return metric.verdict == "told" and bool(_SECOND_LOOK.fullmatch(metric.name))
 
 
 def _cells(metric: MetricReport) -> tuple[str, ...]:

@@ -58,7 +58,8 @@ def _stability(rng: np.random.Generator) -> SuiteResult:
     for language in ("en", "ko"):
         for temperature in (0, 1):
             title = f"LPR ({language}, T = {temperature})"
-            own = Metric(f"lpr_{language}_t{temperature}", title, "share", "neither", 0.01, "ratio")
+            name = f"lpr_{language}_t{temperature}"
+            own = Metric(name, title, "share", "neither", 0.01, "ratio", detail=True)
             measurements.append(measured(own, passes(rng, 120, 4, 0.9), passes(rng, 120, 4, 0.9)))
     leaks = Metric("foreign", "Answers with a foreign character", "share", "lower", 0.005)
     leaked = (rng.random(240) < 0.06).astype(float)

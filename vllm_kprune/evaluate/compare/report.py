@@ -84,6 +84,7 @@ class MetricReport(_Part):
     words: Name
     items_needed: int | None
     shown: Shown
+    detail: bool = False
     distribution: Distribution | None = None
 
 
@@ -245,6 +246,7 @@ def _metric(
         words=judgement.words,
         items_needed=judgement.items_needed,
         shown=_shown(comparison),
+        detail=metric.detail,
         distribution=Distribution(original=both[0], pruned=both[1]) if both else None,
     )
 

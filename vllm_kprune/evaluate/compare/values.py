@@ -24,7 +24,8 @@ class Metric:
     `aggregate` names how the features of items become one figure (a row of the table in
     `statistics.py`: mean, ratio of sums, harmonic mean, quantile, BLEU, ...). `margin` is the
     difference that still counts as equal, in the metric's unit (or relative, for the effect
-    `ratio`). `better` is `neither` for figures that are only told.
+    `ratio`). `better` is `neither` for figures that are only told; `detail` marks those of them
+    that readers may fold away: the figure of one language, or of one quantile.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Metric:
     margin: float
     aggregate: str = "mean"
     effect: Literal["difference", "ratio"] = "difference"
+    detail: bool = False
 
 
 @dataclass(frozen=True)

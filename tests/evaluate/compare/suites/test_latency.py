@@ -109,6 +109,8 @@ def test_the_sides_take_turns_and_get_the_same_new_prompts(
     assert first.metric.name == "decode_ratio" and len(first.items) == 3
     assert (first.pruned / first.original).tolist() == [[2.0]] * 3
     assert len({m.metric.name for m in found.measurements}) == len(found.measurements) == 28
+    details = {m.metric.aggregate for m in found.measurements if m.metric.detail}
+    assert details == {"p50", "p95", "p99"}
 
 
 def test_a_resumed_run_measures_only_what_is_missing(

@@ -77,6 +77,8 @@ def test_equal_endpoints_are_equal_in_everything(tmp_path: Path) -> None:
     assert all(metric.effect.value == 0 for metric in metrics.values())
     assert result.unavailable == {}
     assert all(any(fnmatchcase(name, known) for known in SUITE.metrics) for name in metrics)
+    of_one_language = {name for name in metrics if name.split("_")[-2] in {"en", "ko"}}
+    assert of_one_language == {name for name, metric in metrics.items() if metric.detail}
     assert len(result.examples) == 80
 
 

@@ -88,16 +88,11 @@ function group(metrics) {
     : pair ? [0] : [0, ...margins, ...margins.map((margin) => -margin)];
   const scale = ratio ? logarithmic(numbers, anchors, RATIOS) : linear(numbers, anchors);
   const text = pair ? figureTick(first.unit) : effectTick(first.unit, ratio);
-  const minor = metrics.filter(isMinor), rows = (some) => some.map((metric) => row(metric, scale));
+  const minor = metrics.filter((metric) => metric.detail), rows = (some) => some.map((metric) => row(metric, scale));
   const folded = minor.length > 3 && minor.length < metrics.length ? minor : [];
   return element("div", { class: "group" }, rows(metrics.filter((metric) => !folded.includes(metric))), axis(scale, text),
     folded.length > 0 && element("details", { class: "more-rows" },
       element("summary", {}, folded.length + " more figures, told and not judged"), rows(folded), axis(scale, text)));
-}
-
-// Figures that are only told, of one language or of a quantile: many, and for a second look.
-function isMinor(metric) {
-  return metric.verdict === "told" && (/^p\d+$/.test(metric.aggregate) || /_[a-z]{2}_t\d$/.test(metric.name));
 }
 
 function row(metric, scale) {

@@ -136,7 +136,10 @@ def measure(
             reasons[name] = row.reason([turn for _, turns in whole for turn in turns])
             continue
         title = f"{row.title}, {batch} at once"
-        metric = Metric(name, title, row.unit, row.better, row.margin, row.aggregate, "ratio")
+        detail = row.aggregate in _QUANTILES
+        metric = Metric(
+            name, title, row.unit, row.better, row.margin, row.aggregate, "ratio", detail
+        )
         found.append(Measurement(metric, items, sides[0], sides[1]))
     return found, reasons
 

@@ -7,7 +7,7 @@ LCPR of a language is its LPR, so that a wrong language shows in the main figure
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -120,7 +120,8 @@ def _wanted(judged: Sequence[Judged]) -> Iterator[tuple[_Row, Metric, list[Judge
             for row in (row for row in _ROWS if row.name in names):
                 name = f"{row.name}_{language}_t{temperature}"
                 told = row._replace(better="neither")
-                yield told, _metric(told, name, f"{language}, T={temperature}"), own
+                metric = _metric(told, name, f"{language}, T={temperature}")
+                yield told, replace(metric, detail=True), own
 
 
 def _metric(row: _Row, name: str, where: str) -> Metric:
