@@ -38,6 +38,13 @@ def test_a_token_that_was_pruned_is_named_with_its_script() -> None:
     assert "東" in difference.detail and "Han" in difference.detail
 
 
+def test_a_token_of_byte_level_bpe_is_named_by_its_text_or_else_by_its_bytes() -> None:
+    vocab = {"æĿ±": 0, "æĿ": 1}  # the bytes of 東, and two of them, in GPT-2's alphabet
+    words = Vocabularies(BpeTokenizer({}, vocab, (), (), "byte_level"), (0, 1))
+    assert words.describe(0) == "'東' (Han, id 0)"
+    assert words.describe(1).startswith(r"b'\xe6\x9d' (")
+
+
 def test_two_logits_within_one_step_of_bfloat16_are_a_tie() -> None:
     difference = explain(original((2,), {2: 20.125, 3: 20.0}), pruned((2,)), words())
     assert difference is not None

@@ -56,9 +56,13 @@ class Vocabularies:
     dtype: str = "bfloat16"
 
     def describe(self, token_id: int) -> str:
-        """A token of the original, with its script."""
-        script = main_script(self.tokenizer.token_bytes(token_id))
-        return f"{self.tokenizer.tokens[token_id]!r} ({script}, id {token_id})"
+        """The text of a token of the original, or its bytes where it is no text, and its script."""
+        spelled = self.tokenizer.token_bytes(token_id)
+        try:
+            text = repr(spelled.decode())
+        except UnicodeDecodeError:
+            text = repr(spelled)
+        return f"{text} ({main_script(spelled)}, id {token_id})"
 
 
 def explain(
