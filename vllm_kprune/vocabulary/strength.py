@@ -27,11 +27,11 @@ Floats = npt.NDArray[np.float64]
 
 # Weights were chosen on Korean, English and code that is no evidence, for the tokenizers of
 # Qwen3, Llama-3.1, Gemma-3 and Aya Expanse (benchmarks/selection.py).
-_SHARE_EXPONENT = 1.5
-_PRIOR_WEIGHT = 0.6
+_SHARE_EXPONENT = 1.8
+_PRIOR_WEIGHT = 0.4
 # Of tokens as they were counted, and of their words' frequencies, shared among spellings. Tables
 # and corpora are running text; a word list says nothing of how its words are written.
-_TEXT_WEIGHTS = (2.0, 1.0)
+_TEXT_WEIGHTS = (8.0, 2.4)
 _LIST_WEIGHT = 0.3  # the words' own weight is the source's
 _ZIPF = 1e6 / 12  # occurrences per million tokens at rank 1: 1 / (ln 150,000)
 _MOST_UNSPACED = 16  # characters
