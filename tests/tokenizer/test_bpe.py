@@ -1,6 +1,7 @@
 """`tokenizer.json` as a value: token bytes, derivations, and what is refused."""
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,38 @@ def test_a_derivation_follows_the_ranks_of_merges() -> None:
     assert parsed.derivation_ids(4) == {0, 1, 2, 3, 4}
     other = parse_tokenizer(toy(merges=[["h", "e"], ["t", "h"], ["t", "he"]]))
     assert other.derivation_ids(4) == {0, 1, 2, 5, 4}
+
+
+@pytest.mark.parametrize("kind", sorted(TINY))
+def test_joining_tokens_one_by_one_brings_their_derivations_parts_first(kind: str) -> None:
+    parsed = parse_tokenizer(data_of(TINY[kind]()))
+    ids = [parsed.vocab[left + right] for left, right in parsed.merges]
+    random.Random(1).shuffle(ids)
+    joined: dict[int, None] = {}
+    expected: set[int] = set()
+    for token_id in ids:
+        parsed.join(joined, token_id)
+        expected |= parsed.derivation_ids(token_id)
+        assert joined.keys() == expected
+    place = {token_id: at for at, token_id in enumerate(joined)}
+    for token_id in ids:
+        assert max(map(place.get, parsed.derivation_ids(token_id))) == place[token_id]
+
+
+def test_a_token_that_several_merges_make_joins_with_those_that_bpe_takes() -> None:
+    merges = [["h", "e"], ["t", "h"], ["th", "e"], ["t", "he"]]
+    parsed = parse_tokenizer(toy(merges=merges))
+    joined: dict[int, None] = {}
+    parsed.join(joined, 4)
+    assert joined.keys() == {0, 1, 2, 5, 4} == parsed.derivation_ids(4)
+
+
+def test_a_merge_with_nothing_does_not_make_joining_endless() -> None:
+    vocab = {"": 6, "t": 0, "h": 1, "e": 2, "th": 3, "the": 4, "he": 5}
+    parsed = parse_tokenizer(toy(vocab=vocab, merges=[["", "t"], ["t", "h"], ["th", ""]]))
+    joined: dict[int, None] = {}
+    parsed.join(joined, 3)
+    assert joined.keys() == {0, 1, 3}
 
 
 def test_merges_may_be_written_as_strings_or_pairs() -> None:

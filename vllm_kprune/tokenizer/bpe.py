@@ -117,6 +117,34 @@ class BpeTokenizer:
         parts = self.derivation(token) if token in self.vocab else ()
         return dict.fromkeys(self.vocab[part] for part in parts if part in self.vocab).keys()
 
+    def join(self, joined: dict[int, None], token_id: int) -> None:
+        """Add a token that BPE builds to `joined`, after what is missing there of its derivation.
+
+        `joined` must hold the derivation of all that it has: so does it afterwards. Where one merge
+        alone makes a token, it is the last of its derivation, and nothing is played through.
+        """
+        waiting = [token_id]
+        while waiting:
+            at = waiting[-1]
+            parts = self._only_merges.get(self.tokens[at])
+            if parts is None and at not in joined:
+                joined |= dict.fromkeys(self.derivation_ids(at))
+            missing = next((part for part in parts or () if part not in joined), None)
+            if missing is None or at in joined:
+                joined[waiting.pop()] = None
+            else:
+                waiting.append(missing)
+
+    @cached_property
+    def _only_merges(self) -> Mapping[str, tuple[int, int]]:
+        """The parts of tokens that one merge alone makes."""
+        parts: dict[str, tuple[int, int] | None] = {}
+        for left, right in self.merges:
+            made, known = left + right, left in self.vocab and right in self.vocab
+            only = known and left and right and made not in parts
+            parts[made] = (self.vocab[left], self.vocab[right]) if only else None
+        return {made: both for made, both in parts.items() if both}
+
 
 def byte_alphabet() -> Mapping[str, int]:
     """GPT-2's printable alphabet: character to the byte that it stands for."""

@@ -146,17 +146,15 @@ def rank_tokens(
     """
     required = _always_kept(parsed, _required_specials(parsed, profile, referenced))
     own, shared = _judge(parsed, tokenizer, profile, required)
+    joined = dict.fromkeys(required)
     for token_id in own:
-        for ancestor in parsed.derivation_ids(token_id):
-            required.setdefault(ancestor, "m")
-        required[token_id] = "c"
+        parsed.join(joined, token_id)
+    required = dict.fromkeys(joined, "m") | required | dict.fromkeys(own, "c")
     strength = token_strengths(parsed, rates, shared)
     ranked = sorted(shared, key=lambda i: (-strength[i], i))
-    joined = dict.fromkeys(required)
     sizes = [len(joined)]
     for token_id in ranked:
-        joined |= dict.fromkeys(parsed.derivation_ids(token_id))
-        joined[token_id] = None
+        parsed.join(joined, token_id)
         sizes.append(len(joined))
     return Ranking(
         parsed=parsed,
