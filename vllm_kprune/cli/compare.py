@@ -222,10 +222,12 @@ def _show(report: Report, folder: Path, json_to: str | None) -> None:
 def _end(report: Report, gates: Sequence[Gate], died: str | None, folder: Path) -> None:
     failures = failed_gates(gates, report)
     for failure in failures:
-        error_console.print(f"[bold red]failed:[/] {escape(failure.why)}", soft_wrap=True)
+        error_console.print(f"[bold red]failed:[/] {escape(str(failure))}", soft_wrap=True)
     if died:
         log(f"incomplete: {died}")
         log(f"what was done is kept in {folder}; start the server, then the same command goes on")
         raise typer.Exit(_INCOMPLETE)
     if failures:
         raise typer.Exit(1)
+    if gates:
+        log(f"gate: passed; of {len(gates)} --fail-on condition(s) none is met")

@@ -69,6 +69,7 @@ def test_a_run_writes_its_report_and_tells_it(
     assert code == 0, err
     assert "LCPR" in out
     assert "report.html" in err
+    assert "gate: passed; of 1 --fail-on condition(s) none is met" in err
     report = figures(tmp_path)
     assert [suite["name"] for suite in report["suites"]] == ["stability"]
     assert [endpoint["name"] for endpoint in report["endpoints"]] == ["original", "pruned"]
@@ -94,6 +95,7 @@ def test_a_gate_that_the_data_meet_fails_the_build(run: Run, tmp_path: Path) -> 
         code, _, err = run(*endpoints, *SMALL, "--language", "ko", "-o", tmp_path, *gate)
     assert code == 1, err
     assert err.count("failed:") == 1
+    assert "failed: stability<0: " in err and "gate: passed" not in err
     assert figures(tmp_path)
 
 
