@@ -41,8 +41,8 @@ from vllm_kprune.cli.compare_options import (
 from vllm_kprune.cli.compare_table import print_report
 from vllm_kprune.cli.console import counts, error_console, log, output_console, write_json
 from vllm_kprune.errors import KPruneError, nearest
-from vllm_kprune.evaluate.compare.conclude import conclude, write_all
-from vllm_kprune.evaluate.compare.endpoint import shared_key
+from vllm_kprune.evaluate.compare.conclude import SAME_ENDPOINT, conclude, write_all
+from vllm_kprune.evaluate.compare.endpoint import same_endpoint, shared_key
 from vllm_kprune.evaluate.compare.gate import Gate, check_gates, failed_gates, parse_gates
 from vllm_kprune.evaluate.compare.journal import set_aside
 from vllm_kprune.evaluate.compare.open_run import Address, open_run
@@ -177,8 +177,12 @@ def _run(
     with (
         _told(output),
         counts() as tell,
-        open_run(*addresses, options, output, timeout=timeout, tell=tell) as context,
+        open_run(
+            *addresses, options, output, gated=bool(gates), timeout=timeout, tell=tell
+        ) as context,
     ):
+        if same_endpoint(*context.endpoints):
+            log(f"warning: {SAME_ENDPOINT}")
         outcome = run_suites(context, suites)
         report = conclude(context, outcome.results)
     _show(report, output, json_to)

@@ -246,3 +246,17 @@ def test_a_copy_of_the_report_that_cannot_be_written_is_told(
     code, _, err = run(*equal, *SMALL, "--limit", 2, "-o", tmp_path / "run", "--json", target)
     assert code == 2
     assert "cannot be written" in err
+
+
+def test_the_same_endpoint_twice_is_told_and_never_passes_a_gate(run: Run, tmp_path: Path) -> None:
+    with MockEndpoint() as only:
+        same = ("--original", only.url, "--pruned", f"{only.url}/v1/", *SMALL, "--limit", 2)
+        code, _, err = run(*same, "-o", tmp_path / "gated", "--fail-on", "stability<0")
+        assert code == 2
+        assert "both sides are the same endpoint" in err and "name the other server" in err
+        assert not (tmp_path / "gated").exists()
+        code, _, err = run(*same, "-o", tmp_path / "plain")
+    assert code == 0, err
+    assert "warning: both sides are the same endpoint: an A/A run" in err
+    for endpoint in figures(tmp_path / "plain")["endpoints"]:
+        assert "A/A run" in endpoint["facts"]["warning"]
