@@ -49,6 +49,7 @@ from vllm_kprune.evaluate.compare.open_run import Address, open_run
 from vllm_kprune.evaluate.compare.report import Report
 from vllm_kprune.evaluate.compare.run import CompareOptions, Suite, run_suites
 from vllm_kprune.evaluate.compare.suites import SUITES
+from vllm_kprune.evaluate.compare.suites.data_files import check_data
 from vllm_kprune.profile import LANGUAGES, nearest_language
 
 __all__ = ["register"]
@@ -76,10 +77,10 @@ Two models of a hosted API:
 
 **Keys** come from KPRUNE_ORIGINAL_API_KEY and KPRUNE_PRUNED_API_KEY, else OPENAI_API_KEY.
 
-**Exit codes**: 0 done, 1 a --fail-on condition is met, 2 a mistake that you can put right, 3 a
-server died, or has no such model or no credit any more: what was done is in the report, and the
-same command goes on from there; it also asks again what failed. 130 Ctrl-C: the same, without a
-report.
+**Exit codes**: 0 done, 1 a --fail-on condition is met, 2 a mistake that you can put right or
+nothing could be measured, 3 a server died, or has no such model or no credit any more: what was
+done is in the report, and the same command goes on from there; it also asks again what failed. 130
+Ctrl-C: the same, without a report.
 """
 _DEFAULTS = CompareOptions()
 _INCOMPLETE, _STOPPED = 3, 130
@@ -169,6 +170,7 @@ def _run(
         original_folder=original_folder,
         pruned_folder=pruned_folder,
     )
+    check_data(options, [one.name for one in suites])
     if fresh and (moved := set_aside(output)):
         log(f"the run before is in {moved}")
     addresses = Address(original, original_model), Address(pruned, pruned_model)
@@ -233,5 +235,13 @@ def _end(report: Report, gates: Sequence[Gate], died: str | None, folder: Path) 
         raise typer.Exit(_INCOMPLETE)
     if failures:
         raise typer.Exit(1)
+    if not any(suite.metrics for suite in report.suites):
+        raise KPruneError(f"nothing could be measured: {_reasons(report)}")
     if gates:
         log(f"gate: passed; of {len(gates)} --fail-on condition(s) none is met")
+
+
+def _reasons(report: Report) -> str:
+    """The first reason of every suite."""
+    found = ((one.name, next(iter(one.unavailable.values()), "")) for one in report.suites)
+    return "; ".join(f"{name}: {why or 'it gave no figures'}" for name, why in found)

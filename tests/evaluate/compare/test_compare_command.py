@@ -260,3 +260,38 @@ def test_the_same_endpoint_twice_is_told_and_never_passes_a_gate(run: Run, tmp_p
     assert "warning: both sides are the same endpoint: an A/A run" in err
     for endpoint in figures(tmp_path / "plain")["endpoints"]:
         assert "A/A run" in endpoint["facts"]["warning"]
+
+
+@pytest.mark.parametrize(
+    ("option", "name", "text", "told"),
+    [
+        ("--translation", "one.tsv", "ko\n안녕\n", "columns with text: 'ko'"),
+        ("--translation", "one.tsv", "kor\teng\n안녕\tHi\n", "columns with text: 'kor', 'eng'"),
+        ("--input-data", "one.jsonl", '{"context": "x"}\n', "expected text in `question`"),
+        ("--accuracy-data", "one.jsonl", "{\n", "is not JSON"),
+        ("--benchmark", "one.csv", "prompt\nx\n", "without `prompt` and `language`"),
+    ],
+)
+def test_a_wrong_data_file_is_told_before_the_folder_is_made(
+    option: str, name: str, text: str, told: str, run: Run, equal: tuple[str, ...], tmp_path: Path
+) -> None:
+    (tmp_path / "data").mkdir()
+    path = tmp_path / "data" / name
+    path.write_text(text, encoding="utf-8")
+    given = path.parent if option in ("--accuracy-data", "--benchmark") else path
+    code, _, err = run(*equal, "-o", tmp_path / "run", option, given)
+    assert code == 2
+    assert told in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_measured_nothing_is_no_success(
+    run: Run, equal: tuple[str, ...], tmp_path: Path
+) -> None:
+    pytest.importorskip("sacrebleu", reason="sacrebleu is not installed")
+    alone = ("--suite", "translation", "--language", "fr", "--language", "ko", "-o", tmp_path)
+    code, _, err = run(*equal, *alone)
+    assert code == 2
+    assert "nothing could be measured: translation: kprune's own sentences (" in err
+    assert figures(tmp_path)["suites"][0]["metrics"] == []
+    assert run(*equal, *alone, "--fail-on", "translation<0")[0] == 1
