@@ -41,14 +41,15 @@ from vllm_kprune.cli.compare_options import (
 from vllm_kprune.cli.compare_table import print_report
 from vllm_kprune.cli.console import counts, error_console, log, output_console, write_json
 from vllm_kprune.errors import KPruneError, nearest
-from vllm_kprune.evaluate.compare.conclude import conclude, write_all
-from vllm_kprune.evaluate.compare.endpoint import shared_key
+from vllm_kprune.evaluate.compare.conclude import SAME_ENDPOINT, conclude, write_all
+from vllm_kprune.evaluate.compare.endpoint import same_endpoint, shared_key
 from vllm_kprune.evaluate.compare.gate import Gate, check_gates, failed_gates, parse_gates
 from vllm_kprune.evaluate.compare.journal import set_aside
 from vllm_kprune.evaluate.compare.open_run import Address, open_run
 from vllm_kprune.evaluate.compare.report import Report
 from vllm_kprune.evaluate.compare.run import CompareOptions, Suite, run_suites
 from vllm_kprune.evaluate.compare.suites import SUITES
+from vllm_kprune.evaluate.compare.suites.data_files import check_data
 from vllm_kprune.profile import LANGUAGES, nearest_language
 
 __all__ = ["register"]
@@ -76,10 +77,10 @@ Two models of a hosted API:
 
 **Keys** come from KPRUNE_ORIGINAL_API_KEY and KPRUNE_PRUNED_API_KEY, else OPENAI_API_KEY.
 
-**Exit codes**: 0 done, 1 a --fail-on condition is met, 2 a mistake that you can put right, 3 a
-server died, or has no such model or no credit any more: what was done is in the report, and the
-same command goes on from there; it also asks again what failed. 130 Ctrl-C: the same, without a
-report.
+**Exit codes**: 0 done, 1 a --fail-on condition is met, 2 a mistake that you can put right or
+nothing could be measured, 3 a server died, or has no such model or no credit any more: what was
+done is in the report, and the same command goes on from there; it also asks again what failed. 130
+Ctrl-C: the same, without a report.
 """
 _DEFAULTS = CompareOptions()
 _INCOMPLETE, _STOPPED = 3, 130
@@ -169,6 +170,7 @@ def _run(
         original_folder=original_folder,
         pruned_folder=pruned_folder,
     )
+    check_data(options, [one.name for one in suites])
     if fresh and (moved := set_aside(output)):
         log(f"the run before is in {moved}")
     addresses = Address(original, original_model), Address(pruned, pruned_model)
@@ -177,8 +179,12 @@ def _run(
     with (
         _told(output),
         counts() as tell,
-        open_run(*addresses, options, output, timeout=timeout, tell=tell) as context,
+        open_run(
+            *addresses, options, output, gated=bool(gates), timeout=timeout, tell=tell
+        ) as context,
     ):
+        if same_endpoint(*context.endpoints):
+            log(f"warning: {SAME_ENDPOINT}")
         outcome = run_suites(context, suites)
         report = conclude(context, outcome.results)
     _show(report, output, json_to)
@@ -222,10 +228,20 @@ def _show(report: Report, folder: Path, json_to: str | None) -> None:
 def _end(report: Report, gates: Sequence[Gate], died: str | None, folder: Path) -> None:
     failures = failed_gates(gates, report)
     for failure in failures:
-        error_console.print(f"[bold red]failed:[/] {escape(failure.why)}", soft_wrap=True)
+        error_console.print(f"[bold red]failed:[/] {escape(str(failure))}", soft_wrap=True)
     if died:
         log(f"incomplete: {died}")
         log(f"what was done is kept in {folder}; start the server, then the same command goes on")
         raise typer.Exit(_INCOMPLETE)
     if failures:
         raise typer.Exit(1)
+    if not any(suite.metrics for suite in report.suites):
+        raise KPruneError(f"nothing could be measured: {_reasons(report)}")
+    if gates:
+        log(f"gate: passed; of {len(gates)} --fail-on condition(s) none is met")
+
+
+def _reasons(report: Report) -> str:
+    """The first reason of every suite."""
+    found = ((one.name, next(iter(one.unavailable.values()), "")) for one in report.suites)
+    return "; ".join(f"{name}: {why or 'it gave no figures'}" for name, why in found)

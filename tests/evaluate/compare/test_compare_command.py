@@ -69,6 +69,7 @@ def test_a_run_writes_its_report_and_tells_it(
     assert code == 0, err
     assert "LCPR" in out
     assert "report.html" in err
+    assert "gate: passed; of 1 --fail-on condition(s) none is met" in err
     report = figures(tmp_path)
     assert [suite["name"] for suite in report["suites"]] == ["stability"]
     assert [endpoint["name"] for endpoint in report["endpoints"]] == ["original", "pruned"]
@@ -94,6 +95,7 @@ def test_a_gate_that_the_data_meet_fails_the_build(run: Run, tmp_path: Path) -> 
         code, _, err = run(*endpoints, *SMALL, "--language", "ko", "-o", tmp_path, *gate)
     assert code == 1, err
     assert err.count("failed:") == 1
+    assert "failed: stability<0: " in err and "gate: passed" not in err
     assert figures(tmp_path)
 
 
@@ -244,3 +246,52 @@ def test_a_copy_of_the_report_that_cannot_be_written_is_told(
     code, _, err = run(*equal, *SMALL, "--limit", 2, "-o", tmp_path / "run", "--json", target)
     assert code == 2
     assert "cannot be written" in err
+
+
+def test_the_same_endpoint_twice_is_told_and_never_passes_a_gate(run: Run, tmp_path: Path) -> None:
+    with MockEndpoint() as only:
+        same = ("--original", only.url, "--pruned", f"{only.url}/v1/", *SMALL, "--limit", 2)
+        code, _, err = run(*same, "-o", tmp_path / "gated", "--fail-on", "stability<0")
+        assert code == 2
+        assert "both sides are the same endpoint" in err and "name the other server" in err
+        assert not (tmp_path / "gated").exists()
+        code, _, err = run(*same, "-o", tmp_path / "plain")
+    assert code == 0, err
+    assert "warning: both sides are the same endpoint: an A/A run" in err
+    for endpoint in figures(tmp_path / "plain")["endpoints"]:
+        assert "A/A run" in endpoint["facts"]["warning"]
+
+
+@pytest.mark.parametrize(
+    ("option", "name", "text", "told"),
+    [
+        ("--translation", "one.tsv", "ko\n안녕\n", "columns with text: 'ko'"),
+        ("--translation", "one.tsv", "kor\teng\n안녕\tHi\n", "columns with text: 'kor', 'eng'"),
+        ("--input-data", "one.jsonl", '{"context": "x"}\n', "expected text in `question`"),
+        ("--accuracy-data", "one.jsonl", "{\n", "is not JSON"),
+        ("--benchmark", "one.csv", "prompt\nx\n", "without `prompt` and `language`"),
+    ],
+)
+def test_a_wrong_data_file_is_told_before_the_folder_is_made(
+    option: str, name: str, text: str, told: str, run: Run, equal: tuple[str, ...], tmp_path: Path
+) -> None:
+    (tmp_path / "data").mkdir()
+    path = tmp_path / "data" / name
+    path.write_text(text, encoding="utf-8")
+    given = path.parent if option in ("--accuracy-data", "--benchmark") else path
+    code, _, err = run(*equal, "-o", tmp_path / "run", option, given)
+    assert code == 2
+    assert told in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_that_measured_nothing_is_no_success(
+    run: Run, equal: tuple[str, ...], tmp_path: Path
+) -> None:
+    pytest.importorskip("sacrebleu", reason="sacrebleu is not installed")
+    alone = ("--suite", "translation", "--language", "fr", "--language", "ko", "-o", tmp_path)
+    code, _, err = run(*equal, *alone)
+    assert code == 2
+    assert "nothing could be measured: translation: kprune's own sentences (" in err
+    assert figures(tmp_path)["suites"][0]["metrics"] == []
+    assert run(*equal, *alone, "--fail-on", "translation<0")[0] == 1

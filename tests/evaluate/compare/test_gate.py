@@ -81,6 +81,14 @@ def test_a_failure_says_what_was_measured_or_why_it_was_not(report: Report) -> N
     assert "cannot be ruled out" in reasons[3]
 
 
+def test_a_failure_begins_with_its_condition_also_where_the_metric_got_better(
+    report: Report,
+) -> None:
+    (failure,) = failed_gates(parse_gates(["memory < 2"]), report)
+    assert str(failure).startswith("memory<2: ")
+    assert str(failure).endswith("×0.75 (better); so the condition is met")
+
+
 def with_main(main: str | None, **unavailable: str) -> Report:
     """Line pass rates that are equal for sure, of a suite that stands for something else."""
     equal = measured(LPR, [[1, 1]] * 2000, [[1, 1]] * 2000)

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.evaluate.compare.client import Client
+from vllm_kprune.evaluate.compare.endpoint import same_endpoint
 from vllm_kprune.evaluate.compare.facts import kept_facts
 from vllm_kprune.evaluate.compare.page import write_page
 from vllm_kprune.evaluate.compare.report import EndpointFacts, Report, build_report
@@ -24,7 +25,9 @@ from vllm_kprune.evaluate.compare.run import Context
 from vllm_kprune.evaluate.compare.suites import SUITES
 from vllm_kprune.evaluate.compare.values import Measurement, SuiteResult
 
-__all__ = ["conclude", "write_all"]
+__all__ = ["SAME_ENDPOINT", "conclude", "write_all"]
+
+SAME_ENDPOINT = "both sides are the same endpoint: an A/A run, which cannot show a difference"
 
 # Packages whose version can change a figure.
 _PACKAGES = ("httpx", "lm_eval", "numpy", "py3langid", "sacrebleu", "unbabel-comet", "wordfreq")
@@ -75,11 +78,12 @@ def write_all(report: Report, folder: Path) -> tuple[Path, Path]:
 
 def _facts(context: Context, client: Client) -> EndpointFacts:
     endpoint = client.endpoint
+    same = {"warning": SAME_ENDPOINT} if same_endpoint(*context.endpoints) else {}
     return EndpointFacts(
         name=endpoint.name,
         url=_short(str(context.journal.settings[endpoint.name]), _NAME),
         model=_short(endpoint.model, _NAME),
-        facts=kept_facts(context.journal, endpoint.name),
+        facts=same | kept_facts(context.journal, endpoint.name),
     )
 
 

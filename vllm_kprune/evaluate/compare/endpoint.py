@@ -27,6 +27,7 @@ __all__ = [
     "answer_from_json",
     "api_key",
     "clean_url",
+    "same_endpoint",
     "shared_key",
 ]
 
@@ -179,6 +180,23 @@ def clean_url(option: str, url: str) -> str:
     path = parts.path.rstrip("/")
     versioned = any(_VERSION.fullmatch(part) for part in path.split("/"))
     return f"{parts.scheme}://{parts.netloc}{path}{'' if versioned else '/v1'}"
+
+
+def same_endpoint(one: Endpoint, other: Endpoint) -> bool:
+    """Do both ask one model at one address, however that was written?
+
+    >>> one = Endpoint("original", clean_url("", "http://LOCALHOST:80"), "m")
+    >>> same_endpoint(one, Endpoint("pruned", clean_url("", "http://127.0.0.1/v1/"), "m"))
+    True
+    """
+    return one.model == other.model and _address(one.url) == _address(other.url)
+
+
+def _address(url: str) -> tuple[str, str, int, str]:
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    return parts.scheme, "127.0.0.1" if host == "localhost" else host, port, parts.path
 
 
 def api_key(name: str, environment: Mapping[str, str] | None = None) -> str:

@@ -48,10 +48,13 @@ class Gate:
 
 @dataclass(frozen=True)
 class GateFailure:
-    """A gate that failed, and why, in words."""
+    """A gate that failed, and why, in words; as text, with the condition as the user wrote it."""
 
     gate: Gate
     why: str
+
+    def __str__(self) -> str:
+        return f"{self.gate.text}: {self.why}"
 
 
 def parse_gates(texts: Sequence[str]) -> tuple[Gate, ...]:
@@ -123,8 +126,8 @@ def _why(gate: Gate, report: Report) -> str | None:
     holds = _OPERATORS[gate.operator]
     ends = [holds(low, gate.number), holds(high, gate.number)]
     if any(ends) if gate.doubt else all(ends):
-        doubt = "" if all(ends) else "; this cannot be ruled out"
-        return f"{metric.title}: {metric.shown.effect}, {metric.words}{doubt}"
+        why = "so the condition is met" if all(ends) else "this cannot be ruled out"
+        return f"{metric.title}: {metric.shown.effect} ({metric.words}); {why}"
     return None
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from vllm_kprune.errors import KPruneError
+from vllm_kprune.errors import KPruneError, shown
 from vllm_kprune.evaluate.compare.client import Client
 from vllm_kprune.evaluate.compare.endpoint import (
     Abilities,
@@ -18,6 +18,7 @@ from vllm_kprune.evaluate.compare.endpoint import (
     EndpointDied,
     api_key,
     clean_url,
+    same_endpoint,
 )
 from vllm_kprune.evaluate.compare.facts import ask_facts
 from vllm_kprune.evaluate.compare.journal import Journal
@@ -49,12 +50,13 @@ def open_run(
     options: CompareOptions,
     folder: Path,
     *,
+    gated: bool = False,
     timeout: float = 300.0,
     first_wait: float = 0.5,
     tell: Callable[[str, int, int], None] = lambda suite, done, total: None,
 ) -> Iterator[Context]:
     """A context for `run_suites`; a `KPruneError` if a side does not answer, or if `folder` holds
-    a run with other settings."""
+    a run with other settings, or if both sides of a `gated` run are the same endpoint."""
     sides = {"original": original, "pruned": pruned}
     endpoints = [
         Endpoint(name, clean_url(f"--{name}", side.url), side.model or "", api_key(name))
@@ -75,6 +77,8 @@ def open_run(
                 model = runner.run(_greet(client, side.model))
                 client.endpoint = replace(client.endpoint, model=model)
             first, second = clients
+            if gated and same_endpoint(first.endpoint, second.endpoint):
+                raise KPruneError(_same(first.endpoint))
             models = first.endpoint.model, second.endpoint.model
             settings = settings_of((original, pruned), models, options)
             with Journal(folder, settings) as journal:
@@ -95,6 +99,14 @@ def settings_of(
         settings[side] = address.name or clean_url(f"--{side}", address.url)
         settings[f"{side}_model"] = model
     return settings
+
+
+def _same(endpoint: Endpoint) -> str:
+    return (
+        f"both sides are the same endpoint ({endpoint.url}, model {shown(endpoint.model)}), where "
+        "every --fail-on condition would be judged of a model against itself; name the other "
+        "server with --original or --pruned, or leave --fail-on out of an A/A run"
+    )
 
 
 async def _greet(client: Client, model: str | None) -> str:

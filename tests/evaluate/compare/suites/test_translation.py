@@ -273,3 +273,21 @@ def test_a_field_that_is_too_long_is_refused_with_the_line(tmp_path: Path) -> No
     path.write_text(f"en\tko\nA dog.\t개.\nA cat.\t{'x' * 140_000}\n", encoding="utf-8")
     with pytest.raises(KPruneError, match=r"long\.tsv:3 cannot be read as TSV"):
         read_sentences(path, ("en", "ko"))
+
+
+def test_languages_without_a_sentence_are_told_with_those_that_there_are(tmp_path: Path) -> None:
+    found = run(tmp_path / "own", perfect, perfect, languages=("fr", "ko"))
+    reason = found.unavailable["chrf_ko_fr"]
+    assert "own sentences (" in reason and "are not in ko and fr" in reason
+    assert "en" in reason and "zh" in reason and "--translation" in reason
+    file = tmp_path / "two.tsv"
+    file.write_text("ko\ten\n안녕\tHi\n", encoding="utf-8")
+    reply = Answer(text="x")
+    of_file = run(
+        *(tmp_path / "file", lambda _: reply, lambda _: reply),
+        languages=("ko", "en", "fr"),
+        translations=(file,),
+    )
+    assert of_file.unavailable["chrf_fr_ko"] == (
+        "no row of the file has text in both fr and ko; columns with text: 'ko', 'en'"
+    )

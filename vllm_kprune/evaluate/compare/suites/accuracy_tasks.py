@@ -11,7 +11,7 @@ cultural literacy, instruction following. `local` stands for every file of a fol
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ import yaml
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.evaluate.compare.suites.jsonl import read_jsonl
 
-__all__ = ["GROUPS", "LOCAL", "chosen_tasks", "local_files", "on_file", "own_config"]
+__all__ = ["GROUPS", "LOCAL", "check_files", "chosen_tasks", "local_files", "on_file", "own_config"]
 
 LOCAL = "local"
 
@@ -64,6 +64,13 @@ def local_files(folder: Path) -> dict[str, Path]:
     if not found:
         raise KPruneError(f"--accuracy-data: {folder} has no file NAME.jsonl")
     return found
+
+
+def check_files(folder: Path, names: Collection[str]) -> None:
+    """A `KPruneError` for the first file of these tasks that cannot be read."""
+    for name, path in local_files(folder).items():
+        if name in names:
+            _kind(path)
 
 
 def own_config(name: str, path: Path, cache: Path) -> dict[str, Any] | None:

@@ -16,7 +16,7 @@ from vllm_kprune.checkpoint.manifest import is_overlay, load_manifest
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.evaluate.answers import Vocabularies
 from vllm_kprune.evaluate.compare.endpoint import Answer, Request
-from vllm_kprune.evaluate.compare.model_folders import model_folders
+from vllm_kprune.evaluate.compare.model_folders import FolderUnknown, model_folder
 from vllm_kprune.evaluate.compare.partings import Parting, are_logits, lowered_places, part
 from vllm_kprune.evaluate.compare.run import Context, Task, answered, ask_both
 from vllm_kprune.evaluate.compare.suites.stability_prompts import (
@@ -121,7 +121,9 @@ def _words(context: Context) -> tuple[Vocabularies | None, str]:
     if reason := context.missing("token_ids"):
         return None, f"Compared by text, without pruning's own reasons ({reason})."
     try:
-        words = _vocabularies(*model_folders(context))
+        words = _vocabularies(model_folder(context, 0), model_folder(context, 1))
+    except FolderUnknown as error:
+        return None, f"Compared by text, without pruning's own reasons: {error}"
     except KPruneError as error:
         if context.options.original_folder or context.options.pruned_folder:
             raise
@@ -129,9 +131,9 @@ def _words(context: Context) -> tuple[Vocabularies | None, str]:
     return words, "" if words else _BY_TEXT
 
 
-def _vocabularies(original: Path | None, pruned: Path | None) -> Vocabularies | None:
-    """Of an original and its overlay, where their folders are known; None for other pairs."""
-    if original is None or pruned is None or not is_overlay(pruned):
+def _vocabularies(original: Path, pruned: Path) -> Vocabularies | None:
+    """Of an original and its overlay; None for other pairs."""
+    if not is_overlay(pruned):
         return None
     manifest = load_manifest(pruned)
     base = open_base(str(original))

@@ -20,6 +20,7 @@ from vllm_kprune.checkpoint.base import open_base
 from vllm_kprune.checkpoint.manifest import is_overlay, load_manifest
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.evaluate.compare.endpoint import Endpoint
+from vllm_kprune.evaluate.compare.model_folders import FolderUnknown, model_folder
 from vllm_kprune.evaluate.compare.run import Context
 from vllm_kprune.evaluate.compare.values import Measurement, Metric, SuiteResult
 from vllm_kprune.evaluate.server_memory import tree_memory
@@ -35,10 +36,10 @@ _MARGIN = 0.02
 
 @dataclass(frozen=True)
 class Side:
-    """What one endpoint and its folder tell; None where they tell nothing."""
+    """What one endpoint and its folder (or why it is not known) tell; None: it tells nothing."""
 
     endpoint: Endpoint
-    folder: Path | None
+    folder: Path | FolderUnknown
     kprune: Any
     metrics: Any
 
@@ -121,24 +122,13 @@ def _look_up(figure: _Figure, original: Side, pruned: Side) -> list[int] | str:
 
 
 def _side(context: Context, number: int) -> Side:
-    client, options = context.clients[number], context.options
-    named = (options.original_folder, options.pruned_folder)[number]
-    paths = ("/kprune", "/metrics", "/v1/models")
-    kprune, metrics, models = (context.wait(client.get(path)) for path in paths)
-    return Side(client.endpoint, named or _served_folder(client.endpoint, models), kprune, metrics)
-
-
-def _served_folder(endpoint: Endpoint, models: Any) -> Path | None:
-    """The folder that a vLLM server on this machine serves: `root` of its list of models."""
-    rows = models.get("data") if isinstance(models, dict) else None
-    if not endpoint.is_local or not isinstance(rows, list):
-        return None
-    for row in rows:
-        if isinstance(row, dict) and row.get("id") == endpoint.model:
-            root = row.get("root")
-            folder = Path(root) if isinstance(root, str) and "\0" not in root else None
-            return folder if folder and folder.is_absolute() and folder.is_dir() else None
-    return None
+    client = context.clients[number]
+    kprune, metrics = (context.wait(client.get(path)) for path in ("/kprune", "/metrics"))
+    try:
+        folder: Path | FolderUnknown = model_folder(context, number)
+    except FolderUnknown as error:
+        folder = error
+    return Side(client.endpoint, folder, kprune, metrics)
 
 
 def _loaded(original: Side, pruned: Side) -> tuple[int, int]:
@@ -178,10 +168,8 @@ _FIGURES = (
 
 
 def _folder(side: Side) -> Path:
-    if side.folder is None:
-        raise KPruneError(
-            f"the folder of the {side.name} model is not known; name it with --{side.name}-folder"
-        )
+    if isinstance(side.folder, FolderUnknown):
+        raise side.folder
     if not side.folder.is_dir():
         raise KPruneError(f"--{side.name}-folder: there is no folder {side.folder.name}")
     return side.folder

@@ -15,10 +15,12 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from vllm_kprune.errors import KPruneError
+from vllm_kprune.errors import KPruneError, shown
 from vllm_kprune.evaluate.compare.suites.jsonl import read_jsonl, text_lines
 
-__all__ = ["Sentence", "own_sentences", "own_shots", "read_sentences"]
+__all__ = ["Sentence", "own_sentences", "own_shots", "read_sentences", "sentences_of", "why_none"]
+
+_MOST_COLUMNS = 12  # that a message names
 
 
 @dataclass(frozen=True)
@@ -47,9 +49,37 @@ def read_sentences(path: Path, languages: Sequence[str]) -> tuple[Sentence, ...]
     if not usable:
         raise KPruneError(
             f"{path} has no row with text in two of the languages {', '.join(languages)}; "
-            "expected one column for each, named by its code"
+            f"expected one column for each, named by its code; {_columns(found)}"
         )
     return tuple(usable)
+
+
+def sentences_of(paths: Sequence[Path], languages: Sequence[str]) -> list[Sentence]:
+    """The rows of all files, as `read_sentences` gives them; our own where there is no file."""
+    if not paths:
+        return list(own_sentences())
+    found: dict[str, Sentence] = {}
+    for path in paths:
+        for sentence in read_sentences(path, languages):
+            if sentence.id in found:
+                raise KPruneError(f"{path}: the id {sentence.id!r} is there twice; ids name rows")
+            found[sentence.id] = sentence
+    return list(found.values())
+
+
+def why_none(paths: Sequence[Path], sentences: Sequence[Sentence], pair: Sequence[str]) -> str:
+    """Why none of the sentences has text in both languages of a pair, and what to do."""
+    both = " and ".join(pair)
+    if not paths:
+        codes = ", ".join(dict.fromkeys(code for one in sentences for code in one.texts))
+        return f"kprune's own sentences ({codes}) are not in {both}; name a file (--translation)"
+    return f"no row of the file has text in both {both}; {_columns(sentences)}"
+
+
+def _columns(sentences: Sequence[Sentence]) -> str:
+    names = [*dict.fromkeys(name for one in sentences for name in one.texts)]
+    more = f" and {len(names) - _MOST_COLUMNS} more" if len(names) > _MOST_COLUMNS else ""
+    return f"columns with text: {', '.join(map(shown, names[:_MOST_COLUMNS])) or 'none'}{more}"
 
 
 def _own_rows() -> list[dict[str, Any]]:

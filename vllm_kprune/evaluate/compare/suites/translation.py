@@ -19,9 +19,9 @@ from vllm_kprune.evaluate.compare.endpoint import Answer, Request
 from vllm_kprune.evaluate.compare.run import Context, Task, answered, ask_both
 from vllm_kprune.evaluate.compare.suites.parallel_text import (
     Sentence,
-    own_sentences,
     own_shots,
-    read_sentences,
+    sentences_of,
+    why_none,
 )
 from vllm_kprune.evaluate.compare.suites.translation_scores import (
     bleu_features,
@@ -81,7 +81,9 @@ class Translation:
         if not ways:
             reason = f"there is one language, {options.languages[0]}; name two with --language"
             return SuiteResult(self.name, (), unavailable={"*": reason})
-        tasks = list(_tasks(context))
+        sentences = sentences_of(options.translations, options.languages)
+        tasks = list(_tasks(context, sentences))
+        asked = {task.labels["direction"] for task in tasks}
         done = answered(tasks, ask_both(context, self.name, tasks))
         measurements: list[Measurement] = []
         examples: list[Example] = []
@@ -90,7 +92,12 @@ class Translation:
         for direction in ways:
             rows = [row for row in done if row[0].labels["direction"] == str(direction)]
             if not rows:
-                unavailable[f"chrf_{_key(direction)}"] = "no sentence was translated by both sides"
+                pair = direction.source, direction.target
+                unavailable[f"chrf_{_key(direction)}"] = (
+                    "no sentence was translated by both sides"
+                    if str(direction) in asked
+                    else why_none(options.translations, sentences, pair)
+                )
                 continue
             measured, reasons = _measure(direction, rows, options.comet_model)
             measurements += measured
@@ -148,12 +155,12 @@ def translation_of(answer: Answer) -> str:
     return " ".join(answer.text.split())
 
 
-def _tasks(context: Context) -> Iterator[Task]:
+def _tasks(context: Context, sentences: Sequence[Sentence]) -> Iterator[Task]:
     options = context.options
     chat = context.missing("chat") is None
     for direction in directions(options.languages):
         ends = {direction.source, direction.target}
-        usable = [s for s in _sentences(context) if ends <= s.texts.keys()]
+        usable = [s for s in sentences if ends <= s.texts.keys()]
         for sentence in _some(usable, options.limit, options.seed):
             text = sentence.texts[direction.source]
             yield Task(
@@ -164,19 +171,6 @@ def _tasks(context: Context) -> Iterator[Task]:
                 labels={"direction": str(direction), "source": text},
                 reference=sentence.texts[direction.target],
             )
-
-
-def _sentences(context: Context) -> list[Sentence]:
-    paths, languages = context.options.translations, context.options.languages
-    if not paths:
-        return list(own_sentences())
-    found: dict[str, Sentence] = {}
-    for path in paths:
-        for sentence in read_sentences(path, languages):
-            if sentence.id in found:
-                raise KPruneError(f"{path}: the id {sentence.id!r} is there twice; ids name rows")
-            found[sentence.id] = sentence
-    return list(found.values())
 
 
 def _some(sentences: Sequence[Sentence], limit: int | None, seed: int) -> list[Sentence]:
