@@ -5,38 +5,93 @@
 #
 # Serves a model and its overlay (`kprune build MODEL --profile enko -o OVERLAY`), compares them, and
 # leaves report.html and report.json in FOLDER (build/gate). Exit code 0: all conditions hold; 1: one
-# does not, and is named; 2: a mistake, such as a model that cannot be served. A run that was broken off
-# goes on where it was when it is started again with the same FOLDER. With endpoints that run already, the
-# last command is all that is needed.
+# does not, and is named; 2: a mistake, such as a model that cannot be served; 3: a server died on the
+# way. A run that was broken off (130, 143) goes on where it was when it is started again with the same
+# FOLDER. With endpoints that run already, `kprune compare` at the end is all that is needed.
+#
+#   VLLM_ARGS     more arguments of both servers, which take 0.4 of the memory each; the last one counts:
+#                 VLLM_ARGS="--enforce-eager --gpu-memory-utilization 0.2"
+#   COMPARE_ARGS  more arguments of the comparison: COMPARE_ARGS="--limit 4 --rounds 3"
 set -euo pipefail
-model=${1:?"usage: $0 MODEL OVERLAY [FOLDER]"}
-overlay=${2:?"usage: $0 MODEL OVERLAY [FOLDER]"}
+
+usage() { sed -n '2,/^set /{s/^# \{0,1\}//p;}' "$0"; }
+
+mistake() { echo "$0: $1" >&2; exit 2; }
+
+case "${1:-}" in -h | --help) usage; exit 0 ;; esac
+[[ $# -ge 2 ]] || { usage >&2; exit 2; }
+for name in "$1" "$2"; do
+    [[ -d $name ]] || mistake "'$name' is no folder; MODEL and OVERLAY are folders on this machine"
+done
+model=$(realpath "$1")
+overlay=$(realpath "$2")
 folder=${3:-build/gate}
 mkdir -p "$folder"
+read -ra vllm_args <<<"${VLLM_ARGS:-}"
+read -ra compare_args <<<"${COMPARE_ARGS:-}"
+export -n VLLM_ARGS # vLLM warns of VLLM_ variables that it does not know
 
 serve() { # FOLDER PORT NAME
+    ! (: <"/dev/tcp/127.0.0.1/$2") 2>/dev/null || mistake "port $2 is taken: end what listens there"
+    set -m # a process group of its own, for what vLLM starts
     vllm serve "$1" --plugin kprune --host 127.0.0.1 --port "$2" --served-model-name "$3" \
-        --max-model-len 2048 >"$folder/$3.log" 2>&1 &
-    pids+=($!)
+        --max-model-len 2048 --gpu-memory-utilization 0.4 "${vllm_args[@]}" >"$folder/$3.log" 2>&1 &
+    set +m
+    servers[$3]=$!
 }
 
-alive() {
-    for pid in "${pids[@]}"; do
-        kill -0 "$pid" 2>/dev/null || { tail -n 20 "$folder"/*.log >&2; exit 2; }
+alive() { # else says of each dead server why
+    local name log dead=0
+    for name in "${!servers[@]}"; do
+        kill -0 "${servers[$name]}" 2>/dev/null && continue
+        dead=1 log=$folder/$name.log
+        echo "$0: the server of the $name model has ended; $log:" >&2
+        if grep -q Error "$log"; then grep Error "$log" | tail -n 3; else tail -n 5 "$log"; fi >&2
+    done
+    return $dead
+}
+
+stop() { # PID...: a vLLM that is starting swallows one SIGTERM
+    local signal pid running
+    for signal in TERM TERM KILL; do
+        for _ in {1..20}; do
+            running=()
+            for pid in "$@"; do kill -0 -- "-$pid" 2>/dev/null && running+=("-$pid"); done
+            [[ ${#running[@]} -gt 0 ]] || return 0
+            [[ -z $signal ]] || kill -s "$signal" -- "${running[@]}" 2>/dev/null || true
+            signal=
+            sleep 0.5
+        done
     done
 }
 
-pids=()
-trap 'kill "${pids[@]}" 2>/dev/null || true; wait' EXIT
+declare -A servers=()
+compare=()
+# the comparison first: it keeps what was done; a second signal does not hurry the end
+trap 'trap "" INT TERM; stop "${compare[@]}"; stop "${servers[@]}"' EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+echo "starting both servers (logs: $folder/original.log, $folder/pruned.log)"
 serve "$model" 8100 original
 serve "$overlay" 8101 pruned
 for port in 8100 8101; do
     until curl --silent --fail --noproxy '*' "http://127.0.0.1:$port/health"; do
-        alive
+        alive || exit 2
         sleep 2
     done
 done
 
+echo "comparing $model and $overlay (report: $folder/report.html)"
+set -m
 kprune compare --original http://127.0.0.1:8100/v1 --pruned http://127.0.0.1:8101/v1 \
     --suite stability --suite exactness --suite latency --limit 40 --output "$folder" \
-    --fail-on "stability<-0.02" --fail-on "exactness.unexplained>0" --fail-on "decode_ratio<1.0"
+    --fail-on "stability<-0.02" --fail-on "exactness.unexplained>0" --fail-on "decode_ratio<1.0" \
+    "${compare_args[@]}" &
+set +m
+compare=($!)
+code=0
+wait "${compare[0]}" || code=$?
+compare=()
+alive || true
+exit "$code"
