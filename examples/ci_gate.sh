@@ -9,7 +9,7 @@
 # way. A run that was broken off (130, 143) goes on where it was when it is started again with the same
 # FOLDER. With endpoints that run already, `kprune compare` at the end is all that is needed.
 #
-#   VLLM_ARGS     more arguments of both servers, which take 0.4 of the memory each; the last one counts:
+#   VLLM_ARGS     more arguments of both servers, which take 0.3 of the memory each; the last one counts:
 #                 VLLM_ARGS="--enforce-eager --gpu-memory-utilization 0.2"
 #   COMPARE_ARGS  more arguments of the comparison: COMPARE_ARGS="--limit 4 --rounds 3"
 set -euo pipefail
@@ -35,7 +35,7 @@ serve() { # FOLDER PORT NAME
     ! (: <"/dev/tcp/127.0.0.1/$2") 2>/dev/null || mistake "port $2 is taken: end what listens there"
     set -m # a process group of its own, for what vLLM starts
     vllm serve "$1" --plugin kprune --host 127.0.0.1 --port "$2" --served-model-name "$3" \
-        --max-model-len 2048 --gpu-memory-utilization 0.4 "${vllm_args[@]}" >"$folder/$3.log" 2>&1 &
+        --max-model-len 2048 --gpu-memory-utilization 0.3 "${vllm_args[@]}" >"$folder/$3.log" 2>&1 &
     set +m
     servers[$3]=$!
 }
