@@ -4,8 +4,8 @@
 #   examples/ci_gate.sh MODEL OVERLAY [FOLDER]
 #
 # Serves a model and its overlay (`kprune build MODEL --profile enko -o OVERLAY`), compares them, and
-# leaves report.html and report.json in FOLDER (build/gate). Exit code 0: all conditions hold; 1: one
-# does not, and is named; 2: a mistake, such as a model that cannot be served; 3: a server died on the
+# leaves report.html and report.json in FOLDER (build/gate). Exit code 0: passed; 1: a condition of --fail-on
+# is met, and is named; 2: a mistake, such as a model that cannot be served; 3: a server died on the
 # way. A run that was broken off (130, 143) goes on where it was when it is started again with the same
 # FOLDER. With endpoints that run already, `kprune compare` at the end is all that is needed.
 #
