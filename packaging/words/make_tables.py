@@ -8,7 +8,8 @@ alone: the pieces that tokenizers split text into, and their rates per million. 
 the weight of each kind of text, stand in `sources.yaml`.
 
 A package counts by its rates and the square root of its size, so that no package's own names
-dominate. Files that are long-lined (minified, generated) or larger than 400 kB are left out.
+dominate. Files that are long-lined (minified, generated) or larger than 400 kB are left out; of
+manuals those larger than 3 MB, and those in other languages.
 """
 
 import argparse

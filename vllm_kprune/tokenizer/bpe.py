@@ -123,17 +123,17 @@ class BpeTokenizer:
         `joined` must hold the derivation of all that it has: so does it afterwards. Where one merge
         alone makes a token, it is the last of its derivation, and nothing is played through.
         """
-        waiting = [token_id]
+        waiting = [] if token_id in joined else [token_id]
         while waiting:
             at = waiting[-1]
             parts = self._only_merges.get(self.tokens[at])
-            if parts is None and at not in joined:
-                joined |= dict.fromkeys(self.derivation_ids(at))
             missing = next((part for part in parts or () if part not in joined), None)
-            if missing is None or at in joined:
-                joined[waiting.pop()] = None
-            else:
+            if missing is not None:
                 waiting.append(missing)
+                continue
+            if parts is None:
+                joined |= dict.fromkeys(self.derivation_ids(at))
+            joined[waiting.pop()] = None
 
     @cached_property
     def _only_merges(self) -> Mapping[str, tuple[int, int]]:
