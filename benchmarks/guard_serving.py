@@ -72,7 +72,7 @@ def parse() -> argparse.Namespace:
 def default_models() -> list[str]:
     """The reference model, and its overlay in kprune's cache."""
     from vllm_kprune.checkpoint.overlay import cached_overlay
-    from vllm_kprune.checkpoint.reference import demo_model
+    from vllm_kprune.demo.reference.build import demo_model
     from vllm_kprune.profile import load_profile
 
     original = str(demo_model("gemma-3-270m"))
@@ -125,7 +125,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
 def watch_guard() -> list[float]:
     """A list to which every call into the guard adds its seconds."""
-    from vllm_kprune.serving.guard import LanguageGuard
+    from vllm_kprune.serving.guard.processor import LanguageGuard
 
     spent: list[float] = []
 

@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vllm_kprune.checkpoint.reference import demo_model
+from vllm_kprune.demo.reference.build import demo_model
 from vllm_kprune.prompt.layer_config import PRECISIONS
 from vllm_kprune.prompt.ranker import FirstLayer
 

@@ -28,8 +28,8 @@ from urllib.request import urlopen
 from openai import OpenAI
 from tokenizers import Tokenizer
 
-from vllm_kprune.checkpoint.reference import demo_model
-from vllm_kprune.evaluate.servers import VllmServer
+from vllm_kprune.demo.reference.build import demo_model
+from vllm_kprune.demo.servers import VllmServer
 
 WHOLE = "whole"
 Figures = dict[int, dict[str, list[float]]]

@@ -28,16 +28,16 @@ from typing import Any
 from paper_data import own_data
 from paper_table import Reports, write_table
 
-from vllm_kprune.checkpoint.reference import demo_model
+from vllm_kprune.compare.conclude import write_all
+from vllm_kprune.compare.report.document import Report
+from vllm_kprune.compare.report.report_file import read_report
+from vllm_kprune.compare.run import CompareOptions
+from vllm_kprune.compare.suites import SUITES
+from vllm_kprune.demo.pairs import open_pair, serve_pair
+from vllm_kprune.demo.reference.build import demo_model
+from vllm_kprune.demo.served import Amounts, check_kept, compare_served
+from vllm_kprune.demo.servers import stops_on_sigterm
 from vllm_kprune.errors import KPruneError
-from vllm_kprune.evaluate.compare.conclude import write_all
-from vllm_kprune.evaluate.compare.report import Report
-from vllm_kprune.evaluate.compare.report_file import read_report
-from vllm_kprune.evaluate.compare.run import CompareOptions
-from vllm_kprune.evaluate.compare.served import Amounts, check_kept, compare_served
-from vllm_kprune.evaluate.compare.suites import SUITES
-from vllm_kprune.evaluate.pairs import open_pair, serve_pair
-from vllm_kprune.evaluate.servers import stops_on_sigterm
 from vllm_kprune.profile import load_profile
 
 PROFILES = ("enko", "enkozh")

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Mapping
 from itertools import groupby
 from pathlib import Path
 
-from vllm_kprune.evaluate.compare.figures import show_figure
-from vllm_kprune.evaluate.compare.report import Interval, MetricReport, Report
+from vllm_kprune.compare.report.document import Interval, MetricReport, Report
+from vllm_kprune.compare.statistics.number_format import show_figure
 
 __all__ = ["Reports", "table", "write_table"]
 

@@ -15,10 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
-from vllm_kprune.evaluate.compare.conclude import conclude, write_all
-from vllm_kprune.evaluate.compare.endpoint import Request
-from vllm_kprune.evaluate.compare.open_run import Address, open_run
-from vllm_kprune.evaluate.compare.run import (
+from vllm_kprune.compare.conclude import conclude, write_all
+from vllm_kprune.compare.endpoint.messages import Request
+from vllm_kprune.compare.measurements import Example, Measurement, Metric, SuiteResult
+from vllm_kprune.compare.open_run import Address, open_run
+from vllm_kprune.compare.run import (
     CompareOptions,
     Context,
     Task,
@@ -26,8 +27,7 @@ from vllm_kprune.evaluate.compare.run import (
     ask_both,
     run_suites,
 )
-from vllm_kprune.evaluate.compare.suites import SUITES
-from vllm_kprune.evaluate.compare.values import Example, Measurement, Metric, SuiteResult
+from vllm_kprune.compare.suites import SUITES
 
 FACTS = {  # a beginning, and what a right continuation names
     "대한민국의 수도는": "서울",

@@ -22,13 +22,13 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 from hypothesis import HealthCheck, settings
-from published import PROFILES, PUBLISHED
+from support.published import PROFILES, PUBLISHED
 
-from vllm_kprune.checkpoint.cache import cache_dir
 from vllm_kprune.checkpoint.overlay import Plan, make_plan
-from vllm_kprune.checkpoint.reference import demo_model
-from vllm_kprune.checkpoint.wheels import DownloadError
+from vllm_kprune.demo.reference.build import demo_model
+from vllm_kprune.demo.reference.wheels import DownloadError
 from vllm_kprune.profile import load_profile
+from vllm_kprune.storage.cache import cache_dir
 
 # Every run tries the same examples, however slow the machine is; tests choose how many.
 settings.register_profile(

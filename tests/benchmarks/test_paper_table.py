@@ -7,9 +7,9 @@ import numpy as np
 from paper_data import own_data
 from paper_table import table, write_table
 
-from vllm_kprune.evaluate.compare.report import EndpointFacts, Report, build_report
-from vllm_kprune.evaluate.compare.suites.accuracy_tasks import chosen_tasks
-from vllm_kprune.evaluate.compare.values import Measurement, Metric, SuiteResult
+from vllm_kprune.compare.measurements import Measurement, Metric, SuiteResult
+from vllm_kprune.compare.report.document import EndpointFacts, Report, build_report
+from vllm_kprune.compare.suites.accuracy_tasks import chosen_tasks
 
 PIPES = 3 + 9 + 1  # of a row: three columns that name it, and those of metrics
 

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
-from tiny_exports import save_sharded
-from tiny_folders import KOREAN, save_model
-from tiny_tokenizers import TINY
+from support.tiny_exports import save_sharded
+from support.tiny_folders import KOREAN, save_model
+from support.tiny_tokenizers import TINY
 
 from vllm_kprune.checkpoint.overlay import Plan, make_plan
 from vllm_kprune.profile import Profile

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_adapters import ATTENTION, save_adapter
+from support.tiny_adapters import ATTENTION, save_adapter
 
 from vllm_kprune.checkpoint.adapters import check_adapter
 from vllm_kprune.errors import KPruneError

@@ -8,8 +8,8 @@ from typing import Any
 import huggingface_hub.constants
 import numpy as np
 import pytest
-from tiny_folders import edit, read, save_model, save_weights, write_json
-from tiny_tokenizers import TINY
+from support.tiny_folders import edit, read, save_model, save_weights, write_json
+from support.tiny_tokenizers import TINY
 
 from vllm_kprune.checkpoint.base import open_base, resolve_model
 from vllm_kprune.checkpoint.overlay import build_overlay

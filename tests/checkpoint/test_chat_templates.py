@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_architectures import ARCHITECTURES
-from tiny_folders import read, save_weights, write_json
+from support.tiny_architectures import ARCHITECTURES
+from support.tiny_folders import read, save_weights, write_json
 
 from vllm_kprune.checkpoint.manifest import load_manifest
 from vllm_kprune.checkpoint.overlay import build_overlay

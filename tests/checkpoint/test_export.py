@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.torch import save_file
-from tiny_exports import (
+from support.tiny_exports import (
     DTYPES,
     EMBEDDING,
     HEAD,
@@ -27,7 +27,7 @@ from tiny_exports import (
     stored,
     tensor,
 )
-from tiny_folders import contents, read, save_model
+from support.tiny_folders import contents, read, save_model
 
 from vllm_kprune.checkpoint.export import export_overlay
 from vllm_kprune.checkpoint.manifest import (

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_exports import EMBEDDING, exported, flip, overlay_of
-from tiny_folders import contents, edit
+from support.tiny_exports import EMBEDDING, exported, flip, overlay_of
+from support.tiny_folders import contents, edit
 
-from vllm_kprune.checkpoint.digest import digest_file
 from vllm_kprune.checkpoint.export import export_overlay
 from vllm_kprune.checkpoint.manifest import MANIFEST_NAME, load_manifest
 from vllm_kprune.errors import KPruneError
+from vllm_kprune.storage.digest import digest_file
 
 Usage = namedtuple("Usage", "total used free")
 

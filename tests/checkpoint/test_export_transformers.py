@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_folders import edit, read, save_model
+from support.tiny_folders import edit, read, save_model
 
 from vllm_kprune.checkpoint.export import export_overlay
 from vllm_kprune.checkpoint.manifest import EXPORT_NAME, load_manifest

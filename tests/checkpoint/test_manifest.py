@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_folders import edit, read, save_model, write_json
+from support.tiny_folders import edit, read, save_model, write_json
 
 from vllm_kprune.checkpoint.manifest import MANIFEST_NAME, Manifest, load_manifest
 from vllm_kprune.checkpoint.overlay import build_overlay

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_folders import TEMPLATE, contents, edit, read, save_model
+from support.tiny_folders import TEMPLATE, contents, edit, read, save_model
 from tokenizers import Tokenizer
 
 from vllm_kprune.checkpoint import overlay as overlay_module

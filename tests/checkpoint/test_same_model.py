@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_architectures import ARCHITECTURES
-from tiny_folders import KOREAN, read, write_json
+from support.tiny_architectures import ARCHITECTURES
+from support.tiny_folders import KOREAN, read, write_json
 from tokenizers import Tokenizer
 
 from vllm_kprune.checkpoint.families import FAMILIES

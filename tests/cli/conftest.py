@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import wordfreq
 from safetensors.numpy import save_file
-from tiny_tokenizers import byte_fallback_tokenizer
+from support.tiny_tokenizers import byte_fallback_tokenizer
 
 from vllm_kprune.cli import main
 

@@ -107,8 +107,8 @@ def test_verify_shows_the_first_counter_example(
 
 def reseal(overlay: Path) -> None:
     """Make the manifest agree with the overlay's files as they are now."""
-    from vllm_kprune.checkpoint.digest import sha256_file
     from vllm_kprune.checkpoint.manifest import load_manifest
+    from vllm_kprune.storage.digest import sha256_file
 
     manifest = load_manifest(overlay)
     files = {name: sha256_file(overlay / name) for name in manifest.files}

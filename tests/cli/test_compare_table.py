@@ -5,8 +5,8 @@ import numpy as np
 from rich.console import Console
 
 from vllm_kprune.cli.compare_table import print_report
-from vllm_kprune.evaluate.compare.report import Report, build_report
-from vllm_kprune.evaluate.compare.values import Measurement, Metric, SuiteResult
+from vllm_kprune.compare.measurements import Measurement, Metric, SuiteResult
+from vllm_kprune.compare.report.document import Report, build_report
 
 
 def printed(report: Report, width: int = 120) -> str:

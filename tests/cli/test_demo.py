@@ -15,10 +15,10 @@ from typer.testing import CliRunner
 
 from vllm_kprune.cli.app import app
 from vllm_kprune.cli.demo_table import print_summary
-from vllm_kprune.evaluate.compare.report import Report, build_report
-from vllm_kprune.evaluate.compare.values import Measurement, Metric, SuiteResult
-from vllm_kprune.evaluate.demo import Sizes, unexplained
-from vllm_kprune.evaluate.server_memory import tree_memory
+from vllm_kprune.compare.measurements import Measurement, Metric, SuiteResult
+from vllm_kprune.compare.report.document import Report, build_report
+from vllm_kprune.compare.suites.server_memory import tree_memory
+from vllm_kprune.demo.run import Sizes, unexplained
 
 SIZES = Sizes((262_145, 113_696), (268_000_000, 173_000_000), (27.4, 25.0), 1.55)
 
@@ -92,7 +92,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 from pathlib import Path
 from types import SimpleNamespace as Value
 from vllm_kprune.errors import KPruneError
-from vllm_kprune.evaluate import pairs, servers
+from vllm_kprune.demo import pairs
+from vllm_kprune.demo import servers
 from vllm_kprune.cli.console import say_error
 servers._vllm_command = lambda: [sys.executable, {stand_in!r}]
 pair = Value(base=Value(folder=Path("base")), overlay=Path({overlay!r}))

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from published import PROFILES
-from tiny_folders import contents, edit, read, save_model
+from support.published import PROFILES
+from support.tiny_folders import contents, edit, read, save_model
 from tokenizers import Tokenizer
 
 from vllm_kprune.checkpoint.manifest import load_manifest

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from guard_oracle import NUM_ROWS, Vocabulary
+from support.guard_oracle import NUM_ROWS, Vocabulary
 
 from vllm_kprune.guard.spelling import load_spellings
 

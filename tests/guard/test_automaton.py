@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from guard_oracle import BruteForce, Vocabulary, policy_of
-from tiny_tokenizers import TINY, data_of
+from support.guard_oracle import BruteForce, Vocabulary, policy_of
+from support.tiny_tokenizers import TINY, data_of
 
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.guard.automaton import REFUSED, Automaton, build_automaton

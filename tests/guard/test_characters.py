@@ -2,7 +2,7 @@
 
 import pytest
 import regex
-from guard_oracle import is_allowed, policy_of
+from support.guard_oracle import is_allowed, policy_of
 
 from vllm_kprune.guard.characters import NUM_CODE_POINTS, allowed_characters
 from vllm_kprune.guard.policy import SCRIPTS, GuardPolicy

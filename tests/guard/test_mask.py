@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from guard_oracle import SETTINGS, Vocabulary, policy_of
 from hypothesis import given
 from hypothesis import strategies as st
+from support.guard_oracle import SETTINGS, Vocabulary, policy_of
 
 from vllm_kprune.guard.automaton import Automaton
 from vllm_kprune.guard.mask import FEW, Mask

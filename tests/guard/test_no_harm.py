@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from guard_oracle import Vocabulary, foreign, policy_of, refused_tokens
+from support.guard_oracle import Vocabulary, foreign, policy_of, refused_tokens
 
 ENKO = policy_of(languages="ko,en")
 KO = policy_of(languages="ko")

@@ -3,9 +3,9 @@
 from typing import Any
 
 import pytest
-from guard_oracle import SETTINGS
 from hypothesis import given
 from hypothesis import strategies as st
+from support.guard_oracle import SETTINGS
 
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.guard.policy import OPTIONS, SCRIPTS, GuardPolicy, parse_policy

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from guard_oracle import Vocabulary
-from tiny_tokenizers import TINY, data_of
+from support.guard_oracle import Vocabulary
+from support.tiny_tokenizers import TINY, data_of
 from tokenizers import AddedToken, Tokenizer, decoders
 
 from vllm_kprune.errors import KPruneError

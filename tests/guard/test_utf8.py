@@ -1,9 +1,9 @@
 """The table over bytes accepts the UTF-8 of the allowed characters, and has no state too many."""
 
 import numpy as np
-from guard_oracle import SETTINGS
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.guard_oracle import SETTINGS
 
 from vllm_kprune.guard.characters import NUM_CODE_POINTS
 from vllm_kprune.guard.utf8 import REFUSED, byte_table, walk

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 
 import numpy as np
 import torch
-from guard_oracle import SETTINGS, Vocabulary, Walks, foreign, policy_of
 from hypothesis import given
 from hypothesis import strategies as st
+from support.guard_oracle import SETTINGS, Vocabulary, Walks, foreign, policy_of
 from tokenizers.decoders import DecodeStream
 
 from vllm_kprune.guard.policy import SCRIPTS

@@ -10,8 +10,8 @@ import pytest
 import regex
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from prompt_cases import UNICODE, GivenScores, pruner_of, random_text
-from tiny_tokenizers import byte_fallback_tokenizer
+from support.prompt_cases import UNICODE, GivenScores, pruner_of, random_text
+from support.tiny_tokenizers import byte_fallback_tokenizer
 from tokenizers import Tokenizer
 
 from vllm_kprune.errors import KPruneError

@@ -16,7 +16,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from tiny_rankers import RANKERS, WholeModel
+from support.tiny_rankers import RANKERS, WholeModel
 
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.prompt.layer_config import PRECISIONS, parse_layer_config

@@ -9,8 +9,8 @@ import pytest
 import regex
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from prompt_cases import UNICODE, GivenScores, pruner_of
-from tiny_tokenizers import byte_fallback_tokenizer
+from support.prompt_cases import UNICODE, GivenScores, pruner_of
+from support.tiny_tokenizers import byte_fallback_tokenizer
 from tokenizers import Tokenizer
 
 from vllm_kprune.prompt.pieces import cut_pieces

@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from guard_engines import Engine, make_engine
-from tiny_models import (
+from support.guard_engines import Engine, make_engine
+from support.tiny_models import (
     CHAT_TEMPLATE,
     ENVIRONMENT,
     SERVE,
@@ -19,7 +19,7 @@ from tiny_models import (
 )
 
 from vllm_kprune.checkpoint.overlay import Plan, write_overlay
-from vllm_kprune.evaluate.servers import VllmServer, log_tail
+from vllm_kprune.demo.servers import VllmServer, log_tail
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -5,7 +5,7 @@ from shutil import copytree
 from typing import Any
 
 import pytest
-from tiny_models import KEPT, UNTIED, OverlayMaker
+from support.tiny_models import KEPT, UNTIED, OverlayMaker
 
 from vllm_kprune.checkpoint.manifest import is_overlay
 from vllm_kprune.errors import KPruneError

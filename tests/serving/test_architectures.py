@@ -12,10 +12,10 @@ from shutil import copytree
 from typing import Any
 
 import pytest
-from forks import ask
-from offline_pairs import TEXTS, Pair, make_pair
-from tiny_adapters import ATTENTION, save_adapter
-from tiny_architectures import ARCHITECTURES
+from support.forks import ask
+from support.offline_pairs import TEXTS, Pair, make_pair
+from support.tiny_adapters import ATTENTION, save_adapter
+from support.tiny_architectures import ARCHITECTURES
 
 from vllm_kprune.checkpoint.manifest import load_manifest
 from vllm_kprune.checkpoint.overlay import build_overlay

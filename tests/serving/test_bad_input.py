@@ -7,8 +7,8 @@ from shutil import copytree
 from typing import Any
 
 import pytest
-from forks import ask
-from tiny_models import overlay_by_hand
+from support.forks import ask
+from support.tiny_models import overlay_by_hand
 
 # What was done wrong -> what the one line has to say.
 CASES = {

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tiny_models import KEPT, ROWS, UNTIED, OverlayMaker
+from support.tiny_models import KEPT, ROWS, UNTIED, OverlayMaker
 
 from vllm_kprune import __version__
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from live_client import Step, greedy_steps
+from support.live_client import Step, greedy_steps
 from tokenizers import Tokenizer
 
 from vllm_kprune.checkpoint.manifest import load_manifest
-from vllm_kprune.evaluate.servers import VllmServer
+from vllm_kprune.demo.servers import VllmServer
 
 # Minutes on two idle cores, several times that on busy ones.
 pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(2400)]

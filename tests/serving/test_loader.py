@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_models import KEPT, ROWS, TIED, UNTIED, OverlayMaker
+from support.tiny_models import KEPT, ROWS, TIED, UNTIED, OverlayMaker
 
 from vllm_kprune.checkpoint.manifest import load_manifest
 from vllm_kprune.checkpoint.rows import gather_rows, prune_weights

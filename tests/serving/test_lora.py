@@ -7,8 +7,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from tiny_adapters import ATTENTION, save_adapter
-from tiny_models import OverlayMaker
+from support.tiny_adapters import ATTENTION, save_adapter
+from support.tiny_models import OverlayMaker
 
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.serving import plugin

@@ -10,13 +10,13 @@ from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
-from live_client import complete, model_name
 from openai import BadRequestError
-from tiny_models import ENVIRONMENT
+from support.live_client import complete, model_name
+from support.tiny_models import ENVIRONMENT
 
-from vllm_kprune.checkpoint.cache import cache_dir
 from vllm_kprune.checkpoint.manifest import load_manifest
-from vllm_kprune.evaluate.servers import VllmServer, log_tail
+from vllm_kprune.demo.servers import VllmServer, log_tail
+from vllm_kprune.storage.cache import cache_dir
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
 

@@ -6,12 +6,12 @@ from typing import Any
 from urllib.request import Request, urlopen
 
 import pytest
-from live_client import bfloat16_step, client, complete, greedy_steps, model_name
 from openai import BadRequestError
+from support.live_client import bfloat16_step, client, complete, greedy_steps, model_name
 from tokenizers import Tokenizer
 
 from vllm_kprune.checkpoint.manifest import load_manifest
-from vllm_kprune.evaluate.servers import VllmServer
+from vllm_kprune.demo.servers import VllmServer
 
 pytestmark = pytest.mark.server
 

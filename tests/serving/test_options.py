@@ -16,7 +16,7 @@ from vllm_kprune.serving.options import (
     named_plugins,
     read_options,
 )
-from vllm_kprune.serving.pruner_options import PrunerOptions
+from vllm_kprune.serving.pruning.options import PrunerOptions
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "serve"
 

@@ -8,10 +8,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from forks import ask
-from offline_pairs import TEXTS, Pair, make_pair
-from tiny_architectures import ARCHITECTURES
-from tiny_quantised import FORMATS, quantise
+from support.forks import ask
+from support.offline_pairs import TEXTS, Pair, make_pair
+from support.tiny_architectures import ARCHITECTURES
+from support.tiny_quantised import FORMATS, quantise
 
 from vllm_kprune.checkpoint.export import export_overlay
 

@@ -6,12 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from live_client import greedy_steps
-from tiny_models import ENVIRONMENT
+from support.live_client import greedy_steps
+from support.tiny_models import ENVIRONMENT
 from tokenizers import Tokenizer
 
 from vllm_kprune.checkpoint.export import export_overlay
-from vllm_kprune.evaluate.servers import VllmServer
+from vllm_kprune.demo.servers import VllmServer
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
 

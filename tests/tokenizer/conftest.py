@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-from cases import Pair, pair_of
-from tiny_tokenizers import TINY
+from support.tiny_tokenizers import TINY
+from support.tokenizer_cases import Pair, pair_of
 
 from vllm_kprune.checkpoint.manifest import load_manifest
 from vllm_kprune.checkpoint.overlay import Plan, open_tokenizer

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_tokenizers import TINY, byte_fallback_tokenizer, byte_level_tokenizer, data_of
+from support.tiny_tokenizers import TINY, byte_fallback_tokenizer, byte_level_tokenizer, data_of
 
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.tokenizer.bpe import BpeTokenizer, parse_tokenizer, read_tokenizer

@@ -8,10 +8,10 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
-from cases import SETTINGS, TEXTS, Pair, pair_of
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_tokenizers import SENTENCES, TINY
+from support.tiny_tokenizers import SENTENCES, TINY
+from support.tokenizer_cases import SETTINGS, TEXTS, Pair, pair_of
 from tokenizers import Tokenizer
 
 from vllm_kprune.tokenizer.bpe import parse_tokenizer

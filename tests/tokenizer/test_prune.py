@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from tiny_tokenizers import byte_level_tokenizer, data_of
+from support.tiny_tokenizers import byte_level_tokenizer, data_of
 
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.tokenizer.bpe import parse_tokenizer

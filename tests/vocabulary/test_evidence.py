@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import regex
 import zstandard
-from tiny_tokenizers import byte_level_tokenizer
+from support.tiny_tokenizers import byte_level_tokenizer
 
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.profile import Profile

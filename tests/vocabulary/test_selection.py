@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tiny_tokenizers import TINY, byte_fallback_tokenizer, byte_level_tokenizer
+from support.tiny_tokenizers import TINY, byte_fallback_tokenizer, byte_level_tokenizer
 from tokenizers import Tokenizer
 
 from vllm_kprune.checkpoint.overlay import Plan, open_tokenizer

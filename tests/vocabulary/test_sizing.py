@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tiny_tokenizers import SENTENCES, TINY
+from support.tiny_tokenizers import SENTENCES, TINY
 from tokenizers import Tokenizer
 
 from vllm_kprune.checkpoint.overlay import Plan, count_evidence

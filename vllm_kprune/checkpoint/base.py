@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vllm_kprune.checkpoint.digest import FileDigest, digest_file
 from vllm_kprune.checkpoint.families import (
     Family,
     find_family,
@@ -20,6 +19,7 @@ from vllm_kprune.checkpoint.families import (
 )
 from vllm_kprune.checkpoint.shards import StoredTensor, read_shard
 from vllm_kprune.errors import KPruneError
+from vllm_kprune.storage.digest import FileDigest, digest_file
 from vllm_kprune.tokenizer.bpe import BpeTokenizer, read_tokenizer
 
 __all__ = [

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from vllm_kprune.checkpoint.base import INDEX_NAME, read_json
-from vllm_kprune.checkpoint.folders import new_folder
 from vllm_kprune.checkpoint.manifest import (
     EXPORT_NAME,
     MANIFEST_NAME,
@@ -35,6 +34,7 @@ from vllm_kprune.checkpoint.shards import (
     write_cut,
 )
 from vllm_kprune.errors import KPruneError
+from vllm_kprune.storage.folders import new_folder
 
 __all__ = [
     "REPLACED_BY_EXPORT",

@@ -15,9 +15,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from vllm_kprune.checkpoint.digest import FileDigest, canonical_json, digest_text, sha256_file
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.profile import LANGUAGES, Profile
+from vllm_kprune.storage.digest import FileDigest, canonical_json, digest_text, sha256_file
 
 __all__ = [
     "EXPORT_NAME",

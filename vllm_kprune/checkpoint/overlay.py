@@ -25,14 +25,6 @@ from vllm_kprune.checkpoint.base import (
     open_base,
     open_tokenizer_folder,
 )
-from vllm_kprune.checkpoint.cache import cache_dir
-from vllm_kprune.checkpoint.digest import (
-    canonical_json,
-    digest_text,
-    remembered_digest,
-    sha256_file,
-)
-from vllm_kprune.checkpoint.folders import new_folder
 from vllm_kprune.checkpoint.manifest import (
     MANIFEST_NAME,
     BaseReference,
@@ -44,6 +36,14 @@ from vllm_kprune.checkpoint.manifest import (
 from vllm_kprune.checkpoint.token_ids import map_ids, token_texts
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.profile import Profile
+from vllm_kprune.storage.cache import cache_dir
+from vllm_kprune.storage.digest import (
+    canonical_json,
+    digest_text,
+    remembered_digest,
+    sha256_file,
+)
+from vllm_kprune.storage.folders import new_folder
 from vllm_kprune.tokenizer.prune import IdMap, prune_tokenizer, referenced_ids
 from vllm_kprune.vocabulary.evidence import Source, TokenRates, count_source, profile_sources
 from vllm_kprune.vocabulary.selection import Selection

@@ -12,7 +12,6 @@ from vllm_kprune.checkpoint.export import (
     weights_of_plan,
     write_standalone,
 )
-from vllm_kprune.checkpoint.folders import new_folder
 from vllm_kprune.checkpoint.manifest import MANIFEST_NAME
 from vllm_kprune.checkpoint.overlay import Plan, make_plan, write_overlay
 from vllm_kprune.cli.console import error_console, steps, write_json
@@ -30,8 +29,9 @@ from vllm_kprune.cli.options import (
 )
 from vllm_kprune.cli.pruning import no_collection, overlay_figures, pruning_figures, show_pruning
 from vllm_kprune.cli.verify import keep_if_lawful
+from vllm_kprune.demo.servers import stops_on_sigterm
 from vllm_kprune.errors import KPruneError
-from vllm_kprune.evaluate.servers import stops_on_sigterm
+from vllm_kprune.storage.folders import new_folder
 
 __all__ = ["register"]
 

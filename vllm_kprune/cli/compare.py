@@ -40,16 +40,16 @@ from vllm_kprune.cli.compare_options import (
 )
 from vllm_kprune.cli.compare_table import print_report
 from vllm_kprune.cli.console import counts, error_console, log, output_console, write_json
+from vllm_kprune.compare.conclude import SAME_ENDPOINT, conclude, write_all
+from vllm_kprune.compare.endpoint.messages import same_endpoint, shared_key
+from vllm_kprune.compare.gate import Gate, check_gates, failed_gates, parse_gates
+from vllm_kprune.compare.journal import set_aside
+from vllm_kprune.compare.open_run import Address, open_run
+from vllm_kprune.compare.report.document import Report
+from vllm_kprune.compare.run import CompareOptions, Suite, run_suites
+from vllm_kprune.compare.suites import SUITES
+from vllm_kprune.compare.suites.data_files import check_data
 from vllm_kprune.errors import KPruneError, nearest
-from vllm_kprune.evaluate.compare.conclude import SAME_ENDPOINT, conclude, write_all
-from vllm_kprune.evaluate.compare.endpoint import same_endpoint, shared_key
-from vllm_kprune.evaluate.compare.gate import Gate, check_gates, failed_gates, parse_gates
-from vllm_kprune.evaluate.compare.journal import set_aside
-from vllm_kprune.evaluate.compare.open_run import Address, open_run
-from vllm_kprune.evaluate.compare.report import Report
-from vllm_kprune.evaluate.compare.run import CompareOptions, Suite, run_suites
-from vllm_kprune.evaluate.compare.suites import SUITES
-from vllm_kprune.evaluate.compare.suites.data_files import check_data
 from vllm_kprune.profile import LANGUAGES, nearest_language
 
 __all__ = ["register"]

@@ -4,8 +4,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from vllm_kprune.evaluate.compare.report import MetricReport, Report, SuiteReport
-from vllm_kprune.evaluate.compare.verdicts import Verdict
+from vllm_kprune.compare.report.document import MetricReport, Report, SuiteReport
+from vllm_kprune.compare.statistics.verdicts import Verdict
 
 __all__ = ["print_report", "suite_table"]
 

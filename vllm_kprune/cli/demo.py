@@ -14,9 +14,11 @@ from rich.table import Table
 from vllm_kprune.cli.compare_table import print_report
 from vllm_kprune.cli.console import counts, error_console, log, output_console, steps, write_json
 from vllm_kprune.cli.demo_table import hardware, print_summary
-from vllm_kprune.evaluate.compare.conclude import write_all
-from vllm_kprune.evaluate.compare.report import Report
-from vllm_kprune.evaluate.demo import (
+from vllm_kprune.compare.conclude import write_all
+from vllm_kprune.compare.report.document import Report
+from vllm_kprune.compare.suites.prompts import SAMPLE_PROMPTS
+from vllm_kprune.demo.pairs import NAMES, ModelPair, Servers, serve_pair
+from vllm_kprune.demo.run import (
     ARGUMENTS,
     Sizes,
     compare_demo,
@@ -25,9 +27,7 @@ from vllm_kprune.evaluate.demo import (
     stream,
     unexplained,
 )
-from vllm_kprune.evaluate.pairs import NAMES, ModelPair, Servers, serve_pair
-from vllm_kprune.evaluate.prompts import SAMPLE_PROMPTS
-from vllm_kprune.evaluate.servers import stops_on_sigterm
+from vllm_kprune.demo.servers import stops_on_sigterm
 from vllm_kprune.profile import load_profile
 
 __all__ = ["register"]

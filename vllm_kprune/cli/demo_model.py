@@ -4,9 +4,9 @@ from pathlib import Path
 
 import typer
 
-from vllm_kprune.checkpoint.reference import demo_model
-from vllm_kprune.checkpoint.reference_models import REFERENCE_MODELS
 from vllm_kprune.cli.console import log, steps
+from vllm_kprune.demo.reference.build import demo_model
+from vllm_kprune.demo.reference.models import REFERENCE_MODELS
 
 __all__ = ["make_demo_model", "register"]
 

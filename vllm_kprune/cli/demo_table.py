@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from vllm_kprune.evaluate.compare.report import Report
-from vllm_kprune.evaluate.demo import Sizes
+from vllm_kprune.compare.report.document import Report
+from vllm_kprune.demo.run import Sizes
 
 __all__ = ["hardware", "print_summary"]
 

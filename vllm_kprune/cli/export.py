@@ -11,7 +11,7 @@ from vllm_kprune.checkpoint.export import WeightsPlan, export_overlay
 from vllm_kprune.checkpoint.manifest import EXPORT_NAME, load_manifest
 from vllm_kprune.cli.console import error_console, steps, write_json
 from vllm_kprune.cli.verify import keep_if_lawful
-from vllm_kprune.evaluate.servers import stops_on_sigterm
+from vllm_kprune.demo.servers import stops_on_sigterm
 
 __all__ = ["export_figures", "register", "show_export"]
 

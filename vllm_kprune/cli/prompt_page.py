@@ -9,9 +9,9 @@ from importlib.resources import files
 from pathlib import Path
 from string import Template
 
-from vllm_kprune.checkpoint.folders import new_file
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.prompt.pruner import Piece, Pruned
+from vllm_kprune.storage.folders import new_file
 
 __all__ = ["page", "write_page"]
 

@@ -5,7 +5,6 @@ from typing import Annotated
 
 import typer
 
-from vllm_kprune.checkpoint.folders import new_folder
 from vllm_kprune.checkpoint.manifest import MANIFEST_NAME
 from vllm_kprune.checkpoint.overlay import make_tokenizer_plan, write_overlay
 from vllm_kprune.cli.console import error_console, steps, write_json
@@ -21,6 +20,7 @@ from vllm_kprune.cli.options import (
     sized_profile,
 )
 from vllm_kprune.cli.pruning import no_collection, overlay_figures, pruning_figures, show_pruning
+from vllm_kprune.storage.folders import new_folder
 
 __all__ = ["register"]
 

@@ -15,10 +15,10 @@ from typing import Any, get_args
 import numpy as np
 import numpy.typing as npt
 
-from vllm_kprune.checkpoint.digest import sha256_file
-from vllm_kprune.checkpoint.folders import new_file
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.guard.tokens import Spellings, spell_tokens
+from vllm_kprune.storage.digest import sha256_file
+from vllm_kprune.storage.folders import new_file
 from vllm_kprune.tokenizer.bpe import TokenKind, read_tokenizer
 
 __all__ = ["Spellings", "load_spellings"]

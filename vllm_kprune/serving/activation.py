@@ -34,7 +34,7 @@ def activate(engine_args: Any) -> bool:
     if overlay and engine_args.model_weights:
         return True
     if options.guard:
-        from vllm_kprune.serving.guard_settings import guard_settings
+        from vllm_kprune.serving.guard.settings import guard_settings
 
         guard_settings(engine_args.additional_config)  # its mistakes are told before a long build
     if options.input_pruner:
@@ -65,8 +65,8 @@ def asks_for_kprune(config: Any) -> bool:
 
 def _check_pruner(engine_args: Any, base: str | None) -> None:
     """Load the ranker once for nothing: what it lacks is told before a long build or start."""
-    from vllm_kprune.serving.prune_service import load_ranker
-    from vllm_kprune.serving.prune_settings import pruner_settings
+    from vllm_kprune.serving.pruning.service import load_ranker
+    from vllm_kprune.serving.pruning.settings import pruner_settings
 
     settings = pruner_settings(engine_args.additional_config)
     assert settings

@@ -18,13 +18,13 @@ from vllm_kprune.checkpoint.manifest import BaseReference, Manifest, is_overlay,
 from vllm_kprune.guard.policy import OPTIONS
 from vllm_kprune.prompt.pruner import PruneOptions
 from vllm_kprune.serving.compat import vllm_version
-from vllm_kprune.serving.guard_attach import is_attached
-from vllm_kprune.serving.guard_settings import guard_settings
+from vllm_kprune.serving.guard.attach import is_attached
+from vllm_kprune.serving.guard.settings import guard_settings
 from vllm_kprune.serving.options import PREFIX
-from vllm_kprune.serving.prune_break_even import NEVER, BreakEven, settle
-from vllm_kprune.serving.prune_endpoint import preview
-from vllm_kprune.serving.prune_hooks import pruning_of
-from vllm_kprune.serving.prune_service import PromptPruning
+from vllm_kprune.serving.pruning.break_even import NEVER, BreakEven, settle
+from vllm_kprune.serving.pruning.endpoint import preview
+from vllm_kprune.serving.pruning.hooks import pruning_of
+from vllm_kprune.serving.pruning.service import PromptPruning
 from vllm_kprune.serving.request_options import PRUNE_NAMES
 
 __all__ = ["KPruneEndpoint", "guard_status", "pruner_status", "register", "server_status"]

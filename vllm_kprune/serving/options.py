@@ -17,7 +17,7 @@ from typing import Any
 
 from vllm_kprune.errors import KPruneError, nearest
 from vllm_kprune.serving.option_fields import flag, option
-from vllm_kprune.serving.pruner_options import PrunerOptions, check_pruner_options
+from vllm_kprune.serving.pruning.options import PrunerOptions, check_pruner_options
 
 __all__ = [
     "COUNTER_FOLDER",

@@ -17,8 +17,8 @@ from typing import Any, NoReturn
 
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.serving import compat
-from vllm_kprune.serving.guard_hooks import hook_guard
-from vllm_kprune.serving.prune_hooks import hook_pruner
+from vllm_kprune.serving.guard.hooks import hook_guard
+from vllm_kprune.serving.pruning.hooks import hook_pruner
 
 __all__ = ["DISABLE", "register"]
 
@@ -108,7 +108,7 @@ def _settle(args: argparse.Namespace) -> None:
 def _add_headers(args: argparse.Namespace) -> None:
     """Name our middleware where users name theirs; only an input pruner has something to tell."""
     from vllm_kprune.serving.options import KEY
-    from vllm_kprune.serving.pruner_options import MIDDLEWARE
+    from vllm_kprune.serving.pruning.options import MIDDLEWARE
 
     ours = (getattr(args, "additional_config", None) or {}).get(KEY)
     named = getattr(args, "middleware", None)
@@ -125,7 +125,7 @@ def _create_engine_config(
     activate(engine_args)
     config = original(engine_args, *args, **kwargs)
     if asks_for_kprune(config):
-        from vllm_kprune.serving.guard_attach import attach_guard
+        from vllm_kprune.serving.guard.attach import attach_guard
 
         attach_guard(config)
     return config

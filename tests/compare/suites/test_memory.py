@@ -1,0 +1,97 @@
+"""The suite `memory`: every figure from its source, or the reason why not."""
+
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from support.fake_clients import FakeClient, comparing, scoring
+from support.tiny_folders import save_model
+
+from vllm_kprune.compare.measurements import SuiteResult
+from vllm_kprune.compare.suites.memory import Memory, cache_tokens
+
+METRICS = (
+    "# TYPE vllm:cache_config_info gauge\n"
+    'vllm:cache_config_info{block_size="16",engine="0",num_gpu_blocks="%d"} 1.0\n'
+)
+KPRUNE = {"active": True, "vocabulary_bytes": {"original": 1000, "kept": 400}}
+
+
+def run(folder: Path, sides: list[dict[str, Any]], **options: Any) -> SuiteResult:
+    url = options.pop("url", "http://192.0.2.1:1/v1")
+    clients = [
+        FakeClient(name, scoring, paths=paths, url=url)
+        for name, paths in zip(("original", "pruned"), sides, strict=True)
+    ]
+    with comparing(folder, *clients, **options) as context:
+        return Memory().run(context)
+
+
+def test_what_endpoints_tell_is_told(tmp_path: Path) -> None:
+    sides = [{"/metrics": METRICS % 100}, {"/metrics": METRICS % 120, "/kprune": KPRUNE}]
+    found = {m.metric.name: m for m in run(tmp_path, sides).measurements}
+    assert set(found) == {"vocabulary", "kv_cache"}
+    assert (found["kv_cache"].original.item(), found["kv_cache"].pruned.item()) == (1600, 1920)
+    assert (found["vocabulary"].original.item(), found["vocabulary"].pruned.item()) == (1000, 400)
+    assert all(m.metric.aggregate == "exact" for m in found.values())
+
+
+def test_what_nobody_tells_has_a_reason_and_is_not_zero(tmp_path: Path) -> None:
+    found = run(tmp_path, [{}, {}])
+    assert found.measurements == ()
+    assert set(found.unavailable) == set(Memory().metrics)
+    assert "--original-folder" in found.unavailable["weights_loaded"]
+    assert "not on this machine" in found.unavailable["processes"]
+
+
+@pytest.mark.parametrize(
+    "status",
+    [[], "x", {}, {"vocabulary_bytes": {"original": "1", "kept": 2}}, {"vocabulary_bytes": {}}],
+)
+def test_a_hostile_status_is_no_figure(tmp_path: Path, status: Any) -> None:
+    assert "vocabulary" in run(tmp_path, [{}, {"/kprune": status}]).unavailable
+
+
+@given(st.text(max_size=200))
+def test_no_text_of_metrics_breaks_the_reader(text: str) -> None:
+    assert cache_tokens(text) is None
+    assert cache_tokens(f"{text}\n" + METRICS % 3) == 48
+
+
+def test_caches_of_several_engines_add_up() -> None:
+    assert cache_tokens(METRICS % 3 + METRICS % 4) == 112
+    assert cache_tokens('vllm:cache_config_info{block_size="16",num_gpu_blocks="None"} 1') is None
+
+
+def test_the_process_that_listens_is_found_with_its_children(tmp_path: Path) -> None:
+    pytest.importorskip("psutil", reason="psutil is not installed")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+        found = {m.metric.name: m for m in run(tmp_path, [{}, {}], url=url).measurements}
+    own = found["processes"].original.item()
+    assert own > 2**20 and os.getpid()
+    assert "processes" in run(tmp_path / "after", [{}, {}], url=url).unavailable
+
+
+def test_folders_tell_weights_and_an_answer_is_kept(tmp_path: Path) -> None:
+    folder = save_model(tmp_path / "model")
+    sides: list[dict[str, Any]] = [{}, {}]
+    options = {"original_folder": folder, "pruned_folder": folder}
+    found = {m.metric.name: m for m in run(tmp_path / "run", sides, **options).measurements}
+    disk, loaded = found["weights_disk"].original.item(), found["weights_loaded"].original.item()
+    files = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    assert disk == files and 0 < loaded < files  # a file has a header too
+    assert run(tmp_path / "run", sides).measurements  # resumed without the folders
+
+
+def test_a_figure_that_was_not_to_be_had_is_looked_up_again(tmp_path: Path) -> None:
+    first = run(tmp_path, [{}, {}])
+    assert "kv_cache" in first.unavailable
+    again = run(tmp_path, [{"/metrics": METRICS % 100}, {"/metrics": METRICS % 120}])
+    assert [m.metric.name for m in again.measurements] == ["kv_cache"]
+    kept = run(tmp_path, [{}, {}])
+    assert kept.measurements[0].original.item() == 1600

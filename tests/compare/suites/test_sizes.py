@@ -1,0 +1,85 @@
+"""Sizes and predicted speed, on headers of tied and untied checkpoints; steps of decoding."""
+
+from pathlib import Path
+
+import pytest
+
+from vllm_kprune.checkpoint.base import BaseModel
+from vllm_kprune.checkpoint.families import FAMILIES
+from vllm_kprune.checkpoint.manifest import BaseReference, Manifest
+from vllm_kprune.checkpoint.shards import StoredTensor
+from vllm_kprune.compare.endpoint.decode_speed import step_times
+from vllm_kprune.compare.suites.sizes import model_sizes, predicted_ratio
+from vllm_kprune.profile import Profile
+from vllm_kprune.tokenizer.bpe import BpeTokenizer
+
+ROWS, HIDDEN, BODY = 100, 8, 400
+# One token past the embedding, as in Gemma-3.
+TOKENIZER = BpeTokenizer({}, {str(i): i for i in range(ROWS + 1)}, (), (), "byte_fallback")
+
+
+def tensor(name: str, *shape: int) -> StoredTensor:
+    count = shape[0] * (shape[1] if len(shape) > 1 else 1)
+    return StoredTensor(name, "BF16", shape, 0, 2 * count)
+
+
+def base(*, tied: bool, stored_head: bool) -> BaseModel:
+    tensors = [tensor("model.embed_tokens.weight", ROWS, HIDDEN), tensor("model.norm.weight", BODY)]
+    if stored_head:
+        tensors.append(tensor("lm_head.weight", ROWS, HIDDEN))
+    return BaseModel(
+        reference="m",
+        revision=None,
+        folder=Path("m"),
+        config={"tie_word_embeddings": tied},
+        family=FAMILIES["LlamaForCausalLM"],
+        tokenizer=TOKENIZER,
+        tensors={info.name: info for info in tensors},
+        shards=(),
+    )
+
+
+def manifest(kept: tuple[int, ...]) -> Manifest:
+    return Manifest(
+        kprune_version="0",
+        family="LlamaForCausalLM",
+        profile=Profile(name="half"),
+        base=BaseReference(reference="m", path="m", files={}),
+        original_tokens=ROWS + 1,
+        original_rows=ROWS,
+        kept_ids=kept,
+        reasons="s" * len(kept),
+        vocabulary_tensors=("model.embed_tokens.weight",),
+        files={},
+    )
+
+
+HALF = manifest((*range(50), ROWS))
+
+
+@pytest.mark.parametrize("stored_head", [False, True])
+def test_tied_weights_are_counted_once_even_when_stored_twice(stored_head: bool) -> None:
+    original, pruned = model_sizes(base(tied=True, stored_head=stored_head), HALF)
+    assert (original.tokens, original.rows) == (101, 100)
+    assert (pruned.tokens, pruned.rows) == (51, 50)
+    assert (original.parameters, pruned.parameters) == (1200, 800)
+    assert (original.weight_bytes, pruned.weight_bytes) == (2400, 1600)
+    assert predicted_ratio(original, pruned) == 1.5
+
+
+def test_of_an_untied_model_a_step_reads_the_head_but_not_the_embedding() -> None:
+    original, pruned = model_sizes(base(tied=False, stored_head=True), HALF)
+    assert (original.parameters, pruned.parameters) == (2000, 1200)
+    assert (original.weight_bytes, pruned.weight_bytes) == (4000, 2400)
+    assert (original.step_bytes, pruned.step_bytes) == (2400, 1600)
+
+
+def test_keeping_everything_predicts_no_gain() -> None:
+    everything = manifest(tuple(range(ROWS + 1)))
+    assert predicted_ratio(*model_sizes(base(tied=True, stored_head=False), everything)) == 1
+
+
+def test_a_step_is_the_time_between_tokens_of_the_same_sequence() -> None:
+    pieces = [(0.0, 0, 1), (0.25, 1, 1), (0.5, 0, 1), (0.75, 1, 1), (0.8, 1, 0), (1.75, 1, 2)]
+    assert step_times(pieces) == [0.5, 0.5, 0.5, 0.5]
+    assert step_times([]) == []

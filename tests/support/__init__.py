@@ -1,0 +1,1 @@
+"""What tests share: small models and folders, stand-ins for endpoints, oracles."""

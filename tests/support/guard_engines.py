@@ -1,0 +1,125 @@
+"""Engine configurations with small trained tokenizers, and what the guard must do, recomputed."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+
+from support.tiny_tokenizers import TINY
+from vllm_kprune.guard.automaton import Automaton, build_automaton
+from vllm_kprune.guard.policy import parse_policy
+from vllm_kprune.guard.spelling import Spellings, load_spellings
+from vllm_kprune.serving.guard.attach import CLASS_PATH
+
+# Some end inside a character: of two, three and four bytes, and one that no answer may finish.
+PROMPTS = tuple(
+    (text, cut) for text in ("가나다라마바사", "the é", "😀", "中", "ok") for cut in (0, 1, 2)
+)
+NUM_ROWS = 960  # more than there are tokens, as in Qwen3
+# What requests ask for; the server's default is English and Korean.
+DEFAULT = {"languages": "ko,en"}
+WISHES: tuple[dict[str, Any] | None, ...] = (
+    None,
+    {"kprune_languages": "off"},
+    {"kprune_languages": "ko", "kprune_hanja": "all"},
+    {"kprune_scripts": ["Hiragana", "Han"]},
+)
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A tokenizer's folder, and the part of a `VllmConfig` that the guard reads."""
+
+    folder: Path
+    tokenizer: Tokenizer = field(repr=False)
+    additional_config: dict[str, Any] = field(default_factory=lambda: {"kprune": DEFAULT})
+
+    @property
+    def config(self) -> Any:
+        model = SimpleNamespace(
+            model=str(self.folder),
+            tokenizer=str(self.folder),
+            tokenizer_revision=None,
+            skip_tokenizer_init=False,
+            runner_type="generate",
+            logprobs_mode="raw_logprobs",
+            logits_processors=[CLASS_PATH],
+            hf_text_config=SimpleNamespace(eos_token_id=self.eos),
+            get_vocab_size=lambda: NUM_ROWS,
+            try_get_generation_config=lambda: {"eos_token_id": [self.eos]},
+        )
+        return SimpleNamespace(
+            model_config=model,
+            parallel_config=SimpleNamespace(enable_batch_sharded_sampling=None),
+            speculative_config=None,
+            use_v2_model_runner=False,
+            additional_config=self.additional_config,
+        )
+
+    @property
+    def eos(self) -> int:
+        found = self.tokenizer.token_to_id("<eos>")
+        assert found is not None
+        return found
+
+    def prompt(self, text: str, cut: int) -> list[int]:
+        """A prompt whose last `cut` bytes are missing."""
+        ids = self.ids(text)
+        return [self._id("<bos>"), *ids[: len(ids) - cut]]
+
+    def ids(self, text: str) -> list[int]:
+        """Its bytes, one token each, so that it can be cut anywhere; each is a token of both."""
+        if self.tokenizer.token_to_id("<0x00>") is not None:
+            return [self._id(f"<0x{byte:02X}>") for byte in text.encode()]
+        return [i for c in text for i in self._letters(c)]
+
+    def _letters(self, character: str) -> list[int]:
+        from vllm_kprune.tokenizer.bpe import byte_alphabet
+
+        letters = {value: letter for letter, value in byte_alphabet().items()}
+        return [self._id(letters[byte]) for byte in character.encode()]
+
+    def _id(self, token: str) -> int:
+        found = self.tokenizer.token_to_id(token)
+        assert found is not None, token
+        return found
+
+
+@cache
+def spellings(folder: Path) -> Spellings:
+    return load_spellings(folder, None)
+
+
+@cache
+def _automaton(folder: Path, wish: str, eos: int) -> Automaton | None:
+    default = parse_policy(DEFAULT)
+    given = WISHES[int(wish)] or {}
+    policy = parse_policy({k.removeprefix("kprune_"): v for k, v in given.items()}, default)
+    return policy and build_automaton(spellings(folder), policy, NUM_ROWS, (eos,))
+
+
+def expected_refusals(
+    engine: Engine, wish: dict[str, Any] | None, token_ids: Sequence[int]
+) -> torch.Tensor:
+    """Tokens that must not follow `token_ids`, bool [NUM_ROWS], from the whole text each time."""
+    automaton = _automaton(engine.folder, str(WISHES.index(wish)), engine.eos)
+    if automaton is None:
+        return torch.zeros(NUM_ROWS, dtype=torch.bool)
+    return automaton.refused(automaton.state_after(token_ids))
+
+
+def make_engine(kind: str, folder: Path) -> Engine:
+    tokenizer = TINY[kind]()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return Engine(folder, tokenizer)
+
+
+def sampling_params(**options: Any) -> Any:
+    from vllm import SamplingParams
+
+    return SamplingParams(**options)

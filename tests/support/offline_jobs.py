@@ -1,0 +1,67 @@
+"""Generates with vLLM's offline engine for several models, importing vLLM only once.
+
+    python offline_jobs.py JOBS.json
+
+Each job (`{"model": FOLDER, "options": {...}, "prompts": [[id, ...], ...], "allowed": [...]}`) runs
+in a fork, with the engine inside of it. The greedy ids of all jobs are printed as one line of JSON;
+of a job that failed, its error.
+"""
+
+import importlib
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from support.forks import run_forked, tell
+
+# Read when vLLM is imported: the engine, and its one worker, in the process that asks.
+os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+
+
+def _answer(job: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return {"ids": _generate(**job)}
+    except BaseException as error:
+        traceback.print_exc()
+        return {"error": f"{type(error).__name__}: {error}"}
+
+
+def _generate(
+    model: str,
+    prompts: list[list[int]],
+    tokens: int = 16,
+    options: dict[str, Any] | None = None,
+    allowed: list[int] | None = None,
+    lora: str | None = None,
+    environment: dict[str, str] | None = None,
+) -> list[list[int]]:
+    os.environ.update(environment or {})
+    from vllm import LLM, SamplingParams
+    from vllm.lora.request import LoRARequest
+
+    defaults = {"skip_tokenizer_init": True, "enforce_eager": True, "max_model_len": 256}
+    engine = LLM(model=model, **{**defaults, "dtype": "float32", **(options or {})})
+    outputs = engine.generate(
+        [{"prompt_token_ids": ids} for ids in prompts],
+        SamplingParams(
+            temperature=0,
+            max_tokens=tokens,
+            ignore_eos=True,
+            detokenize=False,
+            allowed_token_ids=allowed,
+        ),
+        lora_request=LoRARequest("adapter", 1, lora) if lora else None,
+    )
+    return [list(output.outputs[0].token_ids) for output in outputs]
+
+
+if __name__ == "__main__":
+    for name in ("vllm", "vllm.entrypoints.llm", "vllm.v1.worker.cpu_worker"):
+        importlib.import_module(name)
+    jobs = json.loads(Path(sys.argv[1]).read_text())
+    ended = run_forked(_answer, jobs)
+    sys.stderr.writelines(one.text for one in ended)
+    tell([one.result or {"error": f"ended with status {one.status}"} for one in ended])

@@ -1,0 +1,86 @@
+"""A pruner over a small trained tokenizer, in the shape that the serving tests need it."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from support.tiny_tokenizers import byte_level_tokenizer
+from vllm_kprune.prompt.cache import SegmentCache
+from vllm_kprune.prompt.pruner import InputPruner
+from vllm_kprune.prompt.scorers import Scorer, Tokens
+from vllm_kprune.serving.pruning.job import PruneJob
+from vllm_kprune.serving.pruning.service import PromptPruning, Ranker
+from vllm_kprune.serving.pruning.settings import PrunerSettings, pruner_settings, wish_of
+from vllm_kprune.serving.pruning.texts import RequestTexts
+
+LONG = "the cat sat on the mat, and the other cats sat there too. "
+
+
+class LengthScores:
+    """Long tokens are important. Writes down what it was asked, and does `before` first."""
+
+    name = "length"
+
+    def __init__(self, *, uses_query: bool = False) -> None:
+        self.uses_query = uses_query
+        self.asked: list[tuple[str, str | None]] = []
+        self.before: Callable[[Callable[[], bool]], None] = lambda cancelled: None
+
+    def scores(
+        self,
+        tokens: Tokens,
+        *,
+        query: str | None = None,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> Any:
+        self.asked.append((tokens.text, query))
+        assert cancelled
+        self.before(cancelled)
+        return np.array([end - begin for begin, end in tokens.offsets], dtype=np.float32)
+
+
+def pruner_of(scorer: Scorer) -> InputPruner:
+    return InputPruner(byte_level_tokenizer(), lambda name: scorer, "length")
+
+
+def settings_of(**values: Any) -> PrunerSettings:
+    """The settings of a server with a pruner; nothing is too short unless told."""
+    found = pruner_settings({"kprune": {"input_pruner": "self", "min_tokens": 0, **values}})
+    assert found
+    return found
+
+
+def pruning_of(scorer: Scorer, **values: Any) -> PromptPruning:
+    """What a server with these options would have."""
+    ranker = Ranker("tiny", Path("tiny"), pruner_of(scorer))
+    return PromptPruning(settings_of(**values), ranker)
+
+
+def job_of(
+    texts: RequestTexts | list[RequestTexts],
+    scorer: Scorer,
+    *,
+    min_tokens: int = 0,
+    max_tokens: int = 1 << 15,
+    cache: SegmentCache | None = None,
+    **options: Any,
+) -> PruneJob:
+    """A request's job; `options` are those of its `vllm_xargs`, without their prefix."""
+    wish = wish_of(settings_of(), {f"kprune_{name}": value for name, value in options.items()})
+    pruner = pruner_of(scorer)
+    return PruneJob(
+        texts if isinstance(texts, list) else [texts],
+        wish,
+        min_tokens,
+        max_tokens,
+        pruner,
+        SegmentCache(1 << 20) if cache is None else cache,
+        lambda text: len(pruner.tokenize(text).ids),
+    )
+
+
+def tokens(text: str) -> int:
+    """Tokens of a text in the small tokenizer."""
+    return len(byte_level_tokenizer().encode(text, add_special_tokens=False).ids)

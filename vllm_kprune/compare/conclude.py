@@ -1,0 +1,124 @@
+"""The end of a run: its report, with what the endpoints told about themselves.
+
+Names come from users and servers (models, addresses, files of tasks): what is longer than a report
+may hold is shortened here, and stays another name than its like.
+"""
+
+import hashlib
+import importlib.metadata
+import platform
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from vllm_kprune.compare.endpoint.client import Client
+from vllm_kprune.compare.endpoint.messages import same_endpoint
+from vllm_kprune.compare.endpoint_info import kept_facts
+from vllm_kprune.compare.measurements import Measurement, SuiteResult
+from vllm_kprune.compare.report.document import EndpointFacts, Report, build_report
+from vllm_kprune.compare.report.page import write_page
+from vllm_kprune.compare.report.report_file import write_report
+from vllm_kprune.compare.run import Context
+from vllm_kprune.compare.suites import SUITES
+from vllm_kprune.errors import KPruneError
+
+__all__ = ["SAME_ENDPOINT", "conclude", "write_all"]
+
+SAME_ENDPOINT = "both sides are the same endpoint: an A/A run, which cannot show a difference"
+
+# Packages whose version can change a figure.
+_PACKAGES = ("httpx", "lm_eval", "numpy", "py3langid", "sacrebleu", "unbabel-comet", "wordfreq")
+
+# What a report may hold; titles are also part of its sentences.
+_NAME, _TITLE, _MOST_NOTES, _MOST_REASONS = 200, 100, 199, 500
+
+
+def conclude(context: Context, results: Sequence[SuiteResult]) -> Report:
+    """The report of a run: the same for the same answers, whenever and how often it was resumed."""
+    try:
+        return build_report(
+            [_within_bounds(_with_main(result)) for result in results],
+            endpoints=[_facts(context, client) for client in context.clients],
+            settings=context.journal.settings,
+            versions=dict(_versions()),
+            seed=context.options.seed,
+            incomplete=context.deaths[0] if context.deaths else None,
+        )
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise KPruneError(
+            f"the report cannot hold what was found: {place}: {first['msg']}; the answers are kept "
+            f"in {context.journal.folder}; ask for less with --suite or --tasks"
+        ) from None
+
+
+def _with_main(result: SuiteResult) -> SuiteResult:
+    """With the name of its main metric: the first that its suite declares, also if it is missing
+    here, so that no other is taken for it."""
+    if result.main or result.suite not in SUITES:
+        return result
+    pattern = SUITES[result.suite].metrics[0]
+    names = [*(one.metric.name for one in result.measurements), *result.unavailable]
+    plain = pattern.rstrip("*@_")
+    matching = (name for name in names if fnmatchcase(name, pattern))
+    return replace(result, main=plain if plain in names else next(matching, plain))
+
+
+def write_all(report: Report, folder: Path) -> tuple[Path, Path]:
+    """Write `report.json` and `report.html`; the figures first, as the page is made from them."""
+    paths = folder / "report.json", folder / "report.html"
+    write_report(report, paths[0])
+    write_page(report, paths[1])
+    return paths
+
+
+def _facts(context: Context, client: Client) -> EndpointFacts:
+    endpoint = client.endpoint
+    same = {"warning": SAME_ENDPOINT} if same_endpoint(*context.endpoints) else {}
+    return EndpointFacts(
+        name=endpoint.name,
+        url=_short(str(context.journal.settings[endpoint.name]), _NAME),
+        model=_short(endpoint.model, _NAME),
+        facts=same | kept_facts(context.journal, endpoint.name),
+    )
+
+
+def _within_bounds(result: SuiteResult) -> SuiteResult:
+    """A suite's result with names and lists as short as a report has them."""
+    reasons = {_short(name, _NAME): why for name, why in result.unavailable.items()}
+    notes = result.notes[:_MOST_NOTES]
+    if len(result.notes) > len(notes):
+        notes = (*notes, f"and {len(result.notes) - len(notes):,} more notes")
+    return replace(
+        result,
+        measurements=tuple(map(_named, result.measurements)),
+        unavailable=dict([*reasons.items()][:_MOST_REASONS]),
+        notes=notes,
+        main=result.main and _short(result.main, _NAME),
+    )
+
+
+def _named(measurement: Measurement) -> Measurement:
+    metric = measurement.metric
+    name, title = _short(metric.name, _NAME), _short(metric.title, _TITLE)
+    return replace(measurement, metric=replace(metric, name=name, title=title))
+
+
+def _short(name: str, most: int) -> str:
+    """The name, or its beginning and a digest of the whole."""
+    if len(name) <= most:
+        return name
+    return f"{name[: most - 10]}… {hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def _versions() -> Iterator[tuple[str, str]]:
+    yield "python", platform.python_version()
+    for name in _PACKAGES:
+        try:
+            yield name, importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue

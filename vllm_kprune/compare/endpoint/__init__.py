@@ -1,0 +1,1 @@
+"""An OpenAI-compatible endpoint: requests, answers, and a client that trusts neither."""

@@ -1,0 +1,212 @@
+"""A client that neither hangs, floods nor trusts an endpoint.
+
+Rate limits, overload, lost connections and time-outs are tried again with exponential back-off and
+jitter, and as late as `Retry-After` says; refusals are not. An endpoint that no attempt reaches is
+dead: `EndpointDied`, so that nobody waits for each of the requests that are left.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, TypeVar
+
+from vllm_kprune.compare.endpoint.messages import (
+    Abilities,
+    Answer,
+    Endpoint,
+    EndpointDied,
+    Request,
+)
+from vllm_kprune.compare.endpoint.transport import Refused, TooLong, Transport, Trouble, parse
+from vllm_kprune.compare.endpoint.wire import (
+    Malformed,
+    body_of,
+    path_of,
+    read_answer,
+    read_piece,
+    whole_answer,
+)
+from vllm_kprune.errors import KPruneError
+
+__all__ = ["Client"]
+
+T = TypeVar("T")
+_LONGEST_WAIT = 120.0  # seconds; a server that asks for more is not waited for
+_TIMEOUT_ATTEMPTS = 2  # each costs the whole time limit
+_GIVEN_UP_IN_A_ROW = 5
+_FINAL = (400, 413, 422)  # about the request itself: it will be refused tomorrow too
+_ENDS = (402, 404)  # about the endpoint: no credit, no such model; all requests would fail
+# The longest wait between attempts, in first waits.
+_LONGEST = {"connection": 8, "timeout": 8, "server": 32, "busy": 128}
+
+
+class Client:
+    """Asks one endpoint; at most `concurrency` requests at a time.
+
+    `timeout` bounds one attempt, in seconds; `first_wait` is the wait after the first failure,
+    which doubles from then on.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        *,
+        concurrency: int = 4,
+        timeout: float = 300.0,
+        attempts: int = 8,
+        first_wait: float = 0.5,
+    ) -> None:
+        self.endpoint = endpoint
+        self.abilities = Abilities()
+        self._timeout, self._attempts, self._first_wait = timeout, attempts, first_wait
+        self._slots = asyncio.Semaphore(concurrency)
+        self._not_before = 0.0
+        self._given_up = 0
+        self._transport = Transport(endpoint, timeout)
+
+    @contextmanager
+    def within(self, seconds: float) -> Iterator[None]:
+        """No attempt takes longer than that meanwhile."""
+        usual = self._transport.timeout
+        self._transport.timeout = min(usual, seconds)
+        try:
+            yield
+        finally:
+            self._transport.timeout = usual
+
+    def again(self, *, concurrency: int) -> "Client":
+        """A client of the same endpoint with connections of its own and another concurrency."""
+        other = Client(
+            self.endpoint,
+            concurrency=concurrency,
+            timeout=self._timeout,
+            attempts=self._attempts,
+            first_wait=self._first_wait,
+        )
+        other.abilities = self.abilities
+        return other
+
+    async def close(self) -> None:
+        """Give the connections back."""
+        await self._transport.close()
+
+    async def ask(self, request: Request) -> Answer:
+        """The answer, or one with the error that was left after all attempts.
+
+        Raises `EndpointDied` when no attempt reaches the server, or it answers that the model or
+        the money is gone, and `KPruneError` for a wrong key.
+        """
+        made = 0
+
+        async def attempt() -> Answer:
+            nonlocal made
+            made += 1
+            return await self.ask_once(request)
+
+        async with self._slots:
+            try:
+                answer = await self.try_again(attempt)
+            except Refused as error:
+                if error.status in _ENDS:
+                    raise EndpointDied(self.endpoint, str(error)) from None
+                answer = Answer(error=str(error), final=error.status in _FINAL)
+            except (TooLong, Trouble) as error:
+                answer = Answer(error=str(error))
+        return replace(answer, retries=made - 1)
+
+    async def get(self, path: str) -> Any:
+        """What a path has: parsed JSON, else text; None where it answers with an error.
+
+        Paths are relative to the server's root (`/kprune`, `/metrics`); `/v1/…` to the base URL.
+        """
+        try:
+            return await self.fetch(path)
+        except (Refused, TooLong, Trouble):
+            return None
+
+    async def fetch(self, path: str) -> Any:
+        """As `get`; raises what `transport` raises where there is no answer."""
+        url = self.endpoint.root + path
+        if path.startswith("/v1/"):
+            url = self.endpoint.url + path.removeprefix("/v1")
+        async with self._slots:
+            data = await self.try_again(lambda: self._transport.get(url))
+        try:
+            return parse(data)
+        except Malformed:
+            return data.decode(errors="replace")
+
+    async def ask_once(self, request: Request) -> Answer:
+        """One attempt; raises what `transport` raises for everything but a whole answer."""
+        url = self.endpoint.url + path_of(request)
+        body = body_of(request, self.endpoint.model, self.abilities)
+        started = time.perf_counter()
+        try:
+            if request.stream:
+                events = await self._transport.stream(url, body)
+                return whole_answer([read_piece(event, at) for at, event in events], started)
+            data = await self._transport.post(url, body)
+            return read_answer(parse(data), 1000 * (time.perf_counter() - started))
+        except Malformed as error:
+            raise Trouble("server", str(error)) from None
+
+    async def try_again(self, attempt: Callable[[], Awaitable[T]]) -> T:
+        """What an attempt gives, after as many attempts as it takes; else the last trouble."""
+        for number in range(self._attempts):
+            await self._turn()
+            try:
+                value = await attempt()
+            except Trouble as error:
+                trouble = error
+                if self._is_hopeless(number, trouble):
+                    break
+                await asyncio.sleep(self._wait(number, trouble))
+                continue
+            except (Refused, TooLong):
+                self._lives()
+                raise
+            self._lives()
+            return value
+        self._given_up += 1
+        if self._given_up >= _GIVEN_UP_IN_A_ROW or not await self._is_there(trouble):
+            raise EndpointDied(self.endpoint, str(trouble)) from None
+        raise trouble
+
+    def _lives(self) -> None:
+        self._given_up = 0
+
+    async def _is_there(self, trouble: Trouble) -> bool:
+        """Does it answer at all? Some servers hang up on a single prompt."""
+        if trouble.kind != "connection":
+            return True
+        try:
+            await self._transport.get(f"{self.endpoint.url}/models")
+        except Trouble as silence:
+            return silence.kind in ("server", "busy")
+        except (KPruneError, Refused, TooLong):
+            return True
+        return True
+
+    def _is_hopeless(self, number: int, trouble: Trouble) -> bool:
+        late = trouble.kind == "timeout" and number + 1 >= _TIMEOUT_ATTEMPTS
+        return late or number + 1 >= self._attempts or (trouble.wait or 0) > _LONGEST_WAIT
+
+    def _wait(self, number: int, trouble: Trouble) -> float:
+        """Seconds until the next attempt; `Retry-After` only makes them more."""
+        longest = self._first_wait * min(2**number, _LONGEST[trouble.kind])
+        wait = float(longest * random.uniform(0.5, 1.0))
+        if trouble.wait is None:
+            return wait
+        # For all requests: the limit is the endpoint's.
+        moment = time.monotonic() + max(trouble.wait, wait)
+        self._not_before = max(self._not_before, moment)
+        return 0.0
+
+    async def _turn(self) -> None:
+        """Wait for what the endpoint asked for; not all requests then begin at one moment."""
+        late = self._not_before - time.monotonic()
+        if late > 0:
+            await asyncio.sleep(late + random.uniform(0.0, max(self._first_wait, late / 4)))

@@ -1,0 +1,260 @@
+"""Requests and answers as the OpenAI API spells them, with what vLLM adds.
+
+An answer from a server is checked like any hostile input: `Malformed` says what is wrong with it.
+Fields that a server leaves out stay None.
+"""
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+
+from vllm_kprune.compare.endpoint.decode_speed import step_times
+from vllm_kprune.compare.endpoint.messages import Abilities, Answer, Request
+
+__all__ = ["Malformed", "Piece", "body_of", "path_of", "read_answer", "read_piece", "whole_answer"]
+
+_HALF_CHARACTERS = re.compile("[\ud800-\udfff]")
+
+
+class Malformed(ValueError):
+    """An answer that is not what the API promises."""
+
+
+class _Lenient(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class _Usage(_Lenient):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+
+
+class _Message(_Lenient):
+    content: str | None = None
+
+
+class _Token(_Lenient):
+    token: str
+    logprob: float
+    top_logprobs: tuple["_Token", ...] | None = None
+
+
+class _Logprobs(_Lenient):
+    """Both forms: `content` is that of a chat, the rest that of a completion."""
+
+    content: tuple[_Token, ...] | None = None
+    tokens: tuple[str, ...] | None = None
+    token_logprobs: tuple[float | None, ...] | None = None
+    top_logprobs: tuple[dict[str, float] | None, ...] | None = None
+
+
+class _PromptToken(_Lenient):
+    logprob: float
+
+
+class _Choice(_Lenient):
+    index: int = 0
+    text: str | None = None
+    message: _Message | None = None
+    delta: _Message | None = None
+    finish_reason: str | None = None
+    logprobs: _Logprobs | None = None
+    token_ids: tuple[int, ...] | None = None
+    prompt_token_ids: tuple[int, ...] | None = None
+    prompt_logprobs: tuple[dict[str, _PromptToken] | None, ...] | None = None
+
+    @property
+    def words(self) -> str:
+        message = self.message or self.delta
+        text = (message.content if message else self.text) or ""
+        return _HALF_CHARACTERS.sub("\ufffd", text)
+
+
+class _Reply(_Lenient):
+    choices: tuple[_Choice, ...] = ()
+    usage: _Usage | None = None
+    prompt_token_ids: tuple[int, ...] | None = None
+    prompt_logprobs: tuple[dict[str, _PromptToken] | None, ...] | None = None
+
+    @field_validator("choices", mode="before")
+    @classmethod
+    def _no_choices(cls, value: Any) -> Any:
+        return value or ()
+
+
+class Piece(_Lenient):
+    """A piece of a streamed answer, and when it came (seconds of a monotonic clock)."""
+
+    moment: float
+    text: str
+    tokens: int
+    ids: tuple[int, ...] | None = None
+    finish_reason: str | None = None
+    usage: _Usage | None = None
+
+
+def path_of(request: Request) -> str:
+    """Where a request is sent, under the base URL."""
+    return "/chat/completions" if request.kind == "chat" else "/completions"
+
+
+def body_of(request: Request, model: str, abilities: Abilities) -> dict[str, Any]:
+    """The JSON body; what the endpoint cannot do is left out."""
+    chat = request.kind == "chat"
+    body: dict[str, Any] = {"model": model, "temperature": request.temperature}
+    body["max_tokens" if abilities.can("max_tokens") else "max_completion_tokens"] = (
+        request.max_tokens
+    )
+    body |= {"messages": [*map(dict, request.messages)]} if chat else {"prompt": request.prompt}
+    body |= {"top_p": request.top_p} if request.top_p != 1 else {}
+    body |= {"n": request.n} if request.n != 1 else {}
+    if request.seed is not None and abilities.can("seed"):
+        body["seed"] = request.seed
+    if request.logprobs is not None and abilities.can("logprobs"):
+        top = request.logprobs
+        body |= {"logprobs": True, "top_logprobs": top} if chat else {"logprobs": top}
+    if request.prompt_logprobs is not None and abilities.can("prompt_logprobs"):
+        body["prompt_logprobs"] = request.prompt_logprobs
+    if abilities.can("token_ids") and (request.logprobs is not None or request.stream):
+        body["return_token_ids"] = True
+        body |= {"return_tokens_as_token_ids": True} if request.name_by_id else {}
+    if request.stream:
+        body["stream"] = True
+        if abilities.can("stream_usage"):
+            body["stream_options"] = {"include_usage": True}
+    return body | dict(request.extra)
+
+
+def read_answer(value: Any, e2e_ms: float) -> Answer:
+    """A whole answer, from parsed JSON."""
+    reply = _checked(value)
+    if not reply.choices:
+        raise Malformed("an answer without choices")
+    choice, *others = sorted(reply.choices, key=lambda choice: choice.index)
+    usage = reply.usage or _Usage()
+    texts, logprobs, top = _places(choice.logprobs)
+    return Answer(
+        text=choice.words,
+        finish_reason=choice.finish_reason,
+        prompt_tokens=usage.prompt_tokens,
+        completion_tokens=usage.completion_tokens,
+        token_texts=texts,
+        logprobs=logprobs,
+        top=top,
+        ids=choice.token_ids,
+        prompt_ids=choice.prompt_token_ids or reply.prompt_token_ids,
+        prompt_logprobs=_prompt_logprobs(choice, reply),
+        e2e_ms=e2e_ms,
+        others=tuple(choice.words for choice in others),
+    )
+
+
+def read_piece(value: Any, moment: float) -> Piece:
+    """A piece of a stream; without ids, one with text counts as a token (see `_untimed`)."""
+    reply = _checked(value)
+    choice = reply.choices[0] if reply.choices else _Choice()
+    tokens = int(bool(choice.words)) if choice.token_ids is None else len(choice.token_ids)
+    return Piece(
+        moment=moment,
+        text=choice.words,
+        tokens=tokens,
+        ids=choice.token_ids,
+        finish_reason=choice.finish_reason,
+        usage=reply.usage,
+    )
+
+
+def whole_answer(pieces: Sequence[Piece], started: float) -> Answer:
+    """A streamed answer, put together; times are from `started`, in seconds of the same clock."""
+    if not pieces:
+        raise Malformed("a stream without a piece")
+    arrived = [piece.moment for piece in pieces if piece.tokens]
+    usages = [piece.usage for piece in pieces if piece.usage]
+    usage = usages[-1] if usages else _Usage()
+    reasons = [piece.finish_reason for piece in pieces if piece.finish_reason]
+    reason = reasons[-1] if reasons else None
+    ids = _joined(piece.ids for piece in pieces if piece.tokens)
+    untimed = _untimed(usage.completion_tokens, len(arrived), reason) if ids is None else None
+    arrivals = ((piece.moment, 0, piece.tokens) for piece in pieces)
+    return Answer(
+        text="".join(piece.text for piece in pieces),
+        finish_reason=reason,
+        prompt_tokens=usage.prompt_tokens,
+        completion_tokens=usage.completion_tokens,
+        ids=ids,
+        ttft_ms=1000 * (arrived[0] - started) if arrived else None,
+        itl_ms=() if untimed else tuple(1000 * time for time in step_times(arrivals)),
+        e2e_ms=1000 * (pieces[-1].moment - started),
+        untimed=untimed,
+    )
+
+
+def _untimed(tokens: int | None, pieces: int, reason: str | None) -> str | None:
+    """Why the times between pieces are not those between tokens; None if they are.
+
+    A server may count the token that ended the answer, which has no text and comes in no piece.
+    """
+    if tokens is None:
+        return "tells neither ids nor counts of tokens, so that a piece may be several"
+    if pieces == tokens or (reason == "stop" and pieces == tokens - 1):
+        return None
+    few = pieces < tokens
+    return "streams several tokens in a piece" if few else "streams tokens in several pieces"
+
+
+def _checked(value: Any) -> _Reply:
+    try:
+        return _Reply.model_validate(value)
+    except ValidationError as error:
+        where = ".".join(map(str, error.errors()[0]["loc"]))
+        raise Malformed(f"an answer with a wrong {where[:60] or 'form'}") from None
+
+
+def _places(
+    found: _Logprobs | None,
+) -> tuple[tuple[str, ...] | None, tuple[float, ...] | None, tuple[dict[str, float], ...] | None]:
+    """Tokens, their log-probabilities and the best ones, of either form; None where not whole."""
+    if found is None:
+        return None, None, None
+    if found.content is not None:
+        texts = tuple(place.token for place in found.content)
+        values: Sequence[float | None] = [place.logprob for place in found.content]
+        best = [
+            {token.token: token.logprob for token in place.top_logprobs or ()}
+            for place in found.content
+        ]
+    else:
+        texts, values = found.tokens or (), found.token_logprobs or ()
+        best = [place or {} for place in found.top_logprobs or ()]
+    known = tuple(value for value in values if value is not None and math.isfinite(value))
+    if not texts or not len(texts) == len(known) == len(values):
+        return None, None, None
+    return texts, known, tuple(best) if len(best) == len(texts) and all(best) else None
+
+
+def _prompt_logprobs(choice: _Choice, reply: _Reply) -> tuple[float | None, ...] | None:
+    """Of the prompt's own tokens: by their ids, else the first, where vLLM puts them."""
+    places = choice.prompt_logprobs or reply.prompt_logprobs
+    if not places:
+        return None
+    ids: Sequence[int | None] = choice.prompt_token_ids or reply.prompt_token_ids or ()
+    if len(ids) != len(places):
+        ids = [None] * len(places)
+    return tuple(_own(place, own) for place, own in zip(places, ids, strict=True))
+
+
+def _own(place: dict[str, _PromptToken] | None, own: int | None) -> float | None:
+    if not place:
+        return None
+    token = place.get(str(own)) or next(iter(place.values()))
+    return token.logprob if math.isfinite(token.logprob) else None
+
+
+def _joined(parts: Iterable[tuple[int, ...] | None]) -> tuple[int, ...] | None:
+    known = list(parts)
+    if not known or any(part is None for part in known):
+        return None
+    return tuple(i for part in known for i in part or ())

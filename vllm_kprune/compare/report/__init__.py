@@ -1,0 +1,1 @@
+"""The report of a comparison: its contents, `report.json` and `report.html`."""

@@ -1,0 +1,63 @@
+"""Which examples a report shows, and how much of each: bounded, the telling ones first."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from vllm_kprune.compare.measurements import Example, Span
+
+__all__ = ["choose_examples", "shorten"]
+
+MOST_EXAMPLES = 120
+MOST_CHARACTERS = 4_000
+_MOST_SPANS = 100
+_MOST_LABELS = 20
+_NAME = 120
+
+
+def choose_examples(examples: Sequence[Example], most: int = MOST_EXAMPLES) -> list[Example]:
+    """At most `most` examples, cut to size: those with spans, then those whose answers differ,
+    then the rest, each in the order given."""
+    ranked = sorted(examples, key=_rank)
+    return [_cut(example) for example in ranked[:most]]
+
+
+def _rank(example: Example) -> int:
+    if any(example.spans):
+        return 0
+    return 1 if example.answers[0] != example.answers[1] else 2
+
+
+def _cut(example: Example) -> Example:
+    first, second = example.answers
+    labels = list(example.labels.items())[:_MOST_LABELS]
+    return replace(
+        example,
+        item=shorten(example.item, _NAME),
+        prompt=shorten(example.prompt),
+        answers=(shorten(first), shorten(second)),
+        labels={shorten(name, _NAME): shorten(value, _NAME) for name, value in labels},
+        spans=(_visible(example.spans[0], first), _visible(example.spans[1], second)),
+        reference=None if example.reference is None else shorten(example.reference),
+    )
+
+
+def _visible(spans: Sequence[Span], answer: str) -> tuple[Span, ...]:
+    """Spans in order, within what is shown of the answer, none inside another."""
+    shown: list[Span] = []
+    end = 0
+    for span in sorted(spans, key=lambda span: (span.start, span.end)):
+        start, stop = max(span.start, end), min(span.end, len(answer), MOST_CHARACTERS)
+        if start < stop:
+            shown.append(Span(start, stop, shorten(span.why, _NAME)))
+            end = stop
+    return tuple(shown[:_MOST_SPANS])
+
+
+def shorten(text: str, most: int = MOST_CHARACTERS) -> str:
+    """The text, or its beginning and how much was left out.
+
+    Lone surrogates, which a hostile server can send in JSON, cannot be written as UTF-8: they
+    become replacement characters.
+    """
+    text = text.encode("utf-8", "replace").decode("utf-8") if not text.isascii() else text
+    return text if len(text) <= most else f"{text[:most]}… [{len(text) - most:,} more characters]"

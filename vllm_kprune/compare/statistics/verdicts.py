@@ -1,0 +1,175 @@
+"""Verdicts in words: better, equal within d, worse, or not enough data; per metric and per suite.
+
+- *equal*: the whole interval lies within the margin, however sure a tiny difference is.
+- *better*, *worse*: otherwise, if the p-value that Holm's method adjusted over the whole report
+  is below 1 - confidence.
+- *not enough data*: otherwise, with about how many items would settle it.
+- *told*: a figure without a better side, or of the pair itself.
+
+Fewer than 6 items get no interval and no verdict: even if all point one way, the exact test cannot
+fall below 5 %.
+A figure that is counted (`exact`) is what it is: it is equal within its margin, or it is not.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import ceil, inf, log, log1p
+from statistics import NormalDist
+from typing import Literal
+
+from vllm_kprune.compare.statistics.aggregates import AGGREGATES
+from vllm_kprune.compare.statistics.comparison import Comparison
+from vllm_kprune.compare.statistics.intervals import MIN_ITEMS, rule_of_three, values_needed
+from vllm_kprune.compare.statistics.number_format import show_margin
+
+__all__ = ["Judgement", "Verdict", "judge", "judge_suite", "overall"]
+
+_ROOM_FOR_TITLES = 100  # characters
+Verdict = Literal["better", "equal", "worse", "not enough data", "told"]
+_MOST_ITEMS = 1_000_000
+_ORDER: tuple[Verdict, ...] = ("worse", "better", "not enough data", "equal")
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """A verdict, the same in words, and how many items would be needed for one."""
+
+    verdict: Verdict
+    words: str
+    items_needed: int | None = None
+
+
+def judge(comparison: Comparison) -> Judgement:
+    """The verdict on one metric, after `correct`."""
+    metric = comparison.metric
+    if comparison.pruned is None or metric.better == "neither":
+        return Judgement("told", "told, not judged")
+    if AGGREGATES[metric.aggregate].sampled and comparison.n < MIN_ITEMS:
+        return _open(MIN_ITEMS)
+    margin, value, ends = _on_scale(comparison)
+    if value is None or ends is None:
+        return _open(_needed_for_quantile(comparison))
+    if -margin <= ends[0] and ends[1] <= margin:
+        within = f" within {show_margin(metric)}" if metric.margin else ""
+        return Judgement("equal", f"equal{within}")
+    p = 0.0 if not AGGREGATES[metric.aggregate].sampled else comparison.p_adjusted
+    if p is not None and p < 1 - comparison.confidence and value:
+        good = (value > 0) == (metric.better == "higher")
+        return Judgement("better", "better") if good else Judgement("worse", "worse")
+    return _open(_needed(comparison))
+
+
+def _open(needed: int | None) -> Judgement:
+    if needed is None:
+        return Judgement("not enough data", "not enough data")
+    about = "over a million" if needed > _MOST_ITEMS else f"about {_about(needed)}"
+    return Judgement("not enough data", f"not enough data ({about} items needed)", needed)
+
+
+def _about(items: int) -> str:
+    """Rounded up to two digits: nobody can know it better."""
+    step = 10 ** max(0, len(str(items)) - 2)
+    return f"{ceil(items / step) * step:,}"
+
+
+def _on_scale(comparison: Comparison) -> tuple[float, float | None, tuple[float, float] | None]:
+    """Margin, effect and interval on a scale where 0 is equal: ratios as logarithms."""
+    ratio = comparison.metric.effect == "ratio"
+    effect, margin = comparison.effect, comparison.metric.margin
+    value, low, high = (_scaled(one, ratio) for one in (effect.value, effect.low, effect.high))
+    ends = None if low is None or high is None else (low, high)
+    return log1p(margin) if ratio else margin, value, ends
+
+
+def _scaled(number: float | None, ratio: bool) -> float | None:
+    if number is None or not ratio:
+        return number
+    return log(number) if number > 0 else None
+
+
+def _needed(comparison: Comparison) -> int | None:
+    """About how many items tell equal from different, whichever comes first: intervals narrow with
+    the square root of the number of items, and a p-value's normal quantile grows with it."""
+    margin, value, ends = _on_scale(comparison)
+    if value is None or ends is None:
+        return None
+    half = (ends[1] - ends[0]) / 2
+    if comparison.differing == 0:
+        return _needed_unseen(comparison, margin / half if half else inf)
+    factors = [_to_be_significant(comparison)]
+    if margin > abs(value):
+        factors.append((half / (margin - abs(value))) ** 2)
+    most = min(factors) * comparison.n
+    return max(comparison.n + 1, ceil(most)) if most < inf else None
+
+
+def _to_be_significant(comparison: Comparison) -> float:
+    """How many times the items bring this effect's p-value to where Holm's method asks it to be."""
+    p, adjusted = comparison.p, comparison.p_adjusted
+    if p is None or not adjusted or p >= 1:
+        return inf
+    asked = (1 - comparison.confidence) * p / adjusted
+    have, need = (-NormalDist().inv_cdf(one / 2) for one in (p, asked))
+    return (need / have) ** 2 if have > 0 else inf
+
+
+def _needed_for_quantile(comparison: Comparison) -> int | None:
+    """How many items have the values that an interval of a quantile takes."""
+    quantile = AGGREGATES[comparison.metric.aggregate].quantile
+    if quantile is None or not comparison.values:
+        return None
+    missing = values_needed(quantile, comparison.confidence) / comparison.values
+    return max(comparison.n + 1, ceil(comparison.n * missing))
+
+
+def _needed_unseen(comparison: Comparison, allowed: float) -> int | None:
+    """The same where no item differed, and only `rule_of_three` makes the interval wide."""
+    share = rule_of_three(comparison.n, comparison.confidence) * allowed
+    if not 0 < share < 1:
+        return None
+    return max(comparison.n + 1, ceil(log((1 - comparison.confidence) / 2) / log1p(-share)))
+
+
+def judge_suite(judgements: Sequence[tuple[str, Judgement]]) -> Judgement:
+    """One verdict for a suite, from the titles of its metrics and their verdicts: its worst metric
+    counts, then its best; equal only if all are.
+
+    So a suite with any metric worse is worse: who decides to ship should look at it first.
+    """
+    judged = [(title, one) for title, one in judgements if one.verdict != "told"]
+    if not judged:
+        return Judgement("told", "told, not judged" if judgements else "not measured")
+    if len(judged) == 1:
+        return judged[0][1]
+    counts = Counter(one.verdict for _, one in judged)
+    verdict = next(name for name in _ORDER if counts[name])
+    needed = max(one.items_needed or 0 for _, one in judged)
+    words = ", ".join(_count(name, judged) for name in _ORDER if counts[name])
+    return Judgement(verdict, f"{words} of {len(judged)} metrics", needed or None)
+
+
+def _count(verdict: Verdict, judged: Sequence[tuple[str, Judgement]]) -> str:
+    """How many metrics have a verdict; those that are worse by name, as far as there is room."""
+    titles = [title for title, one in judged if one.verdict == verdict]
+    names = ", ".join(titles)
+    named = f" ({names})" if verdict == "worse" and len(names) <= _ROOM_FOR_TITLES else ""
+    return f"{verdict} in {len(titles)}{named}"
+
+
+def overall(
+    verdicts: Iterable[tuple[str, Verdict]],
+    *,
+    unmeasured: Sequence[str] = (),
+    incomplete: str | None = None,
+) -> str:
+    """The report in one sentence: why it is incomplete, if it is, then suites by verdict, the worst
+    first, and those that could not be measured."""
+    groups: dict[str, list[str]] = {verdict: [] for verdict in (*_ORDER, "told")}
+    for suite, verdict in verdicts:
+        groups[verdict].append(suite)
+    groups["not measured"] = [*unmeasured]
+    parts = [f"{what}: {', '.join(suites)}" for what, suites in groups.items() if suites]
+    if not any(groups[verdict] for verdict in _ORDER):
+        parts.insert(0, "nothing was judged")
+    return "; ".join([f"incomplete: {incomplete}"] * bool(incomplete) + parts)

@@ -1,0 +1,127 @@
+"""Which tasks of lm-eval make up a group, and tasks on files of the user.
+
+The groups are the paper's ("Optimizing Korean-Centric LLMs via Token Pruning"): general aptitude,
+cultural literacy, instruction following. `local` stands for every file of a folder, NAME.jsonl:
+
+- the columns of the first row tell the kind of a task of our own (`data/tasks/KIND.yaml` says how
+  it is asked and judged): `prompt`, `choices`, `answer` (an index); `prompt`, `number`; `prompt`,
+  `answer` (a text);
+- otherwise NAME is a task of lm-eval, and the file stands for its data set on the hub, with the
+  columns that the data set has there: `ifeval.jsonl` is the file that its authors published.
+"""
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vllm_kprune.compare.suites.jsonl import read_jsonl
+from vllm_kprune.errors import KPruneError
+
+__all__ = ["GROUPS", "LOCAL", "check_files", "chosen_tasks", "local_files", "on_file", "own_config"]
+
+LOCAL = "local"
+
+GROUPS: Mapping[str, tuple[str, ...]] = {
+    "general": ("kmmlu", "kobest", "global_mmlu_ko", "mmlu", "arc_challenge", "mgsm_direct_en"),
+    "culture": ("haerae", "click"),
+    "instructions": ("ifeval",),
+}
+
+# What a row of each kind of our own has; the first that fits is taken.
+_KINDS: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
+    "choice": {"prompt": str, "choices": list, "answer": int},
+    "number": {"prompt": str, "number": (int, float, str)},
+    "text": {"prompt": str, "answer": str},
+}
+
+
+def chosen_tasks(names: Sequence[str], folder: Path | None) -> dict[str, tuple[str, ...]]:
+    """Tasks by group, in the order asked for; a task that stands alone is in the group ``""``."""
+    if not names:
+        names = [LOCAL] if folder else list(GROUPS)
+    chosen: dict[str, tuple[str, ...]] = {}
+    for name in names:
+        if name == LOCAL:
+            if folder is None:
+                raise KPruneError("tasks of the group `local` need --accuracy-data FOLDER")
+            chosen[LOCAL] = tuple(local_files(folder))
+        elif name in GROUPS:
+            chosen[name] = GROUPS[name]
+        else:
+            chosen[""] = (*chosen.get("", ()), name)
+    return chosen
+
+
+def local_files(folder: Path) -> dict[str, Path]:
+    """The folder's files by the name of their task."""
+    if not folder.is_dir():
+        raise KPruneError(f"--accuracy-data: there is no folder {folder}")
+    found = {path.stem: path for path in sorted(folder.glob("*.jsonl"))}
+    if not found:
+        raise KPruneError(f"--accuracy-data: {folder} has no file NAME.jsonl")
+    return found
+
+
+def check_files(folder: Path, names: Collection[str]) -> None:
+    """A `KPruneError` for the first file of these tasks that cannot be read."""
+    for name, path in local_files(folder).items():
+        if name in names:
+            _kind(path)
+
+
+def own_config(name: str, path: Path, cache: Path) -> dict[str, Any] | None:
+    """A configuration of lm-eval for a file of a kind of our own; None if it is of none."""
+    kind = _kind(path)
+    if kind is None:
+        return None
+    text = (files(__package__) / "data" / "tasks" / f"{kind}.yaml").read_text(encoding="utf-8")
+    return {"task": name, **yaml.safe_load(text), **_data(path, cache)}
+
+
+def on_file(name: str, path: Path, cache: Path) -> dict[str, Any]:
+    """lm-eval's task of that name, reading the file; it takes changes to members of groups only."""
+    return {"group": f"kprune_{name}", "task": [{"task": name, **_data(path, cache)}]}
+
+
+def _data(path: Path, cache: Path) -> dict[str, Any]:
+    return {
+        "dataset_path": "json",
+        "dataset_name": None,
+        "dataset_kwargs": {"data_files": {"test": str(path)}, "cache_dir": str(cache)},
+        "training_split": None,
+        "validation_split": None,
+        "test_split": "test",
+        "fewshot_split": None,
+        "num_fewshot": 0,
+    }
+
+
+def _kind(path: Path) -> str | None:
+    """The kind of our own that every row fits; None if the first fits none."""
+    rows = list(read_jsonl(path))
+    if not rows:
+        raise KPruneError(f"{path} has no rows")
+    first = rows[0][1]
+    kind = next((kind for kind, columns in _KINDS.items() if _fits(first, columns)), None)
+    if kind is None:
+        return None
+    for number, row in rows:
+        if not _fits(row, _KINDS[kind]) or not _sound(kind, row):
+            shown = json.dumps(row, ensure_ascii=False)[:80]
+            raise KPruneError(f"{path}:{number} does not fit {'+'.join(_KINDS[kind])}: {shown}")
+    return kind
+
+
+def _fits(row: Mapping[str, Any], columns: Mapping[str, type | tuple[type, ...]]) -> bool:
+    return all(isinstance(row.get(name), kind) for name, kind in columns.items())
+
+
+def _sound(kind: str, row: Mapping[str, Any]) -> bool:
+    if kind != "choice":
+        return True
+    texts = all(isinstance(choice, str) and choice for choice in row["choices"])
+    return texts and 0 <= row["answer"] < len(row["choices"]) and len(row["choices"]) > 1

@@ -1,0 +1,80 @@
+"""Where the compared models lie on this machine, for what no endpoint tells.
+
+A server's answer is hostile: what it calls its model is taken for a folder only if it is an
+absolute path, or a plain relative one below the current folder that holds a model.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from vllm_kprune.checkpoint.manifest import is_overlay
+from vllm_kprune.compare.endpoint.client import Client
+from vllm_kprune.compare.run import Context
+from vllm_kprune.errors import KPruneError, shown
+
+__all__ = ["FolderUnknown", "model_folder"]
+
+_LONGEST, _MOST_PARTS = 4096, 32
+
+
+class FolderUnknown(KPruneError):
+    """Why the folder of a model is not known, and what to do."""
+
+
+def model_folder(context: Context, side: int) -> Path:
+    """The folder of a side's model: as the user named it, else as a server on this machine tells
+    (vLLM's `root` of `/v1/models`); a `FolderUnknown` where neither does."""
+    options, client = context.options, context.clients[side]
+    if named := (options.original_folder, options.pruned_folder)[side]:
+        return named
+    name = client.endpoint.name
+    root = _root(context, client)
+    if root is None:
+        raise FolderUnknown(
+            f"the folder of the {name} model is not known; name it with --{name}-folder"
+        )
+    if (folder := _here(root)) is None:
+        raise FolderUnknown(
+            f"the {name} server calls its model {shown(root)}, which is not a model's folder here; "
+            f"name it with --{name}-folder, or start the server with an absolute path"
+        )
+    return folder
+
+
+def _here(root: str) -> Path | None:
+    """The folder of that name, if it is one; a relative name must be plain and hold a model."""
+    folder = Path(root)
+    try:
+        if folder.is_absolute():
+            return folder if folder.is_dir() else None
+        if not folder.parts or len(folder.parts) > _MOST_PARTS or ".." in folder.parts:
+            return None
+        folder = Path.cwd() / folder
+        return folder if (folder / "config.json").is_file() or is_overlay(folder) else None
+    except OSError:  # a name that is too long, or a folder that is not ours to look into
+        return None
+
+
+def _root(context: Context, client: Client) -> str | None:
+    """Kept in the journal once it is told: a run that is continued after the server's end knows it
+    still."""
+    if not client.endpoint.is_local:
+        return None
+    key = f"folder of {client.endpoint.name}"
+    kept = context.journal.get("endpoints", key)
+    if not kept and (kept := _told(context.wait(client.get("/v1/models")), client.endpoint.model)):
+        context.journal.put("endpoints", key, kept)
+    return str(kept) if kept else None
+
+
+def _told(listed: Any, model: str) -> str | None:
+    rows = listed.get("data") if isinstance(listed, dict) else None
+    for row in rows if isinstance(rows, list) else ():
+        if isinstance(row, dict) and row.get("id") == model:
+            root = row.get("root")
+            return root if isinstance(root, str) and _sound(root) else None
+    return None
+
+
+def _sound(root: str) -> bool:
+    return 0 < len(root) < _LONGEST and root.isprintable()

@@ -1,0 +1,133 @@
+"""Does the model stay in the language it was asked for? Language confusion, loops, broken text.
+
+LPR, WPR and LCPR as in Marchisio et al. 2024, "Understanding and Mitigating Language Confusion in
+LLMs" (`answer_checks.py` says what is done differently), and what these cannot see: characters of
+another script. Greedy (T=0) and sampled (T=1), each prompt at T=1 as often as asked for.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+from vllm_kprune.compare.endpoint.messages import Answer
+from vllm_kprune.compare.measurements import Example, SuiteResult
+from vllm_kprune.compare.run import Context, Task, answered, ask_both
+from vllm_kprune.compare.suites.answer_checks import Checks
+from vllm_kprune.compare.suites.language_id import language_identifier
+from vllm_kprune.compare.suites.stability_metrics import NAMES, Judged, measure, uneven
+from vllm_kprune.compare.suites.stability_prompts import (
+    Prompt,
+    pick,
+    request_of,
+    stability_prompts,
+)
+
+__all__ = ["Stability"]
+
+_NOTE = (
+    "Shares of answers. LPR and WPR as in Marchisio et al. 2024: of each language, then the mean "
+    "over languages; LCPR is the harmonic mean of both, and in Latin letters, where words are not "
+    "judged, the LPR alone. Not judged: code, URLs, lines of fewer than five words, and as English "
+    "words names, acronyms and words of fewer than four letters. An answer without a line to judge "
+    "is in none of the three: see empty answers, and answers with a line to judge."
+)
+_NO_LANGUAGES = "py3langid is not installed; pip install 'vllm-kprune[compare]'"
+_NO_CHAT = "Asked as completions, not as chats: {}"
+_FAILED = "{} of {} answers failed and are left out, on both sides."
+
+
+@dataclass(frozen=True)
+class Stability:
+    """The suite."""
+
+    name: str = "stability"
+    help: str = "language confusion (LPR, WPR, LCPR), foreign characters, loops, empty answers"
+    metrics: tuple[str, ...] = NAMES
+
+    def run(self, context: Context) -> SuiteResult:
+        """Ask all prompts at both temperatures and judge the answers."""
+        if find_spec("py3langid") is None:
+            return SuiteResult(self.name, (), unavailable={"*": _NO_LANGUAGES})
+        no_chat = context.missing("chat")
+        if no_chat and (no_completion := context.missing("completion")):
+            return SuiteResult(self.name, (), unavailable={"*": f"{no_chat}; {no_completion}"})
+        checks = Checks(language_identifier())
+        options = context.options
+        prompts = stability_prompts(options.languages, options.benchmark)
+        prompts = pick(prompts, options.limit, options.seed)
+        tasks = list(_tasks(context, prompts, chat=not no_chat))
+        asked = [task for _, _, _, task in tasks]
+        pairs = ask_both(context, self.name, asked)
+        kept = {task.key: pair for task, pair in answered(asked, pairs)}
+        judged = [
+            _judge(checks, prompt, temperature, sample, kept[task.key])
+            for prompt, temperature, sample, task in tasks
+            if task.key in kept
+        ]
+        found, unavailable = measure(judged)
+        notes = [_NOTE, *uneven(judged)]
+        notes += [_NO_CHAT.format(no_chat)] if no_chat else []
+        if len(kept) < len(tasks):
+            notes.append(_FAILED.format(len(tasks) - len(kept), len(tasks)))
+        return SuiteResult(
+            self.name,
+            tuple(found),
+            examples=tuple(_example(each) for each in judged if each.sample == 0),
+            unavailable=unavailable,
+            notes=tuple(notes),
+        )
+
+
+def _tasks(
+    context: Context, prompts: Sequence[Prompt], *, chat: bool
+) -> Iterator[tuple[Prompt, int, int, Task]]:
+    """(prompt, temperature, sample, task): one at T=0, `samples` at T=1, each with its seed."""
+    options = context.options
+    for prompt in prompts:
+        for temperature, sample in [(0, 0), *((1, n) for n in range(options.samples))]:
+            request = request_of(
+                prompt,
+                chat=chat,
+                max_tokens=options.max_tokens,
+                temperature=float(temperature),
+                seed=options.seed + sample,
+            )
+            key = f"{prompt.key} t{temperature} {sample}"
+            yield prompt, temperature, sample, Task(key, request)
+
+
+def _judge(
+    checks: Checks, prompt: Prompt, temperature: int, sample: int, pair: tuple[Answer, Answer]
+) -> Judged:
+    original, pruned = (
+        checks(
+            answer.text,
+            prompt.language,
+            prompt=prompt.text,
+            asked=prompt.asked,
+            cut=answer.finish_reason == "length",
+        )
+        for answer in pair
+    )
+    return Judged(prompt, temperature, sample, pair, (original, pruned))
+
+
+def _example(each: Judged) -> Example:
+    sides = [bool(finding.spans) for finding in each.findings]
+    flawed = {
+        (False, False): "none",
+        (True, False): "original",
+        (False, True): "pruned",
+        (True, True): "both",
+    }
+    return Example(
+        item=each.prompt.key,
+        prompt=each.prompt.text,
+        answers=(each.answers[0].text, each.answers[1].text),
+        labels={
+            "language": each.prompt.language,
+            "temperature": str(each.temperature),
+            "flawed": flawed[sides[0], sides[1]],
+        },
+        spans=(each.findings[0].spans, each.findings[1].spans),
+    )

@@ -1,0 +1,246 @@
+"""Translation between the languages of the comparison: chrF++, BLEU and, where installed, COMET.
+
+The first language is the pivot: with `ko,en,zh` the directions are en-ko, ko-en, zh-ko and ko-zh.
+A model with a chat template is asked to translate; one without continues three examples. Greedy,
+and the same words to both sides. Scores of different tokenizers or prompts do not compare, so
+sacrebleu's signatures stand in the notes. Text comes from the user's files or from
+`parallel_text.py`.
+"""
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+import numpy as np
+
+from vllm_kprune.compare.endpoint.messages import Answer, Request
+from vllm_kprune.compare.measurements import Example, Floats, Measurement, Metric, SuiteResult
+from vllm_kprune.compare.run import Context, Task, answered, ask_both
+from vllm_kprune.compare.suites.parallel_text import (
+    Sentence,
+    own_shots,
+    sentences_of,
+    why_none,
+)
+from vllm_kprune.compare.suites.translation_scores import (
+    bleu_features,
+    chrf_features,
+    comet_features,
+    sentence_chrf,
+    signatures,
+)
+from vllm_kprune.errors import KPruneError
+
+__all__ = ["Translation"]
+
+_NAMES = {
+    "en": "English",
+    "ko": "Korean",
+    "zh": "Chinese",
+    "ja": "Japanese",
+    "de": "German",
+    "fr": "French",
+    "es": "Spanish",
+    "ru": "Russian",
+    "vi": "Vietnamese",
+    "th": "Thai",
+}
+# Differences below these are not seen by readers (Kocmi et al. 2024, "Navigating the Metrics Maze",
+# on BLEU, chrF and COMET: accuracy of metrics against human judgement by size of the difference).
+_MARGINS = {"chrf": 1.0, "bleu": 1.0, "comet": 0.01}
+_EXAMPLES = 40  # of each direction, the most different first
+
+
+@dataclass(frozen=True)
+class Direction:
+    """From one language code to another."""
+
+    source: str
+    target: str
+
+    def __str__(self) -> str:
+        return f"{self.source}-{self.target}"
+
+
+@dataclass(frozen=True)
+class Translation:
+    """The suite `translation`."""
+
+    name: str = "translation"
+    metrics: tuple[str, ...] = ("chrf_*", "bleu_*", "comet_*")
+    help: str = "translate parallel sentences: chrF++, BLEU, COMET where installed"
+
+    def run(self, context: Context) -> SuiteResult:
+        """Translate every sentence in every direction that it has text for."""
+        if find_spec("sacrebleu") is None:
+            reason = "sacrebleu is not installed; pip install 'vllm-kprune[compare]'"
+            return SuiteResult(self.name, (), unavailable={"*": reason})
+        options = context.options
+        ways = directions(options.languages)
+        if not ways:
+            reason = f"there is one language, {options.languages[0]}; name two with --language"
+            return SuiteResult(self.name, (), unavailable={"*": reason})
+        sentences = sentences_of(options.translations, options.languages)
+        tasks = list(_tasks(context, sentences))
+        asked = {task.labels["direction"] for task in tasks}
+        done = answered(tasks, ask_both(context, self.name, tasks))
+        measurements: list[Measurement] = []
+        examples: list[Example] = []
+        unavailable: dict[str, str] = {}
+        notes = [_where(options.translations)]
+        for direction in ways:
+            rows = [row for row in done if row[0].labels["direction"] == str(direction)]
+            if not rows:
+                pair = direction.source, direction.target
+                unavailable[f"chrf_{_key(direction)}"] = (
+                    "no sentence was translated by both sides"
+                    if str(direction) in asked
+                    else why_none(options.translations, sentences, pair)
+                )
+                continue
+            measured, reasons = _measure(direction, rows, options.comet_model)
+            measurements += measured
+            unavailable |= reasons
+            examples += _examples(rows)
+            notes += [f"{direction}: {signature}" for signature in signatures(direction.target)]
+        lost = len(tasks) - len(done)
+        notes += [f"{lost} of {len(tasks)} sentences left out: a side gave no answer"] * bool(lost)
+        return SuiteResult(
+            self.name,
+            tuple(measurements),
+            tuple(examples),
+            unavailable,
+            tuple(notes),
+            main=f"chrf_{_key(ways[0])}",
+        )
+
+
+def directions(languages: Sequence[str]) -> tuple[Direction, ...]:
+    """Both ways between the first language and every other.
+
+    >>> [str(d) for d in directions(("ko", "en", "zh"))]
+    ['en-ko', 'ko-en', 'zh-ko', 'ko-zh']
+    """
+    pivot, *others = languages
+    pairs = ((other, pivot) for other in others)
+    return tuple(d for a, b in pairs for d in (Direction(a, b), Direction(b, a)))
+
+
+def prompt_request(
+    direction: Direction, text: str, *, chat: bool, max_tokens: int, seed: int
+) -> Request:
+    """The greedy request for one translation."""
+    source, target = (_NAMES.get(code, code) for code in (direction.source, direction.target))
+    if chat:
+        words = (
+            f"Translate the following {source} text into {target}. "
+            f"Reply with the translation only.\n\n{text}"
+        )
+        messages = ({"role": "user", "content": words},)
+        return Request("chat", messages=messages, max_tokens=max_tokens, seed=seed)
+    shots = [s.texts for s in own_shots() if {direction.source, direction.target} <= s.texts.keys()]
+    shown = [f"{source}: {s[direction.source]}\n{target}: {s[direction.target]}" for s in shots]
+    prompt = "\n\n".join([*shown, f"{source}: {text}\n{target}:"])
+    stop = {"stop": ["\n"]}
+    return Request("completion", prompt=prompt, max_tokens=max_tokens, seed=seed, extra=stop)
+
+
+def translation_of(answer: Answer) -> str:
+    """The answer on one line, as the metrics want it.
+
+    >>> translation_of(Answer(text=" 안녕하세요.\\n"))
+    '안녕하세요.'
+    """
+    return " ".join(answer.text.split())
+
+
+def _tasks(context: Context, sentences: Sequence[Sentence]) -> Iterator[Task]:
+    options = context.options
+    chat = context.missing("chat") is None
+    for direction in directions(options.languages):
+        ends = {direction.source, direction.target}
+        usable = [s for s in sentences if ends <= s.texts.keys()]
+        for sentence in _some(usable, options.limit, options.seed):
+            text = sentence.texts[direction.source]
+            yield Task(
+                key=f"{direction}/{sentence.id}",
+                request=prompt_request(
+                    direction, text, chat=chat, max_tokens=options.max_tokens, seed=options.seed
+                ),
+                labels={"direction": str(direction), "source": text},
+                reference=sentence.texts[direction.target],
+            )
+
+
+def _some(sentences: Sequence[Sentence], limit: int | None, seed: int) -> list[Sentence]:
+    """At most `limit` of them, drawn by the seed, in their order."""
+    if limit is None or limit >= len(sentences):
+        return list(sentences)
+    chosen = random.Random(seed).sample(range(len(sentences)), limit)
+    return [sentences[n] for n in sorted(chosen)]
+
+
+Rows = Sequence[tuple[Task, tuple[Answer, Answer]]]
+
+
+def _measure(
+    direction: Direction, rows: Rows, comet_model: str | None
+) -> tuple[list[Measurement], Mapping[str, str]]:
+    items = tuple(task.key for task, _ in rows)
+    sources = [task.labels["source"] for task, _ in rows]
+    references = [task.reference or "" for task, _ in rows]
+    sides = [[translation_of(pair[side]) for _, pair in rows] for side in (0, 1)]
+    chrf = [chrf_features(texts, references) for texts in sides]
+    bleu = [bleu_features(texts, references, direction.target) for texts in sides]
+    found = [
+        _measurement("chrf", direction, items, chrf),
+        _measurement("bleu", direction, items, bleu),
+    ]
+    try:
+        comet = [comet_features(sources, texts, references, comet_model) for texts in sides]
+    except KPruneError as error:
+        return found, {f"comet_{_key(direction)}": str(error)}
+    return [*found, _measurement("comet", direction, items, comet)], {}
+
+
+def _measurement(
+    score: str, direction: Direction, items: tuple[str, ...], sides: Sequence[Floats]
+) -> Measurement:
+    title = {"chrf": "chrF++", "bleu": "BLEU", "comet": "COMET"}[score]
+    metric = Metric(
+        name=f"{score}_{_key(direction)}",
+        title=f"{title} {direction.source}→{direction.target}",
+        unit="points",
+        better="higher",
+        margin=_MARGINS[score],
+        aggregate="mean" if score == "comet" else score,
+    )
+    return Measurement(metric, items, sides[0], sides[1])
+
+
+def _examples(rows: Rows) -> list[Example]:
+    scored = []
+    for task, pair in rows:
+        texts = translation_of(pair[0]), translation_of(pair[1])
+        original, pruned = (sentence_chrf(text, task.reference or "") for text in texts)
+        change = "alike" if texts[0] == texts[1] else _word(pruned - original)
+        labels = {"direction": task.labels["direction"], "chrF++": change}
+        example = Example(task.key, task.labels["source"], texts, labels, reference=task.reference)
+        scored.append((abs(pruned - original), example))
+    scored.sort(key=lambda row: -row[0])
+    return [example for _, example in scored[:_EXAMPLES]]
+
+
+def _word(change: float) -> str:
+    return "the same" if np.isclose(change, 0) else "better" if change > 0 else "worse"
+
+
+def _key(direction: Direction) -> str:
+    return f"{direction.source}_{direction.target}"
+
+
+def _where(paths: Sequence[object]) -> str:
+    if paths:
+        return "sentences of " + ", ".join(getattr(path, "name", str(path)) for path in paths)
+    return "kprune's own sentences: few; name a file of yours to tell close models apart"

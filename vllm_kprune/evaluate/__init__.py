@@ -1,1 +1,0 @@
-"""Running and measuring servers from outside, over HTTP: nothing here imports vllm."""

@@ -1,0 +1,1 @@
+"""The language guard inside vLLM."""

@@ -1,0 +1,70 @@
+"""The guard's counts at `/metrics`, on every API server of a process group.
+
+With one API server, a collector in the registry that vLLM shows. With several, a registry is made
+for each scrape, of `prometheus_client`'s multi-process files alone; its collector also yields ours.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from prometheus_client import CollectorRegistry, multiprocess
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
+
+from vllm_kprune.serving.compat import wrap
+from vllm_kprune.serving.guard.counters import counter_folder, read_totals
+
+__all__ = ["GuardCollector", "show_counts"]
+
+_METRICS = {
+    "requests": (
+        "kprune_guard_requests",
+        "Guarded answers begun (each of n, each step of a beam), by language set",
+    ),
+    "changed_steps": (
+        "kprune_guard_changed_steps",
+        "Decode steps at which the guard refused the most likely token, by language set",
+    ),
+    "dead_ends": (
+        "kprune_guard_dead_ends",
+        "Answers ended because guard and grammar together left no token, by language set",
+    ),
+}
+
+
+class GuardCollector(Collector):
+    """Reads the counter files at every scrape."""
+
+    def collect(self) -> Iterator[Any]:
+        """One counter family for each of the three counts."""
+        totals = read_totals(counter_folder())
+        for counter, (name, help) in _METRICS.items():
+            family = CounterMetricFamily(name, help, labels=["languages"])
+            for label, numbers in sorted(totals.items()):
+                family.add_metric([label], numbers[counter])
+            yield family
+
+    def describe(self) -> Iterator[Any]:
+        """The families without numbers: registering reads nothing."""
+        for name, help in _METRICS.values():
+            yield CounterMetricFamily(name, help, labels=["languages"])
+
+
+def show_counts(registry: CollectorRegistry) -> None:
+    """Show the guard's counts where `registry` is shown, once, if this server has a guard."""
+    if counter_folder() is None:
+        return
+    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+        wrap(multiprocess.MultiProcessCollector, "collect", _collect_all)
+    elif not getattr(registry, _SHOWN, False):
+        registry.register(GuardCollector())
+        setattr(registry, _SHOWN, True)
+
+
+_SHOWN = "kprune_guard_is_shown"
+
+
+def _collect_all(original: Callable[..., Any], collector: Any) -> Iterator[Any]:
+    yield from original(collector)
+    yield from GuardCollector().collect()

@@ -1,0 +1,83 @@
+"""The language guard as a vLLM logits processor, for both of its model runners.
+
+One class path goes into `logits_processors`, before anybody knows which runner will load it; so one
+class keeps both interfaces. What it does on each is in `rows` (V1) and `slots` (V2).
+"""
+
+from typing import Any
+
+import torch
+from vllm.v1.sample.logits_processor.interface import BatchUpdate
+from vllm.v1.sample.logits_processor.interface import LogitsProcessor as V1LogitsProcessor
+from vllm.v1.worker.gpu.sample.logits_processor.interface import (
+    LogitsContext,
+    LogitsProcRequestState,
+)
+from vllm.v1.worker.gpu.sample.logits_processor.interface import (
+    LogitsProcessor as V2LogitsProcessor,
+)
+
+from vllm_kprune.guard.mask import Mask
+from vllm_kprune.guard.policy import GuardPolicy
+from vllm_kprune.serving import compat
+from vllm_kprune.serving.guard.counters import CounterFile, counter_folder
+from vllm_kprune.serving.guard.requests import Guards
+from vllm_kprune.serving.guard.rows import GuardedRows
+from vllm_kprune.serving.guard.settings import GuardSettings, request_policy
+from vllm_kprune.serving.guard.slots import GuardedSlots
+from vllm_kprune.serving.guard.tally import Tally
+
+__all__ = ["LanguageGuard"]
+
+
+class LanguageGuard(V1LogitsProcessor, V2LogitsProcessor):
+    """Refuses tokens that would produce a character outside a request's scripts."""
+
+    def __init__(
+        self,
+        vllm_config: Any,
+        where: torch.device | LogitsProcRequestState,
+        is_pin_memory: bool | None = None,
+    ) -> None:
+        """V1 gives its device and `is_pin_memory`, V2 the state of its request slots."""
+        device = where if isinstance(where, torch.device) else where.device
+        tally = Tally(
+            CounterFile(counter_folder()),
+            device,
+            rank=compat.tensor_parallel_rank(),
+            sharded=bool(vllm_config.parallel_config.enable_batch_sharded_sampling),
+        )
+        if isinstance(where, torch.device):
+            guards = Guards(vllm_config, vllm_config.model_config.get_vocab_size())
+            self._rows = GuardedRows(guards, Mask(device), tally, device)
+        else:
+            drafts = getattr(vllm_config.speculative_config, "num_speculative_tokens", 0)
+            guards = Guards(vllm_config, where.vocab_size)
+            self._slots = GuardedSlots(guards, tally, where, drafts)
+
+    @classmethod
+    def validate_params(cls, sampling_params: Any) -> None:
+        """What can be checked without the server's settings; `attach` checks the rest."""
+        request_policy(GuardSettings(default=GuardPolicy()), sampling_params.extra_args)
+
+    def is_argmax_invariant(self) -> bool:
+        """V1: it may refuse the most likely token."""
+        return False
+
+    def update_state(self, batch_update: BatchUpdate | None) -> None:
+        """V1: the batch has changed."""
+        self._rows.update(batch_update)
+
+    def add_request(self, req_idx: int, sampling_params: Any) -> bool:
+        """V2: a request enters a slot; is it guarded?"""
+        return self._slots.add_request(req_idx, sampling_params)
+
+    def apply_staged_writes(self) -> None:
+        """V2: once before each step."""
+        self._slots.apply_staged_writes()
+
+    def apply(self, logits: torch.Tensor, ctx: LogitsContext | None = None) -> torch.Tensor:
+        """Refuse tokens in place; V2 says with `ctx` which rows these are."""
+        if ctx is None:
+            return self._rows.apply(logits)
+        return self._slots.apply(logits, ctx)

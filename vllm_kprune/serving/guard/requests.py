@@ -1,0 +1,101 @@
+"""What the guard does for a request: its automaton, built once for each policy, and its end token.
+
+Everything slow happens when the engine starts: what the tokens spell, and the default policy's
+automaton. A new policy in a request costs its automaton once.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from vllm_kprune.errors import KPruneError
+from vllm_kprune.guard.automaton import Automaton, build_automaton
+from vllm_kprune.guard.policy import GuardPolicy
+from vllm_kprune.serving.compat import logger
+from vllm_kprune.serving.guard.attach import engine_spellings
+from vllm_kprune.serving.guard.settings import guard_settings, request_policy
+
+__all__ = ["Guards", "RequestGuard"]
+
+_MAX_POLICIES = 16
+
+
+@dataclass(frozen=True)
+class RequestGuard:
+    """`end_id` ends an answer that has no token left; only a `constrained` request can come to it.
+
+    A request is constrained when something else than the guard refuses tokens too.
+    """
+
+    automaton: Automaton
+    end_id: int
+    constrained: bool
+
+
+class Guards:
+    """The automata of an engine, the least recently used ones given up beyond 16."""
+
+    def __init__(self, config: Any, num_rows: int) -> None:
+        self._settings = guard_settings(config.additional_config)
+        self._spellings = engine_spellings(config)
+        self._stop_ids = _stop_ids(config.model_config)
+        self._num_rows = num_rows
+        self._forget: Callable[[Automaton], None] = lambda automaton: None
+        self._automata: OrderedDict[GuardPolicy, Automaton] = OrderedDict()
+        if self._settings.default:
+            self._automaton(self._settings.default, ())
+
+    def when_given_up(self, forget: Callable[[Automaton], None]) -> None:
+        """Call `forget(automaton)` for each automaton that no request uses and that is given up."""
+        self._forget = forget
+
+    def of_request(self, params: Any, in_use: Iterable[Automaton]) -> RequestGuard | None:
+        """The guard of a request with these `SamplingParams`; None if it has none."""
+        try:
+            policy = request_policy(self._settings, params.extra_args)
+        except KPruneError as error:  # the API server refuses it; this request came another way
+            logger.warning("kprune: the default guard is used: %s", error)
+            policy = self._settings.default
+        if policy is None:
+            return None
+        constrained = any(
+            (params.structured_outputs, params.allowed_token_ids, params.bad_words_token_ids)
+        )
+        return RequestGuard(self._automaton(policy, in_use), self._end_id(params), constrained)
+
+    def _automaton(self, policy: GuardPolicy, in_use: Iterable[Automaton]) -> Automaton:
+        if policy not in self._automata:
+            self._give_up(in_use)
+            self._automata[policy] = build_automaton(
+                self._spellings, policy, self._num_rows, self._stop_ids
+            )
+        self._automata.move_to_end(policy)
+        return self._automata[policy]
+
+    def _give_up(self, in_use: Iterable[Automaton]) -> None:
+        if len(self._automata) < _MAX_POLICIES:
+            return
+        kept = {id(automaton) for automaton in in_use}
+        for policy, automaton in list(self._automata.items()):
+            if id(automaton) not in kept and policy != self._settings.default:
+                self._forget(self._automata.pop(policy))
+                return
+
+    def _end_id(self, params: Any) -> int:
+        ids = (params.eos_token_id, *sorted(params.all_stop_token_ids), *self._stop_ids, 0)
+        return next(i for i in ids if i is not None and 0 <= i < self._num_rows)
+
+
+def _stop_ids(model_config: Any) -> tuple[int, ...]:
+    """End-of-text ids of a `ModelConfig`, from its two files, each once."""
+    found: dict[int, None] = {}
+    hf_config = model_config.hf_text_config
+    for ids in (
+        getattr(hf_config, "eos_token_id", None),
+        model_config.try_get_generation_config().get("eos_token_id"),
+    ):
+        found |= dict.fromkeys(
+            i for i in (ids if isinstance(ids, list) else [ids]) if i is not None
+        )
+    return tuple(found)

@@ -1,0 +1,179 @@
+"""The guard on vLLM's V2 model runner: states live on the device, by request slot.
+
+The last token is on the device only, so states are, too: nothing here waits for the GPU. A row of
+the logits is not a request: rows are reordered at every step, and with speculative decoding a
+request has one for each draft token. A slot keeps its state and how many tokens led to it; each
+step takes in the tokens committed since, and then the drafts, row by row.
+"""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from vllm_kprune.guard.automaton import Automaton
+from vllm_kprune.serving import compat
+from vllm_kprune.serving.guard.requests import Guards
+from vllm_kprune.serving.guard.tally import Tally
+
+__all__ = ["GuardedSlots"]
+
+_PER_SLOT = ("number", "label", "end", "constrained")
+_UNGUARDED = -1
+
+
+class GuardedSlots:
+    """Guarded requests by slot; `states` is vLLM's `LogitsProcRequestState`."""
+
+    def __init__(self, guards: Guards, tally: Tally, states: Any, num_drafts: int) -> None:
+        self._guards = guards
+        self._tally = tally
+        self._states = states
+        self._num_drafts = num_drafts
+        slots = states.max_num_reqs
+        self._automata: list[Automaton | None] = [None] * slots
+        self._tables: dict[Automaton, tuple[int, Automaton]] = {}
+        self._numbers_given = 0
+        self._host = {name: np.full(slots, _UNGUARDED, np.int64) for name in _PER_SLOT}
+        self._device = {name: self._tensor(values) for name, values in self._host.items()}
+        self._state = self._tensor(np.zeros(slots, np.int64))
+        self._taken = self._tensor(np.zeros(slots, np.int64))
+        self._host_state = np.zeros(slots, np.int64)
+        self._entered: dict[int, None] = {}
+        self._staged: dict[int, list[int] | None] = {}
+        guards.when_given_up(self._give_up)
+
+    def add_request(self, slot: int, params: Any) -> bool:
+        """A request enters a slot that may have had another; is it guarded?"""
+        guard = self._guards.of_request(params, in_use=self._in_use())
+        self._entered[slot] = None
+        self._automata[slot] = guard.automaton if guard else None
+        if guard is None:
+            for values in self._host.values():
+                values[slot] = _UNGUARDED
+            return False
+        self._staged[slot] = compat.staged_tokens(self._states.all_token_ids, slot)
+        label = self._tally.slot(guard.automaton.policy.label)
+        self._host["number"][slot] = self._table(guard.automaton)[0]
+        self._host["label"][slot] = label
+        self._host["end"][slot] = guard.end_id
+        self._host["constrained"][slot] = guard.constrained
+        if self._states.prefill_len.np[slot] == self._states.prompt_len.np[slot]:
+            self._tally.request(label)  # a request that was preempted comes back with its tokens
+        return True
+
+    def apply_staged_writes(self) -> None:
+        """Bring what entered since the last step to the device, each in its own state."""
+        if self._entered:
+            self._device = {name: self._tensor(values) for name, values in self._host.items()}
+            self._read_entered()
+
+    def apply(self, logits: torch.Tensor, context: Any) -> torch.Tensor:
+        """Refuse tokens, in place; `logits` float32 [rows, vocabulary], rows as in `context`."""
+        present = {self._automata[slot] for slot in context.idx_mapping_np} - {None}
+        if not present:
+            return logits
+        slots = context.expanded_idx_mapping.long()
+        numbers = self._device["number"][slots]
+        states = self._row_states(context, slots, present)
+        likeliest = logits.amax(dim=1)
+        for number, automaton in self._used(present):
+            following = automaton.class_next[states.clamp(max=automaton.num_states - 1)]
+            refused = (following < 0)[:, automaton.token_class.int()]
+            logits.masked_fill_(refused & (numbers == number).unsqueeze(1), float("-inf"))
+        self._settle(logits, slots, likeliest)
+        return logits
+
+    def _settle(self, logits: torch.Tensor, slots: torch.Tensor, likeliest: torch.Tensor) -> None:
+        """Count changed rows, and give rows with no token left their end token (see guard_rows)."""
+        left = logits.amax(dim=1)
+        labels = self._device["label"][slots].clamp(min=0)
+        guarded = self._device["number"][slots] != _UNGUARDED
+        self._tally.rows("changed_steps", labels, guarded & (left < likeliest))
+        dead = (self._device["constrained"][slots] == 1) & (left == float("-inf"))
+        rows, ends = torch.arange(len(slots), device=logits.device), self._device["end"][slots]
+        ends = ends.clamp(min=0)
+        logits[rows, ends] = torch.where(dead, 0.0, logits[rows, ends])
+        self._tally.rows("dead_ends", labels, dead)
+
+    def _row_states(
+        self, context: Any, slots: torch.Tensor, present: set[Automaton | None]
+    ) -> torch.Tensor:
+        """The state of every row, int64 [rows]; what was committed since is taken in on the way."""
+        local = context.expanded_local_pos.long()
+        visible = context.pos.long() - local + 1  # tokens before the request's first row's sample
+        tokens = self._states.all_token_ids.gpu
+        state, taken = self._state[slots], self._taken[slots]
+        for _ in range(1 + self._num_drafts):
+            behind = taken < visible
+            token = tokens[slots, taken.clamp(max=tokens.shape[1] - 1)]
+            state = torch.where(behind, self._step(present, slots, state, token), state)
+            taken = taken + behind
+        self._state[slots], self._taken[slots] = state, taken
+        for draft in range(1, 1 + self._num_drafts):
+            following = self._step(present, slots, state.roll(1), context.input_ids)
+            state = torch.where(local == draft, following, state)
+        return state
+
+    def _step(
+        self,
+        present: Iterable[Automaton | None],
+        slots: torch.Tensor,
+        state: torch.Tensor,
+        token: torch.Tensor,
+    ) -> torch.Tensor:
+        """The states after one more token each, by the automaton of each one's slot."""
+        after = torch.zeros_like(state)
+        numbers = self._device["number"][slots]
+        for number, automaton in self._used(present):
+            known = token.long().clamp(0, automaton.num_rows - 1)
+            following = automaton.next_states(state.clamp(max=automaton.num_states - 1), known)
+            after = torch.where((numbers == number) & (token == known), following.long(), after)
+        return after
+
+    def _read_entered(self) -> None:
+        """The states of what entered since the last step, from its own text so far."""
+        for slot in self._entered:
+            automaton, length = self._automata[slot], int(self._states.prefill_len.np[slot])
+            if automaton is not None:
+                text = self._staged.pop(slot, None) or self._text(slot, length)
+                self._host_state[slot] = automaton.state_after(text)
+        slots = np.array(list(self._entered))
+        there = self._tensor(slots)
+        self._state[there] = self._tensor(self._host_state[slots])
+        self._taken[there] = self._tensor(self._states.prefill_len.np[slots].astype(np.int64))
+        self._entered = {}
+
+    def _text(self, slot: int, length: int) -> list[int]:
+        """A slot's tokens, read back from the device, which waits for it."""
+        ids: list[int] = self._states.all_token_ids.gpu[slot, :length].tolist()
+        return ids
+
+    def _used(self, present: Iterable[Automaton | None]) -> list[tuple[int, Automaton]]:
+        """The numbers of automatons, and these with their tables on the device."""
+        return [self._table(automaton) for automaton in present if automaton is not None]
+
+    def _table(self, automaton: Automaton) -> tuple[int, Automaton]:
+        """Its number, and the same automaton with its tables on the device."""
+        if automaton not in self._tables:
+            device = self._states.device
+            there = replace(
+                automaton,
+                token_class=automaton.token_class.to(device),
+                class_next=automaton.class_next.to(device),
+                class_fallback=automaton.class_fallback.to(device),
+            )
+            self._tables[automaton] = self._numbers_given, there
+            self._numbers_given += 1
+        return self._tables[automaton]
+
+    def _in_use(self) -> Iterable[Automaton]:
+        return (automaton for automaton in self._automata if automaton is not None)
+
+    def _give_up(self, automaton: Automaton) -> None:
+        self._tables.pop(automaton, None)
+
+    def _tensor(self, values: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(values.copy()).to(self._states.device)

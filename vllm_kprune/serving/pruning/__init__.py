@@ -1,0 +1,1 @@
+"""Input pruning inside vLLM."""

@@ -1,0 +1,167 @@
+"""From how many tokens on pruning pays: measured when a server starts, on its own engine.
+
+Reading a prompt takes a + b n seconds for n tokens, ranking it c + d n; pruning to a share s saves
+b n (1 - s). So it pays above c / (b (1 - s) - d) tokens, or nowhere if ranking a token costs more
+than reading the dropped share of one. Attention makes b grow with n, so the true point is no later.
+"""
+
+import asyncio
+import random
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from vllm_kprune.prompt.pruner import PruneOptions
+from vllm_kprune.serving.compat import logger
+from vllm_kprune.serving.compat.prompts import engine_input
+from vllm_kprune.serving.pruning.service import PromptPruning
+
+__all__ = ["NEVER", "BreakEven", "Line", "break_even_tokens", "measure_break_even", "settle"]
+
+NEVER = 10_000_000  # more tokens than any prompt has
+KEEP = 0.7
+# A fast scorer "pays" from a handful of tokens on, where nobody can tell the difference.
+_LEAST = 64
+_SHORT = 128
+_LONGEST = 2048
+_ROUNDS = 2
+_LONG_SECONDS = 0.6  # wanted for the longer of the two prompts
+_GIVE_UP_SECONDS = 30.0
+_TEXT = (
+    "the river of stone carried seven letters past Marseille while quantum engineers discussed "
+    "vineyards and obsolete parliaments under copper lamps without noticing how quickly violet "
+    "evening fell over unfinished bridges"
+)
+
+
+@dataclass(frozen=True)
+class Line:
+    """Seconds of `fixed + per_token * tokens`."""
+
+    fixed: float
+    per_token: float
+
+    @classmethod
+    def through(cls, short: tuple[int, float], long: tuple[int, float]) -> "Line":
+        """The line through two (tokens, seconds); a slope below 0 is noise, and 0."""
+        (n, seconds), (m, more) = short, long
+        slope = max((more - seconds) / (m - n), 0.0) if m > n else seconds / n
+        return cls(max(seconds - slope * n, 0.0), slope)
+
+
+@dataclass(frozen=True)
+class BreakEven:
+    """`tokens` is None where pruning never pays. `keep` is the share that was assumed."""
+
+    tokens: int | None
+    keep: float
+    prefill: Line
+    ranking: Line
+
+    def as_dict(self) -> dict[str, Any]:
+        """For `GET /kprune`: seconds rounded to what they are worth."""
+        return {
+            "tokens": self.tokens,
+            "keep": self.keep,
+            "prefill_ms": _milliseconds(self.prefill),
+            "ranking_ms": _milliseconds(self.ranking),
+        }
+
+
+def break_even_tokens(prefill: Line, ranking: Line, keep: float = KEEP) -> int | None:
+    """The least number of tokens from which pruning to `keep` saves time; None for no number.
+
+    >>> break_even_tokens(Line(0.0, 1e-3), Line(0.02, 1e-4), keep=0.7)
+    100
+    """
+    gain = prefill.per_token * (1 - keep) - ranking.per_token
+    if gain <= 0:
+        return None
+    tokens = round(ranking.fixed / gain)
+    return tokens if tokens < NEVER else None
+
+
+async def settle(engine_client: Any, pruning: PromptPruning) -> BreakEven | None:
+    """Measure, and let `pruning` begin at what was found; if that fails, at its constant."""
+    try:
+        found = await asyncio.wait_for(measure_break_even(engine_client, pruning), _GIVE_UP_SECONDS)
+    except Exception as error:
+        logger.warning(
+            "kprune: the break-even of input pruning could not be measured (%s: %s): %d tokens "
+            "are assumed; --kprune-min-tokens sets it",
+            type(error).__name__,
+            error,
+            pruning.min_tokens,
+        )
+        return None
+    if found.tokens is None:
+        logger.warning(
+            "kprune: input pruning saves no time here: reading a token takes %.3f ms, ranking one "
+            "%.3f ms. Requests that do not say kprune_min_tokens are not pruned; "
+            "--kprune-min-tokens N prunes them from N tokens on",
+            found.prefill.per_token * 1e3,
+            found.ranking.per_token * 1e3,
+        )
+    else:
+        logger.info("kprune: input pruning pays from %d tokens on (keep %g)", found.tokens, KEEP)
+    pruning.min_tokens = NEVER if found.tokens is None else found.tokens
+    return found
+
+
+async def measure_break_even(engine_client: Any, pruning: PromptPruning) -> BreakEven:
+    """Time prompts of two lengths through engine and ranker; about two seconds."""
+    rows = engine_client.model_config.get_vocab_size()
+    longest = min(_LONGEST, engine_client.model_config.max_model_len - 2)
+    short = min(_SHORT, longest)
+
+    async def prefill(tokens: int) -> tuple[int, float]:
+        ids = random.Random(tokens).choices(range(rows // 4, rows // 2), k=tokens)
+        return tokens, await _fastest(lambda: _prefill(engine_client, ids))
+
+    async def rank(tokens: int) -> tuple[int, float]:
+        text = " ".join(random.Random(tokens).choices(_TEXT.split(), k=tokens))
+        size = await pruning.worker.run(lambda cancelled: pruning.count(text))
+        return size, await _fastest(lambda: _rank(pruning, text))
+
+    first = await prefill(short)
+    long = int(min(longest, max(short * 2, short * _LONG_SECONDS / max(first[1], 1e-6))))
+    first_rank = await rank(short)
+    prefill_line = Line.through(first, await prefill(long))
+    ranking_line = Line.through(first_rank, await rank(long))
+    tokens = break_even_tokens(prefill_line, ranking_line)
+    return BreakEven(
+        None if tokens is None else max(tokens, _LEAST), KEEP, prefill_line, ranking_line
+    )
+
+
+async def _fastest(run: Callable[[], Awaitable[None]]) -> float:
+    """Seconds of the faster of two runs, after one that warms up."""
+    times = []
+    for _ in range(_ROUNDS + 1):
+        started = time.perf_counter()
+        await run()
+        times.append(time.perf_counter() - started)
+    return min(times[1:])
+
+
+async def _prefill(engine_client: Any, ids: list[int]) -> None:
+    from vllm import SamplingParams
+
+    name = f"kprune-{uuid.uuid4().hex}"
+    params = SamplingParams(max_tokens=1, temperature=0.0, detokenize=False)
+    async for _ in engine_client.generate(engine_input(ids, salt=name), params, name):
+        pass
+
+
+async def _rank(pruning: PromptPruning, text: str) -> None:
+    assert pruning.ranker
+    pruner, options = pruning.ranker.pruner, PruneOptions(keep=KEEP)
+    await pruning.worker.run(
+        lambda cancelled: pruner.prune(text, options, count=pruning.count, cancelled=cancelled)
+    )
+
+
+def _milliseconds(line: Line) -> dict[str, float]:
+    return {name: round(seconds * 1e3, 4) for name, seconds in asdict(line).items()}

@@ -1,0 +1,166 @@
+"""`POST /kprune/prune`: what would be dropped of a prompt, token by token; nothing is generated.
+
+    {"prompt": "…", "keep": 0.8}
+    {"messages": […], "documents": […], "keep": 0.8, "prune_roles": "user"}
+
+The options are those of `vllm_xargs`, without their prefix. Unlike a request to generate, it takes
+every segment however short, and asks for the API key: vLLM itself guards only its own paths.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from fastapi import Request, Response
+
+from vllm_kprune.errors import KPruneError, nearest, shown
+from vllm_kprune.prompt.pruner import Pruned, PruneOptions
+from vllm_kprune.serving.compat.prompts import accepts_key
+from vllm_kprune.serving.options import PREFIX
+from vllm_kprune.serving.pruning.service import PromptPruning
+from vllm_kprune.serving.pruning.settings import Wish, wish_of
+from vllm_kprune.serving.pruning.texts import RequestTexts
+from vllm_kprune.serving.pruning.worker import Busy
+from vllm_kprune.serving.request_options import PRUNE_NAMES
+
+__all__ = ["Preview", "preview", "read_body"]
+
+_MOST_BYTES = 1 << 20
+_MOST_TOKENS = 1 << 15
+_TEXTS = ("prompt", "messages", "documents")
+_OPTIONS = tuple(name for name in PRUNE_NAMES if name not in ("strict", "min_tokens"))
+
+
+async def preview(request: Request) -> Response:
+    """The route."""
+    if not accepts_key(request.app.state.args, request.headers):
+        return _error(401, "Unauthorized")
+    pruning: PromptPruning | None = request.app.state.kprune_pruning
+    if pruning is None or pruning.settings is None:
+        return _error(400, "this server has no input pruner: it needs --kprune-input-pruner")
+    try:
+        texts, wish = read_body(pruning, await _read(request))
+        answer = await pruning.worker.run(
+            lambda cancelled: Preview(pruning, wish)(texts, cancelled)
+        )
+    except KPruneError as error:
+        return _error(400, str(error))
+    except Busy as error:
+        return _error(503, str(error))
+    return Response(answer, media_type="application/json")
+
+
+async def _read(request: Request) -> Any:
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > _MOST_BYTES:
+            raise KPruneError(f"more than {_MOST_BYTES} bytes; send a shorter text")
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError):
+        raise KPruneError("the body is not JSON") from None
+
+
+def read_body(pruning: PromptPruning, body: Any) -> tuple[RequestTexts, Wish]:
+    """The texts and options of a request's body; `KPruneError` for what is wrong with it."""
+    if not isinstance(body, Mapping):
+        raise KPruneError('expected a JSON object, such as {"prompt": "…", "keep": 0.8}')
+    given = {str(key).removeprefix(PREFIX): value for key, value in body.items()}
+    for name in given:
+        if name not in (*_TEXTS, *_OPTIONS):
+            raise KPruneError(f"unknown {shown(name)}; {nearest(name[:64], (*_TEXTS, *_OPTIONS))}")
+    texts = _texts(given)
+    options = {PREFIX + name: given[name] for name in _OPTIONS if name in given}
+    wish = wish_of(pruning.settings, options)
+    nothing = wish.request.options.does_nothing and not texts.is_marked(wish.request)
+    if wish.off or nothing:
+        raise KPruneError("nothing to show: give keep, a share below 1 (0.8), or target_tokens")
+    return texts, wish
+
+
+def _texts(given: Mapping[str, Any]) -> RequestTexts:
+    if ("prompt" in given) == ("messages" in given):
+        raise KPruneError("give either prompt, a text, or messages, a list")
+    if "prompt" in given:
+        if not isinstance(given["prompt"], str) or "documents" in given:
+            raise KPruneError("prompt: expected one text; documents go with messages")
+        return RequestTexts(prompt=given["prompt"])
+    for name in ("messages", "documents"):
+        parts = given.get(name, [])
+        if not isinstance(parts, list) or not all(isinstance(part, Mapping) for part in parts):
+            raise KPruneError(f"{name}: expected a list of objects")
+    return RequestTexts(given["messages"], given.get("documents"))
+
+
+@dataclass
+class Preview:
+    """Prunes as a request would, and writes down every piece."""
+
+    pruning: PromptPruning
+    wish: Wish
+    _segments: list[dict[str, Any]] = field(default_factory=list)
+
+    def __call__(self, texts: RequestTexts, cancelled: Callable[[], bool]) -> bytes:
+        """The answer, as JSON: long ones take a while to write, so this too runs in the thread."""
+        job = self.pruning.job([texts], replace(self.wish, min_tokens=0))
+        job.max_tokens = min(job.max_tokens, _MOST_TOKENS)
+        if job.unfit():
+            raise KPruneError(f"more than {job.max_tokens} tokens to prune; send a shorter text")
+
+        def note(text: str, options: PruneOptions, query: str | None) -> str:
+            pruned = job.pruner.prune(
+                text, options, query=query, count=job.size, cancelled=cancelled
+            )
+            self._segments.append(_described(pruned, options))
+            return pruned.text
+
+        (pruned,) = job.walk(note)
+        found = {name: value for name in _TEXTS if (value := getattr(pruned, name)) is not None}
+        before, after = (
+            sum(segment["tokens"][name] for segment in self._segments)
+            for name in ("original", "kept")
+        )
+        answer = {
+            **found,
+            "ranker": self.pruning.ranker.name if self.pruning.ranker else None,
+            "tokens": {"original": before, "kept": after},
+            "segments": self._segments,
+        }
+        return json.dumps(answer, ensure_ascii=False).encode("utf-8", "surrogatepass")
+
+
+def _described(pruned: Pruned, options: PruneOptions) -> dict[str, Any]:
+    return {
+        "text": pruned.original,
+        "kept": pruned.text,
+        "keep": options.keep if options.target_tokens is None else None,
+        "target_tokens": options.target_tokens,
+        "tokens": {"original": pruned.tokens_before, "kept": pruned.tokens_after},
+        "pieces": _pieces(pruned),
+    }
+
+
+def _pieces(pruned: Pruned) -> list[dict[str, Any]]:
+    scores = pruned.piece_scores
+    shown_scores: Sequence[float | None] = (
+        [None] * len(pruned.piece_kept)
+        if scores is None
+        else [round(s, 6) for s in scores.tolist()]
+    )
+    columns = zip(
+        pruned.pieces.starts.tolist(),
+        pruned.pieces.ends.tolist(),
+        shown_scores,
+        pruned.piece_kept.tolist(),
+        pruned.piece_forced.tolist(),
+        strict=True,
+    )
+    names = ("start", "end", "score", "kept", "forced")
+    return [dict(zip(names, row, strict=True)) for row in columns]
+
+
+def _error(status: int, message: str) -> Response:
+    body = json.dumps({"error": {"message": message, "code": status}}, ensure_ascii=False)
+    return Response(body, status_code=status, media_type="application/json")

@@ -1,0 +1,53 @@
+"""Response headers that tell what pruning did: an ASGI middleware, for streams too.
+
+`--kprune-input-pruner` adds it to vLLM's `--middleware`. An answer begins when its prompt has been
+rendered, so its headers can tell.
+"""
+
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from vllm_kprune.serving.pruning.metrics import RequestReport, current_report
+
+__all__ = ["PruneHeaders"]
+
+_ORIGINAL = b"x-kprune-prompt-tokens-original"
+_KEPT = b"x-kprune-prompt-tokens-kept"
+_SEGMENTS = b"x-kprune-segments-pruned"
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+
+class PruneHeaders:
+    """Pure ASGI: it neither reads nor holds back what passes through."""
+
+    def __init__(self, app: Callable[[Message, Receive, Send], Awaitable[None]]) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Give the request a report to write to, and its answer the headers."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        report = RequestReport()
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start" and report.rendered:
+                message["headers"] = [*message.get("headers", ()), *_headers(report)]
+            await send(message)
+
+        token = current_report.set(report)
+        try:
+            await self._app(scope, receive, send_with_headers)
+        finally:
+            current_report.reset(token)
+
+
+def _headers(report: RequestReport) -> list[tuple[bytes, bytes]]:
+    return [
+        (_ORIGINAL, b"%d" % report.original),
+        (_KEPT, b"%d" % report.kept),
+        (_SEGMENTS, b"%d" % report.segments),
+    ]

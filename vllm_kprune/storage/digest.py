@@ -1,0 +1,93 @@
+"""SHA-256 of files, remembered by size and modification time.
+
+Weights are gigabytes: they are read once when an overlay is built. Later starts compare size and
+modification time, and read the content again only when a copy or a `touch` changed the time.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from vllm_kprune.storage.folders import new_file
+
+__all__ = [
+    "FileDigest",
+    "canonical_json",
+    "digest_file",
+    "digest_text",
+    "remembered_digest",
+    "sha256_file",
+]
+
+Advance = Callable[[int], None]
+_BLOCK_BYTES = 1 << 22
+
+
+class FileDigest(BaseModel):
+    """A file's size in bytes, modification time in ns, and SHA-256."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    size: Annotated[int, Field(ge=0)]
+    mtime_ns: int
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+    def matches(self, path: Path) -> bool:
+        """Is `path` this very content? Reads it only if its modification time differs."""
+        stat = path.stat()
+        if stat.st_size != self.size:
+            return False
+        return stat.st_mtime_ns == self.mtime_ns or sha256_file(path) == self.sha256
+
+
+def sha256_file(path: Path, advance: Advance | None = None) -> str:
+    """SHA-256 of a file, read in blocks of 4 MiB; `advance` is told the bytes of each."""
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while block := stream.read(_BLOCK_BYTES):
+            digest.update(block)
+            if advance:
+                advance(len(block))
+    return digest.hexdigest()
+
+
+def digest_file(path: Path, advance: Advance | None = None) -> FileDigest:
+    """Read a file whole and describe it."""
+    stat = path.stat()
+    return FileDigest(
+        size=stat.st_size, mtime_ns=stat.st_mtime_ns, sha256=sha256_file(path, advance)
+    )
+
+
+def remembered_digest(path: Path, memory: Path) -> FileDigest:
+    """Like `digest_file`, but reads a file once: `memory` is a folder that keeps what was found.
+
+    What is remembered holds for the very file: its path, size and modification time.
+    """
+    stat = path.stat()
+    key = f"{path.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}"
+    note = memory / f"{digest_text(key)}.json"
+    try:
+        known = FileDigest.model_validate_json(note.read_bytes())
+        if (known.size, known.mtime_ns) == (stat.st_size, stat.st_mtime_ns):
+            return known
+    except (OSError, ValueError):
+        pass  # not remembered, or damaged: read the file
+    digest = digest_file(path)
+    with new_file(note) as stream:
+        stream.write(digest.model_dump_json().encode())
+    return digest
+
+
+def digest_text(text: str) -> str:
+    """SHA-256 of a text's UTF-8 bytes."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def canonical_json(value: Mapping[str, Any]) -> str:
+    """JSON with sorted keys and no spaces: the same value always gives the same bytes."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
