@@ -62,7 +62,9 @@ class Option:
     """One option; `name`, `kind` and `many` come from the field, the rest from `option()`.
 
     `kind` is the type of a single value: bool, int, float, str or Path. With `many` the value is a
-    tuple of them. `least`, `above` and `most` bound a number, or the characters of a text.
+    tuple of them: of one value that was given alone (`single`), of a text's parts between commas
+    (`commas`), or of a list's. `least`, `above` and `most` bound a number, or a text's length.
+    Of `choices`, `hint(text, choices)` names the nearest where there are many.
     `words` are texts that stand for a value ("off" for 1.0), `server_words` only in a server's
     form. `then(name, value)` has the last word on a checked value.
     """
@@ -79,6 +81,7 @@ class Option:
     most: float | None = None
     most_items: int = 64
     least_items: int = 0
+    single: bool = True
     commas: bool = False
     choices: tuple[str, ...] = ()
     any_case: bool = False
@@ -242,7 +245,7 @@ def check_option(
 def _many(option: Option, value: object, name: str, text: bool) -> tuple[Any, ...]:
     if isinstance(value, str) and option.commas and len(value) <= _LONGEST_LIST:
         value = [part.strip() for part in value.split(",") if part.strip()]
-    if isinstance(value, str | Path):
+    if isinstance(value, str | Path) and option.single:
         value = [value]
     if not isinstance(value, list | tuple):
         raise _wrong(option, value, name)
@@ -289,7 +292,7 @@ def _fits(option: Option, value: Any) -> bool:
         (option._least is None or size >= option._least)
         and (option.above is None or size > option.above)
         and (option.most is None or size <= option.most)
-        and (option.pattern is None or re.search(option.pattern, str(value)) is not None)
+        and (option.pattern is None or re.fullmatch(option.pattern, str(value)) is not None)
     )
 
 

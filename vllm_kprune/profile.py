@@ -1,36 +1,40 @@
 """Language profiles: which languages a pruned vocabulary serves, read from checked YAML.
 
-A profile says *what* is wanted (languages, sizes, options); `vocabulary/` decides which tokens that
-means. Unknown keys and values are errors that name the nearest known one. Profiles that ship with
-kprune live in `configs/profiles`; a path ending in .yaml or .yml is a profile of the user's own.
+A profile says *what* is wanted (languages, size, options); `vocabulary/` decides which tokens that
+means. Unknown keys and values are errors that name the nearest known one. The profiles that ship
+with kprune are in `configs/profiles`; a path that ends in .yaml or .yml is a profile of your own.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vllm_kprune.errors import KPruneError, nearest
+from vllm_kprune.options import REQUIRED, make, option, options_of
 
 __all__ = [
     "LANGUAGES",
+    "Hanja",
     "Language",
     "Profile",
+    "Sizing",
     "load_profile",
     "nearest_language",
+    "parse_profile",
     "shipped_profiles",
 ]
 
+Hanja = Literal["none", "ksx1001", "all"]
 _MAX_BYTES = 1 << 20
 
 
-class Language(BaseModel):
+@dataclass(frozen=True)
+class Language:
     """One language: its Unicode scripts, and the name of its word list in `wordfreq`."""
-
-    model_config = ConfigDict(frozen=True)
 
     name: str
     scripts: tuple[str, ...]
@@ -82,7 +86,7 @@ _OTHER_CODES: Mapping[str, str] = {
 }
 
 
-def nearest_language(code: str) -> str:
+def nearest_language(code: str, known: Iterable[str] = LANGUAGES) -> str:
     """A hint to append to "unknown language …": the code that is meant, and all known ones.
 
     >>> nearest_language("kr")[:32]
@@ -93,62 +97,76 @@ def nearest_language(code: str) -> str:
     first = word.replace("_", "-").split("-")[0]
     near = [names[name] for name in get_close_matches(word, names, n=1, cutoff=0.75)]
     for meant in (_OTHER_CODES.get(word), _OTHER_CODES.get(first, first), *near):
-        if meant in LANGUAGES:
-            return f"did you mean '{meant}'? (known: {', '.join(sorted(LANGUAGES))})"
-    return f"known: {', '.join(sorted(LANGUAGES))}"
+        if meant in known:
+            return f"did you mean '{meant}'? (known: {', '.join(sorted(known))})"
+    return f"known: {', '.join(sorted(known))}"
 
 
-class Profile(BaseModel):
-    """A language profile. Each field is declared once: its default and its help together."""
+@dataclass(frozen=True, kw_only=True)
+class Sizing:
+    """How many tokens a profile keeps: at most one of these is given."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    coverage: float | None = option(
+        None,
+        "Keep tokens until this share of the evidence is covered, for example 0.999.",
+        noun="a share",
+        above=0,
+        most=1,
+        metavar="SHARE",
+    )
+    min_count: float | None = option(
+        None,
+        "Keep tokens that occur at least this often per million tokens of the evidence.",
+        noun="a finite number",
+        least=0,
+        forms=["profile"],
+    )
+    target_size: int | None = option(
+        None, "Keep exactly this many tokens.", noun="a number of tokens", least=1, metavar="N"
+    )
+    max_extra_tokens: float | None = option(
+        None,
+        "Keep as few tokens as possible while each source of evidence, and each corpus, costs at "
+        "most this share of extra tokens, for example 0.01. It is measured, so building takes "
+        "longer.",
+        noun="a share",
+        least=0,
+        most=1,
+        metavar="SHARE",
+    )
 
-    name: Annotated[
-        str,
-        Field(pattern=r"^\w[\w.-]{0,63}$", description="shown by inspect and /kprune"),
-    ]
-    description: Annotated[str, Field(max_length=500, description="one line for people")] = ""
-    languages: Annotated[
-        tuple[str, ...],
-        Field(strict=False, description="ISO 639-1 codes; empty keeps every token (`original`)"),
-    ] = ()
-    code: Annotated[
-        bool, Field(description="count source code as evidence, so that programming stays cheap")
-    ] = True
-    hanja: Annotated[
-        Literal["none", "ksx1001", "all"],
-        Field(description="Han characters kept for Korean, as single-character tokens"),
-    ] = "none"
-    drop_unused: Annotated[
-        bool, Field(description="drop reserved tokens such as <unused42> that nothing refers to")
-    ] = True
-    coverage: Annotated[
-        float | None,
-        Field(
-            gt=0,
-            le=1,
-            description="share of the evidence's token occurrences that the kept tokens serve",
-        ),
-    ] = None
-    min_count: Annotated[
-        float | None,
-        Field(
-            ge=0,
-            allow_inf_nan=False,
-            description="least occurrences per million tokens, as estimated from the evidence",
-        ),
-    ] = None
-    target_size: Annotated[
-        int | None, Field(gt=0, description="number of tokens to keep, exactly")
-    ] = None
-    max_extra_tokens: Annotated[
-        float | None,
-        Field(
-            ge=0,
-            le=1,
-            description="share of extra tokens that each source of evidence may cost at most",
-        ),
-    ] = None
+
+@dataclass(frozen=True, kw_only=True)
+class Profile(Sizing):
+    """A language profile; `parse_profile` makes one from values that nobody has checked."""
+
+    name: str = option(
+        REQUIRED,
+        "Shown by `kprune inspect` and `GET /kprune`; by default the name of the file.",
+        noun="letters, digits, dots and hyphens",
+        pattern=r"\w[\w.-]*",
+        most=64,
+    )
+    description: str = option("", "One line for people.", least=0, most=500)
+    languages: tuple[str, ...] = option(
+        (),
+        "ISO 639-1 codes. Without any, every token is kept, as in the profile `original`.",
+        noun="a list of language codes",
+        choices=tuple(LANGUAGES),
+        hint=nearest_language,
+        single=False,
+    )
+    code: bool = option(
+        True, "Count source code as evidence, so that programming stays cheap in tokens."
+    )
+    hanja: Hanja = option(
+        "none",
+        "Han characters kept for Korean, as single-character tokens: none, the 4,888 of "
+        "KS X 1001, or all.",
+    )
+    drop_unused: bool = option(
+        True, "Drop reserved tokens, such as <unused42>, that nothing refers to."
+    )
 
     @property
     def keeps_everything(self) -> bool:
@@ -173,9 +191,8 @@ def shipped_profiles() -> list[str]:
 def load_profile(name_or_path: str | Path, **overrides: Any) -> Profile:
     """Read a shipped profile by name, or a YAML file by path; `overrides` replace its values.
 
-    Overrides that are None are ignored. A sizing override (`coverage`, `max_extra_tokens`,
-    `min_count`, `target_size`) replaces the profile's own sizing. Raises `KPruneError` for anything
-    unknown or out of range.
+    Overrides that are None are ignored. One of `Sizing` replaces the profile's own sizing. Raises
+    `KPruneError` for anything unknown or out of range.
     """
     path = _resolve(str(name_or_path))
     values = _read_yaml(path)
@@ -185,26 +202,16 @@ def load_profile(name_or_path: str | Path, **overrides: Any) -> Profile:
     return parse_profile({"name": path.stem, **values, **given}, source=str(path))
 
 
-_SIZING = frozenset({"coverage", "max_extra_tokens", "min_count", "target_size"})
+_SIZING = frozenset(one.name for one in options_of(Sizing))
 
 
 def parse_profile(values: Mapping[str, Any], source: str = "profile") -> Profile:
     """Check a mapping and make it a `Profile`; `source` is named in the error."""
-    for key in values:
-        if key not in Profile.model_fields:
-            raise KPruneError(
-                f"{source}: unknown key '{key}'; {nearest(key, Profile.model_fields)}"
-            )
     try:
-        profile = Profile.model_validate(dict(values))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "profile"
-        raise KPruneError(f"{source}: {where}: {first['msg']} (got {first['input']!r})") from None
-    for code in profile.languages:
-        if code not in LANGUAGES:
-            raise KPruneError(f"{source}: unknown language '{code}'; {nearest_language(code)}")
-    sized = [key for key in sorted(_SIZING) if getattr(profile, key) is not None]
+        profile = make(Profile, values, form="profile")
+    except KPruneError as error:
+        raise KPruneError(f"{source}: {error}") from None
+    sized = [name for name in sorted(_SIZING) if getattr(profile, name) is not None]
     if len(sized) > 1:
         raise KPruneError(f"{source}: give one of {' and '.join(sized)}, not both")
     return profile
@@ -229,7 +236,7 @@ def _resolve(name: str) -> Path:
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > _MAX_BYTES:
-            raise KPruneError(f"{path}: larger than 1 MiB, which no profile is")
+            raise KPruneError(f"{path}: larger than 1 MiB, so it cannot be a profile")
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except KPruneError:
         raise

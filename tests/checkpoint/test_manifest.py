@@ -81,7 +81,7 @@ def test_an_edit_of_any_field_is_noticed(overlay: Path, field: str) -> None:
         ({"kept_ids": [9999], "reasons": "s"}, "outside the original vocabulary"),
         ({"kept_ids": [1, 2], "reasons": "s"}, "1 reasons for 2 kept ids"),
         ({"vocabulary_tensors": []}, "vocabulary_tensors"),
-        ({"profile": {"name": "x", "unknown": 1}}, "profile.unknown"),
+        ({"profile": {"name": "x", "unknown": 1}}, "profile: unknown option .unknown."),
         ({"base": None}, "base"),
         ({"files": {"../evil": "x"}}, "files"),
         ({"files": {".hidden": "x"}}, "files"),

@@ -1,6 +1,6 @@
 """A tiny model and its overlay, and the jobs for `offline_jobs.py` that compare them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ def make_pair(original: Path, folder: Path) -> Pair:
     corpora = [folder / "corpus.txt"]
     kept = build_overlay(str(original), PROFILE, overlay, corpora=corpora).kept_ids
     if len(kept) % 2 == 0:  # an odd number makes two ranks hold different numbers of rows
-        odd = PROFILE.model_copy(update={"target_size": len(kept) - 1})
+        odd = replace(PROFILE, target_size=len(kept) - 1)
         build_overlay(str(original), odd, overlay, corpora=corpora, force=True)
     tokenizer = Tokenizer.from_file(str(overlay / "tokenizer.json"))
     prompts = [tokenizer.encode(text).ids for text in TEXTS]

@@ -10,13 +10,21 @@ the ones it was built from. File names in it never leave their folder.
 import itertools
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    ValidationError,
+)
 
 from vllm_kprune.errors import KPruneError
-from vllm_kprune.profile import LANGUAGES, Profile
+from vllm_kprune.profile import Profile, parse_profile
 from vllm_kprune.storage.digest import FileDigest, canonical_json, digest_text, sha256_file
 
 __all__ = [
@@ -36,6 +44,14 @@ _MAX_BYTES = 64 << 20
 
 PlainName = Annotated[str, Field(pattern=r"^[^./\\\x00][^/\\\x00]{0,254}$")]
 TokenId = Annotated[int, Field(ge=0, lt=1 << 24)]
+
+
+def _checked_profile(value: object) -> Profile:
+    if isinstance(value, Profile):
+        return value
+    if not isinstance(value, Mapping):
+        raise ValueError("a profile is a mapping of its options")
+    return parse_profile(value)
 
 
 class _Strict(BaseModel):
@@ -71,7 +87,7 @@ class Manifest(_Strict):
     format: Literal[1] = 1
     kprune_version: str
     family: str = ""
-    profile: Profile
+    profile: Annotated[Profile, PlainValidator(_checked_profile), PlainSerializer(asdict)]
     base: BaseReference
     original_tokens: TokenId
     original_rows: TokenId = 0
@@ -143,9 +159,6 @@ class Manifest(_Strict):
             raise ValueError("kept_ids must increase")
         if ids[-1] >= max(self.original_tokens, self.original_rows):
             raise ValueError(f"kept id {ids[-1]} is outside the original vocabulary")
-        for code in self.profile.languages:
-            if code not in LANGUAGES:
-                raise ValueError(f"unknown language {code!r}")
         if len(self.reasons) != len(ids):
             raise ValueError(f"{len(self.reasons)} reasons for {len(ids)} kept ids")
         if self.tokenizer_only and (self.family or self.original_rows):

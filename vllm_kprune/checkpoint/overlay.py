@@ -9,7 +9,7 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -254,7 +254,7 @@ def cached_overlay(
     key = {
         "files": {p.name: remembered_digest(p, cache_dir() / "digests").sha256 for p in base.files},
         "path": str(base.folder.absolute()),  # which the manifest names
-        "profile": profile.model_dump(mode="json"),
+        "profile": asdict(profile),
         "sources": [[source.name, source.digest] for source in sources],
         "version": __version__,
     }

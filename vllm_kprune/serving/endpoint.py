@@ -78,7 +78,7 @@ def server_status(model: str, base: Path | None = None) -> dict[str, Any]:
     manifest = load_manifest(Path(model))
     return {
         "active": True,
-        "profile": manifest.profile.model_dump(mode="json"),
+        "profile": asdict(manifest.profile),
         "tokens": {"original": manifest.original_tokens, "kept": len(manifest.kept_ids)},
         "rows": {"original": manifest.original_rows, "kept": len(manifest.kept_rows)},
         "vocabulary_bytes": _vocabulary_bytes(manifest, base or Path(manifest.base.path)),
