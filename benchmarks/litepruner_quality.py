@@ -34,8 +34,9 @@ import regex
 import torch
 from packed_likelihood import Probe, Target, Variant
 
-from vllm_kprune.prompt.pruner import InputPruner, PruneOptions
+from vllm_kprune.prompt.budget import PruneOptions
 from vllm_kprune.prompt.scorers import Scorer, make_scorer
+from vllm_kprune.prompt.text_pruner import TextPruner
 
 BASELINE = "random"
 _LABELS = {"zh": ("\n问题：", "\n答案："), "ko": ("\n질문: ", "\n정답:")}
@@ -134,7 +135,7 @@ class Method:
     """A scorer on a ranker, and what is dropped as a whole."""
 
     label: str
-    pruner: InputPruner
+    pruner: TextPruner
     unit: str
     conditioned: bool
 
@@ -155,14 +156,14 @@ def make_method(spec: str, default_ranker: Path, candidates: Candidates, seed: i
             return candidates[wanted](folder)
         return make_scorer(wanted, folder, seed=seed)
 
-    pruner = InputPruner(_tokenizer(folder), make, name)
+    pruner = TextPruner(_tokenizer(folder), make, name)
     label = name + (f"/{unit}" if unit else "") + (f"@{folder.name}" if ranker else "")
     return Method(label, pruner, unit or "token", getattr(pruner.scorer(), "uses_query", False))
 
 
 @cache
 def _tokenizer(folder: Path):
-    return InputPruner.from_pretrained(folder, scorer=BASELINE).tokenizer
+    return TextPruner.from_pretrained(folder, scorer=BASELINE).tokenizer
 
 
 def variants_of(

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vllm_kprune.errors import KPruneError
-from vllm_kprune.prompt.pruner import InputPruner, PruneOptions
+from vllm_kprune.prompt.budget import PruneOptions
 from vllm_kprune.prompt.ranker import FirstLayer
+from vllm_kprune.prompt.text_pruner import TextPruner
 from vllm_kprune.prompt.tokens import load_tokenizer
 
 __all__ = ["bleu", "cosine", "dropped_alike", "rad", "similarity"]
@@ -112,9 +113,9 @@ def bleu(
         raise KPruneError("BLEU needs sacrebleu: pip install sacrebleu") from None
     metric = BLEU(tokenize=cut, effective_order=True)  # of single texts
     pairs = {
-        scorer: [InputPruner.from_pretrained(f, scorer=scorer) for f in folders],
+        scorer: [TextPruner.from_pretrained(f, scorer=scorer) for f in folders],
         "random": [
-            InputPruner.from_pretrained(f, scorer="random", seed=n) for n, f in enumerate(folders)
+            TextPruner.from_pretrained(f, scorer="random", seed=n) for n, f in enumerate(folders)
         ],
     }
     rows = []

@@ -8,8 +8,8 @@ import numpy.typing as npt
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from vllm_kprune.prompt.pruner import InputPruner
 from vllm_kprune.prompt.scorers import RandomScores, Scorer, Tokens
+from vllm_kprune.prompt.text_pruner import TextPruner
 
 HARD = (
     *("👩‍👩‍👧‍👦", "🏳️‍🌈", "👍🏽", "🇰🇷🇺🇸", "1️⃣", "e\u0301", "\u0301", "\u200d", "\ufe0f"),
@@ -53,6 +53,6 @@ class GivenScores:
         return np.array(self._scores, dtype=np.float32)
 
 
-def pruner_of(tokenizer: Tokenizer, scorer: Scorer | None = None) -> InputPruner:
+def pruner_of(tokenizer: Tokenizer, scorer: Scorer | None = None) -> TextPruner:
     """A pruner with this one scorer; random scores by default."""
-    return InputPruner(tokenizer, lambda name: scorer or RandomScores(), "test")
+    return TextPruner(tokenizer, lambda name: scorer or RandomScores(), "test")

@@ -67,7 +67,7 @@ def test_a_job_that_takes_too_long_is_told_and_the_caller_is_not_held_up() -> No
     async def run() -> None:
         impatient = Worker(1, longest_wait=0.05)
         job = Held()
-        with pytest.raises(Busy, match=r"not pruned within 0\.05 s"):
+        with pytest.raises(Busy, match=r"pruning did not finish within 0\.05 s"):
             await impatient.run(job)
         assert await asyncio.to_thread(job.gave_up.wait, SECONDS)
         impatient.close()
