@@ -152,7 +152,7 @@ def test_values_are_checked_and_come_back_by_field_name() -> None:
         ({"texts": ["a", "b", "c"]}, "x_texts: got 3 values, expected at most 2"),
         ({"texts": "abcde"}, "x_texts: got 'abcde', expected a text or a list of texts of 1 to 4"),
         ({"texts": [["a"]]}, "x_texts: got ['a'], expected a text"),
-        ({"prune_roles": ","}, "x_prune_roles: got 0 values, expected 1 to 64: user or tool"),
+        ({"prune_roles": ","}, "x_prune_roles: got none, expected user or tool"),
     ],
 )
 def test_hostile_values_are_refused_in_a_line(values: Any, message: str) -> None:
@@ -186,8 +186,8 @@ def test_any_value_is_taken_or_refused_in_a_line(one: Any, value: object, text: 
         assert len(str(error)) < 400
         assert "\n" not in str(error)
         return
-    items = checked if one.many else (checked,)
-    assert all(item is None or type(item) is one.kind for item in items) or isinstance(value, Path)
+    kinds = {type(item) for item in (checked if one.many else (checked,))}
+    assert kinds <= {one.kind, type(None), type(Path())}
 
 
 def test_the_reference_has_a_row_for_each_option_of_a_form() -> None:

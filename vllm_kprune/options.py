@@ -40,6 +40,7 @@ __all__ = [
     "option",
     "options_of",
     "reference_rows",
+    "refuse_unknown",
 ]
 
 T = TypeVar("T")
@@ -189,16 +190,22 @@ def check_values(
     answers with the nearest known one, and for values of a wrong type or out of bounds.
     """
     known = {name: one for one in options if (name := one.name_in(form)) is not None}
-    for key in values:
-        if key not in known:
-            hint = nearest(str(key)[:64], known)
-            raise KPruneError(f"unknown option {shown(key)}; {hint}")
+    refuse_unknown(values, known)
     return {
         known[key].name: check_option(
             known[key], value, name=_spelled(prefix, key), text=text, server=form == "server"
         )
         for key, value in values.items()
     }
+
+
+def refuse_unknown(names: Iterable[Any], known: Iterable[str], where: str = "") -> None:
+    """Raise `KPruneError` for the first name that is not known, with the nearest that is."""
+    known = list(known)
+    for name in names:
+        if name not in known:
+            hint = nearest(str(name)[:64], known)
+            raise KPruneError(f"{where}{where and ': '}unknown option {shown(name)}; {hint}")
 
 
 def _spelled(prefix: str, name: str) -> str:
@@ -243,18 +250,20 @@ def check_option(
 
 
 def _many(option: Option, value: object, name: str, text: bool) -> tuple[Any, ...]:
-    if isinstance(value, str) and option.commas and len(value) <= _LONGEST_LIST:
+    if isinstance(value, str) and option.commas:
+        if len(value) > _LONGEST_LIST:
+            raise _wrong(option, value, name)
         value = [part.strip() for part in value.split(",") if part.strip()]
-    if isinstance(value, str | Path) and option.single:
+    elif isinstance(value, str | Path) and option.single:
         value = [value]
     if not isinstance(value, list | tuple):
         raise _wrong(option, value, name)
-    if not option.least_items <= len(value) <= option.most_items:
-        least = f"{option.least_items} to " if option.least_items else "at most "
-        raise KPruneError(
-            f"{name}: got {len(value)} values, expected {least}{option.most_items}: "
-            f"{option.expected}"
-        )
+    if len(value) > option.most_items:
+        raise KPruneError(f"{name}: got {len(value)} values, expected at most {option.most_items}")
+    if len(value) < option.least_items:
+        many = len(option.choices) > _FEW
+        known = f"; known: {', '.join(sorted(option.choices))}" if many else ""
+        raise KPruneError(f"{name}: got none, expected {option.expected}{known}")
     return tuple(_one(option, item, name, text) for item in value)
 
 

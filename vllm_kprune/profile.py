@@ -18,6 +18,7 @@ from vllm_kprune.options import REQUIRED, make, option, options_of
 
 __all__ = [
     "LANGUAGES",
+    "CorpusOptions",
     "Hanja",
     "Language",
     "Profile",
@@ -96,7 +97,8 @@ def nearest_language(code: str, known: Iterable[str] = LANGUAGES) -> str:
     names = {language.name.lower(): code for code, language in LANGUAGES.items()}
     first = word.replace("_", "-").split("-")[0]
     near = [names[name] for name in get_close_matches(word, names, n=1, cutoff=0.75)]
-    for meant in (_OTHER_CODES.get(word), _OTHER_CODES.get(first, first), *near):
+    known = set(known)
+    for meant in (_OTHER_CODES.get(word, ""), _OTHER_CODES.get(first, first), *near):
         if meant in known:
             return f"did you mean '{meant}'? (known: {', '.join(sorted(known))})"
     return f"known: {', '.join(sorted(known))}"
@@ -133,6 +135,25 @@ class Sizing:
         least=0,
         most=1,
         metavar="SHARE",
+    )
+
+    @property
+    def sizing(self) -> dict[str, float]:
+        """What was given of it, by name: as `load_profile` takes it."""
+        values = {one.name: getattr(self, one.name) for one in options_of(Sizing)}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusOptions:
+    """What is measured besides a profile's own evidence."""
+
+    corpus: tuple[Path, ...] = option(
+        (),
+        "Your own text as evidence, besides the profile's (.txt, .jsonl, also .gz or .zst); there "
+        "may be several.",
+        metavar="FILE",
+        forms=["command", "server"],
     )
 
 
@@ -211,8 +232,7 @@ def parse_profile(values: Mapping[str, Any], source: str = "profile") -> Profile
         profile = make(Profile, values, form="profile")
     except KPruneError as error:
         raise KPruneError(f"{source}: {error}") from None
-    sized = [name for name in sorted(_SIZING) if getattr(profile, name) is not None]
-    if len(sized) > 1:
+    if len(sized := sorted(profile.sizing)) > 1:
         raise KPruneError(f"{source}: give one of {' and '.join(sized)}, not both")
     return profile
 

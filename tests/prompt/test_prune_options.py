@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.prompt.budget import PruneOptions
-from vllm_kprune.prompt.options import OPTIONS, PruneRequest, parse_prune_request
+from vllm_kprune.prompt.options import PruneRequest, parse_prune_request, prune_options
 
 _ANY = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=100),
@@ -17,7 +17,7 @@ _ANY = st.recursive(
 )
 
 
-@given(st.dictionaries(st.sampled_from(sorted(OPTIONS)), _ANY, max_size=4))
+@given(st.dictionaries(st.sampled_from([one.name for one in prune_options()]), _ANY, max_size=4))
 @settings(max_examples=200)
 def test_any_value_is_taken_or_refused_in_a_line(given_options: dict[str, object]) -> None:
     try:
@@ -49,19 +49,19 @@ def test_keep_replaces_a_target_of_the_server() -> None:
     ("given_options", "message"),
     [
         ({"kep": 0.5}, "did you mean 'keep'"),
-        ({"keep": 0}, "above 0 and at most 1, or off"),
+        ({"keep": 0}, "expected a share of the tokens, above 0 and at most 1, or off"),
         ({"keep": True}, "got True"),
         ({"keep": math.nan}, "got nan"),
         ({"keep": "1e400"}, "above 0"),
         ({"keep": 0.5, "target_tokens": 9}, "give one of them"),
-        ({"target_tokens": 1.5}, "expected a number of tokens from 1"),
+        ({"target_tokens": 1.5}, "expected a number of tokens from 1 to 10,000,000"),
         ({"min_tokens": -1}, "expected a number of tokens from 0"),
-        ({"unit": "sentence"}, "expected one of token, word"),
-        ({"scorer": "best"}, "expected one of"),
-        ({"force_tokens": ["a"] * 65}, "at most 64 texts"),
+        ({"unit": "sentence"}, "expected token or word"),
+        ({"scorer": "best"}, "expected rarity, question, attention or random"),
+        ({"force_tokens": ["a"] * 65}, "got 65 values, expected at most 64"),
         ({"force_tokens": ""}, "1 to 64 characters"),
         ({"force_digits": "perhaps"}, "expected true or false"),
-        ({"roles": "user,nobody"}, "expected some of user, assistant"),
+        ({"roles": "user,nobody"}, "expected user, assistant, system, developer or tool"),
     ],
 )
 def test_wrong_values_name_the_right_ones(given_options: dict[str, object], message: str) -> None:

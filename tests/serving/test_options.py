@@ -1,22 +1,22 @@
 """The options: on vLLM's own command line, in its YAML, in Python, and in the files we ship."""
 
 import argparse
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from vllm_kprune.errors import KPruneError
+from vllm_kprune.guard.policy import GuardPolicy
 from vllm_kprune.profile import shipped_profiles
 from vllm_kprune.prompt.scorers import DEFAULT_SCORER, SCORERS
 from vllm_kprune.serving.options import (
-    ServingOptions,
+    VocabularyOptions,
     given_options,
     named_plugins,
-    read_options,
+    server_options,
 )
-from vllm_kprune.serving.pruning.options import PrunerOptions
+from vllm_kprune.serving.settings import ServerSettings, resolve_settings
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "serve"
 
@@ -34,14 +34,19 @@ def parse(parser: Any, *words: str) -> argparse.Namespace:
     return parser.parse_args(["serve", "MODEL", *words][1:])
 
 
+def settings_of(args: argparse.Namespace) -> ServerSettings:
+    return resolve_settings({"kprune": given_options(args)})
+
+
 def test_flags_become_options(parser: Any) -> None:
     args = parse(
         parser, "--plugin", "kprune", "--kprune-profile", "enko", "--kprune-target-size", "9000",
         "--kprune-corpus", "a.txt", "b.txt", "--kprune-corpus", "c.txt",
     )  # fmt: skip
     assert named_plugins(args) == ("kprune",)
-    assert read_options({"kprune": given_options(args)}) == ServingOptions(
-        profile="enko", corpus=("a.txt", "b.txt", "c.txt"), target_size=9000
+    corpus = (Path("a.txt"), Path("b.txt"), Path("c.txt"))
+    assert settings_of(args) == ServerSettings(
+        VocabularyOptions(profile="enko", corpus=corpus, target_size=9000), given=True
     )
 
 
@@ -49,8 +54,7 @@ def test_flags_become_options(parser: Any) -> None:
 def test_a_size_can_be_given_as_a_share(name: str, parser: Any) -> None:
     flag = f"--kprune-{name.replace('_', '-')}"
     args = parse(parser, "--kprune-profile", "enko", flag, "0.02")
-    expected = ServingOptions(profile="enko", **{name: 0.02})
-    assert read_options({"kprune": given_options(args)}) == expected
+    assert settings_of(args).vocabulary == VocabularyOptions(profile="enko", **{name: 0.02})
 
 
 def test_the_flags_of_the_guard_become_its_options(parser: Any) -> None:
@@ -58,11 +62,14 @@ def test_the_flags_of_the_guard_become_its_options(parser: Any) -> None:
         parser, "--kprune-languages", "ko,en", "--kprune-hanja", "ksx1001", "--kprune-allow", "αβ",
         "--kprune-guard-fixed",
     )  # fmt: skip
-    options = read_options({"kprune": given_options(args)})
-    assert options.guard == {"languages": "ko,en", "hanja": "ksx1001", "allow": "αβ"}
-    assert options.guard_fixed
-    assert options.given
-    assert not options.prunes
+    assert given_options(args) == {
+        "languages": "ko,en", "hanja": "ksx1001", "allow": "αβ", "guard_fixed": True,
+    }  # fmt: skip
+    settings = settings_of(args)
+    assert settings.guard.default == GuardPolicy(("en", "ko"), hanja="ksx1001", allow="αβ")
+    assert settings.guard.fixed
+    assert settings.given
+    assert not settings.prunes
 
 
 def test_the_flags_of_the_input_pruner_become_its_options(parser: Any) -> None:
@@ -71,13 +78,15 @@ def test_the_flags_of_the_input_pruner_become_its_options(parser: Any) -> None:
         "--kprune-force-tokens", "?", "!", "--kprune-min-tokens", "auto", "--kprune-pruner-cache",
         "8", "--kprune-pruner-threads", "2", "--kprune-prune-roles", "user",
     )  # fmt: skip
-    options = read_options({"kprune": given_options(args)})
-    assert options == ServingOptions(
-        input_pruner="self", keep="0.8", force_digits=True, force_tokens=("?", "!"),
-        min_tokens="auto", pruner_cache=8.0, pruner_threads=2, prune_roles="user",
-    )  # fmt: skip
-    assert options.given
-    assert not options.prunes
+    assert given_options(args) == {
+        "input_pruner": "self", "keep": "0.8", "force_digits": True, "force_tokens": ["?", "!"],
+        "min_tokens": "auto", "pruner_cache": 8.0, "pruner_threads": 2, "prune_roles": "user",
+    }  # fmt: skip
+    settings = settings_of(args)
+    assert settings.pruner
+    assert (settings.pruner.ranker, settings.pruner.threads) == ("self", 2)
+    assert settings.given
+    assert not settings.prunes
 
 
 def test_nothing_is_given_when_no_flag_is(parser: Any) -> None:
@@ -128,31 +137,32 @@ def test_yaml_configurations_take_the_options(parser: Any, tmp_path: Path) -> No
 def test_every_configuration_we_ship_is_valid(parser: Any, config: Path) -> None:
     args = parser.parse_args(["--config", str(config)])
     assert named_plugins(args) == ("kprune",)
-    options = read_options({"kprune": given_options(args)})
-    assert options.profile in {None, *shipped_profiles()}
+    assert settings_of(args).vocabulary.profile in {None, *shipped_profiles()}
 
 
 def test_options_can_be_given_in_python() -> None:
-    options = read_options({"kprune": {"profile": "enko", "corpus": "a.txt"}, "other": 1})
-    assert options == ServingOptions(profile="enko", corpus=("a.txt",))
-    assert not read_options({}).given
-    assert not read_options({"other": 1}).given
+    settings = resolve_settings({"kprune": {"profile": "enko", "corpus": "a.txt"}, "other": 1})
+    assert settings.vocabulary == VocabularyOptions(profile="enko", corpus=(Path("a.txt"),))
+    assert not resolve_settings({}).given
+    assert not resolve_settings({"other": 1}).given
+    nothing = {"profile": None, "corpus": [], "guard_fixed": False}
+    assert resolve_settings({"kprune": nothing}) == ServerSettings()
 
 
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ("enko", "expected a mapping, got 'enko'"),
-        ({"profil": "enko"}, "unknown key 'profil'; did you mean 'profile'"),
-        ({"profile": ""}, "--kprune-profile: expected a name"),
-        ({"profile": 3}, "--kprune-profile: expected a name"),
-        ({"profile": "enko", "target_size": 0}, "--kprune-target-size: expected a number"),
-        ({"profile": "enko", "target_size": True}, "--kprune-target-size: expected a number"),
-        ({"profile": "enko", "target_size": "9"}, "--kprune-target-size: expected a number"),
+        ("enko", "got 'enko', expected a mapping"),
+        ({"profil": "enko"}, "unknown option 'profil'; did you mean 'profile'"),
+        ({"profile": ""}, "--kprune-profile: got '', expected a name or a path"),
+        ({"profile": 3}, "--kprune-profile: got 3, expected a name or a path"),
+        ({"profile": "enko", "target_size": 0}, "--kprune-target-size: got 0, expected a number"),
+        ({"profile": "enko", "target_size": True}, "--kprune-target-size: got True, expected a "),
+        ({"profile": "enko", "target_size": "9"}, "--kprune-target-size: got '9', expected a "),
         ({"target_size": 9000}, "--kprune-target-size needs --kprune-profile"),
-        ({"profile": "enko", "coverage": 1.1}, "--kprune-coverage: expected a share from 0 to 1"),
-        ({"profile": "enko", "coverage": "0.9"}, "--kprune-coverage: expected a share"),
-        ({"profile": "enko", "max_extra_tokens": -1}, "--kprune-max-extra-tokens: expected a"),
+        ({"profile": "enko", "coverage": 1.1}, "expected a share, above 0 and at most 1"),
+        ({"profile": "enko", "coverage": "0.9"}, "--kprune-coverage: got '0.9', expected a"),
+        ({"profile": "enko", "max_extra_tokens": -1}, "-max-extra-tokens: got -1, expected a"),
         ({"profile": "enko", "max_extra_tokens": float("nan")}, "expected a share from 0 to 1"),
         ({"coverage": 0.9}, "--kprune-coverage needs --kprune-profile"),
         ({"max_extra_tokens": 0.0}, "--kprune-max-extra-tokens needs --kprune-profile"),
@@ -163,31 +173,40 @@ def test_options_can_be_given_in_python() -> None:
         ({"guard_fixed": True}, "--kprune-guard-fixed needs --kprune-languages"),
         ({"keep": 0.8}, "--kprune-keep needs --kprune-input-pruner MODEL, or self"),
         ({"pruner_window": 512}, "--kprune-pruner-window needs --kprune-input-pruner"),
-        ({"input_pruner": ""}, "--kprune-input-pruner: expected a model or self"),
-        ({"input_pruner": "self", "pruner_cache": -1}, "--kprune-pruner-cache: expected MiB"),
-        ({"input_pruner": "self", "pruner_cache": True}, "--kprune-pruner-cache: expected MiB"),
-        ({"input_pruner": "self", "pruner_threads": 0}, "--kprune-pruner-threads: expected a"),
-        ({"input_pruner": "self", "pruner_window": 1.5}, "--kprune-pruner-window: expected a"),
+        ({"input_pruner": ""}, "--kprune-input-pruner: got '', expected a model or self"),
+        (
+            {"input_pruner": "self", "pruner_cache": -1},
+            "--kprune-pruner-cache: got -1, expected MiB",
+        ),
+        (
+            {"input_pruner": "self", "pruner_cache": True},
+            "--kprune-pruner-cache: got True, expected",
+        ),
+        ({"input_pruner": "self", "pruner_threads": 0}, "--kprune-pruner-threads: got 0, expected"),
+        (
+            {"input_pruner": "self", "pruner_window": 1.5},
+            "--kprune-pruner-window: got 1.5, expected",
+        ),
         (
             {"input_pruner": "self", "pruner_precision": "bf16"},
-            "--kprune-pruner-precision: expected float32 or int8, got 'bf16'",
+            "--kprune-pruner-precision: got 'bf16', expected float32 or int8",
         ),
-        ({"input_pruner": "self", "pruner_strict": 1}, "--kprune-pruner-strict: expected true"),
-        ({"languages": "ko", "guard_fixed": "yes"}, "--kprune-guard-fixed: expected true or false"),
+        ({"input_pruner": "self", "pruner_strict": 1}, "--kprune-pruner-strict: got 1, expected"),
+        ({"languages": "ko", "guard_fixed": "yes"}, "fixed: got 'yes', expected true or false"),
     ],
 )
 def test_wrong_options_are_refused_with_the_reason(values: Any, message: str) -> None:
     with pytest.raises(KPruneError) as error:
-        read_options({"kprune": values})
+        resolve_settings({"kprune": values})
     assert message in str(error.value)
 
 
 def test_the_help_of_the_scorer_names_every_one_and_the_default() -> None:
-    (field,) = (f for f in fields(PrunerOptions) if f.name == "scorer")
-    assert all(name in field.metadata["help"] for name in SCORERS)
-    assert f"{DEFAULT_SCORER} (the default" in field.metadata["help"]
+    (scorer,) = (one for one in server_options() if one.name == "scorer")
+    assert all(name in scorer.help for name in SCORERS)
+    assert f"{DEFAULT_SCORER} (the default" in scorer.help
 
 
 def test_no_help_speaks_of_the_next_option() -> None:
     """vLLM sorts options by name."""
-    assert not [f.name for f in fields(ServingOptions) if " next " in f.metadata["help"]]
+    assert not [one.name for one in server_options() if " next " in one.help]

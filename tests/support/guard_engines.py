@@ -14,7 +14,7 @@ from support.tiny_tokenizers import TINY
 from vllm_kprune.guard.automaton import Automaton, build_automaton
 from vllm_kprune.guard.policy import parse_policy
 from vllm_kprune.guard.spelling import Spellings, load_spellings
-from vllm_kprune.serving.guard.attach import CLASS_PATH
+from vllm_kprune.serving.settings import GUARD_CLASS_PATH
 
 # Some end inside a character: of two, three and four bytes, and one that no answer may finish.
 PROMPTS = tuple(
@@ -48,7 +48,7 @@ class Engine:
             skip_tokenizer_init=False,
             runner_type="generate",
             logprobs_mode="raw_logprobs",
-            logits_processors=[CLASS_PATH],
+            logits_processors=[GUARD_CLASS_PATH],
             hf_text_config=SimpleNamespace(eos_token_id=self.eos),
             get_vocab_size=lambda: NUM_ROWS,
             try_get_generation_config=lambda: {"eos_token_id": [self.eos]},

@@ -13,7 +13,8 @@ from vllm_kprune.prompt.segments import RequestTexts
 from vllm_kprune.prompt.text_pruner import TextPruner
 from vllm_kprune.serving.pruning.job import PruneJob
 from vllm_kprune.serving.pruning.service import PromptPruning, Ranker, split_at_marks
-from vllm_kprune.serving.pruning.settings import PrunerSettings, pruner_settings, wish_of
+from vllm_kprune.serving.pruning.settings import PrunerSettings, request_options
+from vllm_kprune.serving.settings import resolve_settings
 
 LONG = "the cat sat on the mat, and the other cats sat there too. "
 
@@ -47,7 +48,7 @@ def pruner_of(scorer: Scorer) -> TextPruner:
 
 def settings_of(**values: Any) -> PrunerSettings:
     """The settings of a server with a pruner. Nothing is too short unless `values` say so."""
-    found = pruner_settings({"kprune": {"input_pruner": "self", "min_tokens": 0, **values}})
+    found = resolve_settings({"kprune": {"input_pruner": "self", "min_tokens": 0, **values}}).pruner
     assert found
     return found
 
@@ -68,7 +69,9 @@ def job_of(
     **options: Any,
 ) -> PruneJob:
     """A request's job; `options` are those of its `vllm_xargs`, without their prefix."""
-    asked = wish_of(settings_of(), {f"kprune_{name}": value for name, value in options.items()})
+    asked = request_options(
+        settings_of(), {f"kprune_{name}": value for name, value in options.items()}
+    )
     pruner = pruner_of(scorer)
     return PruneJob(
         split_at_marks(texts if isinstance(texts, list) else [texts], asked),

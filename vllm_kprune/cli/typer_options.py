@@ -19,6 +19,7 @@ from vllm_kprune.options import REQUIRED, Option, check_option, options_of
 __all__ = ["FORM", "flags_of", "with_options"]
 
 FORM = "command"
+_LIST: Any = GenericAlias  # mypy would read a call of it as a type
 
 
 def with_options(function: Callable[..., Any], *tables: type) -> Callable[..., Any]:
@@ -71,8 +72,7 @@ def _parameter(name: str, option: Option) -> inspect.Parameter:
 def _type(option: Option) -> Any:
     kind: Any = str if option.words else option.kind
     if option.many:
-        kind = GenericAlias(list, (kind,))
-        return kind | None
+        return _LIST(list, (kind,)) | None
     return kind if option.default is REQUIRED or option.default is not None else kind | None
 
 

@@ -13,12 +13,17 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from vllm_kprune.options import option
 from vllm_kprune.prompt.pieces import TextPieces, Unit
+from vllm_kprune.prompt.scorers import DEFAULT_SCORER, SCORERS
 from vllm_kprune.prompt.separators import Separators
 
 __all__ = ["PieceChoice", "PruneOptions"]
 
 Booleans = npt.NDArray[np.bool_]
+_EVERYWHERE = ("request", "server", "command")
+_MOST_TOKENS = 10_000_000
+_TOKENS = "a number of tokens"
 
 
 @dataclass(frozen=True)
@@ -31,15 +36,73 @@ class PruneOptions:
     text of fewer than `min_tokens` tokens is not pruned. `scorer` None: the pruner's default.
     """
 
-    keep: float = 1.0
-    target_tokens: int | None = None
-    unit: Unit = "token"
-    scorer: str | None = None
-    force_tokens: tuple[str, ...] = ()
-    force_digits: bool = False
-    force_first: int = 0
-    force_last: int = 0
-    min_tokens: int = 0
+    keep: float = option(
+        1.0,
+        "Share of the tokens to keep. 1 or off keeps everything, except in marked spans that name "
+        "a share of their own.",
+        noun="a share of the tokens",
+        above=0,
+        most=1,
+        words={"off": 1.0},
+        metavar="SHARE",
+        forms=_EVERYWHERE,
+    )
+    target_tokens: int | None = option(
+        None,
+        "Keep at most this many tokens of each segment, instead of a share.",
+        noun=_TOKENS,
+        least=1,
+        most=_MOST_TOKENS,
+        metavar="N",
+        forms=["request", "command"],
+    )
+    unit: Unit = option("token", "What is kept or dropped as a whole.", forms=_EVERYWHERE)
+    scorer: str | None = option(
+        None,
+        f"How tokens are ranked: {DEFAULT_SCORER} (the default: rare words stay), question (the "
+        "same, and what shares words with the question stays too), attention (what tokens receive "
+        "in the first layer, as in the paper) or random.",
+        choices=SCORERS,
+        default_text=DEFAULT_SCORER,
+        forms=_EVERYWHERE,
+    )
+    force_tokens: tuple[str, ...] = option(
+        (),
+        "A text that is kept wherever it occurs; there may be several.",
+        most=64,
+        metavar="TEXT",
+        forms={"request": "", "server": "", "command": "force_token"},
+    )
+    force_digits: bool = option(False, "Keep every token that contains a digit.", forms=_EVERYWHERE)
+    force_first: int = option(
+        0,
+        "Keep this many tokens at the beginning of each segment.",
+        noun=_TOKENS,
+        least=0,
+        most=_MOST_TOKENS,
+        forms=["request"],
+    )
+    force_last: int = option(
+        0,
+        "Keep this many tokens at the end of each segment.",
+        noun=_TOKENS,
+        least=0,
+        most=_MOST_TOKENS,
+        forms=["request"],
+    )
+    min_tokens: int = option(
+        0,
+        "Leave requests with fewer tokens to prune as they are; marked spans count as well. auto: "
+        "the number from which ranking costs less time than it saves, measured when the server "
+        "starts with --plugin kprune; 512 without it.",
+        noun=_TOKENS,
+        least=0,
+        most=_MOST_TOKENS,
+        server_words={"auto": None},
+        default_text="auto on a server, 0 elsewhere",
+        metavar="auto|N",
+        forms=["request", "server"],
+    )
 
     def marked(self, keep: float | None) -> "PruneOptions":
         """The options for a marked span: a rate in its mark comes first."""

@@ -1,10 +1,9 @@
-"""From what the user asked for to engine settings: the overlay, its base weights, the loader.
+"""From what the user asked for to engine arguments: the overlay, its base weights, the loader.
 
 Runs where engine arguments become a configuration, before vLLM has read anything of the model. A
-model that is no overlay, without any kprune option, is left exactly as it was.
+model that is not an overlay, without any kprune option, is left exactly as it was.
 """
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,67 +12,59 @@ from vllm_kprune.checkpoint.manifest import MANIFEST_NAME, Manifest, is_overlay,
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.profile import load_profile
 from vllm_kprune.serving.compat import check_version, logger
-from vllm_kprune.serving.options import NAMED, ServingOptions, read_options
+from vllm_kprune.serving.options import VocabularyOptions
+from vllm_kprune.serving.settings import ServerSettings, settings_of
 
-__all__ = ["LOAD_FORMAT", "activate", "asks_for_kprune"]
+__all__ = ["LOAD_FORMAT", "activate"]
 
 LOAD_FORMAT = "kprune"
-# `dummy` (random weights, for measuring) needs no base; every other format would look for weights
-# in the overlay, which has none.
+# `dummy` (random weights, for measurements) needs no base. Every other format would look for
+# weights in the overlay, which has none.
 _ACCEPTED_FORMATS = ("auto", LOAD_FORMAT, "dummy")
 
 
 def activate(engine_args: Any) -> bool:
-    """Point vLLM's `EngineArgs` at the pruned model if one was asked for; is one active?
+    """Point vLLM's `EngineArgs` at the pruned model, if one was asked for. Is one active?
 
-    Harmless when called again. Raises `KPruneError` before anything is loaded: the overlay was
+    Calling it again is harmless. Raises `KPruneError` before anything is loaded: the overlay was
     edited, the base changed or moved, an option contradicts another, or vLLM is not a tested one.
     """
-    options = read_options(engine_args.additional_config)
+    settings = settings_of(engine_args)
     overlay = is_overlay(engine_args.model)
     if overlay and engine_args.model_weights:
         return True
-    if options.guard:
-        from vllm_kprune.serving.guard.settings import guard_settings
-
-        guard_settings(engine_args.additional_config)  # its mistakes are told before a long build
-    if options.input_pruner:
-        _check_pruner(engine_args, options.base)
-    if not overlay and not options.prunes:
+    if settings.pruner:
+        _check_pruner(engine_args, settings)
+    if not overlay and not settings.prunes:
         if engine_args.load_format == LOAD_FORMAT:
             raise KPruneError(_not_an_overlay(engine_args.model, f"--load-format {LOAD_FORMAT}"))
-        if options.given:
+        if settings.given:
             check_version()
         return False
     check_version()
     _refuse_conflicts(engine_args)
     if overlay:
-        _serve_overlay(engine_args, options)
+        _serve_overlay(engine_args, settings.vocabulary)
     else:
-        _serve_in_one_step(engine_args, options)
+        _serve_in_one_step(engine_args, settings.vocabulary)
     return True
 
 
-def asks_for_kprune(config: Any) -> bool:
-    """Did the user of a `VllmConfig` ask for kprune: a plugin, an option, or a pruned model?"""
-    return (
-        "kprune" in os.environ.get(NAMED, "").split(",")
-        or read_options(config.additional_config).given
-        or is_overlay(config.model_config.model)
+def _check_pruner(engine_args: Any, settings: ServerSettings) -> None:
+    """Load the ranker, which stays loaded, so that mistakes come before a long build or start."""
+    from vllm_kprune.serving.pruning.service import load_ranker
+
+    assert settings.pruner
+    base = settings.vocabulary.base
+    load_ranker(
+        settings.pruner,
+        engine_args.model,
+        engine_args.revision,
+        base=None if base is None else str(base),
     )
 
 
-def _check_pruner(engine_args: Any, base: str | None) -> None:
-    """Load the ranker once for nothing: what it lacks is told before a long build or start."""
-    from vllm_kprune.serving.pruning.service import load_ranker
-    from vllm_kprune.serving.pruning.settings import pruner_settings
-
-    settings = pruner_settings(engine_args.additional_config)
-    assert settings
-    load_ranker(settings, engine_args.model, engine_args.revision, base=base)
-
-
-def _serve_overlay(engine_args: Any, options: ServingOptions) -> None:
+def _serve_overlay(engine_args: Any, options: VocabularyOptions) -> None:
     folder = Path(engine_args.model)
     manifest = load_manifest(folder)
     if manifest.tokenizer_only:
@@ -86,25 +77,20 @@ def _serve_overlay(engine_args: Any, options: ServingOptions) -> None:
             f"{folder} is pruned already (profile {manifest.profile.name}); serve it without "
             "--kprune-profile, or name its base model instead"
         )
-    _apply(engine_args, folder, manifest, Path(options.base) if options.base else None)
+    _apply(engine_args, folder, manifest, options.base)
 
 
-def _serve_in_one_step(engine_args: Any, options: ServingOptions) -> None:
+def _serve_in_one_step(engine_args: Any, options: VocabularyOptions) -> None:
     model = engine_args.model
     if options.profile is None:
         raise KPruneError(_not_an_overlay(model, "--kprune-base"))
-    profile = load_profile(
-        options.profile,
-        target_size=options.target_size,
-        coverage=options.coverage,
-        max_extra_tokens=options.max_extra_tokens,
-    )
+    profile = load_profile(options.profile, **options.sizing)
     # Only now: building needs tokenizers, word lists and Unicode tables; serving a folder does not.
     from vllm_kprune.checkpoint.base import resolve_model
     from vllm_kprune.checkpoint.overlay import cached_overlay
 
     revision = engine_args.revision
-    corpora = [Path(item) for item in options.corpus]
+    corpora = options.corpus
     folder = cached_overlay(
         model, profile, revision=revision, corpora=corpora, progress=_log_steps(profile.name)
     )

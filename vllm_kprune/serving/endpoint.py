@@ -15,17 +15,15 @@ from safetensors import safe_open
 
 from vllm_kprune import __version__
 from vllm_kprune.checkpoint.manifest import BaseReference, Manifest, is_overlay, load_manifest
-from vllm_kprune.guard.policy import OPTIONS
 from vllm_kprune.prompt.budget import PruneOptions
 from vllm_kprune.serving.compat import vllm_version
-from vllm_kprune.serving.guard.attach import is_attached
-from vllm_kprune.serving.guard.settings import guard_settings
 from vllm_kprune.serving.options import PREFIX
 from vllm_kprune.serving.pruning.break_even import NEVER, BreakEven, settle
 from vllm_kprune.serving.pruning.endpoint import preview
 from vllm_kprune.serving.pruning.hooks import pruning_of
 from vllm_kprune.serving.pruning.service import PromptPruning
-from vllm_kprune.serving.request_options import PRUNE_NAMES
+from vllm_kprune.serving.request_options import GUARD_NAMES, PRUNE_NAMES
+from vllm_kprune.serving.settings import settings_of
 
 __all__ = ["KPruneEndpoint", "guard_status", "pruner_status", "register", "server_status"]
 
@@ -95,10 +93,10 @@ def guard_status(vllm_config: Any) -> dict[str, Any]:
     `available` is false where this server cannot guard, or serves no engine. What a request may
     give is listed by name, without the values: an error names these.
     """
-    if vllm_config is None or not is_attached(vllm_config):
+    settings = settings_of(vllm_config).guard if vllm_config else None
+    if settings is None or not settings.attached:
         return {"available": False}
-    settings = guard_settings(vllm_config.additional_config)
-    options = [] if settings.fixed else [PREFIX + name for name in OPTIONS]
+    options = [] if settings.fixed else [PREFIX + name for name in GUARD_NAMES]
     return {
         "available": True,
         "default": asdict(settings.default) if settings.default else None,

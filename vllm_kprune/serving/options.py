@@ -1,35 +1,48 @@
-"""What users can tell kprune in vLLM: declared once, here, for the command line, YAML and Python.
+"""The options of a server: on vLLM's command line, in its YAML files and in Python.
 
     vllm serve MODEL --plugin kprune --kprune-profile enko --kprune-languages ko,en
     vllm serve --config serve.yaml                           # kprune-profile: enko
     LLM(MODEL, additional_config={"kprune": {"profile": "enko"}})
 
-Flags end up in `additional_config["kprune"]`, the one place of the engine arguments that vLLM
-leaves to plugins; so all three ways are the same from there on.
+Flags end up in `additional_config["kprune"]`, the one place in the engine arguments that vLLM
+leaves to plugins; from there on, all three ways are the same. `serving.settings` reads them there.
 """
 
 import argparse
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
-from vllm_kprune.errors import KPruneError, nearest
-from vllm_kprune.serving.option_fields import flag, option
-from vllm_kprune.serving.pruning.options import PrunerOptions, check_pruner_options
+from vllm_kprune.errors import KPruneError, nearest, shown
+from vllm_kprune.options import (
+    Option,
+    add_arguments,
+    given_arguments,
+    listed,
+    option,
+    options_of,
+    refuse_unknown,
+)
+from vllm_kprune.profile import CorpusOptions, Sizing
 
 __all__ = [
     "COUNTER_FOLDER",
-    "GUARD_OPTIONS",
+    "FLAG_PREFIX",
+    "FORM",
     "KEY",
     "NAMED",
     "PREFIX",
-    "ServingOptions",
+    "GuardOptions",
+    "VocabularyOptions",
     "add_options",
+    "flag",
     "given_options",
     "named_plugins",
-    "read_options",
+    "read_values",
+    "server_options",
 ]
 
 KEY = "kprune"
@@ -38,120 +51,114 @@ KEY = "kprune"
 NAMED = "KPRUNE_ENDPOINT_PLUGINS"
 # The folder of this server's counter files, in the environment of its processes (see `counters`).
 COUNTER_FOLDER = "KPRUNE_COUNTERS"
-# Of our options in a request's `vllm_xargs`.
+# Of our options in a request's `vllm_xargs`, and on the command line.
 PREFIX = "kprune_"
-GUARD_OPTIONS = ("languages", "scripts", "hanja", "allow")
+FLAG_PREFIX = "--kprune-"
+# The form of options (see `vllm_kprune.options`) that a server has.
+FORM = "server"
 _PLUGIN_GROUPS = ("vllm.general_plugins", "vllm.endpoint_plugins")
 
 
-@dataclass(frozen=True)
-class _VocabularyOptions:
+@dataclass(frozen=True, kw_only=True)
+class VocabularyOptions(Sizing, CorpusOptions):
     """What the pruned vocabulary is made from."""
 
     profile: str | None = option(
         None,
-        "NAME|FILE",
         "Prune the vocabulary for this language profile (a name such as enko, or a .yaml file). "
         "The pruned tokenizer and configuration are built once, into kprune's cache; the model "
-        "answers under the name you gave. Not needed for a folder made by `kprune build`.",
+        "answers under the name that you gave. Not needed for a folder made by `kprune build`.",
+        noun="a name or a path",
+        metavar="NAME|FILE",
+        forms=[FORM],
     )
-    corpus: tuple[str, ...] = option(
-        (),
-        "FILE",
-        "With --kprune-profile: texts whose tokens must stay cheap, besides the profile's own "
-        "evidence (.txt, .jsonl, .zst).",
-        nargs="+",
-        action="extend",
-    )
-    target_size: int | None = option(
+    base: Path | None = option(
         None,
-        "N",
-        "With --kprune-profile: keep exactly N tokens instead of the profile's own sizing.",
-        type=int,
-    )
-    coverage: float | None = option(
-        None,
-        "SHARE",
-        "With --kprune-profile: keep tokens until this share of the evidence is covered (0.999), "
-        "instead of the profile's own sizing.",
-        type=float,
-    )
-    max_extra_tokens: float | None = option(
-        None,
-        "SHARE",
-        "With --kprune-profile: keep as few tokens as cost at most this share of extra tokens "
-        "(0.01) on each source of evidence and each --kprune-corpus, instead of the profile's own "
-        "sizing. Measured when the overlay is built, which takes some seconds more.",
-        type=float,
-    )
-    base: str | None = option(
-        None,
-        "FOLDER",
-        "For a folder made by `kprune build`: where the base model's weights are now, when they "
-        "were moved since.",
+        "For a folder made by `kprune build`: where the base model's weights are now, if they were "
+        "moved.",
+        metavar="FOLDER",
+        forms=[FORM],
     )
 
 
-@dataclass(frozen=True)
-class _GuardOptions:
-    """How answers are guarded."""
+@dataclass(frozen=True, kw_only=True)
+class GuardOptions:
+    """What only a server says of the guard."""
 
-    languages: str | tuple[str, ...] | None = option(
-        None,
-        "ko,en",
-        "Guard every answer: no character outside the scripts of these languages (ISO 639-1) is "
-        "ever produced, on any model, pruned or not. A request chooses its own with "
-        'vllm_xargs={"kprune_languages": "ko,en"}, or "off".',
-    )
-    scripts: str | tuple[str, ...] | None = option(
-        None,
-        "Hangul,Latin",
-        "Guard every answer by Unicode scripts, instead of or besides --kprune-languages.",
-    )
-    hanja: str | None = option(
-        None,
-        "none|ksx1001|all",
-        "Han characters that the guard lets pass besides: none, the 4,888 of KS X 1001, or all. "
-        "Needs --kprune-languages or --kprune-scripts, as --kprune-allow and --kprune-guard-fixed "
-        "do.",
-    )
-    allow: str | None = option(
-        None,
-        "CHARACTERS",
-        "Characters that the guard lets pass whatever their script is, such as αβπ.",
-    )
     guard_fixed: bool = option(
         False,
-        None,
-        "Requests can neither change the guard nor switch it off: one that tries is answered "
-        "with HTTP 400.",
-        action="store_const",
-        const=True,
+        "Requests can neither change the guard nor switch it off: one that tries is answered with "
+        "HTTP 400.",
+        forms=[FORM],
     )
 
 
 @dataclass(frozen=True)
-class ServingOptions(PrunerOptions, _GuardOptions, _VocabularyOptions):
-    """The `--kprune-*` options; a field is an option: name, default and help together.
+class _Part:
+    """Options that need one of some others, and the sentence that says so."""
 
-    Fields come in the order of `--help`: those of the last base first.
+    options: tuple[Option, ...]
+    needs: tuple[str, ...]
+    reason: str
+    needless: tuple[str, ...] = ()
+
+    def dependent(self) -> Iterator[str]:
+        """Names of the options that are useless without one of `needs`."""
+        for one in self.options:
+            name = one.name_in(FORM)
+            if name is not None and name not in (*self.needs, *self.needless):
+                yield name
+
+
+@cache
+def _parts() -> tuple[_Part, ...]:
+    # Not before they are needed: plugins are registered in every process of every vLLM.
+    from vllm_kprune.guard.policy import GuardPolicy
+    from vllm_kprune.prompt.options import prune_options
+    from vllm_kprune.serving.pruning.options import PrunerOptions
+
+    return (
+        _Part(
+            options_of(VocabularyOptions, FORM),
+            ("profile",),
+            "needs --kprune-profile, because it says how to prune",
+            needless=("base",),
+        ),
+        _Part(
+            (*options_of(GuardPolicy, FORM), *options_of(GuardOptions, FORM)),
+            ("languages", "scripts"),
+            "needs --kprune-languages or --kprune-scripts",
+        ),
+        _Part(
+            (*options_of(PrunerOptions, FORM), *prune_options(FORM)),
+            ("input_pruner",),
+            "needs --kprune-input-pruner MODEL, or self for the served model",
+        ),
+    )
+
+
+@cache
+def server_options() -> tuple[Option, ...]:
+    """Every option of a server; its help names what the option needs, and its form in requests."""
+    found = []
+    for part in _parts():
+        dependent = set(part.dependent())
+        needed = f" Needs {listed(map(flag, part.needs), 'or')}."
+        for one in part.options:
+            asked = one.name_in("request") if one.forms else None
+            request = f" A request can give its own: {PREFIX}{asked}." if asked else ""
+            needs = needed if one.name_in(FORM) in dependent else ""
+            found.append(replace(one, help=f"{one.help}{needs}{request}"))
+    return tuple(found)
+
+
+def flag(name: str) -> str:
+    """How an option is written on the command line.
+
+    >>> flag("guard_fixed")
+    '--kprune-guard-fixed'
     """
-
-    @property
-    def given(self) -> bool:
-        """True if the user set any of them."""
-        return self != ServingOptions()
-
-    @property
-    def prunes(self) -> bool:
-        """True if any of them is about the vocabulary, rather than about prompts or answers."""
-        return any(getattr(self, f.name) != f.default for f in fields(_VocabularyOptions))
-
-    @property
-    def guard(self) -> dict[str, Any]:
-        """What the server's default guard is made of, by the names of a request's options."""
-        values = {name: getattr(self, name) for name in GUARD_OPTIONS}
-        return {name: value for name, value in values.items() if value is not None}
+    return FLAG_PREFIX + name.replace("_", "-")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -170,14 +177,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
             "`kprune` adds GET /kprune and POST /kprune/prune. Unlike VLLM_PLUGINS it turns no "
             "other plugin off.",
         )
-    for field in fields(ServingOptions):
-        group.add_argument(flag(field.name), dest=f"kprune_{field.name}", **field.metadata)
+    add_arguments(group, server_options(), form=FORM, prefix=FLAG_PREFIX, dest=PREFIX)
 
 
 def given_options(args: argparse.Namespace) -> dict[str, Any]:
-    """The `--kprune-*` options that were given, by field name."""
-    values = {f.name: getattr(args, f"kprune_{f.name}", None) for f in fields(ServingOptions)}
-    return {name: value for name, value in values.items() if value is not None}
+    """The `--kprune-*` options that were given, by their names without the prefix."""
+    return given_arguments(args, server_options(), form=FORM, dest=PREFIX)
 
 
 def named_plugins(args: argparse.Namespace) -> tuple[str, ...]:
@@ -191,61 +196,30 @@ def named_plugins(args: argparse.Namespace) -> tuple[str, ...]:
     return names
 
 
-def read_options(additional_config: Any) -> ServingOptions:
-    """The options in `additional_config["kprune"]`, checked; none given if there are none."""
+def read_values(additional_config: Any) -> dict[str, Any]:
+    """What `additional_config["kprune"]` gives, by name; only the names are checked.
+
+    Raises `KPruneError` for an unknown name, and for an option without the one that it needs.
+    """
     values = additional_config.get(KEY, {}) if isinstance(additional_config, Mapping) else {}
+    where = f"additional_config['{KEY}']"
     if not isinstance(values, Mapping):
-        raise KPruneError(f"additional_config['{KEY}']: expected a mapping, got {values!r}")
-    known = {field.name for field in fields(ServingOptions)}
-    for name in values:
-        if name not in known:
-            raise KPruneError(
-                f"additional_config['{KEY}']: unknown key {name!r}; {nearest(str(name), known)}"
-            )
-    lists = {name: _texts(values.get(name, ())) for name in ("corpus", "force_tokens")}
-    return _checked(ServingOptions(**{**values, **lists}))
-
-
-def _checked(options: ServingOptions) -> ServingOptions:
-    for name in ("profile", "base"):
-        value = getattr(options, name)
-        if value is not None and not (isinstance(value, str) and value):
-            raise KPruneError(f"{flag(name)}: expected a name or a path, got {value!r}")
-    size = options.target_size
-    if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
-        raise KPruneError(f"{flag('target_size')}: expected a number of tokens, got {size!r}")
-    for name in ("coverage", "max_extra_tokens"):
-        share = getattr(options, name)
-        if share is not None and (not isinstance(share, float | int) or not 0 <= share <= 1):
-            raise KPruneError(f"{flag(name)}: expected a share from 0 to 1, got {share!r}")
-    if options.profile is None:
-        for name in ("corpus", "target_size", "coverage", "max_extra_tokens"):
-            if getattr(options, name) not in (None, ()):
-                raise KPruneError(f"{flag(name)} needs --kprune-profile: it says how to prune")
-    elif options.base is not None:
+        raise KPruneError(f"{where}: got {shown(values)}, expected a mapping of options")
+    refuse_unknown(values, [one.name_in(FORM) or "" for one in server_options()], where)
+    given = {name: value for name, value in values.items() if not _is_nothing(value)}
+    for part in _parts():
+        if not any(name in given for name in part.needs):
+            for name in part.dependent():
+                if name in given:
+                    raise KPruneError(f"{flag(name)} {part.reason}")
+    if "profile" in given and "base" in given:
         raise KPruneError(
             "--kprune-base is for a folder made by `kprune build`; "
             "with --kprune-profile the model that you name is the base"
         )
-    _check_guard(options)
-    check_pruner_options(options)
-    return options
+    return given
 
 
-def _check_guard(options: ServingOptions) -> None:
-    """The values of the guard's options are checked where they become a policy."""
-    if not isinstance(options.guard_fixed, bool):
-        raise KPruneError(
-            f"{flag('guard_fixed')}: expected true or false, got {options.guard_fixed!r}"
-        )
-    if options.languages is None and options.scripts is None:
-        for name in ("hanja", "allow", "guard_fixed"):
-            if getattr(options, name):
-                raise KPruneError(f"{flag(name)} needs --kprune-languages or --kprune-scripts")
-
-
-def _texts(value: Any) -> tuple[str, ...]:
-    items = (value,) if isinstance(value, str | Path) else value or ()
-    if not isinstance(items, list | tuple):
-        raise KPruneError(f"additional_config['{KEY}']: expected texts, got {value!r}")
-    return tuple(str(item) for item in items)
+def _is_nothing(value: Any) -> bool:
+    """What YAML and Python write for an option that is not given; 0 is a value."""
+    return value is None or value is False or value in ((), [])

@@ -120,11 +120,12 @@ def _create_engine_config(
     original: Callable[..., Any], engine_args: Any, *args: Any, **kwargs: Any
 ) -> Any:
     # Earlier than the model config: vLLM first looks into the model for a speculator.
-    from vllm_kprune.serving.activation import activate, asks_for_kprune
+    from vllm_kprune.serving.activation import activate
+    from vllm_kprune.serving.settings import share_settings
 
     activate(engine_args)
     config = original(engine_args, *args, **kwargs)
-    if asks_for_kprune(config):
+    if share_settings(engine_args, config).asks_for_kprune:
         from vllm_kprune.serving.guard.attach import attach_guard
 
         attach_guard(config)

@@ -10,14 +10,9 @@ from support.guard_engines import Engine
 
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.serving.guard import attach as guard_attach
-from vllm_kprune.serving.guard.attach import (
-    CLASS_PATH,
-    attach_guard,
-    check_beam_search,
-    check_request,
-    is_attached,
-)
+from vllm_kprune.serving.guard.attach import attach_guard, check_beam_search, check_request
 from vllm_kprune.serving.options import COUNTER_FOLDER, NAMED
+from vllm_kprune.serving.settings import GUARD_CLASS_PATH, settings_of
 
 pytestmark = pytest.mark.usefixtures("vllm_ready")
 
@@ -51,7 +46,7 @@ def test_an_engine_that_asks_for_kprune_is_guarded(configure: Any, asked: Any) -
     config = configure(**asked, logits_processors=["other:Processor"])
     for _ in range(2):
         attach_guard(config)
-        assert config.model_config.logits_processors == ["other:Processor", CLASS_PATH]
+        assert config.model_config.logits_processors == ["other:Processor", GUARD_CLASS_PATH]
 
 
 def test_an_engine_that_did_not_ask_is_left_as_it_is(configure: Any) -> None:
@@ -81,7 +76,7 @@ def test_an_engine_that_cannot_be_guarded_says_why(
 
     config = configure(plugin=True, **changes)
     attach_guard(config)
-    assert not is_attached(config)
+    assert not settings_of(config).guard.attached
     check_request(config, {"kprune_languages": "off"})
     with pytest.raises(KPruneError, match="vllm_xargs: no guard") as error:
         check_request(config, {"kprune_languages": "ko"})
@@ -91,7 +86,7 @@ def test_an_engine_that_cannot_be_guarded_says_why(
 def test_the_v2_runner_takes_it_with_speculative_decoding(configure: Any) -> None:
     config = configure(extra=ASKS, speculative_config=DRAFTS, use_v2_model_runner=True)
     attach_guard(config)
-    assert is_attached(config)
+    assert settings_of(config).guard.attached
 
 
 def test_a_folder_without_tokenizer_json_cannot_be_guarded(configure: Any, tmp_path: Path) -> None:
@@ -126,8 +121,8 @@ def test_both_of_vllms_loaders_take_the_class() -> None:
     from vllm.v1.sample.logits_processor import _load_custom_logitsprocs
     from vllm.v1.worker.gpu.sample.logits_processor.loader import _load_v2_logitsprocs
 
-    (v1,) = _load_custom_logitsprocs([CLASS_PATH])
-    (v2,) = _load_v2_logitsprocs([CLASS_PATH])
+    (v1,) = _load_custom_logitsprocs([GUARD_CLASS_PATH])
+    (v2,) = _load_v2_logitsprocs([GUARD_CLASS_PATH])
     assert v1 is v2
     assert not v1.is_argmax_invariant(v1)
 

@@ -1,4 +1,4 @@
-"""Which guard a request gets, from the server's options and its own; what bad wishes are told."""
+"""Which guard a request gets, from the server's options and its own; what bad options are told."""
 
 from typing import Any
 
@@ -6,21 +6,22 @@ import pytest
 
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.guard.policy import GuardPolicy
-from vllm_kprune.serving.guard.settings import GuardSettings, guard_settings, request_policy
+from vllm_kprune.serving.guard.settings import GuardSettings, request_policy
+from vllm_kprune.serving.settings import resolve_settings
 
 KOREAN = GuardSettings(default=GuardPolicy(languages=("en", "ko")))
 
 
 def test_without_options_there_is_no_guard() -> None:
-    assert guard_settings({}) == GuardSettings()
-    assert guard_settings({"kprune": {"profile": "enko"}}) == GuardSettings()
+    assert resolve_settings({}).guard == GuardSettings()
+    assert resolve_settings({"kprune": {"profile": "enko"}}).guard == GuardSettings()
     assert request_policy(GuardSettings(), None) is None
 
 
 def test_the_servers_options_make_the_default_guard() -> None:
-    settings = guard_settings(
+    settings = resolve_settings(
         {"kprune": {"languages": "ko,en", "hanja": "ksx1001", "allow": "βα", "guard_fixed": True}}
-    )
+    ).guard
     policy = GuardPolicy(languages=("en", "ko"), hanja="ksx1001", allow="αβ")
     assert settings == GuardSettings(policy, fixed=True)
 
@@ -36,33 +37,36 @@ def test_a_request_gets_the_default_or_what_it_asks_for() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wish", "message"),
+    ("asked", "message"),
     [
         ({"kprune_languages": "kr"}, "unknown 'kr'; did you mean 'ko'?"),
         ({"kprune_languages": "xx"}, "known: ar, cs, de"),
         ({"kprune_scripts": "Hangl"}, "did you mean 'Hangul'"),
-        ({"kprune_languages": ""}, "languages: empty; known: ar"),
-        ({"kprune_languages": []}, "languages: empty"),
-        ({"kprune_languages": ["ko"] * 400}, "got 400 names, at most 16"),
+        (
+            {"kprune_languages": ""},
+            "commas between them, or a list, or off; known: ar",
+        ),
+        ({"kprune_languages": []}, "languages: got none, expected names"),
+        ({"kprune_languages": ["ko"] * 400}, "got 400 values, expected at most 16"),
         ({"kprune_languages": "ko," * 4000}, "expected names with commas"),
         ({"kprune_languages": 3}, "expected names with commas"),
         ({"kprune_hanja": 1}, "expected none, ksx1001 or all"),
-        ({"kprune_language": "ko"}, "unknown key 'kprune_language'; did you mean"),
+        ({"kprune_language": "ko"}, "unknown option 'kprune_language'; did you mean"),
         ({"kprune_kep": 0.5}, "did you mean 'kprune_keep'? (known: kprune_allow"),
     ],
 )
-def test_what_a_request_may_not_ask_names_what_it_may(wish: dict[str, Any], message: str) -> None:
+def test_what_a_request_may_not_ask_names_what_it_may(asked: dict[str, Any], message: str) -> None:
     with pytest.raises(KPruneError, match=r"^vllm_xargs") as error:
-        request_policy(KOREAN, wish)
+        request_policy(KOREAN, asked)
     assert message in str(error.value)
 
 
-@pytest.mark.parametrize("wish", ["off", "zh", "ko"])
-def test_a_fixed_guard_can_be_neither_changed_nor_switched_off(wish: str) -> None:
+@pytest.mark.parametrize("asked", ["off", "zh", "ko"])
+def test_a_fixed_guard_can_be_neither_changed_nor_switched_off(asked: str) -> None:
     fixed = GuardSettings(KOREAN.default, fixed=True)
     assert request_policy(fixed, {"other": 1}) == KOREAN.default
     with pytest.raises(KPruneError, match="guard is fixed; leave kprune_languages out"):
-        request_policy(fixed, {"kprune_languages": wish})
+        request_policy(fixed, {"kprune_languages": asked})
 
 
 @pytest.mark.parametrize(
@@ -76,5 +80,5 @@ def test_a_fixed_guard_can_be_neither_changed_nor_switched_off(wish: str) -> Non
 )
 def test_wrong_options_of_the_server_are_refused(values: dict[str, Any], message: str) -> None:
     with pytest.raises(KPruneError, match="--kprune") as error:
-        guard_settings({"kprune": values})
+        resolve_settings({"kprune": values})
     assert message in str(error.value)

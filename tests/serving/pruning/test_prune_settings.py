@@ -7,16 +7,17 @@ import pytest
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.prompt.budget import PruneOptions
 from vllm_kprune.prompt.options import PruneRequest
-from vllm_kprune.serving.pruning.settings import Wish, pruner_settings, wish_of
+from vllm_kprune.serving.pruning.settings import RequestOptions, request_options
+from vllm_kprune.serving.settings import resolve_settings
 
 
 def settings_of(**values: Any) -> Any:
-    return pruner_settings({"kprune": {"input_pruner": "self", **values}})
+    return resolve_settings({"kprune": {"input_pruner": "self", **values}}).pruner
 
 
 def test_without_a_pruner_there_are_no_settings() -> None:
-    assert pruner_settings({}) is None
-    assert pruner_settings({"kprune": {"languages": "ko"}}) is None
+    assert resolve_settings({}).pruner is None
+    assert resolve_settings({"kprune": {"languages": "ko"}}).pruner is None
 
 
 def test_the_defaults_prune_nothing_until_a_request_asks() -> None:
@@ -48,27 +49,33 @@ def test_the_servers_options_are_the_defaults_of_requests() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"keep": "1.5"}, "keep: got '1.5', expected the share"),
+        (
+            {"keep": "1.5"},
+            "keep: got '1.5', expected a share of the tokens, above 0 and at most 1, or off",
+        ),
         ({"keep": 0}, "keep: got 0"),
-        ({"scorer": "best"}, "scorer: got 'best', expected one of"),
-        ({"unit": "byte"}, "unit: got 'byte', expected one of token, word"),
-        ({"min_tokens": "often"}, "min_tokens: got 'often', expected a number of tokens"),
-        ({"min_tokens": -1}, "min_tokens: got -1"),
-        ({"prune_roles": "user,god"}, "roles: got 'god', expected some of user"),
-        ({"force_tokens": ("x" * 99,)}, "force_tokens: at most 64 texts"),
+        ({"scorer": "best"}, "scorer: got 'best', expected rarity, question, attention or random"),
+        ({"unit": "byte"}, "unit: got 'byte', expected token or word"),
+        (
+            {"min_tokens": "often"},
+            "min-tokens: got 'often', expected a number of tokens from 0 to 10,000,000, or auto",
+        ),
+        ({"min_tokens": -1}, "min-tokens: got -1"),
+        ({"prune_roles": "user,god"}, "prune-roles: got 'god', expected user, assistant"),
+        ({"force_tokens": ("x" * 99,)}, "force-tokens: got 'xxx"),
     ],
 )
 def test_wrong_options_of_the_server_are_refused(values: dict[str, Any], message: str) -> None:
-    with pytest.raises(KPruneError, match=r"^--kprune-\* options of the input pruner: ") as error:
+    with pytest.raises(KPruneError, match=r"^--kprune-") as error:
         settings_of(**values)
     assert message in str(error.value)
 
 
 def test_a_request_changes_what_it_names() -> None:
     settings = settings_of(keep=0.8, force_digits=True)
-    assert wish_of(settings, None) == Wish(settings.default)
-    assert wish_of(settings, {"other": 1}) == Wish(settings.default)
-    wish = wish_of(
+    assert request_options(settings, None) == RequestOptions(settings.default)
+    assert request_options(settings, {"other": 1}) == RequestOptions(settings.default)
+    asked = request_options(
         settings,
         {
             "kprune_keep": 0.6,
@@ -80,41 +87,43 @@ def test_a_request_changes_what_it_names() -> None:
         },
     )
     request = PruneRequest(PruneOptions(keep=0.6), roles=("tool",), marks=False)
-    assert wish == Wish(request, min_tokens=5)
-    off = wish_of(settings, {"kprune_keep": "off"})
+    assert asked == RequestOptions(request, min_tokens=5)
+    off = request_options(settings, {"kprune_keep": "off"})
     assert off.off
     assert off.request.options.does_nothing
 
 
 @pytest.mark.parametrize(
-    ("wish", "message"),
+    ("asked", "message"),
     [
-        ({"kprune_kep": 0.5}, "unknown key 'kprune_kep'; did you mean 'kprune_keep'?"),
+        ({"kprune_kep": 0.5}, "unknown option 'kprune_kep'; did you mean 'kprune_keep'?"),
         ({"kprune_kep": 0.5}, "kprune_languages"),  # the guard's names are told too
         ({"kprune_roles": "user"}, "did you mean 'kprune_prune_roles'?"),
-        ({"kprune_keep": "much"}, "keep: got 'much', expected the share of tokens to keep"),
+        ({"kprune_keep": "much"}, "keep: got 'much', expected a share of the tokens"),
         ({"kprune_keep": [0.5]}, "keep: got [0.5]"),
         ({"kprune_keep": 0.5, "kprune_target_tokens": 9}, "give one of them"),
         ({"kprune_min_tokens": "auto"}, "min_tokens: got 'auto', expected a number"),
-        ({"kprune_scorer": "x" * 10_000}, "expected one of"),
+        ({"kprune_scorer": "x" * 10_000}, "expected rarity, question, attention or random"),
         ({"kprune_marks": "maybe"}, "marks: got 'maybe', expected true or false"),
-        ({"kprune_" + "x" * 10_000: 1}, "unknown key 'kprune_xxx"),
+        ({"kprune_" + "x" * 10_000: 1}, "unknown option 'kprune_xxx"),
     ],
 )
-def test_bad_wishes_name_what_is_allowed(wish: dict[str, Any], message: str) -> None:
+def test_bad_options_name_what_is_allowed(asked: dict[str, Any], message: str) -> None:
     with pytest.raises(KPruneError, match=r"^vllm_xargs") as error:
-        wish_of(settings_of(), wish)
+        request_options(settings_of(), asked)
     assert message in str(error.value)
     assert len(str(error.value)) < 800
 
 
-@pytest.mark.parametrize("wish", ["kprune_keep", "kprune_scorer", "kprune_min_tokens"])
-def test_without_a_pruner_a_wish_is_told_the_option_that_is_missing(wish: str) -> None:
-    with pytest.raises(KPruneError, match=f"{wish}: this server has no input pruner"):
-        wish_of(None, {wish: 1})
+@pytest.mark.parametrize("asked", ["kprune_keep", "kprune_scorer", "kprune_min_tokens"])
+def test_without_a_pruner_a_request_is_told_the_option_that_is_missing(asked: str) -> None:
+    with pytest.raises(KPruneError, match=f"{asked}: this server has no input pruner"):
+        request_options(None, {asked: 1})
 
 
 def test_without_a_pruner_what_needs_none_is_accepted() -> None:
-    assert wish_of(None, {"kprune_keep": "off"}).off
-    assert wish_of(None, {"kprune_marks": "off"}) == Wish(PruneRequest(marks=False), off=True)
-    assert wish_of(None, {"kprune_languages": "ko"}).off
+    assert request_options(None, {"kprune_keep": "off"}).off
+    assert request_options(None, {"kprune_marks": "off"}) == RequestOptions(
+        PruneRequest(marks=False), off=True
+    )
+    assert request_options(None, {"kprune_languages": "ko"}).off

@@ -14,7 +14,8 @@ from vllm_kprune.guard.automaton import Automaton, build_automaton
 from vllm_kprune.guard.policy import GuardPolicy
 from vllm_kprune.serving.compat import logger
 from vllm_kprune.serving.guard.attach import engine_spellings
-from vllm_kprune.serving.guard.settings import guard_settings, request_policy
+from vllm_kprune.serving.guard.settings import request_policy
+from vllm_kprune.serving.settings import settings_of
 
 __all__ = ["Guards", "RequestGuard"]
 
@@ -23,9 +24,9 @@ _MAX_POLICIES = 16
 
 @dataclass(frozen=True)
 class RequestGuard:
-    """`end_id` ends an answer that has no token left; only a `constrained` request can come to it.
+    """`end_id` ends an answer for which no token is left; only `constrained` requests need it.
 
-    A request is constrained when something else than the guard refuses tokens too.
+    A request is constrained when something besides the guard refuses tokens too.
     """
 
     automaton: Automaton
@@ -34,10 +35,10 @@ class RequestGuard:
 
 
 class Guards:
-    """The automata of an engine, the least recently used ones given up beyond 16."""
+    """The automata of an engine; beyond 16, the least recently used ones are dropped."""
 
     def __init__(self, config: Any, num_rows: int) -> None:
-        self._settings = guard_settings(config.additional_config)
+        self._settings = settings_of(config).guard
         self._spellings = engine_spellings(config)
         self._stop_ids = _stop_ids(config.model_config)
         self._num_rows = num_rows
@@ -47,14 +48,14 @@ class Guards:
             self._automaton(self._settings.default, ())
 
     def when_given_up(self, forget: Callable[[Automaton], None]) -> None:
-        """Call `forget(automaton)` for each automaton that no request uses and that is given up."""
+        """Call `forget(automaton)` for each automaton that is dropped; no request uses it then."""
         self._forget = forget
 
     def of_request(self, params: Any, in_use: Iterable[Automaton]) -> RequestGuard | None:
         """The guard of a request with these `SamplingParams`; None if it has none."""
         try:
             policy = request_policy(self._settings, params.extra_args)
-        except KPruneError as error:  # the API server refuses it; this request came another way
+        except KPruneError as error:  # an API server refuses it, but this one came another way
             logger.warning("kprune: the default guard is used: %s", error)
             policy = self._settings.default
         if policy is None:

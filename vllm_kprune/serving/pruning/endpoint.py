@@ -21,7 +21,7 @@ from vllm_kprune.prompt.segments import RequestTexts, SplitRequest
 from vllm_kprune.serving.compat.prompts import accepts_key
 from vllm_kprune.serving.options import PREFIX
 from vllm_kprune.serving.pruning.service import PromptPruning, split_at_marks
-from vllm_kprune.serving.pruning.settings import Wish, wish_of
+from vllm_kprune.serving.pruning.settings import RequestOptions, request_options
 from vllm_kprune.serving.pruning.worker import Busy
 from vllm_kprune.serving.request_options import PRUNE_NAMES
 
@@ -66,7 +66,7 @@ async def _read(request: Request) -> Any:
         ) from None
 
 
-def read_body(pruning: PromptPruning, body: Any) -> tuple[SplitRequest, Wish]:
+def read_body(pruning: PromptPruning, body: Any) -> tuple[SplitRequest, RequestOptions]:
     """The texts and options in a request's body. Raises `KPruneError` if it has mistakes."""
     if not isinstance(body, Mapping):
         raise KPruneError('expected a JSON object, such as {"prompt": "…", "keep": 0.8}')
@@ -76,7 +76,7 @@ def read_body(pruning: PromptPruning, body: Any) -> tuple[SplitRequest, Wish]:
             raise KPruneError(f"unknown {shown(name)}; {nearest(name[:64], (*_TEXTS, *_OPTIONS))}")
     texts = _texts(given)
     options = {PREFIX + name: given[name] for name in _OPTIONS if name in given}
-    asked = wish_of(pruning.settings, options)
+    asked = request_options(pruning.settings, options)
     [split] = split_at_marks([texts], asked)
     if asked.off or (asked.request.options.does_nothing and not split.marked):
         raise KPruneError("nothing to show: give keep, a share below 1 (0.8), or target_tokens")
@@ -102,7 +102,7 @@ class Preview:
     """Prunes as a request would, and records every piece."""
 
     pruning: PromptPruning
-    asked: Wish
+    asked: RequestOptions
     _segments: list[dict[str, Any]] = field(default_factory=list)
 
     def __call__(self, split: SplitRequest, cancelled: Callable[[], bool]) -> bytes:

@@ -28,9 +28,9 @@ def pruning_of(renderer: Any) -> Any:
 
 
 def _make(renderer: Any) -> Any:
-    from vllm_kprune.serving.activation import asks_for_kprune
+    from vllm_kprune.serving.settings import settings_of
 
-    if not asks_for_kprune(renderer.config):
+    if not settings_of(renderer.config).asks_for_kprune:
         return None
     from vllm_kprune.serving.pruning.service import make_pruning
 

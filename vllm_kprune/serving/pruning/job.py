@@ -17,7 +17,7 @@ from vllm_kprune.prompt.segments import RequestTexts, Segment, SplitRequest
 from vllm_kprune.prompt.text_pruner import TextPruner
 from vllm_kprune.prompt.tokens import Cancelled, CountTokens, IsCancelled
 from vllm_kprune.serving.compat import logger
-from vllm_kprune.serving.pruning.settings import Wish
+from vllm_kprune.serving.pruning.settings import RequestOptions
 
 __all__ = ["PruneJob", "PrunedRequest", "ScorerUnavailable"]
 
@@ -64,7 +64,7 @@ class PruneJob:
     """
 
     requests: Sequence[SplitRequest]
-    asked: Wish
+    asked: RequestOptions
     min_tokens: int
     max_tokens: int
     pruner: TextPruner

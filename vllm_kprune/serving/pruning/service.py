@@ -32,11 +32,11 @@ from vllm_kprune.serving.pruning.options import SELF
 from vllm_kprune.serving.pruning.settings import (
     UNMEASURED_MIN_TOKENS,
     PrunerSettings,
-    Wish,
-    pruner_settings,
-    wish_of,
+    RequestOptions,
+    request_options,
 )
 from vllm_kprune.serving.pruning.worker import Busy, Worker
+from vllm_kprune.serving.settings import settings_of
 from vllm_kprune.storage.digest import sha256_file
 
 __all__ = [
@@ -132,7 +132,7 @@ class PromptPruning:
             return self._failed(error, job)
         return self._done(pruned)
 
-    def job(self, requests: Sequence[SplitRequest], asked: Wish) -> PruneJob:
+    def job(self, requests: Sequence[SplitRequest], asked: RequestOptions) -> PruneJob:
         """The job that the worker runs for a request."""
         assert self.ranker
         least = self.min_tokens if asked.min_tokens is None else asked.min_tokens
@@ -158,7 +158,7 @@ class PromptPruning:
         self, texts: Sequence[RequestTexts], extra_args: Mapping[str, Any]
     ) -> PruneJob | Prepared:
         """The job of a request, or its texts without marks if there is nothing to prune."""
-        asked = wish_of(self.settings, extra_args)
+        asked = request_options(self.settings, extra_args)
         requests = split_at_marks(texts, asked)
         if asked.off or not requests:
             return _unpruned(requests)
@@ -196,7 +196,7 @@ class PromptPruning:
         return True
 
 
-def split_at_marks(texts: Sequence[RequestTexts], asked: Wish) -> list[SplitRequest]:
+def split_at_marks(texts: Sequence[RequestTexts], asked: RequestOptions) -> list[SplitRequest]:
     """Split the texts of a request at their marks: once, before anything else is done with them.
 
     Raises `MarkError` for malformed marks, which is the client's mistake even if nothing is pruned.
@@ -208,7 +208,7 @@ def split_at_marks(texts: Sequence[RequestTexts], asked: Wish) -> list[SplitRequ
 def make_pruning(renderer: Any) -> PromptPruning:
     """What prunes the prompts of a vLLM renderer. Its ranker is loaded, if there is one."""
     config = renderer.config
-    settings = pruner_settings(config.additional_config)
+    settings = settings_of(config).pruner
     if settings is None:
         return PromptPruning(None)
     model = config.model_config

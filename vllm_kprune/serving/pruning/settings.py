@@ -1,4 +1,4 @@
-"""The input pruner's settings: the server's, and what a single request makes of them.
+"""The input pruner's settings: the server's, and what a single request changes.
 
 vllm serve MODEL --kprune-input-pruner self --kprune-keep 0.8
 extra_body={"vllm_xargs": {"kprune_keep": 0.6, "kprune_force_digits": 1}}
@@ -6,22 +6,30 @@ extra_body={"vllm_xargs": {"kprune_keep": 0.6, "kprune_force_digits": 1}}
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from vllm_kprune.errors import KPruneError
+from vllm_kprune.options import make, options_of
 from vllm_kprune.prompt.layer_config import Precision
-from vllm_kprune.prompt.options import OFF, PruneRequest, parse_prune_request
-from vllm_kprune.serving.options import PREFIX, read_options
-from vllm_kprune.serving.pruning.options import AUTO, PrunerOptions
+from vllm_kprune.prompt.options import PruneRequest, parse_prune_request, prune_options
+from vllm_kprune.serving.options import FLAG_PREFIX, FORM, PREFIX
+from vllm_kprune.serving.pruning.options import PrunerOptions
+from vllm_kprune.serving.request_options import FORM as REQUEST
 from vllm_kprune.serving.request_options import of_pruner
 
-__all__ = ["UNMEASURED_MIN_TOKENS", "PrunerSettings", "Wish", "pruner_settings", "wish_of"]
+__all__ = [
+    "UNMEASURED_MIN_TOKENS",
+    "PrunerSettings",
+    "RequestOptions",
+    "pruner_settings",
+    "request_options",
+]
 
 # With `--kprune-min-tokens auto` where nothing can be measured: without `--plugin kprune`, offline.
 UNMEASURED_MIN_TOKENS = 512
-_DEFAULT_CACHE_MIB = 64
 _MOST_DEFAULT_THREADS = 4
+_MIN_TOKENS = "min_tokens"
 
 
 @dataclass(frozen=True)
@@ -42,7 +50,7 @@ class PrunerSettings:
 
 
 @dataclass(frozen=True)
-class Wish:
+class RequestOptions:
     """What one request gets. `min_tokens` None: the server's. `off`: not even marked spans."""
 
     request: PruneRequest
@@ -50,75 +58,58 @@ class Wish:
     off: bool = False
 
 
-def pruner_settings(additional_config: Any) -> PrunerSettings | None:
-    """The settings in `additional_config["kprune"]`; None without a pruner.
-
-    Raises `KPruneError` for wrong ones, named as on the command line.
-    """
-    options = read_options(additional_config)
-    if options.input_pruner is None:
+def pruner_settings(values: Mapping[str, Any]) -> PrunerSettings | None:
+    """The settings in a server's options; None without a pruner. `KPruneError` for wrong ones."""
+    own = {one.name for one in options_of(PrunerOptions)}
+    given = {name: value for name, value in values.items() if name in own}
+    server = make(PrunerOptions, given, form=FORM, prefix=FLAG_PREFIX)
+    if server.input_pruner is None:
         return None
-    given = _given(options)
-    least = given.pop("min_tokens", AUTO)
-    try:
-        if least != AUTO:
-            least = parse_prune_request({"min_tokens": least}).options.min_tokens
-        default = parse_prune_request(given)
-    except KPruneError as error:
-        raise KPruneError(f"--kprune-* options of the input pruner: {error}") from None
-    mib = _DEFAULT_CACHE_MIB if options.pruner_cache is None else options.pruner_cache
+    asked = {one.name_in(FORM) for one in prune_options(FORM)}
+    requests = {name: value for name, value in values.items() if name in asked}
+    default, least = _parsed(requests, PruneRequest(), FORM)
     return PrunerSettings(
-        ranker=options.input_pruner,
+        ranker=server.input_pruner,
         default=default,
-        min_tokens=None if least == AUTO else least,
-        cache_bytes=int(mib * 2**20),
-        threads=options.pruner_threads or _default_threads(),
-        window=options.pruner_window,
-        precision="int8" if options.pruner_precision == "int8" else "float32",
+        min_tokens=least,
+        cache_bytes=int(server.pruner_cache * 2**20),
+        threads=server.pruner_threads or _default_threads(),
+        window=server.pruner_window,
+        precision=server.pruner_precision,
     )
 
 
-def wish_of(settings: PrunerSettings | None, extra_args: Mapping[str, Any] | None) -> Wish:
-    """What a request asks for. `KPruneError` for what it may not ask, or not here."""
+def request_options(
+    settings: PrunerSettings | None, extra_args: Mapping[str, Any] | None
+) -> RequestOptions:
+    """What a request asks for. Raises `KPruneError` for what it may not ask, or not here."""
     given = of_pruner(extra_args)
     keep = given.get("keep")
-    off = isinstance(keep, str) and keep.strip().lower() == OFF
+    off = isinstance(keep, str) and keep.strip().lower() == "off"
     if settings is None:
-        # Marks are taken away on every server, so to ask how they are read is no mistake.
+        # Marks are removed on every server, so it is no mistake to say how they are read.
         harmless = {"marks", "strict", *(["keep"] if off else [])}
         if asked := sorted(given.keys() - harmless):
             raise KPruneError(
                 f"vllm_xargs: {PREFIX}{asked[0]}: this server has no input pruner; "
                 "it needs --kprune-input-pruner MODEL, or self for the served model"
             )
-        return Wish(_parsed(given, PruneRequest()), off=True)
-    least = given.pop("min_tokens", None)
-    request = _parsed(given, settings.default)
-    if least is not None:
-        least = _parsed({"min_tokens": least}, PruneRequest()).options.min_tokens
-    return Wish(request, least, off)
-
-
-def _parsed(given: Mapping[str, Any], default: PruneRequest) -> PruneRequest:
+    default = settings.default if settings else PruneRequest()
     try:
-        return parse_prune_request(given, default)
+        request, least = _parsed(given, default, REQUEST)
     except KPruneError as error:
-        raise KPruneError(f"vllm_xargs, {PREFIX}*: {error}") from None
+        raise KPruneError(f"vllm_xargs: {error}") from None
+    return RequestOptions(request, least, off or settings is None)
 
 
-def _given(options: PrunerOptions) -> dict[str, Any]:
-    """The server's defaults by the names of a request's options."""
-    values = {
-        "keep": options.keep,
-        "scorer": options.scorer,
-        "unit": options.unit,
-        "min_tokens": options.min_tokens,
-        "force_tokens": options.force_tokens or None,
-        "force_digits": options.force_digits or None,
-        "roles": options.prune_roles,
-        "strict": options.pruner_strict or None,
-    }
-    return {name: value for name, value in values.items() if value is not None}
+def _parsed(
+    given: Mapping[str, Any], default: PruneRequest, form: str
+) -> tuple[PruneRequest, int | None]:
+    """A request, and apart from it the `min_tokens` of all of its segments; None if not given."""
+    prefix = FLAG_PREFIX if form == FORM else PREFIX
+    parsed = parse_prune_request(given, default, form=form, prefix=prefix)
+    least = parsed.options.min_tokens if _MIN_TOKENS in given else None
+    return replace(parsed, options=replace(parsed.options, min_tokens=0)), least
 
 
 def _default_threads() -> int:

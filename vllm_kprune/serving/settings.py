@@ -1,0 +1,108 @@
+"""What a process of a server knows of kprune: its options, resolved once into one frozen value.
+
+The value is attached to vLLM's configuration, where every process finds it: it travels to engine
+core processes with the configuration, and a copy that lost it resolves it again, once.
+"""
+
+import os
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from vllm_kprune.checkpoint.manifest import is_overlay
+from vllm_kprune.options import make, options_of
+from vllm_kprune.serving.guard.settings import GuardSettings, guard_settings
+from vllm_kprune.serving.options import (
+    FLAG_PREFIX,
+    FORM,
+    KEY,
+    NAMED,
+    VocabularyOptions,
+    read_values,
+)
+from vllm_kprune.serving.pruning.settings import PrunerSettings, pruner_settings
+
+__all__ = [
+    "GUARD_CLASS_PATH",
+    "ServerSettings",
+    "attach_settings",
+    "resolve_settings",
+    "settings_of",
+    "share_settings",
+]
+
+# The guard, as vLLM's `logits_processors` names it.
+GUARD_CLASS_PATH = "vllm_kprune.serving.guard.processor:LanguageGuard"
+_ATTRIBUTE = "kprune_settings"
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """`given`: an option was. `named`: the plugin was (`--plugin kprune`). `overlay`: the model is.
+
+    An engine that `asks_for_kprune` by none of them is left as it is.
+    """
+
+    vocabulary: VocabularyOptions = field(default_factory=VocabularyOptions)
+    guard: GuardSettings = field(default_factory=GuardSettings)
+    pruner: PrunerSettings | None = None
+    given: bool = False
+    named: bool = False
+    overlay: bool = False
+
+    @property
+    def asks_for_kprune(self) -> bool:
+        """Did the user ask for kprune: with the plugin, an option, or a pruned model?"""
+        return self.named or self.given or self.overlay
+
+    @property
+    def prunes(self) -> bool:
+        """True if an option is about the vocabulary, rather than about prompts or answers."""
+        return self.vocabulary != VocabularyOptions()
+
+
+def resolve_settings(additional_config: Any, model: str = "") -> ServerSettings:
+    """The settings of a model served with `additional_config["kprune"]`.
+
+    Raises `KPruneError` for whatever is wrong with them, in the words of the command line.
+    """
+    values = read_values(additional_config)
+    vocabulary = {one.name_in(FORM) for one in options_of(VocabularyOptions, FORM)}
+    given = {name: value for name, value in values.items() if name in vocabulary}
+    return ServerSettings(
+        vocabulary=make(VocabularyOptions, given, form=FORM, prefix=FLAG_PREFIX),
+        guard=guard_settings(values),
+        pruner=pruner_settings(values),
+        given=bool(values),
+        named=KEY in os.environ.get(NAMED, "").split(","),
+        overlay=bool(model) and is_overlay(model),
+    )
+
+
+def settings_of(config: Any) -> ServerSettings:
+    """The settings attached to a `VllmConfig`, or to `EngineArgs`; resolved if there are none."""
+    found: ServerSettings | None = vars(config).get(_ATTRIBUTE)
+    return found or attach_settings(config, _resolve_for(config))
+
+
+def share_settings(engine_args: Any, config: Any) -> ServerSettings:
+    """Attach what was resolved for `EngineArgs` to the `VllmConfig` made of them."""
+    return attach_settings(config, _with_guard_of(config, settings_of(engine_args)))
+
+
+def attach_settings(config: Any, settings: ServerSettings) -> ServerSettings:
+    """Attach the settings, in the place of others; returns them."""
+    object.__setattr__(config, _ATTRIBUTE, settings)
+    return settings
+
+
+def _resolve_for(config: Any) -> ServerSettings:
+    model_config = getattr(config, "model_config", None)
+    if model_config is None:  # EngineArgs
+        return resolve_settings(config.additional_config, config.model)
+    settings = resolve_settings(config.additional_config, model_config.model)
+    return _with_guard_of(config, settings)
+
+
+def _with_guard_of(config: Any, settings: ServerSettings) -> ServerSettings:
+    attached = GUARD_CLASS_PATH in (config.model_config.logits_processors or ())
+    return replace(settings, guard=replace(settings.guard, attached=attached))
