@@ -41,6 +41,7 @@ __all__ = [
     "options_of",
     "reference_rows",
     "refuse_unknown",
+    "shown_default",
 ]
 
 T = TypeVar("T")
@@ -383,7 +384,7 @@ def _argparse_rules(option: Option) -> dict[str, Any]:
 
 
 def _full_help(option: Option) -> str:
-    default = option.default_text or _shown_default(option)
+    default = option.default_text or shown_default(option)
     return f"{option.help} Default: {default}." if default else option.help
 
 
@@ -430,7 +431,7 @@ def reference_rows(
                     name,
                     flags,
                     f"list of {kind}" if one.many else kind,
-                    one.default_text or _shown_default(one),
+                    one.default_text or shown_default(one),
                     one.expected,
                     one.help,
                     one.group or "",
@@ -439,7 +440,8 @@ def reference_rows(
     return tuple(rows)
 
 
-def _shown_default(option: Option) -> str:
+def shown_default(option: Option) -> str:
+    """The default as a reader sees it; empty where there is none to speak of."""
     default = option.default
     if default is REQUIRED or default is None or default == () or default is False:
         return ""

@@ -1,7 +1,8 @@
 """`kprune build`: write an overlay, or with --export a standalone checkpoint."""
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Any
 
 import typer
 
@@ -17,89 +18,81 @@ from vllm_kprune.checkpoint.overlay import Plan, make_plan, write_overlay
 from vllm_kprune.cli.console import error_console, steps, write_json
 from vllm_kprune.cli.export import export_figures, show_export
 from vllm_kprune.cli.options import (
-    CorpusOption,
-    CoverageOption,
-    ForceOption,
-    JsonOption,
-    MaxExtraTokensOption,
-    ProfileOption,
-    RevisionOption,
-    TargetSizeOption,
-    sized_profile,
+    BuildOptions,
+    ForceOptions,
+    JsonOptions,
+    LinkOptions,
+    VerifyOptions,
 )
 from vllm_kprune.cli.pruning import no_collection, overlay_figures, pruning_figures, show_pruning
+from vllm_kprune.cli.typer_options import with_options
 from vllm_kprune.cli.verify import keep_if_lawful
 from vllm_kprune.demo.servers import stops_on_sigterm
 from vllm_kprune.errors import KPruneError
+from vllm_kprune.options import REQUIRED, option
 from vllm_kprune.storage.folders import new_folder
 
 __all__ = ["register"]
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Paths:
+    model: str = option(
+        REQUIRED, "Folder of the base model, or its id on the model hub.", positional=True
+    )
+    output: Path = option(REQUIRED, "Folder to write to.", flags=("--output", "-o"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Outcome(JsonOptions, ForceOptions, VerifyOptions, LinkOptions):
+    export: bool = option(False, "Write a standalone checkpoint, with weights, for plain vLLM.")
+
+
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("build")(_run)
+    app.command("build")(with_options(_run, _Paths, BuildOptions, _Outcome))
 
 
-def _run(
-    model: Annotated[
-        str, typer.Argument(help="Folder of the base model, or its id on the model hub.")
-    ],
-    output: Annotated[Path, typer.Option("-o", "--output", help="Folder to write to.")],
-    profile: ProfileOption = "enko",
-    corpus: CorpusOption = [],  # noqa: B006 - Typer copies it
-    target_size: TargetSizeOption = None,
-    coverage: CoverageOption = None,
-    max_extra_tokens: MaxExtraTokensOption = None,
-    revision: RevisionOption = None,
-    export: Annotated[
-        bool,
-        typer.Option(
-            "--export", help="Write a standalone checkpoint, with weights, for plain vLLM."
-        ),
-    ] = False,
-    link: Annotated[
-        bool, typer.Option("--link/--copy", help="With --export: see `kprune export --help`.")
-    ] = False,
-    verify: Annotated[
-        bool,
-        typer.Option("--verify", help="Check the laws at the end; keep nothing if one is broken."),
-    ] = False,
-    force: ForceOption = False,
-    json_to: JsonOption = None,
-) -> None:
+def _run(paths: _Paths, build: BuildOptions, outcome: _Outcome) -> None:
     """Prune a model's vocabulary to a language profile.
 
     Writes an overlay: a model folder with tokenizer and configuration, but without weights. Its
     kprune.json tells `vllm serve DIR --plugin kprune` which rows of the base model to load.
     With --export: a checkpoint with weights, which plain vLLM and transformers load.
     """
-    if link and not export:
+    model, output, json_to = paths.model, paths.output, outcome.json_to
+    if outcome.link and not outcome.export:
         raise KPruneError("--link is about the weights that --export writes; an overlay has none")
-    wanted = sized_profile(profile, target_size, coverage, max_extra_tokens)
-    replaced = REPLACED_BY_EXPORT if export else MANIFEST_NAME
+    wanted = build.sized_profile()
+    replaced = REPLACED_BY_EXPORT if outcome.export else MANIFEST_NAME
     weights = None
-    folder_made = new_folder(output, replaced if force else None)
+    folder_made = new_folder(output, replaced if outcome.force else None)
     with stops_on_sigterm(), steps() as progress, folder_made as folder:
         with no_collection():
-            plan = make_plan(model, wanted, revision=revision, corpora=corpus, progress=progress)
-            if export:
-                weights = _checked_weights(plan, output, folder, link)
+            plan = make_plan(
+                model, wanted, revision=build.revision, corpora=build.corpus, progress=progress
+            )
+            if outcome.export:
+                weights = _checked_weights(plan, output, folder, outcome.link)
             manifest = write_overlay(plan, folder, progress)
         if weights:
             write_standalone(weights, folder, progress)
-        if verify:
-            keep_if_lawful(folder, corpora=corpus, progress=progress)
+        if outcome.verify:
+            keep_if_lawful(folder, corpora=build.corpus, progress=progress)
     figures = {**pruning_figures(plan, manifest, output), "vocabulary_bytes": _bytes(plan)}
     exported = export_figures(weights, output) if weights else None
     figures |= {"export": exported} if exported else overlay_figures(output)
     if json_to:
         write_json(figures, json_to)
-    if json_to == "-":
-        return
+    if json_to != "-":
+        _show(figures, exported)
+
+
+def _show(figures: dict[str, Any], exported: dict[str, Any] | None) -> None:
+    output = figures["output"]
     show_pruning(figures)
     if exported:
-        show_export({"output": figures["output"], **exported})
+        show_export({"output": output, **exported})
     else:
         error_console.print(f"next:  kprune verify {output}", markup=False)
         error_console.print(f"then:  vllm serve {output} --plugin kprune", markup=False)

@@ -1,5 +1,6 @@
 """`kprune export`: write an overlay out as a checkpoint that needs no plugin."""
 
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,47 +11,55 @@ from rich.table import Table
 from vllm_kprune.checkpoint.export import WeightsPlan, export_overlay
 from vllm_kprune.checkpoint.manifest import EXPORT_NAME, load_manifest
 from vllm_kprune.cli.console import error_console, steps, write_json
+from vllm_kprune.cli.options import (
+    BaseOptions,
+    ForceOptions,
+    JsonOptions,
+    LinkOptions,
+    VerifyOptions,
+)
+from vllm_kprune.cli.typer_options import with_options
 from vllm_kprune.cli.verify import keep_if_lawful
 from vllm_kprune.demo.servers import stops_on_sigterm
+from vllm_kprune.options import REQUIRED, option
 
 __all__ = ["export_figures", "register", "show_export"]
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Folders:
+    overlay: Path = option(REQUIRED, "Folder made by `kprune build`.", positional=True)
+    output: Path = option(REQUIRED, "Folder to write the checkpoint to.", flags=("--output", "-o"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Outcome(JsonOptions, ForceOptions, VerifyOptions, LinkOptions, BaseOptions):
+    pass
+
+
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("export")(_run)
+    app.command("export")(with_options(_run, _Folders, _Outcome))
 
 
-def _run(
-    overlay: Path = typer.Argument(help="Folder made by `kprune build`."),
-    output: Path = typer.Option(..., "-o", "--output", help="Folder to write the checkpoint to."),
-    base: Path | None = typer.Option(None, "--base", help="Base model's folder, if it was moved."),
-    link: bool = typer.Option(
-        False,
-        "--link/--copy",
-        help="Hard-link weight files that do not change instead of copying them: saves room, but "
-        "editing one file in place then edits the base model too.",
-    ),
-    verify: bool = typer.Option(
-        False, "--verify", help="Check the laws and all weights; keep nothing if one is broken."
-    ),
-    force: bool = typer.Option(
-        False, "--force", help="Replace an export or overlay that is there already."
-    ),
-    json_to: str | None = typer.Option(
-        None, "--json", help="Write the figures as JSON; - prints them."
-    ),
-) -> None:
+def _run(folders: _Folders, outcome: _Outcome) -> None:
     """Write a pruned model out as a standalone checkpoint.
 
-    Plain vLLM and transformers load it, without kprune: the overlay's tokenizer and configuration,
-    and the base model's weights with only the kept rows. Weights are streamed: the model need not
-    fit into memory. kprune-export.json records where it comes from.
+    Plain vLLM and transformers load it without kprune. It has the overlay's tokenizer and
+    configuration, and the base model's weights with only the kept rows. Weights are streamed, so
+    the model need not fit into memory. kprune-export.json records where it comes from.
     """
+    output, base, json_to = folders.output, outcome.base, outcome.json_to
     with stops_on_sigterm(), steps() as progress:
-        check = partial(keep_if_lawful, base=base, progress=progress) if verify else None
+        check = partial(keep_if_lawful, base=base, progress=progress) if outcome.verify else None
         weights = export_overlay(
-            overlay, output, base=base, link=link, force=force, check=check, progress=progress
+            folders.overlay,
+            output,
+            base=base,
+            link=outcome.link,
+            force=outcome.force,
+            check=check,
+            progress=progress,
         )
     figures = {"output": str(output), **export_figures(weights, output)}
     if json_to:
@@ -60,7 +69,7 @@ def _run(
 
 
 def export_figures(weights: WeightsPlan, output: Path) -> dict[str, Any]:
-    """What was written, of what, and how."""
+    """What was written, what it was made from, and how."""
     manifest = load_manifest(output, EXPORT_NAME)
     untouched = [shard.path.name for shard in weights.untouched]
     return {

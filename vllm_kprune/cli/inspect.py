@@ -1,9 +1,8 @@
 """`kprune inspect`: a model's vocabulary, and what a profile makes of it."""
 
 import csv
-from dataclasses import asdict, astuple, fields, replace
+from dataclasses import asdict, astuple, dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated
 
 import typer
 from rich.table import Table
@@ -12,130 +11,120 @@ from vllm_kprune.checkpoint.curve import measure_curve
 from vllm_kprune.checkpoint.inspection import Change, Inspection, KeptToken, inspect_model
 from vllm_kprune.cli.console import output_console, steps, write_json
 from vllm_kprune.cli.curve import check_plot, curve_table, plot_curve
-from vllm_kprune.cli.options import (
-    CorpusOption,
-    CoverageOption,
-    JsonOption,
-    MaxExtraTokensOption,
-    RevisionOption,
-    TargetSizeOption,
-    TextOption,
-    sized_profile,
-)
+from vllm_kprune.cli.options import JsonOptions, RevisionOptions, TextOptions
+from vllm_kprune.cli.typer_options import with_options
 from vllm_kprune.errors import KPruneError
-from vllm_kprune.profile import LANGUAGES, Profile, nearest_language
+from vllm_kprune.options import REQUIRED, option
+from vllm_kprune.profile import (
+    LANGUAGES,
+    CorpusOptions,
+    Profile,
+    Sizing,
+    load_profile,
+    nearest_language,
+)
 
 __all__ = ["register"]
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Model:
+    model: str = option(
+        REQUIRED,
+        "Folder of a model or a tokenizer, hub id, or a folder that kprune made.",
+        positional=True,
+    )
+    profile: str | None = option(None, "Show what this profile would keep.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Measured(TextOptions, Sizing, CorpusOptions):
+    language: tuple[str, ...] = option(
+        (),
+        "Measure this language as well (zh, ja, fr, …); repeat for several.",
+        choices=tuple(LANGUAGES),
+        hint=nearest_language,
+    )
+    curve: bool = option(
+        False,
+        "With --profile: a table of vocabulary size against extra tokens and memory, on --text or "
+        "on the profile's evidence. Takes a minute or two for a large tokenizer.",
+    )
+
+    @property
+    def needs_profile(self) -> bool:
+        """True if something is asked that only a profile answers."""
+        return bool(self.corpus or self.curve or self.sizing)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Outputs(JsonOptions, RevisionOptions):
+    plot: Path | None = option(None, "Draw the curve to this file (.html, .png or .svg).")
+    tokens_to: Path | None = option(
+        None,
+        "Write every kept token to this file (TSV): ids, reason, script.",
+        flags=("--tokens",),
+    )
+
+
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("inspect")(_run)
+    app.command("inspect")(with_options(_run, _Model, _Measured, _Outputs))
 
 
-def _run(
-    model: Annotated[
-        str,
-        typer.Argument(
-            help="Folder of a model or a tokenizer, hub id, or a folder that kprune made."
-        ),
-    ],
-    profile: Annotated[
-        str | None, typer.Option("--profile", help="Show what this profile would keep.")
-    ] = None,
-    corpus: CorpusOption = [],  # noqa: B006 - Typer copies it
-    target_size: TargetSizeOption = None,
-    coverage: CoverageOption = None,
-    max_extra_tokens: MaxExtraTokensOption = None,
-    text: TextOption = [],  # noqa: B006 - Typer copies it
-    language: Annotated[
-        list[str],
-        typer.Option(
-            "--language",
-            help="Measure this language as well (zh, ja, fr, …); repeat for several.",
-        ),
-    ] = [],  # noqa: B006 - Typer copies it
-    curve: Annotated[
-        bool,
-        typer.Option(
-            "--curve",
-            help="With --profile: a table of vocabulary size against extra tokens and memory, on "
-            "--text or on the profile's evidence. Takes a minute or two for a large tokenizer.",
-        ),
-    ] = False,
-    plot: Annotated[
-        Path | None,
-        typer.Option("--plot", help="Draw the curve to this file (.html, .png or .svg)."),
-    ] = None,
-    revision: RevisionOption = None,
-    tokens_to: Annotated[
-        Path | None,
-        typer.Option(
-            "--tokens", help="Write every kept token to this file (TSV): ids, reason, script."
-        ),
-    ] = None,
-    json_to: JsonOption = None,
-) -> None:
+def _run(model: _Model, measured: _Measured, outputs: _Outputs) -> None:
     """Show a model's tokens by script and by reason, its size, and what each language pays.
 
-    With --profile: before and after pruning, without writing anything. Sizes count a tied LM head
-    once. Tokens per character are measured on word lists, and on your files with --text. A
-    tokenizer without a model has no sizes in memory.
+    With --profile, it shows them before and after pruning, without writing anything. Sizes count a
+    tied LM head once. Tokens per character are measured on word lists, and on your own files with
+    --text. A tokenizer without a model has no sizes in memory.
     """
-    for code in language:
-        if code not in LANGUAGES:
-            raise KPruneError(f"unknown language '{code}'; {nearest_language(code)}")
-    wanted = None
-    if profile is not None:
-        wanted = sized_profile(profile, target_size, coverage, max_extra_tokens)
-    elif corpus or curve or plot or (target_size, coverage, max_extra_tokens) != (None, None, None):
+    if model.profile is None and (measured.needs_profile or outputs.plot):
         raise KPruneError(
             "--curve, --plot, --corpus, --target-size, --coverage and --max-extra-tokens need "
             "--profile: they are about its size"
         )
-    if wanted is not None and (curve or plot):
-        if language or tokens_to:
+    wanted = None if model.profile is None else load_profile(model.profile, **measured.sizing)
+    if wanted is not None and (measured.curve or outputs.plot):
+        if measured.language or outputs.tokens_to:
             raise KPruneError("--curve shows sizes only: leave out --language and --tokens")
-        _run_curve(model, wanted, revision, corpus, text, plot, json_to)
+        _run_curve(model.model, wanted, measured, outputs)
         return
     with steps() as progress:
         result = inspect_model(
-            model,
+            model.model,
             wanted,
-            revision=revision,
-            corpora=corpus,
-            texts=text,
-            languages=language,
+            revision=outputs.revision,
+            corpora=measured.corpus,
+            texts=measured.text,
+            languages=measured.language,
             progress=progress,
         )
-    if json_to:
-        write_json(asdict(replace(result, kept=())), json_to)
-    if tokens_to:
-        _write_tokens(result, tokens_to)
-    if json_to != "-":
+    if outputs.json_to:
+        write_json(asdict(replace(result, kept=())), outputs.json_to)
+    if outputs.tokens_to:
+        _write_tokens(result, outputs.tokens_to)
+    if outputs.json_to != "-":
         _show(result)
 
 
-def _run_curve(
-    model: str,
-    profile: Profile,
-    revision: str | None,
-    corpora: list[Path],
-    texts: list[Path],
-    plot: Path | None,
-    json_to: str | None,
-) -> None:
-    if plot:
-        check_plot(plot)
+def _run_curve(model: str, profile: Profile, measured: _Measured, outputs: _Outputs) -> None:
+    if outputs.plot:
+        check_plot(outputs.plot)
     with steps() as progress:
         curve = measure_curve(
-            model, profile, revision=revision, corpora=corpora, texts=texts, progress=progress
+            model,
+            profile,
+            revision=outputs.revision,
+            corpora=measured.corpus,
+            texts=measured.text,
+            progress=progress,
         )
-    if json_to:
-        write_json(asdict(curve), json_to)
-    if plot:
-        plot_curve(curve, plot)
-    if json_to != "-":
+    if outputs.json_to:
+        write_json(asdict(curve), outputs.json_to)
+    if outputs.plot:
+        plot_curve(curve, outputs.plot)
+    if outputs.json_to != "-":
         output_console.print(curve_table(curve))
 
 

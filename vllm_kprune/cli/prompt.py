@@ -2,9 +2,9 @@
 
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 from rich.style import Style
@@ -13,120 +13,91 @@ from rich.text import Text
 from vllm_kprune.checkpoint.base import resolve_model
 from vllm_kprune.cli.console import error_console, output_console, write_json
 from vllm_kprune.cli.demo_model import make_demo_model
-from vllm_kprune.cli.options import JsonOption, RevisionOption
+from vllm_kprune.cli.options import JsonOptions, RevisionOptions
 from vllm_kprune.cli.prompt_page import write_page
+from vllm_kprune.cli.typer_options import Given, with_options
 from vllm_kprune.errors import KPruneError
+from vllm_kprune.options import option
+from vllm_kprune.prompt.budget import PruneOptions
 from vllm_kprune.prompt.options import parse_prune_request
 from vllm_kprune.prompt.pruner import InputPruner
 from vllm_kprune.prompt.result import PrunedPrompt
-from vllm_kprune.prompt.scorers import DEFAULT_SCORER, SCORERS, Scorer
+from vllm_kprune.prompt.scorers import DEFAULT_SCORER, Scorer
 
 __all__ = ["register"]
 
 _DEMO_MODEL = "gemma-3-270m"
 _MOST_BYTES = 20_000_000
-# From cold to hot, as colours of the 256 that terminals have in common.
+# From cold to hot, in the 256 colours that all terminals share.
 _HEAT = (240, 246, 252, 229, 221, 214)
 _DROPPED = Style(color="color(131)", strike=True, dim=True)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Input(RevisionOptions):
+    file: Path | None = option(
+        None, "Text to prune; standard input if none is given.", positional=True
+    )
+    ranker: str | None = option(
+        None, "Folder or hub id of the small model that ranks.", default_text="the demo model"
+    )
+    query: str | None = option(None, "The question, for scorers that use it.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Output(JsonOptions):
+    kept: bool = option(False, "Print only the kept text, for a pipe.")
+    html: Path | None = option(
+        None, "Write a web page with a slider to this file; the page loads nothing else."
+    )
+
+
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("prompt")(_run)
+    app.command("prompt")(with_options(_run, _Input, Given(PruneOptions), _Output))
 
 
-def _run(
-    file: Annotated[
-        Path | None, typer.Argument(help="Text to prune; standard input if none.")
-    ] = None,
-    keep: Annotated[
-        str | None, typer.Option(help="Share of the tokens to keep (0.7 if nothing is said).")
-    ] = None,
-    target_tokens: Annotated[
-        int | None,
-        typer.Option(
-            help="Keep at most this many tokens (of each marked span), instead of a share."
-        ),
-    ] = None,
-    ranker: Annotated[
-        str | None,
-        typer.Option(
-            help="Folder or hub id of the small model that ranks; the demo model if none."
-        ),
-    ] = None,
-    scorer: Annotated[
-        str | None, typer.Option(help=f"How tokens are ranked: {', '.join(SCORERS)}.")
-    ] = None,
-    unit: Annotated[
-        str, typer.Option(help="What is kept or dropped as a whole: token, word.")
-    ] = "token",
-    query: Annotated[
-        str | None, typer.Option(help="The question, for scorers that look from it.")
-    ] = None,
-    force: Annotated[
-        list[str], typer.Option("--force-token", help="Text that always stays; repeat for several.")
-    ] = [],  # noqa: B006 - Typer copies it
-    force_digits: Annotated[bool, typer.Option("--force-digits", help="Numbers stay.")] = False,
-    revision: RevisionOption = None,
-    kept_only: Annotated[
-        bool, typer.Option("--kept", help="Print the kept text alone, to pipe it on.")
-    ] = False,
-    html: Annotated[
-        Path | None, typer.Option(help="Write a web page with a slider; it loads nothing.")
-    ] = None,
-    json_to: JsonOption = None,
-) -> None:
+def _run(source: _Input, given: dict[str, Any], output: _Output) -> None:
     """Show what input pruning would drop from a text.
 
-    Dropped parts are struck through, the others coloured by their importance. Spans marked
-    `<kprune keep="0.5">…</kprune>` are pruned alone, as a server does.
+    Dropped parts are struck through, and the others are coloured by their importance. Without
+    --keep and --target-tokens, 0.7 of the tokens are kept. If there are spans marked
+    `<kprune keep="0.5">…</kprune>`, only these are pruned, as on a server.
 
         kprune prompt --keep 0.7 report.txt --html report.html
         kprune prompt --keep 0.5 --kept < report.txt | wc
     """
-    options = _options(
-        keep=keep,
-        target_tokens=target_tokens,
-        unit=unit,
-        force_tokens=force,
-        force_digits=force_digits,
-        scorer=scorer,
-    )
-    _check_files(file, html, json_to)
-    text = _read(file)
-    pruner = InputPruner(_ranker(ranker, revision), scorer=scorer or DEFAULT_SCORER)
-    _say_of_query(pruner.scorer, query)
-    pruned = pruner.prune(text, query=query, **options)
-    if html:
-        how = f"{pruner.scorer.name}, tokens of {_name(ranker)}"
-        write_page(pruned.parts, html, title=file.name if file else "prompt", how=how)
-    if json_to:
-        write_json(_figures(pruned), json_to)
-    if kept_only:
+    parse_prune_request(given)  # before anything is read
+    _check_files(source.file, output.html, output.json_to)
+    text = _read(source.file)
+    scorer = given.get("scorer", DEFAULT_SCORER)
+    pruner = InputPruner(_ranker(source.ranker, source.revision), scorer=scorer)
+    _say_of_query(pruner.scorer, source.query)
+    pruned = pruner.prune(text, query=source.query, **given)
+    if output.html:
+        how = f"{pruner.scorer.name}, tokens of {_name(source.ranker)}"
+        title = source.file.name if source.file else "prompt"
+        write_page(pruned.parts, output.html, title=title, how=how)
+    if output.json_to:
+        write_json(_figures(pruned), output.json_to)
+    if output.kept:
         sys.stdout.write(pruned.text)
-    elif json_to != "-":
+    elif output.json_to != "-":
         _show(pruned)
-    if html:
-        error_console.print(f"written: {html}", markup=False)
-
-
-def _options(**given: Any) -> Any:
-    """What was given, checked as a server checks it, before anything is read."""
-    asked = {name: value for name, value in given.items() if value is not None}
-    parse_prune_request(asked)
-    return asked
+    if output.html:
+        error_console.print(f"written: {output.html}", markup=False)
 
 
 def _check_files(file: Path | None, html: Path | None, json_to: str | None) -> None:
     """No output may take the place of the text, or of the other output."""
     outputs = {"--html": html, "--json": Path(json_to) if json_to and json_to != "-" else None}
     places: dict[Path, str] = {file.resolve(): "the text to prune"} if file else {}
-    for option, path in outputs.items():
+    for flag, path in outputs.items():
         if path is None:
             continue
         if taken := places.get(path.resolve()):
-            raise KPruneError(f"{option} {path} is {taken}; name another file")
-        places[path.resolve()] = f"what {option} writes"
+            raise KPruneError(f"{flag} {path} is {taken}; name another file")
+        places[path.resolve()] = f"what {flag} writes"
 
 
 def _say_of_query(scorer: Scorer, query: str | None) -> None:

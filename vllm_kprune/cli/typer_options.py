@@ -3,41 +3,65 @@
     def _run(sizing: Sizing, output: Output) -> None: ...
     app.command("build")(with_options(_run, Sizing, Output))
 
-The function gets one value for each table. What it takes besides, by keyword, are Typer parameters
-of its own, for what no table can say: a callback, say.
+The function gets one value for each table; of `Given(table)`, a dict with only the options that
+were given. Its keyword-only parameters are Typer's own, for what no table can say, such as a
+callback.
 """
 
 import inspect
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from types import GenericAlias
 from typing import Annotated, Any
 
 import typer
 
-from vllm_kprune.options import REQUIRED, Option, check_option, options_of
+from vllm_kprune.options import REQUIRED, Option, check_option, options_of, shown_default
 
-__all__ = ["FORM", "flags_of", "with_options"]
+__all__ = ["FORM", "Given", "flags_of", "with_options"]
 
 FORM = "command"
-_LIST: Any = GenericAlias  # mypy would read a call of it as a type
+# Types that are made at run time; mypy would read these expressions as types of ours.
+_LIST: Any = GenericAlias
+_ANNOTATED: Any = Annotated
 
 
-def with_options(function: Callable[..., Any], *tables: type) -> Callable[..., Any]:
+@dataclass(frozen=True)
+class Given:
+    """A table of which the function gets only the options that were given, in a dict."""
+
+    table: type
+
+    @property
+    def options(self) -> tuple[Option, ...]:
+        """The options of the table, without a default."""
+        return tuple(
+            replace(one, default=None, default_text=one.default_text or shown_default(one))
+            for one in options_of(self.table, FORM)
+        )
+
+    def __call__(self, **values: Any) -> dict[str, Any]:
+        return {name: value for name, value in values.items() if value is not None}
+
+
+def with_options(function: Callable[..., Any], *tables: type | Given) -> Callable[..., Any]:
     """The function as Typer takes it: with a parameter for each option of each table."""
+    options = [t.options if isinstance(t, Given) else options_of(t, FORM) for t in tables]
     named = {
-        f"{table.__name__}_{one.name}": (table, one)
-        for table in tables
-        for one in options_of(table, FORM)
+        f"table{number}_{one.name}": (number, one)
+        for number, ones in enumerate(options)
+        for one in ones
     }
     _refuse_duplicates(one for _, one in named.values())
     own = [p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
     made = [_parameter(name, one) for name, (_, one) in named.items()]
 
     def command(**values: Any) -> Any:
-        given: dict[type, dict[str, Any]] = {table: {} for table in tables}
-        for name, (table, one) in named.items():
-            given[table][one.name] = _value(one, values.pop(name))
-        return function(*(table(**given[table]) for table in tables), **values)
+        given: list[dict[str, Any]] = [{} for _ in tables]
+        for name, (number, one) in named.items():
+            given[number][one.name] = _value(one, values.pop(name))
+        made_of = zip(tables, given, strict=True)
+        return function(*(table(**values) for table, values in made_of), **values)
 
     command.__doc__ = function.__doc__
     command.__signature__ = inspect.Signature([*made, *own])  # type: ignore[attr-defined]
@@ -62,7 +86,7 @@ def _refuse_duplicates(options: Iterator[Option]) -> None:
 
 def _parameter(name: str, option: Option) -> inspect.Parameter:
     """A keyword-only parameter: these need no order, so required options may come anywhere."""
-    declared = Annotated[_type(option), _declaration(option)]
+    declared = _ANNOTATED[_type(option), _declaration(option)]
     default = inspect.Parameter.empty if option.default is REQUIRED else _default(option)
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=declared
@@ -91,8 +115,11 @@ def _declaration(option: Option) -> Any:
     if option.existing:
         folder = option.existing == "folder"
         rules |= {"exists": True, "file_okay": not folder, "dir_okay": folder}
-    shown = option.default_text or (option.many and ", ".join(map(str, option.default)))
-    rules["show_default"] = shown or option.default not in (None, False, "", ())
+    rules["show_default"] = (
+        option.default_text
+        or (option.many and shown_default(option))
+        or (option.default not in (None, False, "", ()))
+    )
     if option.positional:
         return typer.Argument(**rules)
     return typer.Option(*flags_of(option), **rules)

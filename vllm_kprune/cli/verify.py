@@ -4,9 +4,8 @@ import itertools
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
 
 import typer
 from rich.markup import escape
@@ -15,58 +14,60 @@ from vllm_kprune.checkpoint.manifest import MANIFEST_NAME, is_export, is_overlay
 from vllm_kprune.checkpoint.overlay import make_tokenizer_plan, write_overlay
 from vllm_kprune.checkpoint.verify import LawResult, verify_overlay
 from vllm_kprune.cli.console import output_console, say_error, steps, write_json
-from vllm_kprune.cli.options import JsonOption, TextOption
+from vllm_kprune.cli.options import BaseOptions, JsonOptions, TextOptions
+from vllm_kprune.cli.typer_options import with_options
 from vllm_kprune.errors import KPruneError
+from vllm_kprune.options import REQUIRED, option
 from vllm_kprune.profile import load_profile
 from vllm_kprune.vocabulary.evidence import read_corpus
 
 __all__ = ["keep_if_lawful", "register", "show_law"]
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Options(JsonOptions, BaseOptions):
+    profile: str | None = option(
+        None,
+        "FOLDER is not pruned yet: check what this profile would make of its tokenizer.",
+    )
+    corpus: tuple[Path, ...] = option(
+        (), "The corpora that it was built with, to repeat the selection as well."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Subject(TextOptions):
+    folder: Path = option(
+        REQUIRED, "Folder made by `kprune build`, `export` or `tokenizer`.", positional=True
+    )
+
+
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("verify")(_run)
+    app.command("verify")(with_options(_run, _Subject, _Options))
 
 
-def _run(
-    folder: Annotated[
-        Path, typer.Argument(help="Folder made by `kprune build`, `export` or `tokenizer`.")
-    ],
-    text: TextOption = [],  # noqa: B006 - Typer copies it
-    profile: Annotated[
-        str | None,
-        typer.Option(
-            "--profile",
-            help="FOLDER is not pruned yet: check what this profile would make of its tokenizer.",
-        ),
-    ] = None,
-    corpus: Annotated[
-        list[Path],
-        typer.Option(
-            "--corpus", help="The corpora it was built with, to repeat the selection as well."
-        ),
-    ] = [],  # noqa: B006 - Typer copies it
-    base: Annotated[
-        Path | None, typer.Option("--base", help="Base model's folder, if it was moved.")
-    ] = None,
-    json_to: JsonOption = None,
-) -> None:
+def _run(subject: _Subject, options: _Options) -> None:
     """Check that a pruned model's tokenizer keeps its promises, on your own text.
 
-    Laws 1 (text whose tokens are kept is encoded as before), 2 (nothing is lost), 3 (no dead rows),
-    5 (building again gives the same files) and 6 (every id is mapped); of a folder made by
-    `kprune export` also that its weights are the base's, bit for bit. Exit code 1, and the first
-    counter-example, if one does not hold. Without --text the languages' word lists are used.
+    It checks laws 1 (text whose tokens are kept is encoded as before), 2 (nothing is lost), 3 (no
+    dead rows), 5 (building again gives the same files) and 6 (every id is mapped). For a folder
+    made by `kprune export` it also checks that the weights are the base's, bit for bit. If a law is
+    broken, it shows the first counter-example and exits with 1. Without --text, the languages' word
+    lists are used.
     """
-    for path in text:
+    for path in subject.text:
         if not path.is_file():
             raise KPruneError(f"text {path} does not exist or is not a file")
-    lines = itertools.chain.from_iterable(map(read_corpus, text)) if text else None
-    with steps() as progress, _pruned(folder, profile, corpus, base, progress) as pruned:
-        results = verify_overlay(pruned, lines, corpora=corpus, base=base, progress=progress)
-    if json_to:
-        write_json([{**asdict(result), "holds": result.holds} for result in results], json_to)
-    if json_to != "-":
+    lines = itertools.chain.from_iterable(map(read_corpus, subject.text)) if subject.text else None
+    with steps() as progress, _pruned(subject.folder, options, progress) as pruned:
+        results = verify_overlay(
+            pruned, lines, corpora=options.corpus, base=options.base, progress=progress
+        )
+    if options.json_to:
+        laws = [{**asdict(result), "holds": result.holds} for result in results]
+        write_json(laws, options.json_to)
+    if options.json_to != "-":
         for result in results:
             show_law(result)
     if not all(result.holds for result in results):
@@ -80,37 +81,36 @@ def keep_if_lawful(
     base: Path | None = None,
     progress: Callable[[str, float], None],
 ) -> None:
-    """Check a folder that is being made; if a law is broken, say which and exit with 1."""
+    """Check a folder that is being made. If a law is broken, say which, and exit with 1."""
     results = verify_overlay(folder, corpora=corpora, base=base, progress=progress)
     if broken := [result for result in results if not result.holds]:
         for result in broken:
             show_law(result)
-        say_error("it breaks a law: nothing was kept (without --verify it is); please report this")
+        say_error(
+            "a law is broken, so nothing was kept (without --verify it is); please report this"
+        )
         raise typer.Exit(1)
 
 
 @contextmanager
 def _pruned(
-    folder: Path,
-    profile: str | None,
-    corpora: list[Path],
-    base: Path | None,
-    progress: Callable[[str, float], None],
+    folder: Path, options: _Options, progress: Callable[[str, float], None]
 ) -> Iterator[Path]:
     """The pruned folder to check: `folder` itself, or its tokenizer pruned for a profile."""
-    if profile is None:
-        if not is_overlay(folder) and not is_export(folder):
+    is_pruned = is_overlay(folder) or is_export(folder)
+    if options.profile is None:
+        if not is_pruned:
             raise KPruneError(
                 f"{folder} has no {MANIFEST_NAME}: give a folder made by `kprune build` or "
                 "`kprune tokenizer`, or --profile NAME to check what it would make of this one"
             )
         yield folder
         return
-    if is_overlay(folder) or is_export(folder) or base is not None:
+    if is_pruned or options.base is not None:
         raise KPruneError("--profile is for a folder that is not pruned yet, without --base")
-    wanted = load_profile(profile)
+    wanted = load_profile(options.profile)
     with tempfile.TemporaryDirectory() as scratch:
-        plan = make_tokenizer_plan(str(folder), wanted, corpora=corpora, progress=progress)
+        plan = make_tokenizer_plan(str(folder), wanted, corpora=options.corpus, progress=progress)
         write_overlay(plan, Path(scratch), progress)
         yield Path(scratch)
 
