@@ -63,6 +63,7 @@ def with_options(function: Callable[..., Any], *tables: type | Given) -> Callabl
         made_of = zip(tables, given, strict=True)
         return function(*(table(**values) for table, values in made_of), **values)
 
+    command.options = tuple(one for _, one in named.values())  # type: ignore[attr-defined]
     command.__doc__ = function.__doc__
     command.__signature__ = inspect.Signature([*made, *own])  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in (*made, *own)}
@@ -110,7 +111,8 @@ def _declaration(option: Option) -> Any:
         "rich_help_panel": option.group,
         "metavar": _metavar(option),
     }
-    if option.kind in (int, float) and not option.words:
+    # Typer knows no exclusive bound; `check_option` does.
+    if option.kind in (int, float) and not option.words and option.above is None:
         rules |= {"min": option.least, "max": option.most}
     if option.existing:
         folder = option.existing == "folder"
