@@ -384,7 +384,7 @@ def edit_config(folder: Path, target: Path, **changes: object) -> Path:
         ({"num_key_value_heads": 3}, "4 heads, 3 key-value heads"),
         ({"attention_bias": True}, "q_proj.bias is missing"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 2}}, "of type 'yarn'"),
-        ({"rope_parameters": {"rope_type": "linear"}}, "'linear' without its 'factor'"),
+        ({"rope_parameters": {"rope_type": "linear"}}, "'linear' has no 'factor'"),
     ],
 )
 def test_a_config_that_cannot_be_followed_is_refused(
