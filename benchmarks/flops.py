@@ -1,9 +1,9 @@
 """How many floating-point operations prefill and ranking take, from a model's config.json alone.
 
-Only matrix products are counted, a multiplication with its addition as 2: norms, softmax, rotation
-and activations are a few hundredths of the rest at most. Prefill computes
-logits of the last token only, as vLLM does, and attention of the pairs that the mask leaves (a
-kernel that fills whole blocks does somewhat more). Dense models with a gated MLP; no experts.
+Only matrix products are counted, and a multiplication with its addition counts as 2. Norms,
+softmax, rotation and activations add a few percent at most. Prefill computes the logits of the last
+token only, as vLLM does, and attention for the pairs that the mask allows; a kernel that works on
+whole blocks does somewhat more. Covers dense models with a gated MLP, not mixtures of experts.
 """
 
 from dataclasses import dataclass
@@ -18,8 +18,9 @@ _GATED = ("cohere", "cohere2", "gemma2", "gemma3_text", "llama", "mistral", "qwe
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes of a decoder. `windows`: for each layer how far a token looks back, None: to the
-    first token. `queries` and `keys` are heads x head dimension.
+    """The sizes of a decoder. `queries` and `keys` are heads x head dimension.
+
+    `windows` says, for each layer, how many tokens a token looks back; None means to the first.
     """
 
     hidden: int

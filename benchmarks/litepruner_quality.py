@@ -4,15 +4,15 @@ KPRUNE_DATA=FOLDER .venv/bin/python benchmarks/litepruner_quality.py TARGET --ta
     --task xquad-zh --task kobest --scorer rarity/word --scorer attention@RANKER --items 60
 
 Every passage is pruned to `--keep` of its tokens *as the target counts them*, so that all scorers
-spend the same, and the target reads: <bos>, the pruned passage, then a question that is whole.
-Figures are nats per token of the gold answer (mean over its tokens), and differences to random
-dropping of tokens (mean of `--seeds` random choices) with 95 % intervals of a paired bootstrap over
+have the same budget. The target reads <bos>, the pruned passage, and the whole question. Results
+are nats per token of the gold answer (mean over its tokens), and differences from random dropping
+of tokens (mean of `--seeds` random choices), with 95 % intervals from a paired bootstrap over
 passages. Tasks: `xquad-LANGUAGE` (question and gold answer), `kobest` (BoolQ: log-probability of
-the gold answer against the other, and accuracy), `kobest-question` (the question itself: what of
-the passage is left to expect it), `continued-LANGUAGE` (the end of a passage whose beginning was
-pruned). A scorer is written NAME[/word][@RANKER_FOLDER]; the ranker is the target's folder if not
-given. `--skip` leaves out the passages that choices were made on. Answers are cached under
-`--cache`: a run that was stopped resumes.
+the gold answer against the other, and accuracy), `kobest-question` (the likelihood of the question
+itself after the passage), `continued-LANGUAGE` (the end of a passage whose beginning was pruned). A
+scorer is written NAME[/word][@RANKER_FOLDER]; without a folder, the target ranks. `--skip` leaves
+out the passages that were used to choose constants. Answers are cached under `--cache`, so an
+interrupted run resumes.
 """
 
 import argparse
@@ -47,7 +47,7 @@ Candidates = dict[str, Callable[[Path], Scorer]]
 
 @dataclass(frozen=True)
 class Item:
-    """A passage, questions on it with the gold answer first, and the question for rankers."""
+    """A passage, its questions with the gold answer first, and the questions for rankers."""
 
     passage: str
     probes: tuple[tuple[Probe, ...], ...]
@@ -70,14 +70,14 @@ def xquad(data: Path, language: str) -> Iterator[Item]:
 
 
 def _paragraphs(articles: Sequence[dict]) -> Iterator[dict]:
-    """One paragraph of every article, then the second of every one: few items are still various."""
+    """The first paragraph of every article, then the second of every one: few items still vary."""
     longest = max(len(article["paragraphs"]) for article in articles)
     for n in range(longest):
         yield from (a["paragraphs"][n] for a in articles if n < len(a["paragraphs"]))
 
 
 def kobest(data: Path, question: bool = False) -> Iterator[Item]:
-    """Korean passages with a yes/no question; of several questions on a passage the first."""
+    """Korean passages with a yes/no question, the first if a passage has several."""
     ask, answer = _LABELS["ko"]
     seen = set()
     with (data / "kobest-dev" / "boolq_first400.tsv").open(encoding="utf-8") as stream:
@@ -96,7 +96,7 @@ def kobest(data: Path, question: bool = False) -> Iterator[Item]:
 
 
 def continued(items: Iterator[Item]) -> Iterator[Item]:
-    """Passages cut at the end of a sentence; the rest, up to 200 characters, is to be expected."""
+    """Passages cut at the end of a sentence. The answer is the rest, up to 200 characters."""
     for item in items:
         text = item.passage
         ends = [m.end() for m in _END.finditer(text) if 0.4 < m.start() / len(text) < 0.8]
@@ -116,7 +116,7 @@ def items_of(
     longest: int = 400,
     skip: int = 0,
 ) -> list[Item]:
-    """Of a task's passages of 60 to `longest` tokens of the target, `most` after `skip`."""
+    """At most `most` passages of a task, after `skip`, with 60 to `longest` target tokens."""
     name, _, detail = task.partition("-")
     if name == "xquad":
         found = xquad(data, detail)
@@ -132,7 +132,7 @@ def items_of(
 
 @dataclass(frozen=True)
 class Method:
-    """A scorer on a ranker, and what is dropped as a whole."""
+    """A scorer on a ranker, and the unit that is kept or dropped as a whole."""
 
     label: str
     pruner: TextPruner

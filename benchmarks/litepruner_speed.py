@@ -4,13 +4,14 @@
     [--threads N] [--scaling] [--json FILE]
 
 "Naive" is algorithm 1 of LitePruner on the same model: embedding, norm and the whole first
-attention layer in transformers with `output_attentions`, no mask, the float32 matrix [heads, n, n],
-its mean. Ours and naive take turns in one process; a ratio is that of one round. CPU seconds are
-given beside wall time, as they are steadier where other programs run. Peak memory is that of a
-process of its own: the highest resident size while ranking minus the size before (the pages of the
-mapped embedding, which belong to the file, were touched by then). `--scaling` also
-ranks 1k to 32k tokens, exactly and with a window of 2,048. Text: XQuAD of $KPRUNE_DATA, or made-up
-ids. Default model: Gemma-3 270M (`kprune demo-model`). Run it on an idle machine.
+attention layer in transformers with `output_attentions`, without a mask, and the mean of the
+float32 matrix [heads, n, n]. Ours and naive take turns in one process, and a ratio is that of one
+round. CPU seconds are printed beside wall time, because they vary less when other programs run.
+Peak memory is measured in a process of its own: the highest resident size while ranking minus the
+size before, when the pages of the mapped embedding, which belong to the file, are already loaded.
+`--scaling` also ranks 1k to 32k tokens, exactly and with a window of 2,048. The text is XQuAD from
+$KPRUNE_DATA, or made-up ids. The default model is Gemma-3 270M (`kprune demo-model`). Run it on an
+idle machine.
 """
 
 import argparse
@@ -38,7 +39,7 @@ Rank = Callable[[], Any]
 
 
 def token_ids(ranker: FirstLayer, count: int) -> list[int]:
-    """Real text if there is some, else ids that repeat as words do (Zipf)."""
+    """Ids of real text if there is any, otherwise ids that repeat as words do (Zipf)."""
     data = os.environ.get("KPRUNE_DATA")
     if not data:
         return (np.random.default_rng(0).zipf(1.3, count) % ranker.rows).tolist()

@@ -3,12 +3,12 @@
 .venv/bin/python benchmarks/litepruner_ttft.py [MODEL] [--tokens 512 2048 8192] [--keep 0.7]
     [--scorers rarity attention] [--rounds 9] [--window N] [--threads N] [--json FILE]
 
-MODEL is the reference model by default, and ranks for itself. A round sends, for each length, a
-prompt that was never sent before, whole and pruned by each scorer, in turns that change from round
-to round; neither vLLM's prefix cache nor the pruner's can help. A figure is the time from sending a
-streamed request to its first token; ratios are taken within a round. Text is XQuAD's English if
-KPRUNE_DATA names the data, else made of random words. Run it on an idle machine, and name the
-machine, and what else ran, with the figures.
+MODEL is the reference model by default, and is its own ranker. For each length, a round sends a
+prompt that was never sent before, whole and pruned by each scorer, in an order that changes from
+round to round, so neither vLLM's prefix cache nor the pruner's can help. A result is the time from
+sending a streamed request to its first token, and ratios are taken within a round. The text is
+XQuAD's English if KPRUNE_DATA names the data, otherwise random words. Run it on an idle machine,
+and publish the machine, and what else ran, with the results.
 """
 
 import argparse

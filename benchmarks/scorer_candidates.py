@@ -1,6 +1,7 @@
-"""Scores that were tried for input pruning; for `litepruner_quality.py --candidates`.
+"""Scorers that were tried for input pruning, for `litepruner_quality.py --candidates`.
 
-What earned it is in `vllm_kprune/prompt`; the rest is here so that the table can be made again.
+The ones that proved useful are in `vllm_kprune/prompt`. The others are kept here, so that the table
+can be reproduced.
 """
 
 import itertools
@@ -21,7 +22,7 @@ Score = Callable[[Tokens, str | None], Floats]
 
 
 class Candidate:
-    """A function of tokens and question as a scorer."""
+    """Makes a scorer of a function of tokens and question."""
 
     def __init__(self, name: str, score: Score, conditioned: bool = False) -> None:
         self.name, self._score, self.uses_query = name, score, conditioned
@@ -34,7 +35,7 @@ class Candidate:
 
 
 def plain(score: Callable[[Tokens], Floats]) -> Callable[[str], Callable[[Path], Scorer]]:
-    """A candidate that reads nothing of the folder."""
+    """A candidate that reads nothing from the folder."""
     return lambda name: lambda folder: Candidate(name, lambda tokens, query: score(tokens))
 
 
@@ -57,12 +58,12 @@ def jitter(tokens: Tokens, width: float) -> Floats:
 
 
 def vocabulary_rank(folder: Path) -> Scorer:
-    """Ids as they are: the first measurement's `rarity`."""
+    """The token ids themselves, which the first measurement called `rarity`."""
     return Candidate("rank", lambda tokens, query: np.array(tokens.ids, dtype=float))
 
 
 def merge_rank(folder: Path) -> Scorer:
-    """Rank of the merge that makes a token; of a character, the first merge that it is part of."""
+    """The rank of the merge that makes a token; for a character, of the first merge it is in."""
     model = json.loads((folder / "tokenizer.json").read_text())["model"]
     merges = [m.split(" ") if isinstance(m, str) else m for m in model["merges"]]
     vocab = model["vocab"]
@@ -83,7 +84,7 @@ def merge_rank(folder: Path) -> Scorer:
 
 
 def embedding_norm(sign: float) -> Callable[[Path], Scorer]:
-    """Length of the ranker's embedding."""
+    """The length of a token's embedding in the ranker."""
 
     def make(folder: Path) -> Scorer:
         from safetensors import safe_open
@@ -113,10 +114,10 @@ def changed(
 ) -> Callable[[Tokens], Floats]:
     """Self-information of words, with variations.
 
-    `mark`, `blank`, `end` (of sentences): nats of these. `repeat`: share of log(1 + mentions
-    before) taken off. `near`: share of the neighbours' mean. `capital`: nats for a capital inside a
-    sentence. `tie`: nats of noise. `most`: nats at most. `density`: share of log(tokens of the
-    word) taken off.
+    `mark`, `blank` and `end` (of a sentence) are the nats of these. `repeat` is the share of log(1
+    + earlier mentions) that is subtracted. `near` is the share of the neighbours' mean. `capital`
+    is added for a capital inside a sentence. `tie` is the noise, in nats, and `most` the largest
+    score. `density` is the share of log(tokens of the word) that is subtracted.
     """
 
     def score(tokens: Tokens) -> Floats:

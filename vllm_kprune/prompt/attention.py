@@ -113,26 +113,19 @@ def received(
 ) -> torch.Tensor:
     """Mean over `heads` and `queries` of the attention that each token receives: float32 [n].
 
-    Source: LitePruner, section 2, IS(x_i) = avg([h, n_q, i]). With grouped-query attention, a
-    key-value head serves several query heads, which share its rotated keys.
+    Source: LitePruner, section 2, IS(x_i) = avg([h, n_q, i]).
 
     Raises:
         Cancelled: `cancelled`, asked before each block, was true.
     """
-    length, group = len(prompt.places), len(prompt.queries) // len(prompt.keys)
+    length = len(prompt.places)
     sums = torch.zeros(length)
     if not queries:
         return sums
     rounded = precision == "int8" and length >= _ROUNDED_FROM
     products = Int8Products(centred=softcap is None) if rounded else ExactProducts()
     logits = _Logits(products, softcap)
-    for kv_head in range(len(prompt.keys)):
-        members = [head for head in heads if head // group == kv_head]
-        if not members:
-            continue
-        keys = prompt.rotated(prompt.keys[kv_head : kv_head + 1], 0, length)[0]
-        whole = slice(kv_head * group, (kv_head + 1) * group)  # a slice is not copied; a list is
-        table = prompt.queries[whole] if len(members) == group else prompt.queries[members]
+    for keys, table in _head_groups(prompt, heads):
         for start in range(queries.start, queries.stop, block):
             if cancelled is not None and cancelled():
                 raise Cancelled
@@ -146,6 +139,23 @@ def received(
             for powers, totals in logits.powers(asking.shape[:2], last - first, hidden):
                 sums[first:last].addmv_(powers.T, totals.reciprocal_())
     return sums.div_(len(heads) * len(queries))
+
+
+def _head_groups(
+    prompt: Projections, heads: Sequence[int]
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """For each key-value head in use, its rotated keys [n, dim] and the table of its query heads.
+
+    With grouped-query attention, several query heads share a key-value head.
+    """
+    group = len(prompt.queries) // len(prompt.keys)
+    for kv_head in range(len(prompt.keys)):
+        members = [head for head in heads if head // group == kv_head]
+        if not members:
+            continue
+        keys = prompt.rotated(prompt.keys[kv_head : kv_head + 1], 0, len(prompt.places))[0]
+        whole = slice(kv_head * group, (kv_head + 1) * group)  # a slice is not copied; a list is
+        yield keys, prompt.queries[whole] if len(members) == group else prompt.queries[members]
 
 
 class _Logits:
