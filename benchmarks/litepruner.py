@@ -56,7 +56,7 @@ from vllm_kprune.prompt.scorers import SCORERS
 from vllm_kprune.prompt.tokens import load_tokenizer
 
 RATES = (0.9, 0.8, 0.7)
-WITHOUT_SPACES = {"zh": "zh", "th": "char"}  # how sacrebleu is to cut
+WITHOUT_SPACES = {"zh": "zh", "th": "char"}  # sacrebleu's tokenizer
 LENGTHS = (128, 512, 2048, 8192, 32768)
 SAMPLES = {
     "en": (
@@ -120,7 +120,7 @@ def flops(ranker: Path, target: Path, lengths: Sequence[int]) -> Rows:
 
 
 def dropping(folder: Path, target: Path, prompts: Sequence[str]) -> Rows:
-    """Tokens left of a prompt on average, and the mean share of the target's FLOPs saved."""
+    """Mean number of tokens left of a prompt, and mean share of the target's FLOPs saved."""
     tokenizer, shape = load_tokenizer(folder), load_shape(str(target))
     rng = np.random.default_rng(0)
     rows = []
@@ -163,7 +163,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--causal", action="store_true", help="similarity under the causal mask")
     parser.add_argument("--scorer", choices=SCORERS, default="attention", help="for bleu")
     parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS, help="for flops")
-    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--json", type=Path, help="write the results here")
     options = parser.parse_args()
     if options.other is None and options.what != "similarity":
         parser.error(f"{options.what} needs two models")
@@ -183,7 +183,7 @@ def measure(options: argparse.Namespace, language: str, prompts: Sequence[str]) 
 
 
 def main() -> None:
-    """Print the tables, write the figures."""
+    """Print the tables and write the results."""
     options = parse()
     models = " and ".join(p.name for p in (options.ranker, options.other) if p)
     how = [name for name in ("causal", "without_bos") if getattr(options, name)]

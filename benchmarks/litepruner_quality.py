@@ -1,4 +1,4 @@
-"""Which score decides best what to drop: likelihood of answers given pruned passages.
+"""Which scorer prunes best, by the likelihood of answers after pruned passages.
 
 KPRUNE_DATA=FOLDER .venv/bin/python benchmarks/litepruner_quality.py TARGET --task xquad-en \
     --task xquad-zh --task kobest --scorer rarity/word --scorer attention@RANKER --items 60
@@ -140,13 +140,13 @@ class Method:
     conditioned: bool
 
     def prune(self, text: str, keep: float, query: str, count: Callable[[str], int]) -> str:
-        """The text that is left within `keep` of the target's tokens."""
+        """What is left of the text within `keep` of the target's tokens."""
         options = PruneOptions(target_tokens=round(keep * count(text)), unit=self.unit)
         return self.pruner.prune(text, options, query=query or None, count=count).text
 
 
 def make_method(spec: str, default_ranker: Path, candidates: Candidates, seed: int = 0) -> Method:
-    """Read NAME[/word][@RANKER]; candidates are scorers that are tried and not shipped."""
+    """Read NAME[/word][@RANKER]; candidates are scorers that were tried but not shipped."""
     spec, _, ranker = spec.partition("@")
     name, _, unit = spec.partition("/")
     folder = Path(ranker).expanduser() if ranker else default_ranker
@@ -169,7 +169,7 @@ def _tokenizer(folder: Path):
 def variants_of(
     item: Item, method: Method, keep: float, count: Callable[[str], int]
 ) -> list[Variant]:
-    """What the target reads: one passage for all questions, or one for each."""
+    """What the target reads: one passage for all questions, or one per question."""
     if keep >= 1 or not method.conditioned:
         text = item.passage if keep >= 1 else method.prune(item.passage, keep, "", count)
         return [Variant(text, probes) for probes in item.probes]
@@ -178,7 +178,7 @@ def variants_of(
 
 
 def merged(variants: Sequence[Variant]) -> list[Variant]:
-    """Variants with the same passage as one."""
+    """Merge variants with the same passage."""
     by_text: dict[str, dict[Probe, None]] = {}
     for variant in variants:
         by_text.setdefault(variant.passage, {}).update(dict.fromkeys(variant.probes))
@@ -207,7 +207,7 @@ class Study:
         self.done = 0
 
     def run(self, methods: Sequence[tuple[str, list[Method]]], deadline: float, name: str) -> None:
-        """Methods of one label (random ones) are averaged. Stops at the deadline."""
+        """Average methods with the same label, the random ones. Stops at the deadline."""
         started = time.perf_counter()
         for item in self.items:
             if time.time() > deadline:
@@ -261,7 +261,7 @@ def bootstrap(differences: Sequence[npt.NDArray[np.float64]], times: int = 4000)
 
 
 def show(task: str, study: Study, labels: Sequence[str], against: Sequence[str]) -> list[dict]:
-    """Print a task's table and give its rows."""
+    """Print the table of a task and return its rows."""
     whole = np.concatenate(study.values["whole", 1.0]).mean(axis=0)
     questions = sum(len(v) for v in study.values["whole", 1.0])
     passages, questions = study.done, sum(map(len, study.values["whole", 1.0]))
@@ -287,7 +287,7 @@ def show(task: str, study: Study, labels: Sequence[str], against: Sequence[str])
 
 
 def load_candidates(path: Path | None) -> Candidates:
-    """`CANDIDATES` of a Python file: name to a function that makes a scorer of a folder."""
+    """`CANDIDATES` of a Python file: functions that make a scorer from a folder, by name."""
     if path is None:
         return {}
     sys.path.insert(0, str(path.resolve().parent))
@@ -295,7 +295,7 @@ def load_candidates(path: Path | None) -> Candidates:
 
 
 def main() -> None:
-    """Run the tasks, print their tables, write the figures."""
+    """Run the tasks, print their tables and write the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("target", type=Path)
     parser.add_argument("--task", action="append", required=True)
@@ -304,14 +304,14 @@ def main() -> None:
     parser.add_argument("--keep", type=float, action="append")
     parser.add_argument("--against", action="append", help="baselines among the scorers")
     parser.add_argument("--items", type=int, default=60)
-    parser.add_argument("--skip", type=int, default=0, help="passages to leave out first")
+    parser.add_argument("--skip", type=int, default=0, help="the number of passages to skip")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--minutes", type=float, default=1e9, help="stop after this time")
-    parser.add_argument("--longest", type=int, default=400, help="tokens of a passage, at most")
+    parser.add_argument("--longest", type=int, default=400, help="the most tokens of a passage")
     parser.add_argument("--pack-tokens", type=int, default=450)
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--cache", type=Path, default=Path("quality-cache.jsonl"))
-    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--json", type=Path, help="write the results here")
     options = parser.parse_args()
     data = Path(os.environ.get("KPRUNE_DATA") or sys.exit("set KPRUNE_DATA to the data's folder"))
     target = Target(

@@ -85,7 +85,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def race(folder: Path, tokens: int, rounds: int) -> dict[str, Any]:
-    """Each round times naive and ours in turn."""
+    """Time naive and ours in turn, round by round."""
     naive = naive_layer(folder)
     rankers = {name: FirstLayer.from_pretrained(folder, precision=name) for name in PRECISIONS}
     ids = token_ids(rankers["float32"], tokens)
@@ -106,20 +106,20 @@ def race(folder: Path, tokens: int, rounds: int) -> dict[str, Any]:
 
 
 def swapped(scores: np.ndarray, expected: np.ndarray, keep: float) -> int:
-    """Tokens that are dropped at `keep` by one ranking and not by the other."""
+    """The number of tokens that, at `keep`, one ranking drops and the other keeps."""
     count = len(scores) - round(keep * len(scores))
     ours, theirs = (set(np.argsort(s, kind="stable")[:count].tolist()) for s in (scores, expected))
     return len(ours - theirs)
 
 
 def peak_memory(folder: Path, which: str, tokens: int) -> float:
-    """MiB that ranking takes at most, measured here: this process does nothing else."""
+    """Peak MiB of ranking, measured in this process, which does nothing else."""
     ranker = FirstLayer.from_pretrained(folder, precision="int8" if which == "int8" else "float32")
     ids = token_ids(ranker, tokens)
     rank = naive_layer(folder) if which == "naive" else lambda ids: ranker.received_attention([ids])
     for start in range(0, len(ids), 128):  # pages of the mapped embedding belong to the file
         rank(ids[start : start + 128])
-    ctypes.CDLL(None).malloc_trim(0)  # or freed memory of the loading would hide what is taken
+    ctypes.CDLL(None).malloc_trim(0)  # memory freed after loading would hide what ranking takes
     before = status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     rank(ids)
@@ -127,7 +127,7 @@ def peak_memory(folder: Path, which: str, tokens: int) -> float:
 
 
 def status(name: str) -> int:
-    """KiB of a line of /proc/self/status."""
+    """The KiB in a line of /proc/self/status."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(name))
 

@@ -58,15 +58,15 @@ class Target:
         self._known = dict(_read(cache))
 
     def count(self, text: str) -> int:
-        """Tokens of a text, without <bos>."""
+        """The tokens of a text, without <bos>."""
         return len(self._ids(text))
 
     def known(self, passage: str, probe: Probe) -> tuple[float, int] | None:
-        """Sum of the answer's log-probabilities in nats and its tokens, if they were computed."""
+        """Sum of the answer's log-probabilities in nats, and its number of tokens, if known."""
         return self._known.get(self._key(passage, probe))
 
     def compute(self, variants: Sequence[Variant]) -> int:
-        """Compute what is not known of the variants; gives the number of tokens run."""
+        """Compute what is not known of the variants; returns the number of tokens run."""
         missing = [
             Variant(v.passage, probes)
             for v in variants
@@ -118,7 +118,7 @@ class Target:
 
     @torch.inference_mode()
     def _likelihoods(self, nodes: Sequence[_Node]) -> list[tuple[float, int]]:
-        """Per node with an answer: sum of log-probabilities and number of the answer's tokens."""
+        """For each node with an answer: the sum of its log-probabilities and its token count."""
         ids = torch.tensor([i for node in nodes for i in node.ids])
         mask, positions = _mask(nodes)
         hidden = self.model.model(
@@ -159,7 +159,7 @@ def _mask(nodes: Sequence[_Node]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _answers(nodes: Sequence[_Node]) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
-    """Rows that predict the answers' tokens, those tokens, and how many belong to each answer."""
+    """The rows that predict answer tokens, those tokens, and the token count of each answer."""
     rows, targets, sizes = [], [], []
     at = 0
     for node in nodes:

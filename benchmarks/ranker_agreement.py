@@ -103,7 +103,7 @@ def _means(rows: Sequence[dict[str, float]]) -> dict[str, float]:
 def bleu(
     folders: Sequence[Path], prompts: Sequence[str], rates: Sequence[float], scorer: str, cut: str
 ) -> Rows:
-    """Mean sentence BLEU of what the second of two rankers keeps against what the first does.
+    """Mean sentence BLEU of the text that the second ranker keeps against that of the first.
 
     `cut` is sacrebleu's tokenizer: "13a" where words have spaces, else "zh" or "char".
     """

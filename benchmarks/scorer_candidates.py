@@ -45,12 +45,12 @@ def asking(score: Score) -> Callable[[str], Callable[[Path], Scorer]]:
 
 
 def ranks(values: Floats) -> Floats:
-    """Values replaced by their place in order, from 0 to 1."""
+    """Values replaced by their rank, from 0 to 1."""
     return values.argsort(kind="stable").argsort(kind="stable") / max(len(values) - 1, 1)
 
 
 def jitter(tokens: Tokens, width: float) -> Floats:
-    """Something small that breaks ties all over the text."""
+    """Small values that break ties evenly over the text."""
     return width * np.random.default_rng(len(tokens.ids)).random(len(tokens.ids))
 
 
@@ -139,7 +139,7 @@ def changed(
             nats -= density * np.log(np.maximum(sizes, 1))
         table = np.append(nats, 5.0 if blank is None else blank)
         values = np.maximum(table[first], table[last])
-        if blank is None:  # as the token that follows
+        if blank is None:  # the same as the next token
             for at in np.flatnonzero(first < 0)[::-1]:
                 values[at] = values[at + 1] if at + 1 < len(values) else 5.0
         if near:
@@ -151,7 +151,7 @@ def changed(
 
 
 def keys_of(words: Words, text: str) -> list[str]:
-    """What the words are in lower case."""
+    """The words in lower case."""
     return [text[a:b].lower() for a, b in zip(words.starts, words.ends, strict=True)]
 
 
@@ -175,7 +175,7 @@ _SENTENCE = regex.compile(r"(?<=[.!?।]\s)|(?<=[。！？\n])")
 
 
 def sentence_relevance(tokens: Tokens, query: str, spread: float) -> Floats:
-    """[tokens] share, 0 to 1, of the question's information that the token's sentence holds."""
+    """[tokens] share of the question's information, 0 to 1, that is in the token's sentence."""
     asked: dict[str, float] = {}
     words = find_words(query)
     for key, nats in zip(keys_of(words, query), words.nats, strict=True):
@@ -213,7 +213,7 @@ def attention_with(combine: Callable[[Floats, Tokens], Floats]) -> Callable[[Pat
 
 
 def residual(values: Floats, tokens: Tokens) -> Floats:
-    """What a line through word information does not explain; the first token is a sink."""
+    """The residual of a linear fit to word information; the first token is a sink."""
     nats = changed()(tokens)
     design = np.stack([np.ones_like(nats), nats, nats**2, np.arange(len(nats)) == 0], axis=1)
     return values - design @ np.linalg.lstsq(design, values, rcond=None)[0]
