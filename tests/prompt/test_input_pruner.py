@@ -122,10 +122,10 @@ def test_options_have_the_names_that_requests_use() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"keep": 2}, "expected the share of tokens to keep"),
+        ({"keep": 2}, "keep: got 2, expected"),
         ({"kep": 0.5}, "did you mean 'keep'"),
         ({"keep": 0.5, "target_tokens": 5}, "give one of them"),
-        ({"scorer": "best"}, "expected one of rarity"),
+        ({"scorer": "best"}, "scorer: got .best., expected"),
     ],
 )
 def test_wrong_options_are_explained(options: Any, message: str) -> None:
