@@ -59,7 +59,8 @@ def sentence_relevance(tokens: Tokens, query: str) -> npt.NDArray[np.float64]:
     stems = _stems(words, tokens.text)
     held = np.zeros(len(ends) + 1)
     for n, (start, end) in enumerate(itertools.pairwise([0, *first_words, len(stems)])):
-        held[n] = sum(asked.get(stem, 0.0) for stem in set(stems[start:end]))
+        # Not a set: its order, and so the rounding of the sum, differs between processes.
+        held[n] = sum(asked.get(stem, 0.0) for stem in dict.fromkeys(stems[start:end]))
     beside = np.pad(held, 1)
     held = np.maximum(held, _BESIDE * np.maximum(beside[:-2], beside[2:]))
     lasts = np.array([max(begin, end - 1) for begin, end in tokens.offsets])
