@@ -103,5 +103,5 @@ def test_what_cannot_be_measured_is_assumed_and_logged(
     assumed = pruning.min_tokens
     assert asyncio.run(settle(Engine(0, fails=True), pruning)) is None
     assert pruning.min_tokens == assumed
-    assert f"engine is dead): {assumed} tokens are assumed" in caplog.text
+    assert f"engine is dead), so {assumed} tokens are assumed" in caplog.text
     assert logging.WARNING in {record.levelno for record in caplog.records}

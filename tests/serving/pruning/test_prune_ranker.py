@@ -97,7 +97,7 @@ def test_a_tokenizer_that_cannot_be_copied_leaves_the_rankers_counts(
     pruning = make_pruning(renderer(folders["served"], SimpleNamespace(), **options))
     expected = len(byte_fallback_tokenizer().encode(LONG, add_special_tokens=False).ids)
     assert pruning.count(LONG) == expected
-    assert "counted as the ranker's" in caplog.text
+    assert "the ranker's tokenizer counts the tokens of pruned segments instead" in caplog.text
 
 
 def test_an_overlay_ranks_for_itself_unless_its_base_was_moved(
