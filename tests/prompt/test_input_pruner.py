@@ -1,6 +1,7 @@
 """The class that Python users call: prompts, chats, marks and roles, with and without a model."""
 
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,9 @@ from hypothesis import given, settings
 from support.prompt_cases import UNICODE
 
 from vllm_kprune.errors import KPruneError
+from vllm_kprune.prompt.budget import PruneOptions
 from vllm_kprune.prompt.marks import MarkError
-from vllm_kprune.prompt.options import OPTIONS, parse_prune_request
+from vllm_kprune.prompt.options import PruneRequest, parse_prune_request
 from vllm_kprune.prompt.pruner import InputPruner, PruneKeywords
 from vllm_kprune.prompt.scorers import SCORERS
 from vllm_kprune.prompt.text_pruner import TextPruner
@@ -113,16 +115,17 @@ def test_the_last_user_message_is_the_question_unless_one_is_given() -> None:
 
 
 def test_options_have_the_names_that_requests_use() -> None:
-    assert PruneKeywords.__annotations__.keys() == OPTIONS.keys() - {"strict"}
+    names = {field.name for kind in (PruneOptions, PruneRequest) for field in fields(kind)}
+    assert PruneKeywords.__annotations__.keys() == names - {"options", "strict"}
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"keep": 2}, "expected the share of tokens to keep"),
+        ({"keep": 2}, "keep: got 2, expected"),
         ({"kep": 0.5}, "did you mean 'keep'"),
         ({"keep": 0.5, "target_tokens": 5}, "give one of them"),
-        ({"scorer": "best"}, "expected one of rarity"),
+        ({"scorer": "best"}, "scorer: got .best., expected"),
     ],
 )
 def test_wrong_options_are_explained(options: Any, message: str) -> None:

@@ -45,7 +45,7 @@ MARKED_CHAT = [{"role": "user", "content": "<kprune>x</kprune>"}]
 
 
 def escaped(text: str) -> str:
-    """The text so that it has no marks: a backslash before each, and doubled ones before it."""
+    """The text with its marks escaped: a backslash before each, and those before it doubled."""
     out, run = [], 0
     for at, character in enumerate(text):
         if re.match(r"</?kprune(?![\w-])", text[at:]):
@@ -116,7 +116,7 @@ def test_malformed_marks_are_refused(text: str, message: str) -> None:
 
 
 def test_a_text_of_backslashes_or_marks_takes_no_longer() -> None:
-    """A search that began anew at each would take minutes."""
+    """A search that started again at each would take minutes."""
     many = "\\" * 300_000
     assert split_marks(many) == [Segment(many)]
     assert split_marks(many + "<kprune>a</kprune>") == [Segment(many[::2]), Segment("a", True)]

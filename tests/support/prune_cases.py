@@ -54,7 +54,7 @@ def settings_of(**values: Any) -> PrunerSettings:
 
 
 def pruning_of(scorer: Scorer, **values: Any) -> PromptPruning:
-    """What a server with these options would have."""
+    """The pruning of a server with these options."""
     ranker = Ranker("tiny", Path("tiny"), pruner_of(scorer))
     return PromptPruning(settings_of(**values), ranker)
 

@@ -48,10 +48,10 @@ class InputPruner:
     >>> pruner = InputPruner()
     >>> text = "The Rhine rises in the Swiss Alps and it flows into the North Sea after 1230 km."
     >>> pruned = pruner.prune(text, keep=0.6)
-    >>> pruned.text
-    ''
+    >>> pruned.text.strip()
+    'Rhine rises Swiss Alps flows into North Sea after 1230 km'
     >>> pruned.tokens_before, pruned.tokens_after
-    (0, 0)
+    (18, 11)
 
     Give the folder or hub id of the model that will read the prompt, or of another one, to count in
     its tokens and to protect its control tokens:

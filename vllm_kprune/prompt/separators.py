@@ -3,12 +3,18 @@
 Pruning `3, 5 and 8` must leave neither `35` nor `3,58`, and `Row 1` must not become `Row1`. So of
 everything between two kept numbers, at least one separator stays. Between two kept words, a blank
 stays if it is a piece by itself. A number is a run of digits (Unicode's Nd), with single marks
-inside. Some examples, with what the scorer chose in brackets:
+inside.
 
-    [3], [5] and [8]   ->  3 5 8       a blank is the best separator
-    [3],[5]            ->  3,5         3,5 would be one number, but nothing else is between
-    [1]—[2]            ->  1—2         no blank: the first piece that is not a point, comma or colon
-    [Row] of [cats]    ->  Row cats    tokens bring their blank along: nothing to do
+>>> from vllm_kprune.prompt.pieces import cut_pieces
+>>> text = "Row 1—2 of 9"
+>>> pieces = cut_pieces(text, [(0, 3), (3, 4), (4, 5), (5, 6), (6, 7), (7, 10), (10, 12)])
+>>> chosen = np.array([True, False, True, False, True, False, True])
+>>> pieces.join(text, chosen)
+'Row12 9'
+>>> pieces.join(text, Separators(text, pieces).added(chosen))
+'Row 1—2 9'
+
+The blank before 9 is part of its token, so "of" can go.
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""What becomes of one request's texts: segments by themselves, budgets, the cache, the question."""
+"""The job of one request: segments by themselves, budgets, the cache, the question."""
 
 from typing import Any
 

@@ -98,12 +98,12 @@ def test_a_failure_sends_the_prompt_unpruned(
     for _ in range(3):
         assert prune(pruning, keep=0.5) == Prepared(PLAIN)
     assert requests("failed", "error") == before + 3
-    told = [r for r in caplog.records if r.levelno == logging.WARNING]
-    assert len(told) == 1  # of a kind, in a minute
-    assert "no such page" in told[0].getMessage()
+    logged = [r for r in caplog.records if r.levelno == logging.WARNING]
+    assert len(logged) == 1  # one of a kind per minute
+    assert "no such page" in logged[0].getMessage()
 
 
-def test_another_kind_of_failure_is_told_too_and_the_same_after_a_minute(
+def test_another_kind_of_failure_is_logged_too_and_the_same_after_a_minute(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(prune_service.logger, "propagate", True)
@@ -128,7 +128,7 @@ def test_a_strict_request_fails_with_the_kind_of_error_and_no_path(by: str) -> N
     assert not isinstance(error.value, RetryableRequestError)  # HTTP 500
 
 
-def test_a_scorer_that_the_ranker_cannot_have_is_the_clients_mistake_and_tells_no_path(
+def test_a_scorer_that_the_ranker_cannot_have_is_the_clients_mistake_and_reveals_no_path(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(prune_service.logger, "propagate", True)
@@ -200,7 +200,7 @@ def test_malformed_marks_are_the_clients_mistake_in_any_case(keep: Any) -> None:
         assert prune(pruning, whole, marks="off").texts == [whole]
 
 
-def test_a_request_on_a_server_without_pruner_is_told_the_missing_option() -> None:
+def test_a_request_on_a_server_without_pruner_names_the_missing_option() -> None:
     with pytest.raises(KPruneError, match=r"kprune_keep: .* it needs --kprune-input-pruner MODEL"):
         prune(PromptPruning(None), keep=0.5)
 

@@ -47,8 +47,8 @@ class Worker:
         """Return the job's result.
 
         If the caller is cancelled, a waiting job is dropped and a running job is told to give up.
-        Raises `Busy` if the queue is full; after `longest_wait` seconds also, with the same effect
-        on the job.
+        The same happens after `longest_wait` seconds, and `Busy` is raised. Raises `Busy` at once
+        if the queue is full.
         """
         gone = Event()
         future = self._submit(job, gone)
