@@ -14,11 +14,11 @@ from typing import Any
 from vllm_kprune.serving.command import command_wraps, refuse_flags_in_vain
 from vllm_kprune.serving.compat import requests, seams
 from vllm_kprune.serving.compat.engine import endpoint_plugins_allowed, settle_tied_head
-from vllm_kprune.serving.compat.installer import hook, installer
-from vllm_kprune.serving.guard.hooks import hook_guard
-from vllm_kprune.serving.pruning.hooks import hook_pruner
+from vllm_kprune.serving.compat.installer import Wraps, hook, installer
+from vllm_kprune.serving.guard.hooks import guard_wraps
+from vllm_kprune.serving.pruning.hooks import pruner_wraps
 
-__all__ = ["DISABLE", "register"]
+__all__ = ["DISABLE", "all_wraps", "register"]
 
 DISABLE = "VLLM_KPRUNE_DISABLE"
 
@@ -27,21 +27,24 @@ def register() -> None:
     """Entry point `vllm.general_plugins`; may run many times, in any process."""
     if os.environ.get(DISABLE, "0") not in ("", "0"):
         return
-    hook(
-        {
-            **command_wraps(),
-            seams.CREATE_ENGINE_CONFIG: _create_engine_config,
-            seams.CREATE_MODEL_CONFIG: _create_model_config,
-            seams.LOAD_ENDPOINTS: _load_endpoint_plugins,
-        }
-    )
-    hook(requests.at_start(_require_engine_features))
-    hook(requests.check_adapter_requests(_check_adapter))
-    hook(requests.check_adapter_loads(_check_adapter))
+    hook(all_wraps())
     installer.when_usable(seams.LOADER_SEAMS, _register_loader)
-    hook_guard()
-    hook_pruner()
     refuse_flags_in_vain()
+
+
+def all_wraps() -> Wraps:
+    """Everything that kprune puts around functions of vLLM."""
+    return {
+        **command_wraps(),
+        seams.CREATE_ENGINE_CONFIG: _create_engine_config,
+        seams.CREATE_MODEL_CONFIG: _create_model_config,
+        seams.LOAD_ENDPOINTS: _load_endpoint_plugins,
+        **requests.at_start(_require_engine_features),
+        **requests.check_adapter_requests(_check_adapter),
+        **requests.check_adapter_loads(_check_adapter),
+        **guard_wraps(),
+        **pruner_wraps(),
+    }
 
 
 def _register_loader() -> None:

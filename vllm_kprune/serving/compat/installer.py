@@ -27,13 +27,23 @@ Wraps = Mapping[Seam, Around]
 
 
 class Installer:
-    """What was found of each seam so far; one for a process, except in tests."""
+    """What was found of each seam so far; one for a process, except in tests.
 
-    def __init__(self, sources: Callable[[], Sources] = installed_sources) -> None:
+    `sources` opens vLLM's source, `modules` are the imported ones, and `wait` is `when_imported`.
+    """
+
+    def __init__(
+        self,
+        sources: Callable[[], Sources] = installed_sources,
+        modules: Mapping[str, ModuleType] = sys.modules,
+        wait: Callable[[str, Callable[[ModuleType], None]], None] = when_imported,
+    ) -> None:
         self._findings: dict[Seam, Finding] = {}
         self._hooked: set[Seam] = set()
         self._warned: set[Seam] = set()
         self._open_sources = sources
+        self._modules = modules
+        self._wait = wait
         self._sources: Sources | None = None
 
     def hook(self, wraps: Wraps) -> None:
@@ -51,7 +61,7 @@ class Installer:
             return
         self._hooked.add(seam)
         for module in {place.module for place in seam.places}:
-            when_imported(module, action)
+            self._wait(module, action)
 
     def _wrap(self, seam: Seam, around: Around, module: ModuleType) -> None:
         place = next(one for one in seam.places if one.module == module.__name__)
@@ -95,7 +105,7 @@ class Installer:
     def _look_live(self, seam: Seam) -> Finding | None:
         """From imported modules, which is faster; only good news counts."""
         for place in seam.places:
-            if module := sys.modules.get(place.module):
+            if module := self._modules.get(place.module):
                 finding = live_finding(seam, place, module)
                 if finding.problem is None:
                     return finding
@@ -140,6 +150,8 @@ def live_finding(seam: Seam, place: Place, module: ModuleType) -> Finding:
         for name in path[:-1]:
             found = getattr(found, name)
         found = inspect.getattr_static(found, path[-1])
+        if found is getattr(object, path[-1], None):  # an inherited default, no name of vLLM
+            return Finding(seam, place, f"no {place.path}")
         shape = _attributes_of(found) if seam.use is Use.READS else shape_of(found)
     except AttributeError:
         gone = next((name for name in _prefixes(path) if not _has(module, name)), place.path)

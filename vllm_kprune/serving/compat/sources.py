@@ -124,8 +124,8 @@ class Sources:
         if not isinstance(node, ast.ClassDef):
             return Shape()
         attributes = frozenset(self._attributes(found))
-        if init := self._in_class(found, "__init__"):
-            assert isinstance(init.node, ast.FunctionDef)
+        init = self._in_class(found, "__init__")
+        if init and isinstance(init.node, ast.FunctionDef | ast.AsyncFunctionDef):
             shape = _function_shape(init.node)
             return replace(
                 shape,

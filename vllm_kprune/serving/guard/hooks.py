@@ -9,19 +9,21 @@ from collections.abc import Callable
 from typing import Any
 
 from vllm_kprune.serving.compat import requests, seams
-from vllm_kprune.serving.compat.installer import hook
+from vllm_kprune.serving.compat.installer import Wraps
 from vllm_kprune.serving.options import COUNTER_FOLDER, PREFIX
 
-__all__ = ["hook_guard"]
+__all__ = ["guard_wraps"]
 
 
-def hook_guard() -> None:
-    """Hook into the parts of vLLM that are imported already, and into the others later."""
-    hook(requests.check_requests(_check_request))
-    hook(requests.check_beam_searches(_check_beam_search))
-    hook(requests.check_beam_options(_check_beam_options))
-    hook(requests.explain_failures(_explain_failure))
-    hook({seams.REGISTRY: _registry})
+def guard_wraps() -> Wraps:
+    """What the guard puts around vLLM's handling of requests."""
+    return {
+        **requests.check_requests(_check_request),
+        **requests.check_beam_searches(_check_beam_search),
+        **requests.check_beam_options(_check_beam_options),
+        **requests.explain_failures(_explain_failure),
+        seams.REGISTRY: _registry,
+    }
 
 
 def _check_request(config: Any, extra_args: Any) -> None:

@@ -6,15 +6,14 @@ As in `guard.hooks`, nothing heavy is imported before a server or a prompt needs
 from typing import Any
 
 from vllm_kprune.serving.compat import prompts
-from vllm_kprune.serving.compat.installer import hook
+from vllm_kprune.serving.compat.installer import Wraps
 
-__all__ = ["hook_pruner", "pruning_of"]
+__all__ = ["pruner_wraps", "pruning_of"]
 
 
-def hook_pruner() -> None:
-    """Hook into the parts of vLLM that are imported already, and into the others later."""
-    hook(prompts.prune_online(pruning_of))
-    hook(prompts.prune_offline(pruning_of))
+def pruner_wraps() -> Wraps:
+    """What input pruning puts around the ways of prompts through vLLM."""
+    return {**prompts.prune_online(pruning_of), **prompts.prune_offline(pruning_of)}
 
 
 def pruning_of(renderer: Any) -> Any:
