@@ -82,8 +82,8 @@ def declarations() -> dict[str, list[Path]]:
     return found
 
 
-# Other options of the same name: a command may mean another profile or corpus, and the guard another
-# hanja than a vocabulary.
+# Other options of the same name: a command may mean another profile or corpus, and the hanja of the
+# guard are not those of a vocabulary.
 OWN = {"hanja", "profile", "corpus", "languages", "base", "keep", "scorer"}
 
 

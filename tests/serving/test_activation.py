@@ -187,18 +187,18 @@ def test_a_head_that_the_configuration_denies_is_found_in_the_base(
 def test_an_untested_vllm_is_refused_only_when_kprune_is_asked_for(
     tied_model: Path, make_overlay: OverlayMaker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(compat, "vllm_version", lambda: "0.40.1")
+    monkeypatch.setattr(compat.version, "vllm_version", lambda: "0.40.1")
     assert not activate(engine_args(tied_model))
     args = engine_args(make_overlay(tied_model))
-    with pytest.raises(KPruneError, match=r"vLLM >=0\.32,<0\.34 and this is 0\.40\.1"):
+    with pytest.raises(KPruneError, match=r"vLLM >=0\.31,<0\.34 and this is 0\.40\.1"):
         activate(args)
-    monkeypatch.setenv(compat.ALLOW_UNTESTED, "1")
+    monkeypatch.setenv(compat.version.ALLOW_UNTESTED, "1")
     assert activate(args)
 
 
 @pytest.mark.parametrize("version", ["0.32.0+cpu", "0.33.0", "0.33.1.dev3+g1234567"])
 def test_tested_versions_are_accepted(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compat, "vllm_version", lambda: version)
+    monkeypatch.setattr(compat.version, "vllm_version", lambda: version)
     compat.check_version()
 
 

@@ -6,12 +6,13 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from vllm_kprune.serving import compat, plugin
+from vllm_kprune.serving import command, plugin
+from vllm_kprune.serving.compat.imports import wrap
 from vllm_kprune.serving.options import NAMED
 
 # Prints the resolved configuration of a model, field by field, as vLLM's own code makes it.
@@ -87,7 +88,7 @@ import sys
 from vllm_kprune.serving.plugin import register
 register(); register()
 assert "vllm" not in sys.modules and "torch" not in sys.modules
-assert sum(type(finder).__name__ == "_ImportHook" for finder in sys.meta_path) == 14
+assert sum(type(finder).__name__ == "_ImportHook" for finder in sys.meta_path) == 1
 from vllm.model_executor import model_loader
 assert "kprune" in model_loader._LOAD_FORMAT_TO_MODEL_LOADER
 from vllm.engine.arg_utils import EngineArgs
@@ -123,19 +124,10 @@ def test_wrapping_keeps_static_and_class_methods_and_names() -> None:
         return original(*args[:-1], args[-1] + 1)
 
     for name in ("static", "of", "method"):
-        compat.wrap(Owner, name, plus_one)
-        compat.wrap(Owner, name, plus_one)
+        wrap(Owner, name, plus_one)
+        wrap(Owner, name, plus_one)
     assert (Owner.static(1), Owner.of(1), Owner().method(1)) == (4, ("Owner", 2), 2)
     assert Owner.static.__doc__ == "Doubles."
-
-
-def test_a_name_that_this_vllm_lacks_is_a_warning_and_no_error(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(compat.logger, "propagate", True)
-    monkeypatch.setattr(compat, "vllm_version", lambda: "9.9")
-    compat.wrap(ModuleType("some"), "load_endpoint_plugins", print)
-    assert "vLLM 9.9 has no load_endpoint_plugins" in caplog.text
 
 
 @pytest.mark.parametrize("before", [None, "other", ""])
@@ -165,7 +157,7 @@ def test_a_port_in_use_is_not_ours_to_explain_without_kprune(tied_model: Path) -
 
     args = SimpleNamespace(model_tag=str(tied_model), model=None, plugin=None, port=1)
     with pytest.raises(OSError, match="already in use") as raised:
-        plugin._serve(serve, args)
+        command._serve(serve, args)
     assert raised.value is error
 
 
@@ -180,7 +172,7 @@ def test_flags_reach_processes_that_get_the_parsed_arguments(
         additional_config={"other": 1, "kprune": {"profile": "original"}},
     )
     for _ in range(2):
-        plugin._settle(args)
+        command._settle(args)
         assert args.additional_config == {
             "other": 1,
             "kprune": {"profile": "enko", "target_size": 9000},
@@ -191,6 +183,6 @@ def test_flags_reach_processes_that_get_the_parsed_arguments(
 def test_arguments_without_our_flags_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(NAMED, raising=False)
     args = SimpleNamespace(plugin=None, additional_config=None)
-    plugin._settle(args)
+    command._settle(args)
     assert vars(args) == {"plugin": None, "additional_config": None}
     assert NAMED not in os.environ

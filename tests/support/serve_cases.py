@@ -24,7 +24,7 @@ def _serve(case: dict[str, Any]) -> int:
 
     os.environ.update(case.get("environment", {}))
     if case.get("vllm"):
-        compat.vllm_version = lambda: case["vllm"]
+        compat.version.vllm_version = lambda: case["vllm"]
     sys.argv = ["vllm", "serve", *case["words"]]
     try:
         main()

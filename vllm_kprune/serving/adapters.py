@@ -1,7 +1,7 @@
 """LoRA adapters on a pruned model: those that touch the vocabulary are refused, others pass.
 
-vLLM would load the former with the wrong rows, or skip parts of them without a word. The check
-runs in the front-end process, before a bad adapter can stop the engine.
+vLLM would load such an adapter with the wrong rows, or silently skip parts of it. The check runs in
+the front-end process, before a bad adapter can stop the engine.
 """
 
 from collections.abc import Iterable
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from vllm_kprune.checkpoint.adapters import check_adapter
 from vllm_kprune.checkpoint.manifest import is_overlay
-from vllm_kprune.serving import compat
+from vllm_kprune.serving.compat.engine import adapter_folder
 
 __all__ = ["check_served_adapter", "check_static_adapters"]
 
@@ -31,5 +31,5 @@ def check_static_adapters(adapters: Iterable[str]) -> None:
 
 @lru_cache(maxsize=1024)
 def _check_once(adapter: str) -> None:
-    """Every request names its adapter: one that passed is not read again."""
-    check_adapter(compat.adapter_folder(adapter))
+    """Every request names its adapter, so one that passed is not read again."""
+    check_adapter(adapter_folder(adapter))

@@ -12,15 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from vllm.config import ModelConfig
-from vllm.config.load import LoadConfig
 from vllm.model_executor.model_loader import DefaultModelLoader, register_model_loader
 
 from vllm_kprune.checkpoint.manifest import Manifest, load_manifest
 from vllm_kprune.checkpoint.rows import prune_weights
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.serving.activation import LOAD_FORMAT
-from vllm_kprune.serving.compat import stream_weights
+from vllm_kprune.serving.compat.engine import stream_weights
 
 __all__ = ["KPruneModelLoader"]
 
@@ -29,14 +27,15 @@ __all__ = ["KPruneModelLoader"]
 class KPruneModelLoader(DefaultModelLoader):
     """Reads the base weights of an overlay; `model_config.model` is the overlay's folder."""
 
-    def __init__(self, load_config: LoadConfig) -> None:
+    def __init__(self, load_config: Any) -> None:
+        """Read safetensors whatever the format is called; `load_config` is a `LoadConfig`."""
         super().__init__(replace(load_config, load_format="safetensors"))
 
-    def download_model(self, model_config: ModelConfig) -> None:
+    def download_model(self, model_config: Any) -> None:
         """Nothing to download: the base is on disk, checked when the engine was configured."""
 
     def get_all_weights(
-        self, model_config: ModelConfig, model: torch.nn.Module
+        self, model_config: Any, model: torch.nn.Module
     ) -> Generator[tuple[str, torch.Tensor], None, None]:
         """Every weight of the base, vocabulary tensors cut to the kept rows."""
         manifest = load_manifest(Path(model_config.model))
@@ -45,13 +44,13 @@ class KPruneModelLoader(DefaultModelLoader):
         yield from prune_weights(stream_weights(self, base, model), manifest)
 
 
-def _folder(model_config: ModelConfig) -> Path | None:
-    weights: Any = model_config.model_weights
+def _folder(model_config: Any) -> Path | None:
+    weights = model_config.model_weights
     return Path(weights) if weights else None
 
 
 def _refuse_unlisted(base: Path, manifest: Manifest) -> None:
-    """Without an index vLLM reads every *.safetensors file: a new one would be loaded unseen."""
+    """Without an index vLLM reads every *.safetensors file, also one that was added later."""
     if (base / "model.safetensors.index.json").is_file():
         return
     found = {path.name for path in base.glob("*.safetensors")}

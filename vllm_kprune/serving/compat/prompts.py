@@ -1,24 +1,24 @@
-"""Where prompts pass through vLLM as text: the names that input pruning touches.
+"""Where prompts pass through vLLM as text, and kprune prunes them.
 
-The other half of `compat`, with the same rules. Read in vLLM 0.32.0. `OnlineRenderer` is
-the one way from a request to tokens, of chat, completions, responses, Anthropic's and Cohere's
-routes, batches and `/render`; `LLM` has its own. Not covered: gpt-oss (Harmony), whose chats are
-rendered past it, and pooling models.
+All of a server's requests become tokens in `OnlineRenderer`: chat, completions, responses, the
+routes of Anthropic and Cohere, batches and `/render`. `LLM` has methods of its own. Not covered:
+gpt-oss (Harmony), whose chats do not pass through either, and pooling models.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from types import ModuleType
+from http import HTTPStatus
 from typing import Any
 
-from vllm_kprune.serving.compat import client_errors, wrap
+from vllm_kprune.serving.compat import seams
+from vllm_kprune.serving.compat.installer import Around, Wraps
+from vllm_kprune.serving.compat.requests import client_errors
 
 __all__ = [
     "accepts_key",
     "attached",
     "engine_input",
     "prune_offline",
-    "prune_offline_beams",
     "prune_online",
     "server_error",
     "target_tokenizer",
@@ -30,25 +30,25 @@ _ATTACHED = "kprune_pruning"
 
 
 def attached(renderer: Any, make: PruningOf) -> Any:
-    """What `make(renderer)` gave for this renderer, the first time that anybody asked."""
+    """What `make(renderer)` made for this renderer, at the first call."""
     if not hasattr(renderer, _ATTACHED):
         setattr(renderer, _ATTACHED, make(renderer))
     return getattr(renderer, _ATTACHED)
 
 
-def prune_online(module: ModuleType, pruning_of: PruningOf) -> None:
-    """Prune what a server renders; `module` is `vllm.renderers.online_renderer`.
+def prune_online(pruning_of: PruningOf) -> Wraps:
+    """Prune what a server renders.
 
-    The pruner is loaded before the server is ready. A request without `vllm_xargs`, as that of
-    `/tokenize`, only loses its marks.
+    The pruner is loaded before the server is ready. A request without `vllm_xargs`, such as that
+    of `/tokenize`, only loses its marks.
     """
 
-    def warm_up(original: Callable[..., Any], online: Any) -> Any:
+    def warm_up(original: Around, online: Any, *rest: Any, **how: Any) -> Any:
         pruning_of(online.renderer)
-        return original(online)
+        return original(online, *rest, **how)
 
     async def chat(
-        original: Callable[..., Any],
+        original: Around,
         online: Any,
         request: Any,
         messages: Any,
@@ -68,7 +68,7 @@ def prune_online(module: ModuleType, pruning_of: PruningOf) -> None:
         return conversation, inputs
 
     async def completion(
-        original: Callable[..., Any],
+        original: Around,
         online: Any,
         request: Any,
         prompts: Any,
@@ -87,24 +87,28 @@ def prune_online(module: ModuleType, pruning_of: PruningOf) -> None:
         pruning.rendered(prepared, _tokens(inputs))
         return inputs
 
-    wrap(module.OnlineRenderer, "warmup", warm_up)
-    wrap(module.OnlineRenderer, "preprocess_chat", chat)
-    wrap(module.OnlineRenderer, "preprocess_cmpl", completion)
+    return {
+        seams.WARM_UP: warm_up,
+        seams.PREPROCESS_CHAT: chat,
+        seams.PREPROCESS_COMPLETION: completion,
+    }
 
 
-def prune_offline(module: ModuleType, pruning_of: PruningOf) -> None:
-    """Prune the prompts of `LLM.generate`, `LLM.chat` and the like.
+def prune_offline(pruning_of: PruningOf) -> Wraps:
+    """Prune the prompts of `LLM.generate`, `LLM.chat`, `LLM.beam_search` and the like.
 
-    Options come in `SamplingParams.extra_args`, of each prompt its own. `module` is
-    `vllm.entrypoints.common.offline`.
+    Each prompt has its own options, in `SamplingParams.extra_args`. Beam searches have none: they
+    get the defaults.
     """
 
     def completions(
-        original: Callable[..., Any], llm: Any, prompts: Any, params: Any, *rest: Any, **how: Any
+        original: Around, llm: Any, prompts: Any, params: Any, *rest: Any, **how: Any
     ) -> Any:
         pruning = pruning_of(llm.renderer)
         if pruning is not None and _generates(params):
-            given = list(module.prompt_to_seq(prompts))
+            from vllm.renderers.inputs.preprocess import prompt_to_seq
+
+            given = list(prompt_to_seq(prompts))
             prompts = [
                 _with_texts([prompt], pruning.prune_blocking(_prompt_texts([prompt]), wishes))[0]
                 for prompt, wishes in _with_wishes(given, params)
@@ -112,49 +116,63 @@ def prune_offline(module: ModuleType, pruning_of: PruningOf) -> None:
         return original(llm, prompts, params, *rest, **how)
 
     def chats(
-        original: Callable[..., Any], llm: Any, messages: Any, params: Any, *rest: Any, **how: Any
+        original: Around, llm: Any, messages: Any, params: Any, *rest: Any, **how: Any
     ) -> Any:
         pruning = pruning_of(llm.renderer)
         if pruning is not None and _generates(params):
-            given = list(module.conversation_to_seq(messages))
+            from vllm.renderers.inputs.preprocess import conversation_to_seq
+
+            given = list(conversation_to_seq(messages))
             messages = [
                 pruning.prune_blocking([_chat_texts(chat, None)], wishes).texts[0].messages
                 for chat, wishes in _with_wishes(given, params)
             ]
         return original(llm, messages, params, *rest, **how)
 
-    wrap(module.OfflineInferenceMixin, "_add_completion_requests", completions)
-    wrap(module.OfflineInferenceMixin, "_add_chat_requests", chats)
-
-
-def prune_offline_beams(module: ModuleType, pruning_of: PruningOf) -> None:
-    """The same for `LLM.beam_search`, whose parameters carry no options: the server's defaults."""
-
-    def search(original: Callable[..., Any], llm: Any, prompts: Any, *rest: Any, **how: Any) -> Any:
+    def search(original: Around, llm: Any, prompts: Any, *rest: Any, **how: Any) -> Any:
         if pruning := pruning_of(llm.renderer):
             given = list(prompts)
             prompts = _with_texts(given, pruning.prune_blocking(_prompt_texts(given), {}))
         return original(llm, prompts, *rest, **how)
 
-    wrap(module.BeamSearchOfflineMixin, "beam_search", search)
+    return {
+        seams.OFFLINE_PROMPTS: completions,
+        seams.OFFLINE_CHATS: chats,
+        seams.OFFLINE_BEAMS: search,
+    }
 
 
 def server_error(message: str, *, busy: bool) -> Exception:
-    """What a request is answered with: HTTP 503 when `busy`, to be tried again; else HTTP 500."""
-    from vllm.exceptions import GenerationError, RetryableRequestError
+    """The answer to a request: HTTP 503, to be tried again, when `busy`; otherwise HTTP 500."""
+    from vllm.exceptions import GenerationError
 
-    return RetryableRequestError(message) if busy else GenerationError(message)
+    if not busy:
+        return GenerationError(message)
+    try:
+        from vllm.exceptions import RetryableRequestError
+    except ImportError:  # vLLM 0.31
+        return _unavailable(message)
+    return RetryableRequestError(message)
+
+
+def _unavailable(message: str) -> Exception:
+    """HTTP 503 where vLLM has no error of its own for it; HTTP 500 where nothing gives 503."""
+    try:
+        from vllm.exceptions import GracefulHTTPError
+    except ImportError:
+        return server_error(message, busy=False)
+    return GracefulHTTPError(message, HTTPStatus.SERVICE_UNAVAILABLE)
 
 
 def engine_input(token_ids: Sequence[int], salt: str) -> Any:
-    """A prompt for `EngineClient.generate`; prompts of different `salt` share no cached prefix."""
+    """A prompt for `EngineClient.generate`; it shares no cached prefix with other salts."""
     from vllm.inputs import tokens_input
 
     return tokens_input(list(token_ids), cache_salt=salt)
 
 
 def target_tokenizer(renderer: Any) -> Any:
-    """A `tokenizers.Tokenizer` as the renderer's own, which must not be used from other threads.
+    """A copy of the renderer's `tokenizers.Tokenizer`, which other threads must not use.
 
     None for a tokenizer of another library.
     """
@@ -170,9 +188,9 @@ def target_tokenizer(renderer: Any) -> Any:
 
 
 def accepts_key(args: Any, headers: Any) -> bool:
-    """Do the headers of a request hold an API key of this server, if it wants one?
+    """Do the headers of a request contain an API key of this server, if it has any?
 
-    vLLM asks for the key only below some paths, and `/kprune` is none of them.
+    vLLM asks for the key only below some paths, and `/kprune` is not one of them.
     """
     from vllm import envs
     from vllm.entrypoints.serve.middleware.authenticate import AuthenticationMiddleware
@@ -202,7 +220,7 @@ def _generates(params: Any) -> bool:
 
 
 def _only_marks(wishes: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Of a request's options those with which nothing is pruned."""
+    """The request's options without any that would prune."""
     marks = {key: value for key, value in wishes.items() if key == "kprune_marks"}
     return {"kprune_keep": "off", **marks}
 
@@ -260,7 +278,7 @@ def _documents(request: Any) -> Any:
 
 @contextmanager
 def _documents_replaced(request: Any, documents: Any) -> Iterator[None]:
-    """The request with other documents, while it is rendered; later it is as it was sent."""
+    """Give the request other documents while it is rendered, and its own again afterwards."""
     if documents is None:
         yield
         return
@@ -279,5 +297,5 @@ def _template_kwargs(request: Any) -> Mapping[str, Any]:
 
 
 def _tokens(inputs: Sequence[Any]) -> int:
-    """Tokens of rendered prompts; embeddings have none that are known."""
+    """Number of tokens in rendered prompts; that of embeddings is not known and left out."""
     return sum(len(one.get("prompt_token_ids") or ()) for one in inputs)

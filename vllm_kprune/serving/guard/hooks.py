@@ -1,44 +1,29 @@
-"""Where the guard meets vLLM's API servers: requests are checked, metrics and failures explained.
+"""Where the guard meets vLLM's API servers: checks of requests, metrics, reasons of failures.
 
 The guard itself is a logits processor of the engine (`processor`, added by `attach`). Like all of
-`register()`, this imports nothing heavy, and does nothing for a server that did not ask for kprune.
+`register()`, this imports nothing heavy and does nothing for a server that did not ask for kprune.
 """
 
 import os
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
-from vllm_kprune.serving import compat
+from vllm_kprune.serving.compat import requests, seams
+from vllm_kprune.serving.compat.installer import Wraps
 from vllm_kprune.serving.options import COUNTER_FOLDER, PREFIX
 
-__all__ = ["hook_guard"]
+__all__ = ["guard_wraps"]
 
 
-def hook_guard() -> None:
-    """Hook into those parts of vLLM that are imported already, and the others when they are."""
-    compat.when_imported("vllm.v1.engine.input_processor", _hook_requests)
-    compat.when_imported("vllm.entrypoints.serve.instrumentator.metrics", _hook_metrics)
-    compat.when_imported("vllm.entrypoints.generate.base.serving", _hook_failures)
-    for protocol in ("completion", "chat_completion"):
-        compat.when_imported(f"vllm.entrypoints.openai.{protocol}.protocol", _hook_beam_options)
-
-
-def _hook_requests(module: ModuleType) -> None:
-    compat.check_requests(module, _check_request)
-    compat.check_beam_searches(module, _check_beam_search)
-
-
-def _hook_metrics(module: ModuleType) -> None:
-    compat.wrap(module, "get_prometheus_registry", _registry)
-
-
-def _hook_failures(module: ModuleType) -> None:
-    compat.explain_failures(module, _explain_failure)
-
-
-def _hook_beam_options(module: ModuleType) -> None:
-    compat.check_beam_options(module, _check_beam_options)
+def guard_wraps() -> Wraps:
+    """What the guard puts around vLLM's handling of requests."""
+    return {
+        **requests.check_requests(_check_request),
+        **requests.check_beam_searches(_check_beam_search),
+        **requests.check_beam_options(_check_beam_options),
+        **requests.explain_failures(_explain_failure),
+        seams.REGISTRY: _registry,
+    }
 
 
 def _check_request(config: Any, extra_args: Any) -> None:
@@ -84,5 +69,5 @@ def _asks(extra_args: Any) -> bool:
 
 
 def _is_guarded() -> bool:
-    """Does this server have a guard? Then its counters have a folder."""
+    """Does this server have a guard? If it has, its counters have a folder."""
     return COUNTER_FOLDER in os.environ

@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry, multiprocess
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
-from vllm_kprune.serving.compat import wrap
+from vllm_kprune.serving.compat.imports import wrap
 from vllm_kprune.serving.guard.counters import counter_folder, read_totals
 
 __all__ = ["GuardCollector", "show_counts"]

@@ -1,25 +1,17 @@
 """The language guard as a vLLM logits processor, for both of its model runners.
 
-One class path goes into `logits_processors`, before anybody knows which runner will load it; so one
-class keeps both interfaces. What it does on each is in `rows` (V1) and `slots` (V2).
+One class path goes into `logits_processors` before it is known which runner will load it, so one
+class implements both interfaces. What it does on each is in `rows` (V1) and `slots` (V2).
 """
 
 from typing import Any
 
 import torch
-from vllm.v1.sample.logits_processor.interface import BatchUpdate
-from vllm.v1.sample.logits_processor.interface import LogitsProcessor as V1LogitsProcessor
-from vllm.v1.worker.gpu.sample.logits_processor.interface import (
-    LogitsContext,
-    LogitsProcRequestState,
-)
-from vllm.v1.worker.gpu.sample.logits_processor.interface import (
-    LogitsProcessor as V2LogitsProcessor,
-)
 
 from vllm_kprune.guard.mask import Mask
 from vllm_kprune.guard.policy import GuardPolicy
-from vllm_kprune.serving import compat
+from vllm_kprune.serving.compat.engine import tensor_parallel_rank
+from vllm_kprune.serving.compat.processors import V1LogitsProcessor, V2LogitsProcessor
 from vllm_kprune.serving.guard.counters import CounterFile, counter_folder
 from vllm_kprune.serving.guard.requests import Guards
 from vllm_kprune.serving.guard.rows import GuardedRows
@@ -36,15 +28,15 @@ class LanguageGuard(V1LogitsProcessor, V2LogitsProcessor):
     def __init__(
         self,
         vllm_config: Any,
-        where: torch.device | LogitsProcRequestState,
+        where: Any,
         is_pin_memory: bool | None = None,
     ) -> None:
-        """V1 gives its device and `is_pin_memory`, V2 the state of its request slots."""
+        """V1 gives a `torch.device` and `is_pin_memory`, V2 a `LogitsProcRequestState`."""
         device = where if isinstance(where, torch.device) else where.device
         tally = Tally(
             CounterFile(counter_folder()),
             device,
-            rank=compat.tensor_parallel_rank(),
+            rank=tensor_parallel_rank(),
             sharded=bool(vllm_config.parallel_config.enable_batch_sharded_sampling),
         )
         if isinstance(where, torch.device):
@@ -64,20 +56,20 @@ class LanguageGuard(V1LogitsProcessor, V2LogitsProcessor):
         """V1: it may refuse the most likely token."""
         return False
 
-    def update_state(self, batch_update: BatchUpdate | None) -> None:
-        """V1: the batch has changed."""
+    def update_state(self, batch_update: Any) -> None:
+        """V1: follow a `BatchUpdate`; None if the batch has not changed."""
         self._rows.update(batch_update)
 
     def add_request(self, req_idx: int, sampling_params: Any) -> bool:
-        """V2: a request enters a slot; is it guarded?"""
+        """V2: a request enters a slot. True if it is guarded."""
         return self._slots.add_request(req_idx, sampling_params)
 
     def apply_staged_writes(self) -> None:
         """V2: once before each step."""
         self._slots.apply_staged_writes()
 
-    def apply(self, logits: torch.Tensor, ctx: LogitsContext | None = None) -> torch.Tensor:
-        """Refuse tokens in place; V2 says with `ctx` which rows these are."""
+    def apply(self, logits: torch.Tensor, ctx: Any = None) -> torch.Tensor:
+        """Refuse tokens in place. V2 says which rows these are, with a `LogitsContext`."""
         if ctx is None:
             return self._rows.apply(logits)
         return self._slots.apply(logits, ctx)

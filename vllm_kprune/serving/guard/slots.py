@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from vllm_kprune.guard.automaton import Automaton
-from vllm_kprune.serving import compat
+from vllm_kprune.serving.compat.engine import staged_tokens
 from vllm_kprune.serving.guard.requests import Guards
 from vllm_kprune.serving.guard.tally import Tally
 
@@ -54,7 +54,7 @@ class GuardedSlots:
             for values in self._host.values():
                 values[slot] = _UNGUARDED
             return False
-        self._staged[slot] = compat.staged_tokens(self._states.all_token_ids, slot)
+        self._staged[slot] = staged_tokens(self._states.all_token_ids, slot)
         label = self._tally.slot(guard.automaton.policy.label)
         self._host["number"][slot] = self._table(guard.automaton)[0]
         self._host["label"][slot] = label

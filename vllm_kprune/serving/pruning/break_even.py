@@ -151,7 +151,7 @@ async def _fastest(run: Callable[[], Awaitable[None]]) -> float:
 
 
 async def _prefill(engine_client: Any, ids: list[int]) -> None:
-    from vllm import SamplingParams
+    from vllm.sampling_params import SamplingParams
 
     name = f"kprune-{uuid.uuid4().hex}"
     params = SamplingParams(max_tokens=1, temperature=0.0, detokenize=False)

@@ -1,0 +1,152 @@
+"""kprune on the command line of `vllm serve`: its options, and its mistakes as one line.
+
+Options move into `additional_config`, where every process of the server finds them (see `options`).
+A user's mistake ends the command with one line and exit code 2 before anything slow begins.
+"""
+
+import argparse
+import errno
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from vllm_kprune.errors import KPruneError
+from vllm_kprune.serving.compat import seams
+from vllm_kprune.serving.compat.installer import Wraps, require
+
+if TYPE_CHECKING:
+    from vllm_kprune.serving.settings import ServerSettings
+
+__all__ = ["command_wraps", "refuse_flags_in_vain"]
+
+
+def command_wraps() -> Wraps:
+    """What goes around vLLM's own reading of the command line."""
+    return {
+        seams.ADD_CLI_ARGS: _add_cli_args,
+        seams.FROM_CLI_ARGS: _from_cli_args,
+        seams.SERVE_COMMAND: _serve,
+    }
+
+
+def refuse_flags_in_vain() -> None:
+    """End the command if it has `--kprune-*` flags that this vLLM gives us no way to read.
+
+    vLLM itself would say no more than that it does not know them.
+    """
+    flags = [flag for flag in sys.argv[1:] if flag.startswith("--kprune-")]
+    if flags and multiprocessing.parent_process() is None:
+        with _mistakes_as_one_line():
+            require([seams.COMMAND_LINE])
+
+
+def _add_cli_args(
+    original: Callable[..., Any], parser: argparse.ArgumentParser, *rest: Any, **how: Any
+) -> Any:
+    from vllm_kprune.serving.options import add_options
+
+    parser = original(parser, *rest, **how)
+    add_options(parser)
+    return parser
+
+
+def _from_cli_args(
+    original: Callable[..., Any], cls: type, args: argparse.Namespace, *rest: Any, **how: Any
+) -> Any:
+    _settle(args)
+    return original(cls, args, *rest, **how)
+
+
+def _settle(args: argparse.Namespace) -> None:
+    """Move our options to where every process of this server finds them; again is harmless.
+
+    vLLM hands the parsed arguments to further API servers. These load plugins only while they make
+    engine arguments of them, which is too late for `from_cli_args` to be ours there.
+    """
+    from vllm_kprune.serving.options import KEY, NAMED, given_options, named_plugins
+
+    if names := named_plugins(args):
+        os.environ[NAMED] = ",".join(names)
+    if given := given_options(args):
+        extra = dict(getattr(args, "additional_config", None) or {})
+        args.additional_config = {**extra, KEY: {**extra.get(KEY, {}), **given}}
+    _add_headers(args)
+
+
+def _add_headers(args: argparse.Namespace) -> None:
+    """Name our middleware where users name theirs; only an input pruner sends headers."""
+    from vllm_kprune.serving.options import KEY
+    from vllm_kprune.serving.pruning.options import MIDDLEWARE
+
+    ours = (getattr(args, "additional_config", None) or {}).get(KEY)
+    named = getattr(args, "middleware", None)
+    if isinstance(ours, dict) and ours.get("input_pruner") and named is not None:
+        args.middleware = [*named, *([] if MIDDLEWARE in named else [MIDDLEWARE])]
+
+
+def _serve(original: Callable[..., Any], args: argparse.Namespace, *rest: Any, **how: Any) -> None:
+    """Run `vllm serve`; a user's mistake with kprune is one line and exit code 2."""
+    try:
+        with _mistakes_as_one_line():
+            _settle(args)
+            settings = _settings(args)
+            if settings.asks_for_kprune:
+                _refuse_missing_folder(_model(args))
+                _require_asked(args, settings)
+                _refuse_unfit_adapters(args, settings)
+            original(args, *rest, **how)
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE or not _settings(args).asks_for_kprune:
+            raise
+        _exit(f"port {args.port} is in use; stop what uses it, or choose another with --port")
+
+
+def _model(args: argparse.Namespace) -> str:
+    model: str = getattr(args, "model_tag", None) or args.model
+    return model
+
+
+def _settings(args: argparse.Namespace) -> "ServerSettings":
+    """What this server asked for, once its options are where `_settle` puts them."""
+    from vllm_kprune.serving.settings import resolve_settings
+
+    return resolve_settings(getattr(args, "additional_config", None), _model(args))
+
+
+def _require_asked(args: argparse.Namespace, settings: "ServerSettings") -> None:
+    """What this server asked for must be possible with this vLLM."""
+    from vllm_kprune.serving.asked import require_asked
+
+    require_asked(settings, lora=bool(getattr(args, "enable_lora", False)), front_end="server")
+    require([seams.COMMAND_LINE])
+
+
+def _refuse_missing_folder(model: str) -> None:
+    looks_local = model.startswith((".", "/", "~")) or model.count("/") > 1
+    if looks_local and not Path(model).exists():
+        raise KPruneError(f"model folder {model} does not exist; check the path")
+
+
+def _refuse_unfit_adapters(args: argparse.Namespace, settings: "ServerSettings") -> None:
+    modules = getattr(args, "lora_modules", None)
+    if modules and (settings.overlay or settings.vocabulary.profile):
+        from vllm_kprune.serving.adapters import check_static_adapters
+
+        check_static_adapters(module.path for module in modules)
+
+
+@contextmanager
+def _mistakes_as_one_line() -> Iterator[None]:
+    try:
+        yield
+    except KPruneError as error:
+        _exit(str(error))
+
+
+def _exit(message: str) -> NoReturn:
+    sys.stderr.write(f"vllm serve: {' '.join(message.split())}\n")
+    raise SystemExit(2)

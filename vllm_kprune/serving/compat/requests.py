@@ -1,0 +1,158 @@
+"""What kprune puts around vLLM's handling of requests: checks, and explanations of failures.
+
+Each function gives wraps for `installer.hook`. The error of a check is the answer to the request:
+HTTP 400 from a server, the exception from `LLM`.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from vllm_kprune.errors import KPruneError
+from vllm_kprune.serving.compat import seams
+from vllm_kprune.serving.compat.installer import Around, Wraps
+from vllm_kprune.serving.compat.log import logger
+
+__all__ = [
+    "at_start",
+    "check_adapter_loads",
+    "check_adapter_requests",
+    "check_beam_options",
+    "check_beam_searches",
+    "check_requests",
+    "client_errors",
+    "explain_failures",
+]
+
+
+@contextmanager
+def client_errors() -> Iterator[None]:
+    """Turn a `KPruneError` into the client's error (HTTP 400) that is still one of ours.
+
+    Other errors while a request is taken in, a plain `ValueError` too, are the server's (HTTP 500).
+    """
+    try:
+        yield
+    except KPruneError as error:
+        raise _refusal()(str(error)) from None
+
+
+@functools.cache
+def _refusal() -> type[KPruneError]:
+    from vllm.exceptions import VLLMValidationError
+
+    class RequestRefused(KPruneError, VLLMValidationError):
+        parameter = None
+        value = None
+
+    return RequestRefused
+
+
+def at_start(check: Callable[[Any], None]) -> Wraps:
+    """Call `check(vllm_config)` before an engine's front end is made."""
+
+    def init(original: Around, processor: Any, vllm_config: Any, *rest: Any, **how: Any) -> None:
+        check(vllm_config)
+        original(processor, vllm_config, *rest, **how)
+
+    return {seams.INPUT_PROCESSOR: init}
+
+
+def check_adapter_requests(check: Callable[[str, str], None]) -> Wraps:
+    """Call `check(model, adapter)` before any request with a LoRA adapter is accepted."""
+
+    def validate(
+        original: Around, processor: Any, lora_request: Any, *rest: Any, **how: Any
+    ) -> Any:
+        if lora_request is not None:
+            with client_errors():
+                check(processor.model_config.model, lora_request.lora_path)
+        return original(processor, lora_request, *rest, **how)
+
+    return {seams.VALIDATE_LORA: validate}
+
+
+def check_adapter_loads(check: Callable[[str, str], None]) -> Wraps:
+    """Call `check(model, adapter)` when a server is asked to load one."""
+
+    async def validate(original: Around, models: Any, request: Any, *rest: Any, **how: Any) -> Any:
+        answer = await original(models, request, *rest, **how)
+        if answer is not None:
+            return answer
+        try:
+            check(models.model_config.model, request.lora_path)
+        except KPruneError as error:
+            from vllm.entrypoints.serve import create_error_response
+
+            return create_error_response(message=str(error))
+        return None
+
+    return {seams.CHECK_LORA_LOAD: validate}
+
+
+def check_requests(check: Callable[[Any, Any], None]) -> Wraps:
+    """Call `check(vllm_config, extra_args)` for every request to generate.
+
+    A logits processor's own `validate_params` is a class method and knows no configuration.
+    """
+
+    def validate(original: Around, processor: Any, params: Any, *rest: Any, **how: Any) -> Any:
+        with client_errors():
+            check(processor.vllm_config, getattr(params, "extra_args", None))
+        return original(processor, params, *rest, **how)
+
+    return {seams.VALIDATE_PARAMS: validate}
+
+
+def check_beam_searches(check: Callable[[Any], None]) -> Wraps:
+    """Call `check(vllm_config)` before a beam search of a server or of `LLM`.
+
+    Both begin with this one call, which other requests make too.
+    """
+
+    def resolve(original: Around, processor: Any, params: Any, *rest: Any, **how: Any) -> Any:
+        if hasattr(params, "beam_width"):
+            with client_errors():
+                check(processor.vllm_config)
+        return original(processor, params, *rest, **how)
+
+    return {seams.BEAM_SEARCH: resolve}
+
+
+def check_beam_options(check: Callable[[Any], None]) -> Wraps:
+    """Call `check(vllm_xargs)` for requests that ask for a beam search.
+
+    vLLM passes none of these options on to the beams.
+    """
+
+    def convert(original: Around, request: Any, *rest: Any, **how: Any) -> Any:
+        with client_errors():
+            check(request.vllm_xargs)
+        return original(request, *rest, **how)
+
+    return {seams.COMPLETION_BEAMS: convert, seams.CHAT_BEAMS: convert}
+
+
+def explain_failures(explain: Callable[[], str | None]) -> Wraps:
+    """Let `explain()` say why a request ended with an error: HTTP 500 with that message.
+
+    vLLM alone answers "Internal server error".
+    """
+
+    def raise_error(
+        original: Around,
+        serving: Any,
+        finish_reason: Any,
+        request_id: Any,
+        *rest: Any,
+        **how: Any,
+    ) -> Any:
+        if finish_reason == "error" and (message := explain()):
+            from vllm.exceptions import GenerationError
+
+            logger.warning("kprune: request %s: %s", request_id, message)
+            raise GenerationError(message)
+        return original(serving, finish_reason, request_id, *rest, **how)
+
+    return {seams.RAISE_IF_ERROR: raise_error}
