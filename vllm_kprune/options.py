@@ -23,7 +23,7 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from types import NoneType
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
 from vllm_kprune.errors import KPruneError, nearest, shown
 
@@ -204,8 +204,9 @@ def _spelled(prefix: str, name: str) -> str:
 
 def make(table: type[T], values: Mapping[Any, Any], **how: Any) -> T:
     """A table's value from hostile values, checked as by `check_values`; none may be missing."""
-    checked = check_values(options_of(table), values, **how)
-    for one in options_of(table):
+    options = options_of(cast(type[Any], table))
+    checked = check_values(options, values, **how)
+    for one in options:
         if one.default is REQUIRED and one.name not in checked:
             raise KPruneError(f"{one.name} is missing, expected {one.expected}")
     return table(**checked)

@@ -9,6 +9,7 @@ of its own, for what no table can say: a callback, say.
 
 import inspect
 from collections.abc import Callable, Iterator
+from types import GenericAlias
 from typing import Annotated, Any
 
 import typer
@@ -70,7 +71,7 @@ def _parameter(name: str, option: Option) -> inspect.Parameter:
 def _type(option: Option) -> Any:
     kind: Any = str if option.words else option.kind
     if option.many:
-        return list[kind] | None
+        return GenericAlias(list, (kind,)) | None
     return kind if option.default is REQUIRED or option.default is not None else kind | None
 
 
