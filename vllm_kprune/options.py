@@ -23,7 +23,7 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import lru_cache
 from pathlib import Path
 from types import NoneType
-from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from vllm_kprune.errors import KPruneError, nearest, shown
 
@@ -140,7 +140,7 @@ def option(default: Any, help: str, *, forms: Iterable[str] | None = None, **how
 
 
 @lru_cache(maxsize=256)
-def options_of(table: type, form: str | None = None) -> tuple[Option, ...]:
+def options_of(table: Any, form: str | None = None) -> tuple[Option, ...]:
     """The options that a dataclass declares, in their order; only those of a form, if one is given.
 
     Fields without `option()` are none.
@@ -204,7 +204,7 @@ def _spelled(prefix: str, name: str) -> str:
 
 def make(table: type[T], values: Mapping[Any, Any], **how: Any) -> T:
     """A table's value from hostile values, checked as by `check_values`; none may be missing."""
-    options = options_of(cast(type[Any], table))
+    options = options_of(table)
     checked = check_values(options, values, **how)
     for one in options:
         if one.default is REQUIRED and one.name not in checked:

@@ -71,7 +71,8 @@ def _parameter(name: str, option: Option) -> inspect.Parameter:
 def _type(option: Option) -> Any:
     kind: Any = str if option.words else option.kind
     if option.many:
-        return GenericAlias(list, (kind,)) | None
+        many: Any = GenericAlias(list, (kind,))
+        return many | None
     return kind if option.default is REQUIRED or option.default is not None else kind | None
 
 
