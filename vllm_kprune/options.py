@@ -204,7 +204,8 @@ def _spelled(prefix: str, name: str) -> str:
 
 def make(table: type[T], values: Mapping[Any, Any], **how: Any) -> T:
     """A table's value from hostile values, checked as by `check_values`; none may be missing."""
-    options = options_of(table)
+    fields_of: Any = table  # a class is hashable, but mypy takes `type[T]` for one that is not
+    options = options_of(fields_of)
     checked = check_values(options, values, **how)
     for one in options:
         if one.default is REQUIRED and one.name not in checked:

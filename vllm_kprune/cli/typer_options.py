@@ -71,8 +71,8 @@ def _parameter(name: str, option: Option) -> inspect.Parameter:
 def _type(option: Option) -> Any:
     kind: Any = str if option.words else option.kind
     if option.many:
-        many: Any = GenericAlias(list, (kind,))
-        return many | None
+        kind = GenericAlias(list, (kind,))
+        return kind | None
     return kind if option.default is REQUIRED or option.default is not None else kind | None
 
 
