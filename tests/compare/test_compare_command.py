@@ -13,9 +13,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from support.mock_endpoint import Habits, MockEndpoint
+from support.mock_answers import Habits
+from support.mock_endpoint import MockEndpoint
 
-from vllm_kprune.cli import compare, console, main
+from vllm_kprune.cli import console, main
+from vllm_kprune.compare import comparing
 from vllm_kprune.compare.endpoint.client import Client
 
 pytest.importorskip("py3langid", reason="names languages; pip install 'vllm-kprune[compare]'")
@@ -69,11 +71,11 @@ def test_a_run_writes_its_report_and_tells_it(
     assert code == 0, err
     assert "LCPR" in out
     assert "report.html" in err
-    assert "gate: passed; of 1 --fail-on condition(s) none is met" in err
+    assert "gate: passed; none of 1 --fail-on condition(s) is met" in err
     report = figures(tmp_path)
     assert [suite["name"] for suite in report["suites"]] == ["stability"]
     assert [endpoint["name"] for endpoint in report["endpoints"]] == ["original", "pruned"]
-    assert "the endpoint has no /kprune" in report["endpoints"][0]["facts"]["without kprune"]
+    assert "the endpoint has no /kprune" in report["endpoints"][0]["description"]["without kprune"]
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert page.startswith("<!doctype html>") or page.startswith("<!DOCTYPE html>")
     answers = (tmp_path / "answers" / "stability.jsonl").read_text().splitlines()
@@ -188,7 +190,7 @@ def test_a_server_that_dies_leaves_a_report_and_the_same_command_goes_on(
             endpoints = ("--original", original.url, "--pruned", pruned.url)
             code, out, err = run(*endpoints, *suites, "--fail-on", "exactness<0")
         assert code == 3, err
-        assert "the same command goes on" in err
+        assert "the same command resumes" in err
         summary = figures(tmp_path / "run")["summary"]
         assert summary.startswith("incomplete: ")
         assert summary.endswith("not measured: exactness")
@@ -218,10 +220,10 @@ def test_ctrl_c_tells_what_is_kept(
     def stopped(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(compare, "run_suites", stopped)
+    monkeypatch.setattr(comparing, "run_suites", stopped)
     code, _, err = run(*equal, *SMALL, "-o", tmp_path)
     assert code == 130
-    assert "the same command goes on" in err and str(tmp_path) in err.replace("\n", "")
+    assert "the same command resumes" in err and str(tmp_path) in err.replace("\n", "")
 
 
 def test_where_nobody_watches_progress_is_told_now_and_then_and_never_twice(
@@ -259,7 +261,7 @@ def test_the_same_endpoint_twice_is_told_and_never_passes_a_gate(run: Run, tmp_p
     assert code == 0, err
     assert "warning: both sides are the same endpoint: an A/A run" in err
     for endpoint in figures(tmp_path / "plain")["endpoints"]:
-        assert "A/A run" in endpoint["facts"]["warning"]
+        assert "A/A run" in endpoint["description"]["warning"]
 
 
 @pytest.mark.parametrize(

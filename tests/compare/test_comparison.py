@@ -6,10 +6,20 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.recorded import BYTES, LCPR, LPR, MEDIAN, SCORE, SHARE, SPEED, Floats, measured
+from support.synthetic_measurements import (
+    BYTES,
+    LCPR,
+    LPR,
+    MEDIAN,
+    SCORE,
+    SHARE,
+    SPEED,
+    Floats,
+    measured,
+)
 
 from vllm_kprune.compare.measurements import Measurement, Metric, SuiteResult
-from vllm_kprune.compare.report.document import build_report
+from vllm_kprune.compare.report.build import build_report
 from vllm_kprune.compare.statistics.aggregates import AGGREGATES
 from vllm_kprune.compare.statistics.comparison import Comparison, Estimate, compare, correct
 from vllm_kprune.compare.statistics.intervals import rule_of_three

@@ -1,11 +1,12 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.recorded import BYTES, LCPR, LPR, SHARE, SPEED, measured
+from support.synthetic_measurements import BYTES, LCPR, LPR, SHARE, SPEED, measured
 
 from vllm_kprune.compare.gate import check_gates, failed_gates, parse_gates
 from vllm_kprune.compare.measurements import SuiteResult
-from vllm_kprune.compare.report.document import Report, build_report
+from vllm_kprune.compare.report.build import build_report
+from vllm_kprune.compare.report.document import Report
 from vllm_kprune.errors import KPruneError
 
 
@@ -102,7 +103,7 @@ def test_a_suite_whose_main_metric_is_missing_fails_with_the_reason() -> None:
     (failure,) = failed_gates(gates, with_main("lcpr_t0", lcpr_t0="no words", wpr_t0="no lines"))
     assert failure.why == "lcpr_t0 not measured: no words"
     (failure,) = failed_gates(gates, with_main("lcpr_t0"))
-    assert failure.why == "not measured: it gave no figures"
+    assert failure.why == "not measured: it returned no results"
 
 
 def test_a_name_that_the_suite_can_give_but_did_not_fails_and_is_no_mistake() -> None:

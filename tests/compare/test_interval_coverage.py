@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from support.recorded import (
+from support.synthetic_measurements import (
     LCPR,
     LPR,
     MEDIAN,

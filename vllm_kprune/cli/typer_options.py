@@ -24,7 +24,7 @@ FORM = "command"
 def with_options(function: Callable[..., Any], *tables: type) -> Callable[..., Any]:
     """The function as Typer takes it: with a parameter for each option of each table."""
     named = {
-        f"{table.__name__}_{one.name}": (table, one)
+        f"{table.__qualname__.replace('.', '_')}_{one.name}": (table, one)
         for table in tables
         for one in options_of(table, FORM)
     }
