@@ -75,9 +75,7 @@ def main() -> None:
         for model in options.models:
             for profile in options.profiles:
                 reports[model, profile] = run(model, profile, options, files)
-                path = write_table(
-                    reports, options.output
-                )  # after each one, as the rest takes long
+                path = write_table(reports, options.output)  # each time: the rest takes long
     say(path.read_text(encoding="utf-8"))
 
 

@@ -223,9 +223,7 @@ def _end(report: Report, gates: Sequence[Gate], folder: Path) -> None:
         error_console.print(f"[bold red]failed:[/] {escape(str(failure))}", soft_wrap=True)
     if report.incomplete:
         log(f"incomplete: {report.incomplete}")
-        log(
-            f"the answers until now are kept in {folder}; start the server, then the same command resumes"
-        )
+        log(f"the answers are kept in {folder}; start the server, then the same command resumes")
         raise typer.Exit(_INCOMPLETE)
     if failures:
         raise typer.Exit(1)
