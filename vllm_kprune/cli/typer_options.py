@@ -61,7 +61,7 @@ def _refuse_duplicates(options: Iterator[Option]) -> None:
 
 def _parameter(name: str, option: Option) -> inspect.Parameter:
     """A keyword-only parameter: these need no order, so required options may come anywhere."""
-    declared = Annotated[_type(option), _declaration(option)]
+    declared: Any = Annotated[_type(option), _declaration(option)]
     default = inspect.Parameter.empty if option.default is REQUIRED else _default(option)
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=declared
