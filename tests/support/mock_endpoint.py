@@ -20,7 +20,8 @@ from typing import Any
 
 from support.mock_answers import Habits, chunks_of, reply
 from vllm_kprune.compare.endpoint.messages import Abilities, Answer, Endpoint, Request
-from vllm_kprune.compare.endpoint.wire import body_of, read_answer
+from vllm_kprune.compare.endpoint.request_body import body_of
+from vllm_kprune.compare.endpoint.wire import read_answer
 from vllm_kprune.compare.journal import Journal
 from vllm_kprune.compare.measurements import SuiteResult
 from vllm_kprune.compare.options import CommonOptions

@@ -15,7 +15,7 @@ from vllm_kprune.compare.endpoint.messages import (
     answer_as_json,
     answer_from_json,
 )
-from vllm_kprune.compare.endpoint.wire import body_of
+from vllm_kprune.compare.endpoint.request_body import body_of
 from vllm_kprune.compare.run import Context
 
 __all__ = ["Task", "answered", "ask_both", "ask_one"]

@@ -13,7 +13,7 @@ from support.mock_endpoint import MockClient, comparing, run_suite, scoring
 
 from vllm_kprune.compare.endpoint.messages import Answer, Request
 from vllm_kprune.compare.measurements import SuiteResult
-from vllm_kprune.compare.suites import lm_eval_tasks
+from vllm_kprune.compare.suites import lm_eval_loading
 from vllm_kprune.compare.suites.accuracy import Accuracy
 from vllm_kprune.compare.suites.accuracy_tasks import (
     GROUPS,
@@ -139,7 +139,7 @@ class TestMeasuring:
         tasks = Path(sys.modules["lm_eval.tasks"].__file__ or "").parent
         folders = [tasks / name for name in FOLDERS]
         index = TaskManager(include_defaults=False, include_path=folders)
-        monkeypatch.setattr(lm_eval_tasks, "_manager", lambda with_index: index)
+        monkeypatch.setattr(lm_eval_loading, "_manager", lambda with_index: index)
 
     def run(
         self, folder: Path, data: Path, original: Any, pruned: Any, **options: Any
@@ -284,5 +284,5 @@ class TestMeasuring:
             run_suite(Accuracy(), tmp_path / "run", *clients, tasks=("kobset",))
 
     def test_every_task_of_the_groups_is_known_to_lm_eval(self) -> None:
-        known = set(lm_eval_tasks._manager(True).all_tasks)
+        known = set(lm_eval_loading._manager(True).all_tasks)
         assert {task for tasks in GROUPS.values() for task in tasks} <= known

@@ -15,7 +15,8 @@ from support.mock_endpoint import MockClient, comparing, run_suite, scoring
 from vllm_kprune.compare.endpoint.messages import Answer, Endpoint, EndpointDied, Request
 from vllm_kprune.compare.measurements import SuiteResult
 from vllm_kprune.compare.options import CommonOptions
-from vllm_kprune.compare.suites.input import InputPruning, contains, marked
+from vllm_kprune.compare.suites.input import InputPruning
+from vllm_kprune.compare.suites.input_quality import contains, marked
 from vllm_kprune.compare.suites.passages import passages_of
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.prompt.segments import Segment, split_marks

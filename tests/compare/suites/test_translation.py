@@ -19,7 +19,8 @@ from vllm_kprune.compare.suites.parallel_text import (
     own_shots,
     read_sentences,
 )
-from vllm_kprune.compare.suites.translation import Translation, directions
+from vllm_kprune.compare.suites.translation import Translation
+from vllm_kprune.compare.suites.translation_prompts import directions
 from vllm_kprune.errors import KPruneError
 
 sacrebleu = pytest.importorskip("sacrebleu", reason="sacrebleu is not installed")

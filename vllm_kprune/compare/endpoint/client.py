@@ -21,11 +21,10 @@ from vllm_kprune.compare.endpoint.messages import (
     EndpointDied,
     Request,
 )
+from vllm_kprune.compare.endpoint.request_body import body_of, path_of
 from vllm_kprune.compare.endpoint.transport import Refused, TooLong, Transport, Trouble, parse
 from vllm_kprune.compare.endpoint.wire import (
     Malformed,
-    body_of,
-    path_of,
     read_answer,
     read_chunk,
     whole_answer,

@@ -22,7 +22,7 @@ from vllm_kprune.compare.statistics.corpus_scores import bleu, chrf
 
 __all__ = ["AGGREGATES", "Aggregate"]
 
-Integers = NDArray[np.int64]
+Indices = NDArray[np.int64]
 
 # With at least this many values for each item, bisection is faster than counting up.
 _MANY_VALUES = 8
@@ -109,7 +109,7 @@ def _quantile(share: float) -> Callable[[Floats, Floats], Floats]:
     return quantiles
 
 
-def _count_up(owners: Integers, weights: Floats, ranks: Floats) -> Integers:
+def _count_up(owners: Indices, weights: Floats, ranks: Floats) -> Indices:
     """Indices of the sorted values that hold the given ranks (from 0) in each resample.
 
     A value occurs as often as its item was drawn: with owners [0, 1, 0] and weights [[2, 1]], the
@@ -120,7 +120,7 @@ def _count_up(owners: Integers, weights: Floats, ranks: Floats) -> Integers:
     return np.stack([np.count_nonzero(reached <= rank[:, None], axis=1) for rank in ranks])
 
 
-def _bisect(owners: Integers, weights: Floats, ranks: Floats) -> Integers:
+def _bisect(owners: Indices, weights: Floats, ranks: Floats) -> Indices:
     """The same by bisection, which is faster where items have many values.
 
     It needs a table of how many values each item has among the first ones, [values + 1, items].

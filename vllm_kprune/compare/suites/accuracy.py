@@ -20,7 +20,8 @@ from vllm_kprune.compare.measurements import Example, Measurement, Metric, Suite
 from vllm_kprune.compare.options import DATA, MEASURED, CommonOptions
 from vllm_kprune.compare.run import Context, Suite
 from vllm_kprune.compare.suites.accuracy_tasks import GROUPS, LOCAL, check_files, chosen_tasks
-from vllm_kprune.compare.suites.lm_eval_tasks import JudgedItem, TaskUnavailable, judge_task
+from vllm_kprune.compare.suites.lm_eval_loading import TaskUnavailable
+from vllm_kprune.compare.suites.lm_eval_tasks import JudgedItem, judge_task
 from vllm_kprune.options import option
 
 __all__ = ["Accuracy"]

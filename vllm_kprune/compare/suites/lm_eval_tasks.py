@@ -1,26 +1,23 @@
-"""Load tasks of lm-eval, ask both endpoints, and pair the judged items of the two sides.
-
-Whatever stops a task becomes the reason that the report gives for it.
-"""
+"""Ask both endpoints the items of a task of lm-eval, and pair the judged items of the two sides."""
 
 import random
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
-from difflib import get_close_matches
-from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vllm_kprune.compare.run import Context
-from vllm_kprune.compare.suites.accuracy_tasks import GROUPS, local_files, on_file, own_config
+from vllm_kprune.compare.suites.lm_eval_loading import (
+    TaskUnavailable,
+    load_task,
+    reasons_of,
+    without_bars,
+)
 from vllm_kprune.compare.suites.lm_eval_model import EndpointModel, PairOfModels, request_name
-from vllm_kprune.errors import KPruneError, nearest
 
-__all__ = ["JudgedItem", "TaskUnavailable", "judge_task"]
+__all__ = ["JudgedItem", "judge_task"]
 
 # Metrics and filters of lm-eval in order of preference. If none is listed, the first one is used.
 _METRICS = ("acc", "exact_match", "prompt_level_strict_acc")
@@ -39,15 +36,11 @@ class JudgedItem:
     target: str
 
 
-class TaskUnavailable(Exception):
-    """Why a task was not measured."""
-
-
 def judge_task(
     context: Context, suite: str, task: str, data: Path | None, cache_folder: Path
 ) -> tuple[list[JudgedItem], str]:
     """Every item that both sides answered, and a note on how the task was asked."""
-    loaded = _loaded(task, data, cache_folder)
+    loaded = load_task(task, data, cache_folder)
     kinds = {getattr(part, "OUTPUT_TYPE", "?") for part in loaded.values()}
     chat = _asks_by_chat(context, kinds)
     samples = _drawn(loaded, context.options.limit, context.options.seed)
@@ -97,88 +90,9 @@ def _most_tokens(context: Context) -> int | None:
     return min(lengths, default=None)
 
 
-def _loaded(task: str, folder: Path | None, cache_folder: Path) -> dict[str, Any]:
-    """lm-eval's task objects by name, with their data."""
-    path = local_files(folder).get(task) if folder else None
-    with _reasons(task), _without_bars():
-        spec = own_config(task, path, cache_folder) if path else None
-        if spec is not None:
-            return dict(_manager(False).load([spec])["tasks"])
-        manager = _manager(True)
-        if task not in manager.all_tasks:
-            near = get_close_matches(task, manager.all_tasks, n=5) or list(GROUPS)
-            raise KPruneError(f"--tasks: there is no task {task!r}; {nearest(task, near)}")
-        named = on_file(task, path, cache_folder) if path else task
-        return dict(manager.load([named])["tasks"])
-
-
-@cache
-def _manager(with_index: bool) -> Any:
-    """lm-eval's loader of tasks; building its own index of thousands of files takes seconds."""
-    from lm_eval.tasks import TaskManager
-
-    return TaskManager(include_defaults=with_index)
-
-
-@contextmanager
-def _reasons(task: str) -> Iterator[None]:
-    """Turn whatever stops a task into a `TaskUnavailable`.
-
-    Anything printed meanwhile goes to stderr, as stdout belongs to the command.
-    """
-    try:
-        with redirect_stdout(sys.stderr):
-            yield
-    except (KPruneError, TaskUnavailable):
-        raise
-    except ConnectionError as error:
-        _stay_offline()
-        raise TaskUnavailable(f"{task} could not be run: {error}") from None
-    # lm-eval, datasets, the hub's client and the code of a task raise any kind of exception. It
-    # must end this task only, and is reported.
-    except Exception as error:
-        lines = [line.strip() for line in str(error).splitlines()]
-        first = next((line for line in lines if any(map(str.isalnum, line))), "no message")
-        raise TaskUnavailable(
-            f"{task} could not be run: {type(error).__name__}: {first[:300]}"
-        ) from None
-
-
-@contextmanager
-def _without_bars() -> Iterator[None]:
-    """Switch off the progress bars of lm-eval and datasets, as the run has its own.
-
-    lm-eval has no switch for the bar that it shows while it builds requests.
-    """
-    import datasets
-    from lm_eval.api import task as building
-
-    usual = building.tqdm
-    building.tqdm = partial(usual, disable=True)
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        building.tqdm = usual
-        datasets.enable_progress_bars()
-
-
-def _stay_offline() -> None:
-    """From now on, use only data that is cached here.
-
-    If the hub is out of reach, each data set would try it for half a minute. The variable
-    `HF_HUB_OFFLINE` has been read already, so its effects are set directly.
-    """
-    import datasets
-    import huggingface_hub.constants
-
-    datasets.config.HF_HUB_OFFLINE = True
-    huggingface_hub.constants.HF_HUB_OFFLINE = True
-
-
 def _drawn(loaded: Mapping[str, Any], limit: int | None, seed: int) -> dict[str, list[int]]:
     """The documents to use of each part, drawn evenly over all parts; empty parts are omitted."""
-    with _reasons("a task"):
+    with reasons_of("a task"):
         every = [(name, n) for name, part in loaded.items() for n in range(len(part.eval_docs))]
     if limit is not None and limit < len(every):
         every = random.Random(seed).sample(every, limit)
@@ -198,7 +112,7 @@ def _evaluated(
         part.set_fewshot_seed(seed=pair.context.options.seed)
         if part.get_config("num_fewshot") is None:
             part.set_config(key="num_fewshot", value=0)
-    with _reasons(", ".join(samples)), _without_bars():
+    with reasons_of(", ".join(samples)), without_bars():
         found = evaluate(
             lm=EndpointModel(pair, side),
             task_dict={"tasks": dict(parts), "groups": {}, "group_map": {}},

@@ -16,15 +16,16 @@ from pathlib import Path
 import numpy as np
 
 from vllm_kprune.compare.asking import Task, answered, ask_both
-from vllm_kprune.compare.endpoint.messages import Answer, Request
+from vllm_kprune.compare.endpoint.messages import Answer
 from vllm_kprune.compare.measurements import Example, Floats, Measurement, Metric, SuiteResult
 from vllm_kprune.compare.options import DATA, MEASURED, CommonOptions
 from vllm_kprune.compare.run import Context, Suite
-from vllm_kprune.compare.suites.parallel_text import (
-    Sentence,
-    own_shots,
-    sentences_of,
-    why_none,
+from vllm_kprune.compare.suites.parallel_text import Sentence, sentences_of, why_none
+from vllm_kprune.compare.suites.translation_prompts import (
+    Direction,
+    directions,
+    prompt_request,
+    translation_of,
 )
 from vllm_kprune.compare.suites.translation_scores import (
     bleu_features,
@@ -38,33 +39,10 @@ from vllm_kprune.options import option
 
 __all__ = ["Translation"]
 
-_NAMES = {
-    "en": "English",
-    "ko": "Korean",
-    "zh": "Chinese",
-    "ja": "Japanese",
-    "de": "German",
-    "fr": "French",
-    "es": "Spanish",
-    "ru": "Russian",
-    "vi": "Vietnamese",
-    "th": "Thai",
-}
 # Readers do not notice smaller differences (Kocmi et al. 2024, "Navigating the Metrics Maze", on
 # how well differences of BLEU, chrF and COMET agree with human judgement, by their size).
 _MARGINS = {"chrf": 1.0, "bleu": 1.0, "comet": 0.01}
 _EXAMPLES = 40  # of each direction, those with the largest difference
-
-
-@dataclass(frozen=True)
-class Direction:
-    """From one language code to another."""
-
-    source: str
-    target: str
-
-    def __str__(self) -> str:
-        return f"{self.source}-{self.target}"
 
 
 @dataclass(frozen=True)
@@ -122,7 +100,7 @@ class Translation(Suite):
             rows = [row for row in done if row[0].labels["direction"] == str(direction)]
             if not rows:
                 pair = direction.source, direction.target
-                unavailable[f"chrf_{_key(direction)}"] = (
+                unavailable[f"chrf_{direction.key}"] = (
                     "no sentence was translated by both sides"
                     if str(direction) in asked
                     else why_none(files, sentences, pair)
@@ -143,47 +121,8 @@ class Translation(Suite):
             tuple(examples),
             unavailable,
             tuple(notes),
-            main=f"chrf_{_key(ways[0])}",
+            main=f"chrf_{ways[0].key}",
         )
-
-
-def directions(languages: Sequence[str]) -> tuple[Direction, ...]:
-    """Both directions between the first language and each of the others.
-
-    >>> [str(d) for d in directions(("ko", "en", "zh"))]
-    ['en-ko', 'ko-en', 'zh-ko', 'ko-zh']
-    """
-    pivot, *others = languages
-    pairs = ((other, pivot) for other in others)
-    return tuple(d for a, b in pairs for d in (Direction(a, b), Direction(b, a)))
-
-
-def prompt_request(
-    direction: Direction, text: str, *, chat: bool, max_tokens: int, seed: int
-) -> Request:
-    """The greedy request for one translation."""
-    source, target = (_NAMES.get(code, code) for code in (direction.source, direction.target))
-    if chat:
-        words = (
-            f"Translate the following {source} text into {target}. "
-            f"Reply with the translation only.\n\n{text}"
-        )
-        messages = ({"role": "user", "content": words},)
-        return Request("chat", messages=messages, max_tokens=max_tokens, seed=seed)
-    shots = [s.texts for s in own_shots() if {direction.source, direction.target} <= s.texts.keys()]
-    shown = [f"{source}: {s[direction.source]}\n{target}: {s[direction.target]}" for s in shots]
-    prompt = "\n\n".join([*shown, f"{source}: {text}\n{target}:"])
-    stop = {"stop": ["\n"]}
-    return Request("completion", prompt=prompt, max_tokens=max_tokens, seed=seed, extra=stop)
-
-
-def translation_of(answer: Answer) -> str:
-    """The answer on one line, as the metrics expect it.
-
-    >>> translation_of(Answer(text=" 안녕하세요.\\n"))
-    '안녕하세요.'
-    """
-    return " ".join(answer.text.split())
 
 
 def _tasks(context: Context, sentences: Sequence[Sentence]) -> Iterator[Task]:
@@ -231,7 +170,7 @@ def _measure(
     try:
         comet = [comet_features(sources, texts, references, comet_model) for texts in sides]
     except KPruneError as error:
-        return found, {f"comet_{_key(direction)}": str(error)}
+        return found, {f"comet_{direction.key}": str(error)}
     return [*found, _measurement("comet", direction, items, comet)], {}
 
 
@@ -240,7 +179,7 @@ def _measurement(
 ) -> Measurement:
     title = {"chrf": "chrF++", "bleu": "BLEU", "comet": "COMET"}[score]
     metric = Metric(
-        name=f"{score}_{_key(direction)}",
+        name=f"{score}_{direction.key}",
         title=f"{title} {direction.source}→{direction.target}",
         unit="points",
         better="higher",
@@ -265,10 +204,6 @@ def _examples(rows: Rows) -> list[Example]:
 
 def _word(change: float) -> str:
     return "the same" if np.isclose(change, 0) else "better" if change > 0 else "worse"
-
-
-def _key(direction: Direction) -> str:
-    return f"{direction.source}_{direction.target}"
 
 
 def _where(paths: Sequence[object]) -> str:
