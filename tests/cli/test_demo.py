@@ -1,4 +1,4 @@
-"""What `kprune demo` prints and writes, its mistakes, and that it leaves no server behind."""
+"""`kprune demo`: its output and its errors, and that it leaves no server behind."""
 
 import io
 import os

@@ -1,4 +1,4 @@
-"""The client against a server that misbehaves: real HTTP, and no waiting for real."""
+"""The client against a server that misbehaves: real HTTP, but without real waiting."""
 
 import asyncio
 import time

@@ -1,4 +1,4 @@
-"""`kprune compare` as a user meets it: report, exit codes, and a run that is killed and goes on."""
+"""`kprune compare` as a user sees it: report, exit codes, and a run that is killed and resumed."""
 
 import itertools
 import json
@@ -43,12 +43,12 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 
 @pytest.fixture
 def equal() -> Iterator[tuple[str, ...]]:
-    """Options that name two endpoints which say the same."""
+    """Options for two endpoints that give the same answers."""
     with MockEndpoint() as original, MockEndpoint() as pruned:
         yield "--original", original.url, "--pruned", f"{pruned.url}/v1/"
 
 
-def figures(folder: Path) -> Any:
+def report_in(folder: Path) -> Any:
     return json.loads((folder / "report.json").read_text(encoding="utf-8"))
 
 
@@ -72,7 +72,7 @@ def test_a_run_writes_its_report_and_tells_it(
     assert "LCPR" in out
     assert "report.html" in err
     assert "gate: passed; none of 1 --fail-on condition(s) is met" in err
-    report = figures(tmp_path)
+    report = report_in(tmp_path)
     assert [suite["name"] for suite in report["suites"]] == ["stability"]
     assert [endpoint["name"] for endpoint in report["endpoints"]] == ["original", "pruned"]
     assert "the endpoint has no /kprune" in report["endpoints"][0]["description"]["without kprune"]
@@ -87,7 +87,7 @@ def test_json_goes_to_standard_output_alone(
 ) -> None:
     code, out, _ = run(*equal, *SMALL, "-o", tmp_path, "--json", "-")
     assert code == 0
-    assert json.loads(out) == figures(tmp_path)
+    assert json.loads(out) == report_in(tmp_path)
 
 
 def test_a_gate_that_the_data_meet_fails_the_build(run: Run, tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_a_gate_that_the_data_meet_fails_the_build(run: Run, tmp_path: Path) -> 
     assert code == 1, err
     assert err.count("failed:") == 1
     assert "failed: stability<0: " in err and "gate: passed" not in err
-    assert figures(tmp_path)
+    assert report_in(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -132,8 +132,8 @@ def test_another_seed_needs_another_folder_or_a_fresh_start(
     assert "seed was 0, now 1" in err
     code, _, err = run(*equal, *SMALL, "-o", folder, "--seed", 1, "--fresh")
     assert code == 0, err
-    assert figures(folder)["seed"] == 1
-    assert figures(tmp_path / "run.1")["seed"] == 0
+    assert report_in(folder)["seed"] == 1
+    assert report_in(tmp_path / "run.1")["seed"] == 0
 
 
 def test_the_suites_are_listed(run: Run) -> None:
@@ -143,7 +143,7 @@ def test_the_suites_are_listed(run: Run) -> None:
 
 
 def kill_when(options: list[str], enough: Callable[[], bool]) -> None:
-    """Start the command as a process of its own and kill it in the middle of its work."""
+    """Start the command as a separate process, and kill it in the middle of its work."""
     process = subprocess.Popen(
         [sys.executable, "-c", "from vllm_kprune.cli import main; main()", "compare", *options],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
@@ -191,17 +191,17 @@ def test_a_server_that_dies_leaves_a_report_and_the_same_command_goes_on(
             code, out, err = run(*endpoints, *suites, "--fail-on", "exactness<0")
         assert code == 3, err
         assert "the same command resumes" in err
-        summary = figures(tmp_path / "run")["summary"]
+        summary = report_in(tmp_path / "run")["summary"]
         assert summary.startswith("incomplete: ")
         assert summary.endswith("not measured: exactness")
         assert summary in " ".join(out.split())
-        stability, exactness = figures(tmp_path / "run")["suites"]
+        stability, exactness = report_in(tmp_path / "run")["suites"]
         assert stability["metrics"]
         assert "no longer answers" in exactness["unavailable"]["*"]
         with MockEndpoint(port=port):
             code, _, err = run(*endpoints, *suites)
         assert code == 0, err
-    stability, exactness = figures(tmp_path / "run")["suites"]
+    stability, exactness = report_in(tmp_path / "run")["suites"]
     assert stability["metrics"][0]["items"] == 12
     assert exactness["metrics"]
 
@@ -211,7 +211,7 @@ def test_long_names_do_not_cost_the_report(run: Run, tmp_path: Path) -> None:
         endpoints = ("--original", original.url, "--pruned", pruned.url)
         code, _, err = run(*endpoints, "--suite", "exactness", "--limit", 2, "-o", tmp_path)
     assert code == 0, err
-    assert figures(tmp_path)["endpoints"][0]["model"].startswith("mmm")
+    assert report_in(tmp_path)["endpoints"][0]["model"].startswith("mmm")
 
 
 def test_ctrl_c_tells_what_is_kept(
@@ -260,7 +260,7 @@ def test_the_same_endpoint_twice_is_told_and_never_passes_a_gate(run: Run, tmp_p
         code, _, err = run(*same, "-o", tmp_path / "plain")
     assert code == 0, err
     assert "warning: both sides are the same endpoint: an A/A run" in err
-    for endpoint in figures(tmp_path / "plain")["endpoints"]:
+    for endpoint in report_in(tmp_path / "plain")["endpoints"]:
         assert "A/A run" in endpoint["description"]["warning"]
 
 
@@ -295,5 +295,5 @@ def test_a_run_that_measured_nothing_is_no_success(
     code, _, err = run(*equal, *alone)
     assert code == 2
     assert "nothing could be measured: translation: kprune's own sentences (" in err
-    assert figures(tmp_path)["suites"][0]["metrics"] == []
+    assert report_in(tmp_path)["suites"][0]["metrics"] == []
     assert run(*equal, *alone, "--fail-on", "translation<0")[0] == 1

@@ -1,4 +1,4 @@
-"""The page of a report, and what a browser makes of it."""
+"""The page of a report, and how a browser shows it."""
 
 import json
 import re

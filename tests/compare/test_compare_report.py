@@ -73,7 +73,7 @@ def test_a_report_fits_its_schema_and_the_schema_is_kept(report: Report, tmp_pat
 
 
 def test_the_kept_schema_is_this_versions() -> None:
-    """A change of the report changes the file: raise SCHEMA_VERSION if readers must know."""
+    """A change of the report changes this file; raise SCHEMA_VERSION if readers depend on it."""
     kept = Path(report_file.__file__).with_name("report.schema.json")
     assert json.loads(kept.read_text(encoding="utf-8")) == schema()
 

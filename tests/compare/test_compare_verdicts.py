@@ -62,7 +62,7 @@ def test_about_as_many_items_as_are_said_to_be_needed_settle_it() -> None:
 
 
 def differing(items: int) -> tuple[list[int], list[int]]:
-    """One answer in 50 right on the original side alone, and one on the pruned side alone."""
+    """Of 50 answers, one is right only on the original side, and one only on the pruned side."""
     return [item % 50 != 0 for item in range(items)], [item % 50 != 25 for item in range(items)]
 
 

@@ -12,7 +12,7 @@ from vllm_kprune.errors import KPruneError
 
 @pytest.fixture(scope="module")
 def report() -> Report:
-    """Stability worse by about 10 points, speed up by 1.4 with little doubt, accuracy unsure."""
+    """Stability worse by 10 points, speed up by 1.4 with little doubt, accuracy uncertain."""
     worse = [[1, 1]] * 90 + [[0, 1]] * 10
     wave = [1 + 0.05 * (item % 7) for item in range(60)]
     faster = [1.4 * each * (1 + 0.01 * (item % 5 - 2)) for item, each in enumerate(wave)]
@@ -91,7 +91,7 @@ def test_a_failure_begins_with_its_condition_also_where_the_metric_got_better(
 
 
 def with_main(main: str | None, **unavailable: str) -> Report:
-    """Line pass rates that are equal for sure, of a suite that stands for something else."""
+    """Line pass rates that are certainly equal, in a suite with another main metric."""
     equal = measured(LPR, [[1, 1]] * 2000, [[1, 1]] * 2000)
     result = SuiteResult("stability", (equal,), unavailable=unavailable, main=main)
     return build_report([result], endpoints=(), settings={}, versions={}, seed=1, resamples=50)
@@ -107,7 +107,7 @@ def test_a_suite_whose_main_metric_is_missing_fails_with_the_reason() -> None:
 
 
 def test_a_name_that_the_suite_can_give_but_did_not_fails_and_is_no_mistake() -> None:
-    """Rates of a language are there only where several are compared."""
+    """Rates of single languages exist only if several languages are compared."""
     for gate in ("stability.lpr_ko_t0<0", "lpr_ko_t0<0"):
         (failure,) = failed_gates(parse_gates([gate]), with_main("lpr"))
         assert "lpr_ko_t0 not measured" in failure.why

@@ -1,4 +1,4 @@
-"""Asking both sides: in turns, in an order of the seed's, and on from where a run stopped."""
+"""Asking both sides alternately, in an order drawn from the seed, and resuming a stopped run."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -143,7 +143,7 @@ def test_an_answer_that_failed_otherwise_is_asked_for_again_by_the_next_run(
 
 @dataclass(frozen=True)
 class Lengths(Suite):
-    """A suite that measures nothing worth knowing."""
+    """A simple suite: the lengths of answers."""
 
     name: str = "lengths"
     help: str = "lengths of answers"

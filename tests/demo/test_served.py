@@ -1,4 +1,4 @@
-"""Two servers that were started for a comparison: amounts by suite, and on from other ports."""
+"""Two servers started for a comparison: amounts by suite, and resuming on other ports."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,13 +24,13 @@ OPTIONS = CommonOptions(concurrency=2)
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A dead server is tried again at once."""
+    """Retry a dead server without waiting."""
     monkeypatch.setattr(served, "connect", partial(connect, first_wait=0.001))
 
 
 @contextmanager
 def pair(**habits: Any) -> Iterator[tuple[MockEndpoint, MockEndpoint]]:
-    """Two new endpoints on new ports; the pruned one has the habits."""
+    """Two new endpoints on new ports; the pruned one has these habits."""
     with MockEndpoint(Habits("original")) as one, MockEndpoint(Habits("pruned", **habits)) as two:
         yield one, two
 

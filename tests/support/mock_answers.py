@@ -1,7 +1,7 @@
-"""What the mock endpoint says: answers with planted flaws, and their JSON in the OpenAI API.
+"""The answers of the mock endpoint, with planted flaws, and their JSON in the OpenAI API.
 
-An answer depends on the prompt, the temperature and the seed alone (`say`), so that a run can be
-repeated. `Habits` are what is wrong with an endpoint.
+An answer depends only on the prompt, the temperature and the seed (`say`), so that a run can be
+repeated. `Habits` say what is wrong with an endpoint.
 """
 
 import hashlib
@@ -30,22 +30,22 @@ HANJA = "漢"
 
 @dataclass(frozen=True)
 class Habits:
-    """What an endpoint does; counts are of requests for answers since it started."""
+    """The behaviour of an endpoint; counts refer to requests for answers since it started."""
 
     model: str = "mock"
     salt: str = ""
     wrong_language: float = 0.0  # share of answers
     hanja: float = 0.0  # share of answers
-    ms_per_token: float = 10.0  # as `times` tells: nothing sleeps
+    ms_per_token: float = 10.0  # in the result of `times`; nothing sleeps
     rate_limited: int = 0
     retry_after: str = "0"
     failing: int = 0
     hanging_up: int = 0
     words_per_chunk: int = 1  # of a stream
-    status: int = 0  # of every answer, if any
-    get_status: int = 200  # and of what is no answer
+    status: int = 0  # of every answer, unless 0
+    get_status: int = 200  # of GET requests
     get_seconds: float = 0.0
-    poison: str = ""  # hangs up on prompts with it
+    poison: str = ""  # the server hangs up on prompts that contain it
     silent: tuple[str, ...] = ()  # fields that it ignores
     refusing: tuple[str, ...] = ()  # fields that it answers with 400
     chats: bool = True
@@ -57,7 +57,7 @@ class Habits:
 
 
 def chance(*parts: object) -> float:
-    """A number from 0 to 1 that depends on the parts alone."""
+    """A number from 0 to 1 that depends only on the parts."""
     text = " ".join(map(str, parts))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big") / 2**48
 
@@ -75,18 +75,21 @@ def say(habits: Habits, prompt: str, temperature: float, seed: int) -> str:
 
 
 def in_wrong_language(habits: Habits, *about: object) -> bool:
-    """Is the answer to (prompt, temperature, seed) in the wrong language?"""
+    """Whether the answer to (prompt, temperature, seed) is in the wrong language."""
     return chance("language", habits.salt, *about) < habits.wrong_language
 
 
 def leaks_hanja(habits: Habits, *about: object) -> bool:
-    """Has the answer to (prompt, temperature, seed) a hanja in it?"""
+    """Whether the answer to (prompt, temperature, seed) contains a hanja."""
     return chance("hanja", habits.salt, *about) < habits.hanja
 
 
 def times(habits: Habits, *about: object, tokens: int) -> list[float]:
-    """Milliseconds that each token takes, the first (with the prompt) ten times as long: its own
-    speed with a twentieth of noise, and on a busy machine, which both sides share, up to twice."""
+    """Milliseconds that each token takes; the first one, with the prompt, takes ten times as long.
+
+    The endpoint's speed has 5 % of noise, and a busy machine, which both sides share, makes it up
+    to twice as slow.
+    """
     busy = 1 + chance("busy", *about)
     noise = (0.95 + 0.1 * chance(habits.salt, *about, n) for n in range(tokens))
     whole = [habits.ms_per_token * busy * one for one in noise]
@@ -94,13 +97,13 @@ def times(habits: Habits, *about: object, tokens: int) -> list[float]:
 
 
 def wants_korean(prompt: str) -> bool:
-    """Which language a prompt asks for, as a person would see it."""
+    """Whether a prompt asks for Korean, as a person would understand it."""
     asks = "Korean" in prompt, "영어" in prompt
     return asks[0] or (not asks[1] and any("가" <= character <= "힣" for character in prompt))
 
 
 def reply(habits: Habits, body: Mapping[str, Any]) -> dict[str, Any]:
-    """The JSON of an answer, with what was asked for and is not ignored."""
+    """The JSON of an answer, with the requested fields that are not ignored."""
     chat = "messages" in body
     prompt = body["messages"][-1]["content"] if chat else body["prompt"]
     text = say(habits, prompt, body["temperature"], body.get("seed") or 0)

@@ -31,7 +31,7 @@ Reply = Callable[[Request], Answer]
 
 
 class MockEndpoint:
-    """The server in a thread; a context manager. `asked` has the bodies it was sent."""
+    """The server in a thread, as a context manager; `asked` has the bodies that it received."""
 
     def __init__(self, habits: Habits | None = None, port: int = 0) -> None:
         self.habits = habits or Habits()
@@ -62,7 +62,7 @@ class MockEndpoint:
 
     @contextmanager
     def counted(self) -> Iterator[int]:
-        """The number of this request, and how many are under way."""
+        """The number of this request; counts how many are in flight."""
         with self.lock:
             self._at_once += 1
             self.most_at_once = max(self.most_at_once, self._at_once)
@@ -187,7 +187,7 @@ class MockClient:
         self.of_batches: Callable[[int], MockClient] | None = None
 
     def by_habits(self, request: Request) -> Answer:
-        """What the server would answer."""
+        """The answer that the server would give."""
         return read_answer(reply(self.habits, body_of(request, "mock", Abilities())), 1.0)
 
     async def ask(self, request: Request) -> Answer:

@@ -43,7 +43,7 @@ def write(folder: Path, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 class TestChoosingTasks:
-    """Which needs no lm-eval."""
+    """This needs no lm-eval."""
 
     def test_groups_and_single_tasks_keep_their_order(self, tmp_path: Path) -> None:
         write(tmp_path, "mine", TEXTS)
@@ -107,7 +107,7 @@ def test_without_lm_eval_the_suite_is_unavailable(
 
 
 def calculates(request: Request) -> Answer:
-    """Right about sums, and sure of the choice `n % 3`."""
+    """Correct sums, and certain about the choice `n % 3`."""
     if request.prompt_logprobs is None and request.max_tokens > 1:
         text = request.messages[-1]["content"] if request.messages else request.prompt
         if text.startswith("Capital"):
@@ -123,7 +123,7 @@ def calculates(request: Request) -> Answer:
 
 
 def one_wrong(request: Request) -> Answer:
-    """The same, but 500 + 500 is one."""
+    """The same, except that 500 + 500 is 1."""
     text = request.messages[-1]["content"] if request.messages else request.prompt
     return Answer(text="1") if text.startswith("500 ") else calculates(request)
 

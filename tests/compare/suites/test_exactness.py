@@ -1,4 +1,4 @@
-"""The suite `exactness`: what is identical, what is a tie, and where the rest parts."""
+"""The suite `exactness`: what is identical, what is a tie, and where other answers diverge."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +26,7 @@ KEPT = (0, 2, 3)
 
 
 def reported_tokens(*tokens: str, best: dict[str, float] | None = None) -> Answer:
-    """An answer of an endpoint that tells tokens by text; `best` are those of the last place."""
+    """An answer with the texts of tokens; `best` replaces the best tokens of the last position."""
     top = [{token: -0.1, "other": -3.0} for token in tokens]
     if best:
         top[-1] = best
@@ -39,7 +39,7 @@ def reported_tokens(*tokens: str, best: dict[str, float] | None = None) -> Answe
 
 
 def by_id(*ids: int, prompt: tuple[int, ...] = (0,), gap: float = 3.0, second: int = 0) -> Answer:
-    """An answer of an endpoint that tells ids; `second` is the runner-up at every place."""
+    """An answer with token ids; `second` is the second-best token at every position."""
     top = tuple({f"token_id:{i}": -0.1, f"token_id:{second}": -0.1 - gap} for i in ids)
     return Answer(text="".join(map(str, ids)), ids=ids, prompt_ids=prompt, top=top)
 

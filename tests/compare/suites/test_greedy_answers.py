@@ -1,4 +1,4 @@
-"""Why two greedy answers differ: each honest reason, and what is left unexplained."""
+"""Why two greedy answers differ: each legitimate reason, and what remains unexplained."""
 
 from collections.abc import Mapping
 
@@ -28,7 +28,7 @@ def original(ids: tuple[int, ...], *best: Mapping[int, float], prompt=PROMPT) ->
 
 
 def pruned(ids: tuple[int, ...], prompt: tuple[int, ...] = (0,)) -> GreedyAnswer:
-    """Ids are those of the pruned vocabulary."""
+    """An answer of the pruned model, with ids of its own vocabulary."""
     return GreedyAnswer("", prompt, ids, ())
 
 

@@ -25,7 +25,7 @@ PRUNER = {"/kprune": {"active": True, "input_pruner": {"available": True}}}
 
 
 def prunes(request: Request) -> Answer:
-    """Cuts the marked text off at its keep rate; each token of the answer then costs as much."""
+    """Cuts off the marked text at the keep rate, and makes each answer token less likely by it."""
     keep = request.extra["vllm_xargs"]["kprune_keep"]
     rate = 1.0 if keep == "off" else keep
     found = re.fullmatch(r"<kprune>(.*)</kprune>(.*)", request.prompt, re.DOTALL)

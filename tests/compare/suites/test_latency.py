@@ -1,4 +1,4 @@
-"""The suite `latency`: turns, figures of a turn, what is told when a server fails."""
+"""The suite `latency`: turns, their metrics, and the reasons given when a server fails."""
 
 from dataclasses import replace
 from functools import partial
@@ -21,7 +21,7 @@ TIMES = st.floats(0.1, 1000)
 
 
 def answer(ms: float, tokens: int = 4) -> Answer:
-    """An answer of a server that takes `ms` for each token, the first one too."""
+    """An answer of a server that takes `ms` for each token, including the first one."""
     gaps = (ms,) * (tokens - 1)
     return Answer(completion_tokens=tokens, ttft_ms=ms, itl_ms=gaps, e2e_ms=tokens * ms)
 
@@ -29,7 +29,7 @@ def answer(ms: float, tokens: int = 4) -> Answer:
 def run(
     folder: Path, monkeypatch: pytest.MonkeyPatch, original: Reply, pruned: Reply, **options: Any
 ) -> tuple[SuiteResult, list[tuple[str, Request]]]:
-    """The suite against two servers, and who was asked what, in order."""
+    """The result for two servers, and the requests that each of them got, in order."""
     asked: list[tuple[str, Request]] = []
     replies = {"original": original, "pruned": pruned}
 

@@ -1,4 +1,4 @@
-"""The suite `memory`: every figure from its source, or the reason why not."""
+"""The suite `memory`: every metric from its source, or the reason why there is none."""
 
 import os
 import socket

@@ -1,4 +1,4 @@
-"""A fifth slower, as the mock endpoint tells it: found with its sign and size, however busy."""
+"""A planted slowdown of a fifth is found with its sign and size, even on a busy machine."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""Sizes and predicted speed, on headers of tied and untied checkpoints; steps of decoding."""
+"""Sizes and predicted speed from headers of tied and untied checkpoints; times of decode steps."""
 
 from pathlib import Path
 

@@ -85,7 +85,7 @@ def test_equal_endpoints_are_equal_in_everything(tmp_path: Path) -> None:
 def planted(
     flaw: Callable[..., bool], habits: Habits, temperature: float, samples: int
 ) -> dict[str, tuple[int, int]]:
-    """How many answers of a language the mock says are flawed, of how many."""
+    """By language: the number of answers in which the mock plants the flaw, and of all answers."""
     flaws: dict[str, list[bool]] = {}
     for prompt in stability_prompts(("ko", "en"), None):
         found = flaws.setdefault(prompt.language, [])

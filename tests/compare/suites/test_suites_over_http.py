@@ -45,7 +45,7 @@ def test_every_suite_measures_or_says_why_not(
     found = {result.suite: result for result in outcome.results}
     assert tuple(found) == NAMES
     assert all(result.measurements or "*" in result.unavailable for result in found.values())
-    # The server sends a whole answer in one piece, which tells nothing of tokens.
+    # The server sends a whole answer in one chunk, which says nothing about its tokens.
     assert found["latency"].measurements[0].metric.name == "throughput"
     assert "several tokens per chunk" in found["latency"].unavailable["decode_ratio"]
     assert [len(m.items) for m in found["translation"].measurements] == [3] * 4

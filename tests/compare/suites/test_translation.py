@@ -34,7 +34,7 @@ SENTENCES = st.lists(
 
 
 def perfect(request: Request) -> Answer:
-    """A translator that knows our own sentences by heart."""
+    """A translator that knows kprune's own sentences by heart."""
     text = request.messages[-1]["content"]
     target = "ko" if "into Korean" in text else "en"
     for texts in BY_ENGLISH.values():
@@ -44,7 +44,7 @@ def perfect(request: Request) -> Answer:
 
 
 def worse(request: Request) -> Answer:
-    """The same, but the last word is lost."""
+    """The same translator, but the last word is missing."""
     return Answer(text=perfect(request).text.strip().rpartition(" ")[0])
 
 
