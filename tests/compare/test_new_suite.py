@@ -1,9 +1,11 @@
 """A new built-in suite is one class and one row of the table: everything else follows."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -140,6 +142,24 @@ def test_python_is_told_of_an_unknown_suite_and_of_a_dead_server(tmp_path: Path)
         pruned.habits = Habits(status=402)
         with pytest.raises(KPruneError, match="HTTP 402"):
             compare_endpoints(*urls, output=tmp_path / "run", suites=["memory"])
+
+
+@pytest.mark.parametrize(
+    ("common", "own", "message"),
+    [
+        ({"limit": 0}, {}, "limit: got 0, expected a whole number, 1 or more"),
+        ({"languages": ["kr"]}, {}, "languages: unknown code 'kr'"),
+        ({}, {"toys": 21}, "toy.toys: got 21, expected a whole number from 6 to 20"),
+    ],
+)
+def test_python_is_told_of_options_out_of_bounds(
+    common: dict[str, Any], own: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    options, suite = CommonOptions(**common), Toy(Toy.Options(**own))
+    urls = "http://127.0.0.1:1", "http://127.0.0.1:2"  # never asked
+    with pytest.raises(KPruneError, match=re.escape(message)):
+        compare_endpoints(*urls, output=tmp_path / "run", suites=[suite], options=options)
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_interrupted_comparison_says_why_and_resumes(tmp_path: Path) -> None:

@@ -9,7 +9,9 @@ print(report.summary)
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 from vllm_kprune.compare.conclude import SAME_ENDPOINT, conclude, write_all
 from vllm_kprune.compare.connect import Address, connect
@@ -19,8 +21,11 @@ from vllm_kprune.compare.report.document import Report
 from vllm_kprune.compare.run import Suite, SuiteProgress, run_suites
 from vllm_kprune.compare.suites import SUITES
 from vllm_kprune.errors import KPruneError, nearest
+from vllm_kprune.options import check_values, options_of
 
 __all__ = ["chosen_suites", "compare_endpoints"]
+
+OptionsT = TypeVar("OptionsT")
 
 
 def compare_endpoints(
@@ -55,8 +60,11 @@ def compare_endpoints(
         KPruneError: an option or a data file is invalid, an endpoint does not answer, or `output`
             holds a run with other settings.
     """
-    options, output = options or CommonOptions(), Path(output)
-    chosen = chosen_suites(suites, configured)
+    options, output = _checked(options or CommonOptions()), Path(output)
+    chosen = [
+        suite.configured(_checked(suite.options, f"{suite.name}."))
+        for suite in chosen_suites(suites, configured)
+    ]
     for suite in chosen:
         suite.check(options)
     if warning := shared_key(original_url, pruned_url):
@@ -90,3 +98,11 @@ def chosen_suites(
             raise KPruneError(f"--suite: unknown suite {one!r}; {nearest(one, configured)}")
         found.append(configured[one] if isinstance(one, str) else one)
     return found
+
+
+def _checked(options: OptionsT, prefix: str = "") -> OptionsT:
+    """The options with checked values, since a Python caller may pass anything."""
+    table = options_of(type(options))
+    given = {one.name: getattr(options, one.name) for one in table}
+    checked = check_values(table, given, prefix=prefix)
+    return replace(options, **checked) if checked else options  # type: ignore[type-var]
