@@ -1,19 +1,19 @@
-"""The paper's experiment, remade small: original, EnKo and EnKoZh of two models, on live servers.
+"""The paper's experiment on a small scale: original, EnKo and EnKoZh of two models, served live.
 
 .venv/bin/python benchmarks/paper.py [--models NAME ...] [--profiles NAME ...] [--suites NAME ...]
     [--limit N] [--ifeval] [--eager] [-o build/paper]
 
 For each model and profile, the original and the pruned model are served side by side, and the
-suites of `kprune compare` are run on both: stability at temperature 0 and 1, translation, accuracy,
-exactness, latency, memory. Each comparison leaves report.json and report.html in OUT/MODEL/PROFILE;
-OUT/paper.md and paper.json hold one table of them all, with intervals. What was finished is not
-run again, and what was broken off goes on where it was.
+suites of `kprune compare` run on both: stability at temperatures 0 and 1, translation, accuracy,
+exactness, latency, memory. Each comparison writes report.json and report.html to OUT/MODEL/PROFILE.
+OUT/paper.md and paper.json have one table of all, with confidence intervals. Finished comparisons
+are not repeated, and interrupted ones resume.
 
-`KPRUNE_DATA` names a folder of real text: prompts of the Language Confusion Benchmark, parallel
-sentences, and questions (`paper_data.py` says which files). Without it kprune's own prompts are
-asked, and accuracy is left out. `AMOUNTS` says how much is asked: 80 minutes in all on two cores
-of a virtual machine; `--limit` sets the items of every suite. Models are made when missing (240 MB
-and 1.1 GB of downloads).
+`KPRUNE_DATA` names a folder with real text: prompts of the Language Confusion Benchmark, parallel
+sentences, and questions (`paper_data.py` lists the files). Without it, kprune's own prompts are
+used, and accuracy is left out. `AMOUNTS` says how much is asked: 80 minutes in total on two cores
+of a virtual machine. `--limit` sets the number of items of every suite. Missing models are built
+(240 MB and 1.1 GB of downloads).
 """
 
 import argparse
@@ -29,11 +29,11 @@ from paper_data import own_data
 from paper_table import Reports, write_table
 
 from vllm_kprune.compare.conclude import write_all
+from vllm_kprune.compare.options import CommonOptions
 from vllm_kprune.compare.report.document import Report
 from vllm_kprune.compare.report.report_file import read_report
-from vllm_kprune.compare.run import CompareOptions
 from vllm_kprune.compare.suites import SUITES
-from vllm_kprune.demo.pairs import open_pair, serve_pair
+from vllm_kprune.demo.pairs import make_pair, serve_pair
 from vllm_kprune.demo.reference.build import demo_model
 from vllm_kprune.demo.served import Amounts, check_kept, compare_served
 from vllm_kprune.demo.servers import stops_on_sigterm
@@ -49,7 +49,7 @@ AMOUNTS: Mapping[str, Amounts] = {
         "translation": {"limit": 40, "max_tokens": 96},
         "accuracy": {"limit": 60, "max_tokens": 64},
         "exactness": {"limit": 24, "max_tokens": 32},
-        "latency": {"latency_rounds": 20, "latency_tokens": 24},
+        "latency": {"rounds": 20, "tokens": 24},
         "memory": {},
     },
     "qwen2.5-coder-1.5b-instruct": {
@@ -57,7 +57,7 @@ AMOUNTS: Mapping[str, Amounts] = {
         "translation": {"limit": 20, "max_tokens": 64},
         "accuracy": {"limit": 24, "max_tokens": 64},
         "exactness": {"limit": 10, "max_tokens": 24},
-        "latency": {"latency_rounds": 12, "latency_tokens": 12},
+        "latency": {"rounds": 12, "tokens": 12},
         "memory": {},
     },
 }
@@ -66,7 +66,7 @@ ARGUMENTS = ("--max-model-len", "2048", "--max-num-seqs", str(CONCURRENCY))
 
 
 def main() -> None:
-    """Run what is not finished, and write the table."""
+    """Run every comparison that is not finished, and write the table."""
     options = parse()
     data = os.environ.get("KPRUNE_DATA")
     files = own_data(Path(data), options.output / "data", ifeval=options.ifeval) if data else {}
@@ -75,7 +75,7 @@ def main() -> None:
         for model in options.models:
             for profile in options.profiles:
                 reports[model, profile] = run(model, profile, options, files)
-                path = write_table(reports, options.output)  # after each: the rest takes long
+                path = write_table(reports, options.output)  # each time: the rest takes long
     say(path.read_text(encoding="utf-8"))
 
 
@@ -87,8 +87,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--profiles", nargs="+", choices=PROFILES, default=PROFILES)
     parser.add_argument("--suites", nargs="+", choices=list(SUITES), default=default_suites())
     parser.add_argument("--limit", type=int, help="items of each suite, instead of AMOUNTS")
-    parser.add_argument("--ifeval", action="store_true", help="instruction following too: slow")
-    parser.add_argument("--eager", action="store_true", help="compile nothing: another speed")
+    parser.add_argument(
+        "--ifeval", action="store_true", help="also instruction following, which is slow"
+    )
+    parser.add_argument(
+        "--eager", action="store_true", help="do not compile, which changes the speed"
+    )
     parser.add_argument("-o", "--output", type=Path, default=Path("build/paper"))
     return parser.parse_args()
 
@@ -98,43 +102,43 @@ def default_suites() -> list[str]:
     return names if os.environ.get("KPRUNE_DATA") else [n for n in names if n != "accuracy"]
 
 
-def run(model: str, profile: str, options: argparse.Namespace, files: Mapping[str, Any]) -> Report:
-    """The report of one configuration: the finished one if it was made with the same settings."""
+def run(model: str, profile: str, options: argparse.Namespace, files: Amounts) -> Report:
+    """The report of one configuration; a finished one is reused if its settings are the same."""
     folder = options.output / model / profile
-    amounts = amounts_of(model, options)
-    wanted = {
-        "amounts": amounts,
-        "eager": options.eager,
-        "data": {key: str(value) for key, value in files.items()},
-    }
+    amounts = amounts_of(model, options, files)
+    wanted = json.loads(json.dumps({"amounts": amounts, "eager": options.eager}, default=str))
     finished = folder / "finished.json"
     if finished.is_file() and json.loads(finished.read_text(encoding="utf-8")) == wanted:
         say(f"{model}, {profile}: finished before")
         return read_report(folder / "report.json")
-    pair = open_pair(str(demo_model(model, log=say)), load_profile(profile))
+    pair = make_pair(str(demo_model(model, log=say)), load_profile(profile))
     say(f"{model}, {profile}: starting both servers")
-    base = CompareOptions(concurrency=CONCURRENCY, languages=LANGUAGES[profile], **files)
+    base = CommonOptions(concurrency=CONCURRENCY, languages=LANGUAGES[profile])
     started = time.monotonic()
-    check_kept(base, folder)
+    check_kept(base, amounts, folder)
     with serve_pair(pair, ARGUMENTS, eager=options.eager) as servers:
-        report = compare_served(servers, amounts, base, folder, timeout=1800, tell=Told())
+        report = compare_served(servers, amounts, base, folder, timeout=1800, progress=Progress())
     write_all(report, folder)
     say(f"{model}, {profile}: {time.monotonic() - started:.0f} s")
     finished.write_text(json.dumps(wanted), encoding="utf-8")
     return report
 
 
-def amounts_of(model: str, options: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """How much of each suite that is run."""
-    amounts = {name: dict(AMOUNTS[model].get(name, {})) for name in options.suites}
+def amounts_of(
+    model: str, options: argparse.Namespace, files: Amounts
+) -> dict[str, dict[str, Any]]:
+    """How much to ask in each suite, and its files."""
+    amounts = {
+        name: {**AMOUNTS[model].get(name, {}), **files.get(name, {})} for name in options.suites
+    }
     if options.limit is not None:
         for name in amounts:
             amounts[name]["limit"] = options.limit
     return amounts
 
 
-class Told:
-    """Says how long each suite took, and where somebody watches, how far it is."""
+class Progress:
+    """Prints how long each suite took and, on a terminal, how far it is."""
 
     def __init__(self) -> None:
         self.started: dict[str, float] = {}

@@ -1,9 +1,9 @@
-"""What the paper's experiment takes from a folder of real text, as options of a comparison.
+"""The files of the paper's experiment in a folder with real text, as options of suites.
 
-Files that are not there are left out; what is left of a suite then asks kprune's own prompts. Of
-the paper's groups, general aptitude is here, and instruction following (IFEval) for those who have
-the time: its answers have up to 1,280 tokens. Cultural literacy (HAE-RAE, CLIcK) is not in such a
-folder: lm-eval takes it from the hub (`kprune compare --tasks culture`).
+Missing files are left out; their suites then use kprune's own prompts. Of the paper's groups, the
+folder has general aptitude, and instruction following (IFEval), which takes long: its answers have
+up to 1,280 tokens. Cultural literacy (HAE-RAE, CLIcK) is not in the folder: lm-eval takes it from
+the hub (`kprune compare --tasks culture`).
 """
 
 import csv
@@ -17,24 +17,24 @@ __all__ = ["own_data"]
 Row = dict[str, Any]
 
 
-def own_data(data: Path, folder: Path, *, ifeval: bool = False) -> dict[str, Any]:
-    """Fields of `CompareOptions`; tasks are written into `folder` as the JSONL that it reads."""
-    found: dict[str, Any] = {}
+def own_data(data: Path, folder: Path, *, ifeval: bool = False) -> dict[str, dict[str, Any]]:
+    """Options by suite; tasks are written to `folder` as JSONL files, which `accuracy` reads."""
+    found: dict[str, dict[str, Any]] = {}
     if (confusion := data / "language-confusion-ko").is_dir():
-        found["benchmark"] = confusion
+        found["stability"] = {"benchmark": confusion}
     if (parallel := data / "pud-en-ko-zh-dev" / "pud.en-ko-zh.jsonl").is_file():
-        found["translations"] = (parallel,)
+        found["translation"] = {"files": (parallel,)}
     tasks = TASKS if ifeval else TASKS[:-1]
     made = [name for source, name, make in tasks if write_task(data / source, folder, name, make)]
     if made:
-        found |= {"accuracy": tuple(made), "accuracy_data": folder}
+        found["accuracy"] = {"tasks": tuple(made), "data": folder}
     return found
 
 
 def write_task(
     source: Path, folder: Path, name: str, make: Callable[[Path], Iterator[Row]]
 ) -> bool:
-    """Write one task's file; whether there was anything to make it of."""
+    """Write the file of one task; False if its source is missing."""
     if not source.is_file():
         return False
     folder.mkdir(parents=True, exist_ok=True)
@@ -59,7 +59,7 @@ def sentineg(path: Path) -> Iterator[Row]:
 
 
 def mgsm(path: Path) -> Iterator[Row]:
-    """Sums in words, without a header line: question, number."""
+    """Word problems, without a header line: question, number."""
     for line in path.read_text(encoding="utf-8").splitlines():
         question, _, number = line.rpartition("\t")
         prompt = f"Question: {question}\nAnswer with the number only.\nAnswer:"
@@ -67,7 +67,7 @@ def mgsm(path: Path) -> Iterator[Row]:
 
 
 def as_published(path: Path) -> Iterator[Row]:
-    """Rows that lm-eval's own task reads."""
+    """Rows in the format that lm-eval's own task reads."""
     for line in path.read_text(encoding="utf-8").splitlines():
         yield json.loads(line)
 

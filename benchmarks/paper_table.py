@@ -6,12 +6,12 @@ from itertools import groupby
 from pathlib import Path
 
 from vllm_kprune.compare.report.document import Interval, MetricReport, Report
-from vllm_kprune.compare.statistics.number_format import show_figure
+from vllm_kprune.compare.statistics.number_format import show_value
 
 __all__ = ["Reports", "table", "write_table"]
 
 Reports = dict[tuple[str, str], Report]  # by model and profile
-# Title of a column, and the metric that it shows, by suite and name.
+# Title of a column, with the suite and name of the metric that it shows.
 COLUMNS = (
     ("weights", "memory", "weights_loaded"),
     ("processes", "memory", "processes"),
@@ -35,8 +35,8 @@ def write_table(reports: Reports, folder: Path) -> Path:
         }
         for model, keys in groupby(reports, key=lambda key: key[0])
     }
-    figures = json.dumps(found, ensure_ascii=False, indent=1)
-    (folder / "paper.json").write_text(f"{figures}\n", encoding="utf-8")
+    text = json.dumps(found, ensure_ascii=False, indent=1)
+    (folder / "paper.json").write_text(f"{text}\n", encoding="utf-8")
     (folder / "paper.md").write_text("\n".join([*table(reports), ""]), encoding="utf-8")
     return folder / "paper.md"
 
@@ -45,7 +45,7 @@ _NO_TEXTS = {"__all__": {"examples": True}}
 
 
 def table(reports: Reports) -> Iterator[str]:
-    """Markdown: configurations by columns, then every metric with its effect and verdict."""
+    """Markdown: a table of configurations, then every metric with its effect and verdict."""
     yield from line_of("model", "configuration", "vocabulary", *(title for title, *_ in COLUMNS))
     yield from line_of(*["---"] * (3 + len(COLUMNS)))
     for model, keys in groupby(reports, key=lambda key: key[0]):
@@ -53,8 +53,8 @@ def table(reports: Reports) -> Iterator[str]:
         yield from configurations(model, of_model)
     yield ""
     yield (
-        "Figures with 95 % intervals (bootstrap over items, both sides of an item together). The "
-        "original was measured beside each pruned model; the row shows it beside the first."
+        "Values have 95 % intervals (bootstrap over items, both sides of an item together). The "
+        "original was measured along with each pruned model; its row is from the first comparison."
     )
     for model, keys in groupby(reports, key=lambda key: key[0]):
         yield from metrics(model, {profile: reports[model, profile] for _, profile in keys})
@@ -70,7 +70,7 @@ def configurations(model: str, reports: Mapping[str, Report]) -> Iterator[str]:
 
 
 def metrics(model: str, reports: Mapping[str, Report]) -> Iterator[str]:
-    """A line for each metric that a report has: the original's figure, effects and verdicts."""
+    """A line for each metric of the reports: the original's value, effects and verdicts."""
     names = {
         (suite.name, metric.name): metric.title
         for report in reports.values()
@@ -93,23 +93,23 @@ def found(report: Report, suite: str, metric: str) -> MetricReport | None:
 
 
 def shown(metric: MetricReport | None, side: int) -> str:
-    """One side's figure with its interval."""
+    """The value of one side with its interval."""
     interval = metric and (metric.original, metric.pruned)[side]
     if metric is None or interval is None:
         return "not measured"
-    return show_figure(interval.value, metric.unit) + ends(interval, metric.unit)
+    return show_value(interval.value, metric.unit) + ends(interval, metric.unit)
 
 
 def ends(interval: Interval, unit: str) -> str:
     if interval.low is None or interval.high is None or interval.low == interval.high:
         return ""
-    return f" [{show_figure(interval.low, unit)}, {show_figure(interval.high, unit)}]"
+    return f" [{show_value(interval.low, unit)}, {show_value(interval.high, unit)}]"
 
 
 def tokens(report: Report, whole: int) -> str:
-    """`79048 of 151665`, as the pruned server told: the kept ones, or all."""
-    told = report.endpoints[1].facts.get("tokens", "").split(" of ")
-    return f"{int(told[whole]):,}" if len(told) == 2 and told[whole].isdecimal() else "?"
+    """The kept tokens, or all, of `79048 of 151665` as the pruned server reports them."""
+    counts = report.endpoints[1].description.get("tokens", "").split(" of ")
+    return f"{int(counts[whole]):,}" if len(counts) == 2 and counts[whole].isdecimal() else "?"
 
 
 def line_of(*cells: str) -> Iterator[str]:

@@ -4,14 +4,14 @@
 #   examples/ci_gate.sh MODEL OVERLAY [FOLDER]
 #
 # Serves a model and its overlay (`kprune build MODEL --profile enko -o OVERLAY`), compares them, and
-# leaves report.html and report.json in FOLDER (build/gate). Exit code 0: passed; 1: a condition of --fail-on
-# is met, and is named; 2: a mistake, such as a model that cannot be served; 3: a server died on the
-# way. A run that was broken off (130, 143) goes on where it was when it is started again with the same
-# FOLDER. With endpoints that run already, `kprune compare` at the end is all that is needed.
+# writes report.html and report.json to FOLDER (build/gate). Exit codes: 0 passed; 1 a --fail-on
+# condition is met, and is printed; 2 a mistake, such as a model that cannot be served; 3 a server
+# died during the comparison. An interrupted run (130, 143) resumes when it is started again with the
+# same FOLDER. If the endpoints are running already, the `kprune compare` below is all that is needed.
 #
-#   VLLM_ARGS     more arguments of both servers, which take 0.3 of the memory each; the last one counts:
+#   VLLM_ARGS     more arguments for both servers, which use 0.3 of the memory each; later ones win:
 #                 VLLM_ARGS="--enforce-eager --gpu-memory-utilization 0.2"
-#   COMPARE_ARGS  more arguments of the comparison: COMPARE_ARGS="--limit 4 --rounds 3"
+#   COMPARE_ARGS  more arguments for the comparison: COMPARE_ARGS="--limit 4 --rounds 3"
 set -euo pipefail
 
 usage() { sed -n '2,/^set /{s/^# \{0,1\}//p;}' "$0"; }
@@ -21,7 +21,7 @@ mistake() { echo "$0: $1" >&2; exit 2; }
 case "${1:-}" in -h | --help) usage; exit 0 ;; esac
 [[ $# -ge 2 ]] || { usage >&2; exit 2; }
 for name in "$1" "$2"; do
-    [[ -d $name ]] || mistake "'$name' is no folder; MODEL and OVERLAY are folders on this machine"
+    [[ -d $name ]] || mistake "'$name' is not a folder; MODEL and OVERLAY must be folders on this machine"
 done
 model=$(realpath "$1")
 overlay=$(realpath "$2")
@@ -29,18 +29,18 @@ folder=${3:-build/gate}
 mkdir -p "$folder"
 read -ra vllm_args <<<"${VLLM_ARGS:-}"
 read -ra compare_args <<<"${COMPARE_ARGS:-}"
-export -n VLLM_ARGS # vLLM warns of VLLM_ variables that it does not know
+export -n VLLM_ARGS # vLLM warns about VLLM_ variables that it does not know
 
 serve() { # FOLDER PORT NAME
-    ! (: <"/dev/tcp/127.0.0.1/$2") 2>/dev/null || mistake "port $2 is taken: end what listens there"
-    set -m # a process group of its own, for what vLLM starts
+    ! (: <"/dev/tcp/127.0.0.1/$2") 2>/dev/null || mistake "port $2 is in use: stop the program that listens there"
+    set -m # a separate process group, for everything that vLLM starts
     vllm serve "$1" --plugin kprune --host 127.0.0.1 --port "$2" --served-model-name "$3" \
         --max-model-len 2048 --gpu-memory-utilization 0.3 "${vllm_args[@]}" >"$folder/$3.log" 2>&1 &
     set +m
     servers[$3]=$!
 }
 
-alive() { # else says of each dead server why
+alive() { # otherwise prints why each dead server ended
     local name log dead=0
     for name in "${!servers[@]}"; do
         kill -0 "${servers[$name]}" 2>/dev/null && continue
@@ -51,7 +51,7 @@ alive() { # else says of each dead server why
     return $dead
 }
 
-stop() { # PID...: a vLLM that is starting swallows one SIGTERM
+stop() { # PID...: vLLM ignores one SIGTERM while it starts
     local signal pid running
     for signal in TERM TERM KILL; do
         for _ in {1..20}; do
@@ -67,7 +67,7 @@ stop() { # PID...: a vLLM that is starting swallows one SIGTERM
 
 declare -A servers=()
 compare=()
-# the comparison first: it keeps what was done; a second signal does not hurry the end
+# the comparison first, as it keeps its answers; a second signal does not speed up the end
 trap 'trap "" INT TERM; stop "${compare[@]}"; stop "${servers[@]}"' EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM

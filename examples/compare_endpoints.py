@@ -1,12 +1,12 @@
-"""The openai client against both endpoints: sampled answers side by side, foreign letters marked.
+"""Ask both endpoints with the openai client: sampled answers side by side, foreign letters in red.
 
 vllm serve MODEL --port 8000
 vllm serve MODEL --port 8001 --plugin kprune --kprune-profile enko
 python examples/compare_endpoints.py http://localhost:8000/v1 http://localhost:8001/v1
 
-Both get the same prompt, seed and temperature at the same time. Letters of other scripts than
-Hangul and Latin are shown in red; four prompts will mostly have none. `kprune compare` does this
-with many prompts, intervals and a report. The key of a hosted endpoint comes from OPENAI_API_KEY.
+Both get the same prompt, seed and temperature at the same time. Letters outside Hangul and Latin
+are shown in red; four prompts usually produce none. `kprune compare` does this with many prompts,
+confidence intervals and a report. The key of a hosted endpoint comes from OPENAI_API_KEY.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ async def ask(client: AsyncOpenAI, prompt: str, seed: int) -> str:
 
 
 def marked(prompt: str, answer: str) -> Text:
-    """The answer after its prompt, foreign letters in red."""
+    """The prompt and its answer, with foreign letters in red."""
     text = Text.assemble((prompt, "dim"), answer)
     text.highlight_regex(FOREIGN, "bold red")  # type: ignore[arg-type]
     return text

@@ -30,6 +30,11 @@ RANKS = (
     "serving",
     "cli",
 )
+# The rooms and modules of compare/, from the bottom up.
+COMPARE_RANKS = (
+    *("measurements", "options", "endpoint", "statistics", "report"),
+    *("journal", "run", "asking", "suites", "connect", "conclude", "gate", "comparing"),
+)
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -96,6 +101,21 @@ def test_the_package_itself_imports_none_of_its_parts() -> None:
 def test_there_is_no_import_cycle() -> None:
     graph = {name: {target for target, _ in own_imports(path)} for name, path in NAMES.items()}
     TopologicalSorter(graph).prepare()
+
+
+@pytest.mark.parametrize("path", sorted((PACKAGE / "compare").rglob("*.py")), ids=by_name)
+def test_the_rooms_of_compare_import_in_one_direction(path: Path) -> None:
+    def room(module: str) -> str:
+        return ".".join(module.split(".")[2:3])
+
+    own = room(module_name(path))
+    if not own:  # the package itself
+        assert list(own_imports(path)) == []
+        return
+    for module, line in own_imports(path):
+        if part(module) == "compare" and room(module) != own:
+            lower = COMPARE_RANKS.index(room(module)) < COMPARE_RANKS.index(own)
+            assert lower, f"{path}:{line}: {own} must not import {room(module)}"
 
 
 @pytest.mark.parametrize("path", [f for f in FILES if f not in SERVING], ids=by_name)

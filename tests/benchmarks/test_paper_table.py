@@ -8,7 +8,8 @@ from paper_data import own_data
 from paper_table import table, write_table
 
 from vllm_kprune.compare.measurements import Measurement, Metric, SuiteResult
-from vllm_kprune.compare.report.document import EndpointFacts, Report, build_report
+from vllm_kprune.compare.report.build import build_report
+from vllm_kprune.compare.report.document import EndpointReport, Report
 from vllm_kprune.compare.suites.accuracy_tasks import chosen_tasks
 
 PIPES = 3 + 9 + 1  # of a row: three columns that name it, and those of metrics
@@ -20,8 +21,10 @@ def report(tokens: str, original: float, pruned: float) -> Report:
     sides = (np.array([[float(n < 20 * share)] for n in range(20)]) for share in (original, pruned))
     result = SuiteResult("stability", (Measurement(metric, tuple("abcdefghijklmnopqrst"), *sides),))
     endpoints = [
-        EndpointFacts(name="original", url="http://original/v1", model="m"),
-        EndpointFacts(name="pruned", url="http://pruned/v1", model="m", facts={"tokens": tokens}),
+        EndpointReport(name="original", url="http://original/v1", model="m"),
+        EndpointReport(
+            name="pruned", url="http://pruned/v1", model="m", description={"tokens": tokens}
+        ),
     ]
     return build_report(
         [result], endpoints=endpoints, settings={}, versions={}, seed=0, resamples=200
@@ -69,7 +72,7 @@ def test_the_json_has_all_figures_and_no_answers(tmp_path: Path) -> None:
 
 def test_real_text_becomes_tasks_of_the_accuracy_suite(kprune_data: Path, tmp_path: Path) -> None:
     found = own_data(kprune_data, tmp_path)
-    (names,) = chosen_tasks(found["accuracy"], found["accuracy_data"]).values()
+    (names,) = chosen_tasks(found["accuracy"]["tasks"], found["accuracy"]["data"]).values()
     assert names == ("boolq_ko", "sentineg_ko", "mgsm_en")
     for name in names:
         rows = (tmp_path / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()

@@ -6,7 +6,8 @@ from rich.console import Console
 
 from vllm_kprune.cli.compare_table import print_report
 from vllm_kprune.compare.measurements import Measurement, Metric, SuiteResult
-from vllm_kprune.compare.report.document import Report, build_report
+from vllm_kprune.compare.report.build import build_report
+from vllm_kprune.compare.report.document import Report
 
 
 def printed(report: Report, width: int = 120) -> str:
@@ -68,4 +69,4 @@ def test_told_figures_of_quantiles_and_single_languages_are_left_to_the_report()
     text = printed(report)
     assert "all lines" in text and "judged in Korean" in text
     assert "Korean lines" not in text and "p95" not in text
-    assert "2 more figures, told and not judged, are in the report" in text
+    assert "2 more informational metrics are in the report" in text

@@ -1,4 +1,4 @@
-"""What `kprune demo` prints and writes, its mistakes, and that it leaves no server behind."""
+"""`kprune demo`: its output and its errors, and that it leaves no server behind."""
 
 import io
 import os
@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 from vllm_kprune.cli.app import app
 from vllm_kprune.cli.demo_table import print_summary
 from vllm_kprune.compare.measurements import Measurement, Metric, SuiteResult
-from vllm_kprune.compare.report.document import Report, build_report
+from vllm_kprune.compare.report.build import build_report
+from vllm_kprune.compare.report.document import Report
 from vllm_kprune.compare.suites.server_memory import tree_memory
 from vllm_kprune.demo.run import Sizes, unexplained
 

@@ -1,4 +1,4 @@
-"""What tests of several parts of a comparison need."""
+"""Fixtures that several tests of the comparison need."""
 
 import os
 
@@ -9,13 +9,13 @@ from vllm_kprune.compare.suites.answer_checks import Checks
 
 @pytest.fixture(autouse=True)
 def unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tests kill processes, never the machine: what was written needs not be on the disk."""
+    """Tests kill processes but never the machine, so that nothing needs to reach the disk."""
     monkeypatch.setattr(os, "fsync", lambda handle: None)
 
 
 @pytest.fixture(scope="session")
 def checks() -> Checks:
-    """The checks with their language identification, or a skip where it is not installed."""
+    """The checks with language identification; skips the test if that is not installed."""
     pytest.importorskip("py3langid", reason="names languages; pip install 'vllm-kprune[compare]'")
     from vllm_kprune.compare.suites.language_id import language_identifier
 

@@ -1,4 +1,4 @@
-"""What is found wrong with answers, and what is not: language, words, characters, loops."""
+"""What counts as wrong in an answer, and what does not: language, words, characters, loops."""
 
 import pytest
 from hypothesis import given, settings

@@ -1,4 +1,4 @@
-"""The client against a server that misbehaves: real HTTP, and no waiting for real."""
+"""The client against a server that misbehaves: real HTTP, but without real waiting."""
 
 import asyncio
 import time
@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 import pytest
-from support.mock_endpoint import Habits, MockEndpoint, reply
+from support.mock_answers import Habits, reply
+from support.mock_endpoint import MockEndpoint
 
 from vllm_kprune.compare.endpoint import probe as probing
 from vllm_kprune.compare.endpoint.client import Client
@@ -72,8 +73,11 @@ def test_a_streamed_answer_says_the_same_and_when_each_token_came() -> None:
 @pytest.mark.parametrize(
     ("habits", "told"),
     [
-        (Habits(words_per_piece=3), "streams several tokens in a piece"),
-        (Habits(words_per_piece=3, silent=("usage",)), "tells neither ids nor counts of tokens"),
+        (Habits(words_per_chunk=3), "streams several tokens per chunk"),
+        (
+            Habits(words_per_chunk=3, silent=("usage",)),
+            "reports neither token ids nor token counts",
+        ),
     ],
     ids=["counted", "uncounted"],
 )
@@ -192,7 +196,7 @@ def test_a_refusal_is_not_asked_again() -> None:
         (b"{not json", "not JSON"),
         (b"[" * 100_000, "not JSON"),
         (b'{"choices": []}', "without choices"),
-        (b'{"choices": [{"text": 7}]}', "wrong choices.0.text"),
+        (b'{"choices": [{"text": 7}]}', "invalid choices.0.text"),
         (b'{"choices": [{"text": "' + b"x" * (17 << 20) + b'"}]}', "more than"),
     ],
     ids=["no json", "deep", "empty", "wrong type", "huge"],
@@ -408,7 +412,7 @@ def test_a_server_without_a_list_of_models_says_why() -> None:
 def test_a_model_whose_name_is_no_text_is_refused() -> None:
     with (
         MockEndpoint(Habits(model="a\ud800b")) as mock,
-        pytest.raises(KPruneError, match="whose name is no text"),
+        pytest.raises(KPruneError, match="whose name is not valid text"),
     ):
         with_client(mock, lambda client: find_model(client, None))
 

@@ -1,4 +1,4 @@
-"""`kprune compare` as a user meets it: report, exit codes, and a run that is killed and goes on."""
+"""`kprune compare` as a user sees it: report, exit codes, and a run that is killed and resumed."""
 
 import itertools
 import json
@@ -13,9 +13,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from support.mock_endpoint import Habits, MockEndpoint
+from support.mock_answers import Habits
+from support.mock_endpoint import MockEndpoint
 
-from vllm_kprune.cli import compare, console, main
+from vllm_kprune.cli import console, main
+from vllm_kprune.compare import comparing
 from vllm_kprune.compare.endpoint.client import Client
 
 pytest.importorskip("py3langid", reason="names languages; pip install 'vllm-kprune[compare]'")
@@ -41,12 +43,12 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 
 @pytest.fixture
 def equal() -> Iterator[tuple[str, ...]]:
-    """Options that name two endpoints which say the same."""
+    """Options for two endpoints that give the same answers."""
     with MockEndpoint() as original, MockEndpoint() as pruned:
         yield "--original", original.url, "--pruned", f"{pruned.url}/v1/"
 
 
-def figures(folder: Path) -> Any:
+def report_in(folder: Path) -> Any:
     return json.loads((folder / "report.json").read_text(encoding="utf-8"))
 
 
@@ -69,11 +71,11 @@ def test_a_run_writes_its_report_and_tells_it(
     assert code == 0, err
     assert "LCPR" in out
     assert "report.html" in err
-    assert "gate: passed; of 1 --fail-on condition(s) none is met" in err
-    report = figures(tmp_path)
+    assert "gate: passed; none of 1 --fail-on condition(s) is met" in err
+    report = report_in(tmp_path)
     assert [suite["name"] for suite in report["suites"]] == ["stability"]
     assert [endpoint["name"] for endpoint in report["endpoints"]] == ["original", "pruned"]
-    assert "the endpoint has no /kprune" in report["endpoints"][0]["facts"]["without kprune"]
+    assert "the endpoint has no /kprune" in report["endpoints"][0]["description"]["without kprune"]
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert page.startswith("<!doctype html>") or page.startswith("<!DOCTYPE html>")
     answers = (tmp_path / "answers" / "stability.jsonl").read_text().splitlines()
@@ -85,7 +87,7 @@ def test_json_goes_to_standard_output_alone(
 ) -> None:
     code, out, _ = run(*equal, *SMALL, "-o", tmp_path, "--json", "-")
     assert code == 0
-    assert json.loads(out) == figures(tmp_path)
+    assert json.loads(out) == report_in(tmp_path)
 
 
 def test_a_gate_that_the_data_meet_fails_the_build(run: Run, tmp_path: Path) -> None:
@@ -96,7 +98,7 @@ def test_a_gate_that_the_data_meet_fails_the_build(run: Run, tmp_path: Path) -> 
     assert code == 1, err
     assert err.count("failed:") == 1
     assert "failed: stability<0: " in err and "gate: passed" not in err
-    assert figures(tmp_path)
+    assert report_in(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -130,8 +132,8 @@ def test_another_seed_needs_another_folder_or_a_fresh_start(
     assert "seed was 0, now 1" in err
     code, _, err = run(*equal, *SMALL, "-o", folder, "--seed", 1, "--fresh")
     assert code == 0, err
-    assert figures(folder)["seed"] == 1
-    assert figures(tmp_path / "run.1")["seed"] == 0
+    assert report_in(folder)["seed"] == 1
+    assert report_in(tmp_path / "run.1")["seed"] == 0
 
 
 def test_the_suites_are_listed(run: Run) -> None:
@@ -141,7 +143,7 @@ def test_the_suites_are_listed(run: Run) -> None:
 
 
 def kill_when(options: list[str], enough: Callable[[], bool]) -> None:
-    """Start the command as a process of its own and kill it in the middle of its work."""
+    """Start the command as a separate process, and kill it in the middle of its work."""
     process = subprocess.Popen(
         [sys.executable, "-c", "from vllm_kprune.cli import main; main()", "compare", *options],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
@@ -188,18 +190,18 @@ def test_a_server_that_dies_leaves_a_report_and_the_same_command_goes_on(
             endpoints = ("--original", original.url, "--pruned", pruned.url)
             code, out, err = run(*endpoints, *suites, "--fail-on", "exactness<0")
         assert code == 3, err
-        assert "the same command goes on" in err
-        summary = figures(tmp_path / "run")["summary"]
+        assert "the same command resumes" in err
+        summary = report_in(tmp_path / "run")["summary"]
         assert summary.startswith("incomplete: ")
         assert summary.endswith("not measured: exactness")
         assert summary in " ".join(out.split())
-        stability, exactness = figures(tmp_path / "run")["suites"]
+        stability, exactness = report_in(tmp_path / "run")["suites"]
         assert stability["metrics"]
         assert "no longer answers" in exactness["unavailable"]["*"]
         with MockEndpoint(port=port):
             code, _, err = run(*endpoints, *suites)
         assert code == 0, err
-    stability, exactness = figures(tmp_path / "run")["suites"]
+    stability, exactness = report_in(tmp_path / "run")["suites"]
     assert stability["metrics"][0]["items"] == 12
     assert exactness["metrics"]
 
@@ -209,7 +211,7 @@ def test_long_names_do_not_cost_the_report(run: Run, tmp_path: Path) -> None:
         endpoints = ("--original", original.url, "--pruned", pruned.url)
         code, _, err = run(*endpoints, "--suite", "exactness", "--limit", 2, "-o", tmp_path)
     assert code == 0, err
-    assert figures(tmp_path)["endpoints"][0]["model"].startswith("mmm")
+    assert report_in(tmp_path)["endpoints"][0]["model"].startswith("mmm")
 
 
 def test_ctrl_c_tells_what_is_kept(
@@ -218,10 +220,10 @@ def test_ctrl_c_tells_what_is_kept(
     def stopped(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(compare, "run_suites", stopped)
+    monkeypatch.setattr(comparing, "run_suites", stopped)
     code, _, err = run(*equal, *SMALL, "-o", tmp_path)
     assert code == 130
-    assert "the same command goes on" in err and str(tmp_path) in err.replace("\n", "")
+    assert "the same command resumes" in err and str(tmp_path) in err.replace("\n", "")
 
 
 def test_where_nobody_watches_progress_is_told_now_and_then_and_never_twice(
@@ -258,8 +260,8 @@ def test_the_same_endpoint_twice_is_told_and_never_passes_a_gate(run: Run, tmp_p
         code, _, err = run(*same, "-o", tmp_path / "plain")
     assert code == 0, err
     assert "warning: both sides are the same endpoint: an A/A run" in err
-    for endpoint in figures(tmp_path / "plain")["endpoints"]:
-        assert "A/A run" in endpoint["facts"]["warning"]
+    for endpoint in report_in(tmp_path / "plain")["endpoints"]:
+        assert "A/A run" in endpoint["description"]["warning"]
 
 
 @pytest.mark.parametrize(
@@ -293,5 +295,5 @@ def test_a_run_that_measured_nothing_is_no_success(
     code, _, err = run(*equal, *alone)
     assert code == 2
     assert "nothing could be measured: translation: kprune's own sentences (" in err
-    assert figures(tmp_path)["suites"][0]["metrics"] == []
+    assert report_in(tmp_path)["suites"][0]["metrics"] == []
     assert run(*equal, *alone, "--fail-on", "translation<0")[0] == 1

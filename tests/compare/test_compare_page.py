@@ -1,4 +1,4 @@
-"""The page of a report, and what a browser makes of it."""
+"""The page of a report, and how a browser shows it."""
 
 import json
 import re
@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from support.browser import Browser, chromium
-from support.made_up import made_up_report
-from support.recorded import SHARE, measured
+from support.synthetic_measurements import SHARE, measured
+from support.synthetic_report import synthetic_report
 
 from vllm_kprune.compare.measurements import Example, Span, SuiteResult
-from vllm_kprune.compare.report.document import EndpointFacts, Report, build_report
+from vllm_kprune.compare.report.build import build_report
+from vllm_kprune.compare.report.document import EndpointReport, Report
 from vllm_kprune.compare.report.page import page, write_page
 from vllm_kprune.errors import KPruneError
 
@@ -32,7 +33,9 @@ def hostile_report(text: str = HOSTILE) -> Report:
     result = SuiteResult(
         text[:50], (measured(metric, rows, rows),), (example, other), {text: text}, (text,)
     )
-    endpoint = EndpointFacts(name="pruned", url="http://h/v1", model=text[:150], facts={"a": text})
+    endpoint = EndpointReport(
+        name="pruned", url="http://h/v1", model=text[:150], description={"a": text}
+    )
     return build_report(
         [result],
         endpoints=[endpoint],
@@ -60,7 +63,7 @@ def test_whatever_is_in_a_report_stays_data(text: str) -> None:
 
 
 def test_the_page_names_nothing_outside_itself() -> None:
-    html = page(made_up_report(resamples=50)).replace(SVG_NAMESPACE, "")
+    html = page(synthetic_report(resamples=50)).replace(SVG_NAMESPACE, "")
     without_report = html.replace(embedded(html), "")
     assert not re.search(r"https?://|//[a-z]|\bsrc=|@import|url\(", without_report)
     assert "default-src 'none'" in html
@@ -94,7 +97,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("page") / "report.html"
-    write_page(made_up_report(resamples=500), path)
+    write_page(synthetic_report(resamples=500), path)
     return path.as_uri()
 
 
@@ -126,7 +129,7 @@ def test_dark_and_light_have_their_own_colours_and_enough_contrast(
     for dark in (False, True):
         browser.open(address, dark=dark)
         papers.append(browser.value("getComputedStyle(document.body).backgroundColor"))
-        for kind in ("soft", "better", "equal", "worse", "unsure", "told", "why"):
+        for kind in ("soft", "better", "equal", "worse", "unsure", "informational", "why"):
             assert contrast(colour(browser, kind), papers[-1]) >= 4.5, (dark, kind)
     assert papers[0] != papers[1]
 
@@ -152,7 +155,7 @@ def luminance(colour: str) -> float:
 def test_summary_first_then_a_row_for_each_metric_with_its_interval(
     browser: Browser, address: str
 ) -> None:
-    report = made_up_report(resamples=500)
+    report = synthetic_report(resamples=500)
     browser.open(address)
     cards = browser.value("[...document.querySelectorAll('.card')].map((e) => e.textContent)")
     assert len(cards) == len(report.suites)

@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.made_up import made_up_report, made_up_results
-from support.recorded import SHARE, measured
+from support.synthetic_measurements import SHARE, measured
+from support.synthetic_report import synthetic_report, synthetic_results
 
 from vllm_kprune.compare.conclude import _with_main
 from vllm_kprune.compare.measurements import Example, Span, SuiteResult
 from vllm_kprune.compare.report import examples, report_file
-from vllm_kprune.compare.report.document import EndpointFacts, Report, build_report
+from vllm_kprune.compare.report.build import build_report
+from vllm_kprune.compare.report.document import EndpointReport, Report
 from vllm_kprune.compare.report.examples import choose_examples, shorten
 from vllm_kprune.compare.report.report_file import read_report, schema, write_report
 from vllm_kprune.errors import KPruneError
@@ -21,7 +22,7 @@ from vllm_kprune.errors import KPruneError
 
 @pytest.fixture(scope="module")
 def report() -> Report:
-    return made_up_report(resamples=200)
+    return synthetic_report(resamples=200)
 
 
 def written(report: Report, folder: Path) -> dict[str, Any]:
@@ -40,7 +41,7 @@ def test_the_same_results_give_the_same_bytes_in_any_order_of_items(
     report: Report, tmp_path: Path
 ) -> None:
     results = [replace(one, measurements=tuple(map(backwards, one.measurements)))
-               for one in made_up_results()]  # fmt: skip
+               for one in synthetic_results()]  # fmt: skip
     again = build_report(
         results,
         endpoints=report.endpoints,
@@ -72,7 +73,7 @@ def test_a_report_fits_its_schema_and_the_schema_is_kept(report: Report, tmp_pat
 
 
 def test_the_kept_schema_is_this_versions() -> None:
-    """A change of the report changes the file: raise SCHEMA_VERSION if readers must know."""
+    """A change of the report changes this file; raise SCHEMA_VERSION if readers depend on it."""
     kept = Path(report_file.__file__).with_name("report.schema.json")
     assert json.loads(kept.read_text(encoding="utf-8")) == schema()
 
@@ -119,12 +120,12 @@ def test_the_summary_says_first_that_a_run_is_incomplete() -> None:
     )  # fmt: skip
     assert found.summary.startswith("incomplete: the pruned server died; ")
     assert found.summary.endswith("not measured: latency")
-    assert "told: " not in found.summary
+    assert "informational: " not in found.summary
 
 
 def test_keys_in_an_address_are_not_written(tmp_path: Path) -> None:
     address = "https://me:sk-secret@host:1234/v1?api_key=sk-other#sk-third"
-    endpoint = EndpointFacts(name="original", url=address, model="m")
+    endpoint = EndpointReport(name="original", url=address, model="m")
     found = build_report([], endpoints=[endpoint], settings={}, versions={}, seed=1)
     assert found.endpoints[0].url == "https://host:1234/v1"
     write_report(found, tmp_path / "report.json")
@@ -149,7 +150,7 @@ def test_latencies_come_with_their_distribution(report: Report) -> None:
         (b"[1, 2]", "schema version None"),
         (b'{"schema_version": 1, "settings": {"limit": NaN}}', "not JSON"),
         (b'{"schema_version": 99}', "schema version 99"),
-        (b'{"schema_version": 1}', "such mistakes"),
+        (b'{"schema_version": 1}', "such errors"),
     ],
 )
 def test_what_is_not_a_report_is_refused(content: bytes, mistake: str, tmp_path: Path) -> None:
@@ -167,7 +168,7 @@ def test_what_is_not_a_report_is_refused(content: bytes, mistake: str, tmp_path:
         {"suites": "none"},
         {"suites": [{}]},
         {"summary": "x" * 30_000},
-        {"endpoints": [{"name": "a", "url": "b", "model": "c", "facts": {}}] * 3},
+        {"endpoints": [{"name": "a", "url": "b", "model": "c", "description": {}}] * 3},
     ],
 )
 def test_a_report_with_something_wrong_in_it_is_refused(
@@ -175,7 +176,7 @@ def test_a_report_with_something_wrong_in_it_is_refused(
 ) -> None:
     path = tmp_path / "report.json"
     path.write_text(json.dumps(written(report, tmp_path) | change), encoding="utf-8")
-    with pytest.raises(KPruneError, match="not one of kprune's"):
+    with pytest.raises(KPruneError, match="was not written by kprune"):
         read_report(path)
 
 

@@ -3,11 +3,11 @@ from dataclasses import replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.recorded import BYTES, SCORE, SHARE, SPEED, TAIL, measured
+from support.synthetic_measurements import BYTES, SCORE, SHARE, SPEED, TAIL, measured
 
 from vllm_kprune.compare.measurements import Metric
 from vllm_kprune.compare.statistics.comparison import Comparison, Estimate, compare, correct
-from vllm_kprune.compare.statistics.number_format import show_effect, show_figure, show_margin
+from vllm_kprune.compare.statistics.number_format import show_effect, show_margin, show_value
 from vllm_kprune.compare.statistics.verdicts import Judgement, Verdict, judge, judge_suite, overall
 
 
@@ -36,8 +36,8 @@ OPEN = found(SHARE, 0.001, -0.04, 0.04)
         (found(SPEED, 0.8, 0.7, 0.9, p=0.001), "worse"),
         (found(SPEED, 1.0, 0.99, 1.01), "equal within 2 %"),
         (found(SCORE, 0.1, -0.3, 0.4), "equal within 0.5 points"),
-        (found(replace(SHARE, better="neither"), 0.5, 0.4, 0.6), "told, not judged"),
-        (replace(EQUAL, pruned=None), "told, not judged"),
+        (found(replace(SHARE, better="neither"), 0.5, 0.4, 0.6), "informational"),
+        (replace(EQUAL, pruned=None), "informational"),
         (replace(EQUAL, n=5), "not enough data (about 6 items needed)"),
         (replace(EQUAL, effect=Estimate(None, None, None)), "not enough data"),
     ],
@@ -62,7 +62,7 @@ def test_about_as_many_items_as_are_said_to_be_needed_settle_it() -> None:
 
 
 def differing(items: int) -> tuple[list[int], list[int]]:
-    """One answer in 50 right on the original side alone, and one on the pruned side alone."""
+    """Of 50 answers, one is right only on the original side, and one only on the pruned side."""
     return [item % 50 != 0 for item in range(items)], [item % 50 != 25 for item in range(items)]
 
 
@@ -92,10 +92,10 @@ def one(verdict: Verdict) -> Judgement:
         (["worse", "better", "equal"], "worse", "worse in 1 (a), better in 1, equal in 1 of 3"),
         (["equal", "better", "equal"], "better", "better in 1, equal in 2 of 3 metrics"),
         (["equal", "not enough data"], "not enough data", "not enough data in 1, equal in 1 of 2"),
-        (["equal", "told", "equal"], "equal", "equal in 2 of 2 metrics"),
-        (["told", "told"], "told", "told, not judged"),
-        ([], "told", "not measured"),
-        (["told", "worse"], "worse", "worse"),
+        (["equal", "informational", "equal"], "equal", "equal in 2 of 2 metrics"),
+        (["informational", "informational"], "informational", "informational"),
+        ([], "informational", "not measured"),
+        (["informational", "worse"], "worse", "worse"),
     ],
 )
 def test_verdicts_of_a_suite(verdicts: list[Verdict], expected: str, words: str) -> None:
@@ -114,14 +114,14 @@ def test_a_report_in_one_sentence_names_what_is_worse_first() -> None:
         ("memory", "better"),
         ("accuracy", "equal"),
         ("stability", "worse"),
-        ("exactness", "told"),
+        ("exactness", "informational"),
     ]
-    judged = "worse: stability; better: memory; equal: accuracy; told: exactness"
+    judged = "worse: stability; better: memory; equal: accuracy; informational: exactness"
     assert overall(suites) == judged
     missing = overall(suites, unmeasured=["input", "latency"], incomplete="the server died")
     assert missing == f"incomplete: the server died; {judged}; not measured: input, latency"
     assert overall([]) == "nothing was judged"
-    assert overall(suites[-1:]) == "nothing was judged; told: exactness"
+    assert overall(suites[-1:]) == "nothing was judged; informational: exactness"
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_a_report_in_one_sentence_names_what_is_worse_first() -> None:
     ],
 )
 def test_figures_as_text(value: float | None, unit: str, text: str) -> None:
-    assert show_figure(value, unit) == text
+    assert show_value(value, unit) == text
 
 
 @pytest.mark.parametrize(
@@ -172,5 +172,5 @@ def test_margins_as_text() -> None:
 
 @given(st.floats(allow_nan=False, allow_infinity=False), st.sampled_from(["share", "ms", "bytes"]))
 def test_any_figure_can_be_shown(value: float, unit: str) -> None:
-    assert show_figure(value, unit)
+    assert show_value(value, unit)
     show_effect(Estimate(value, value, value), replace(SHARE, unit=unit))

@@ -1,4 +1,4 @@
-"""Laws of a comparison that hold whatever the data; how often it errs is in test_coverage.py."""
+"""Laws of a comparison that hold for any data; test_interval_coverage.py checks its error rates."""
 
 from dataclasses import replace
 
@@ -6,10 +6,20 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.recorded import BYTES, LCPR, LPR, MEDIAN, SCORE, SHARE, SPEED, Floats, measured
+from support.synthetic_measurements import (
+    BYTES,
+    LCPR,
+    LPR,
+    MEDIAN,
+    SCORE,
+    SHARE,
+    SPEED,
+    Floats,
+    measured,
+)
 
 from vllm_kprune.compare.measurements import Measurement, Metric, SuiteResult
-from vllm_kprune.compare.report.document import build_report
+from vllm_kprune.compare.report.build import build_report
 from vllm_kprune.compare.statistics.aggregates import AGGREGATES
 from vllm_kprune.compare.statistics.comparison import Comparison, Estimate, compare, correct
 from vllm_kprune.compare.statistics.intervals import rule_of_three
@@ -19,7 +29,7 @@ METRICS = (SHARE, LPR, LCPR, SPEED, MEDIAN, BYTES)
 
 @st.composite
 def measurements(draw: st.DrawFn) -> Measurement:
-    """Counts with gaps; from a drawn seed, since drawn one by one they are mostly alike."""
+    """Counts with gaps; from a drawn seed, since counts drawn one by one are mostly equal."""
     metric = METRICS[draw(st.integers(0, len(METRICS) - 1))]
     items = draw(st.integers(0, 3) | st.integers(4, 25))
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
@@ -184,7 +194,7 @@ def test_many_items_alike_still_leave_room_for_an_unseen_difference() -> None:
 def test_answers_with_nothing_to_judge_are_none_that_differ(
     metric: Metric, whole: list[int], nothing: list[int]
 ) -> None:
-    """Twelve empty answers on one side tell no more of the rate than twelve that are missing."""
+    """Twelve empty answers on one side say no more about the rate than twelve missing ones."""
     found = compare(measured(metric, [whole] * 24, [whole] * 12 + [nothing] * 12), seed=1)
     assert found.differing == 0
     assert found.effect.value == 0
@@ -212,14 +222,14 @@ def test_a_judged_interval_has_a_width(measurement: Measurement) -> None:
 
 
 def test_a_figure_of_nothing_on_both_sides_has_no_interval() -> None:
-    """Nothing tells what an item would add."""
+    """The data do not say what an item would add."""
     assert compare(measured(SCORE, [0.0] * 50, [0.0] * 50), seed=1).effect == Estimate(
         0, None, None
     )
 
 
 def test_a_few_items_are_tested_exactly() -> None:
-    """Five differences, all one way: 2 of the 32 ways to swap them are as extreme."""
+    """Five differences in the same direction: 2 of the 32 arrangements are as extreme."""
     found = compare(measured(SHARE, [1] * 5 + [1] * 40, [0] * 5 + [1] * 40), seed=1)
     assert found.p == 2 / 32
 
@@ -285,7 +295,7 @@ def test_only_a_quantiles_sides_may_have_rows_of_another_length(name: str) -> No
 
 @pytest.mark.parametrize("side", ["original", "pruned"])
 def test_a_side_may_have_more_values_of_an_item_than_the_other(side: str) -> None:
-    """Answers stream in fewer pieces on one side; the shorter rows count as filled up."""
+    """Answers stream in fewer chunks on one side; the shorter rows are padded."""
     rng = np.random.default_rng(0)
     items = tuple(f"round {row}" for row in range(9))
     even = Measurement(MEDIAN, items, *rng.normal(10, 1, (2, 9, 4)))

@@ -1,17 +1,18 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.recorded import BYTES, LCPR, LPR, SHARE, SPEED, measured
+from support.synthetic_measurements import BYTES, LCPR, LPR, SHARE, SPEED, measured
 
 from vllm_kprune.compare.gate import check_gates, failed_gates, parse_gates
 from vllm_kprune.compare.measurements import SuiteResult
-from vllm_kprune.compare.report.document import Report, build_report
+from vllm_kprune.compare.report.build import build_report
+from vllm_kprune.compare.report.document import Report
 from vllm_kprune.errors import KPruneError
 
 
 @pytest.fixture(scope="module")
 def report() -> Report:
-    """Stability worse by about 10 points, speed up by 1.4 with little doubt, accuracy unsure."""
+    """Stability worse by 10 points, speed up by 1.4 with little doubt, accuracy uncertain."""
     worse = [[1, 1]] * 90 + [[0, 1]] * 10
     wave = [1 + 0.05 * (item % 7) for item in range(60)]
     faster = [1.4 * each * (1 + 0.01 * (item % 5 - 2)) for item, each in enumerate(wave)]
@@ -90,7 +91,7 @@ def test_a_failure_begins_with_its_condition_also_where_the_metric_got_better(
 
 
 def with_main(main: str | None, **unavailable: str) -> Report:
-    """Line pass rates that are equal for sure, of a suite that stands for something else."""
+    """Line pass rates that are certainly equal, in a suite with another main metric."""
     equal = measured(LPR, [[1, 1]] * 2000, [[1, 1]] * 2000)
     result = SuiteResult("stability", (equal,), unavailable=unavailable, main=main)
     return build_report([result], endpoints=(), settings={}, versions={}, seed=1, resamples=50)
@@ -102,11 +103,11 @@ def test_a_suite_whose_main_metric_is_missing_fails_with_the_reason() -> None:
     (failure,) = failed_gates(gates, with_main("lcpr_t0", lcpr_t0="no words", wpr_t0="no lines"))
     assert failure.why == "lcpr_t0 not measured: no words"
     (failure,) = failed_gates(gates, with_main("lcpr_t0"))
-    assert failure.why == "not measured: it gave no figures"
+    assert failure.why == "not measured: it returned no results"
 
 
 def test_a_name_that_the_suite_can_give_but_did_not_fails_and_is_no_mistake() -> None:
-    """Rates of a language are there only where several are compared."""
+    """Rates of single languages exist only if several languages are compared."""
     for gate in ("stability.lpr_ko_t0<0", "lpr_ko_t0<0"):
         (failure,) = failed_gates(parse_gates([gate]), with_main("lpr"))
         assert "lpr_ko_t0 not measured" in failure.why

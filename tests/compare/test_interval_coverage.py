@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from support.recorded import (
+from support.synthetic_measurements import (
     LCPR,
     LPR,
     MEDIAN,
@@ -49,7 +49,7 @@ def pass_rates(rng: np.random.Generator, items: int) -> Pair:
 
 
 def rates_of_two_languages(rng: np.random.Generator, items: int) -> Pair:
-    """One answer to a prompt; a third of the prompts is in the second language."""
+    """One answer to each prompt; a third of the prompts is in the second language."""
     first = np.arange(items)[:, None] % 3 > 0
     sides = (passes(rng, items, 1, share) for share in (0.9, 0.8))
     original, pruned = (np.hstack([side * first, side * ~first]) for side in sides)

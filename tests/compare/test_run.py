@@ -1,4 +1,4 @@
-"""Asking both sides: in turns, in an order of the seed's, and on from where a run stopped."""
+"""Asking both sides alternately, in an order drawn from the seed, and resuming a stopped run."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,20 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.mock_endpoint import Habits, MockEndpoint
+from support.mock_answers import Habits
+from support.mock_endpoint import MockEndpoint
 
+from vllm_kprune.compare.asking import Task, answered, ask_both
 from vllm_kprune.compare.conclude import conclude
+from vllm_kprune.compare.connect import Address, connect
 from vllm_kprune.compare.endpoint.messages import Request
 from vllm_kprune.compare.measurements import Measurement, Metric, SuiteResult
-from vllm_kprune.compare.open_run import Address, open_run
-from vllm_kprune.compare.run import (
-    CompareOptions,
-    Context,
-    Task,
-    answered,
-    ask_both,
-    run_suites,
-)
+from vllm_kprune.compare.options import CommonOptions
+from vllm_kprune.compare.run import Context, Suite, run_suites
 from vllm_kprune.errors import KPruneError
 
 TASKS = [
@@ -36,7 +32,7 @@ def running(
 ) -> Iterator[Context]:
     """A run whose probing is not counted in `asked`."""
     addresses = Address(original.url, name="a"), Address(pruned.url, name="b")
-    with open_run(*addresses, CompareOptions(**options), folder, first_wait=0.001) as context:
+    with connect(*addresses, CommonOptions(**options), folder, first_wait=0.001) as context:
         for mock in (original, pruned):
             mock.asked.clear()
         yield context
@@ -80,7 +76,7 @@ def test_either_side_is_first_in_turn(tmp_path: Path) -> None:
     with MockEndpoint() as mock:
         addresses = Address(mock.url), Address(mock.url)
         first = []
-        with open_run(*addresses, CompareOptions(concurrency=1), tmp_path) as context:
+        with connect(*addresses, CommonOptions(concurrency=1), tmp_path) as context:
             for side, client in enumerate(context.clients):
                 ask = client.ask
 
@@ -146,8 +142,8 @@ def test_an_answer_that_failed_otherwise_is_asked_for_again_by_the_next_run(
 
 
 @dataclass(frozen=True)
-class Lengths:
-    """A suite that measures nothing worth knowing."""
+class Lengths(Suite):
+    """A simple suite: the lengths of answers."""
 
     name: str = "lengths"
     help: str = "lengths of answers"
@@ -204,7 +200,7 @@ def test_a_run_ends_where_an_endpoint_has_no_credit_or_no_model(
             pruned.habits = Habits(status=status)
             outcome = run_suites(context, [Lengths()])
         assert outcome.died is not None and f"HTTP {status}" in outcome.died
-        assert len(pruned.asked) <= CompareOptions().concurrency
+        assert len(pruned.asked) <= CommonOptions().concurrency
         pruned.habits = Habits()
         with running(original, pruned, tmp_path) as context:
             outcome = run_suites(context, [Lengths()])

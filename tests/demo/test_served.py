@@ -1,4 +1,4 @@
-"""Two servers that were started for a comparison: amounts by suite, and on from other ports."""
+"""Two servers started for a comparison: amounts by suite, and resuming on other ports."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,27 +9,28 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from support.mock_endpoint import Habits, MockEndpoint
+from support.mock_answers import Habits
+from support.mock_endpoint import MockEndpoint
 
-from vllm_kprune.compare.open_run import open_run
-from vllm_kprune.compare.run import CompareOptions
+from vllm_kprune.compare.connect import connect
+from vllm_kprune.compare.options import CommonOptions
 from vllm_kprune.demo import served
 from vllm_kprune.demo.served import check_kept, compare_served
 from vllm_kprune.errors import KPruneError
 
 AMOUNTS = {"stability": {"limit": 8, "max_tokens": 40}, "exactness": {"limit": 6}}
-OPTIONS = CompareOptions(concurrency=2)
+OPTIONS = CommonOptions(concurrency=2)
 
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A dead server is tried again at once."""
-    monkeypatch.setattr(served, "open_run", partial(open_run, first_wait=0.001))
+    """Retry a dead server without waiting."""
+    monkeypatch.setattr(served, "connect", partial(connect, first_wait=0.001))
 
 
 @contextmanager
 def pair(**habits: Any) -> Iterator[tuple[MockEndpoint, MockEndpoint]]:
-    """Two new endpoints on new ports; the pruned one has the habits."""
+    """Two new endpoints on new ports; the pruned one has these habits."""
     with MockEndpoint(Habits("original")) as one, MockEndpoint(Habits("pruned", **habits)) as two:
         yield one, two
 
@@ -63,15 +64,15 @@ def test_after_a_restart_on_other_ports_nothing_is_asked_again(tmp_path: Path) -
 def test_other_settings_are_found_before_servers_start(tmp_path: Path) -> None:
     with pair() as mocks:
         compared(mocks, tmp_path)
-    check_kept(OPTIONS, tmp_path)
+    check_kept(OPTIONS, AMOUNTS, tmp_path)
     with pytest.raises(KPruneError, match="seed was 0, now 1"):
-        check_kept(replace(OPTIONS, seed=1), tmp_path)
+        check_kept(replace(OPTIONS, seed=1), AMOUNTS, tmp_path)
 
 
 def test_a_server_that_dies_is_told_and_the_next_call_goes_on(tmp_path: Path) -> None:
     with pair() as mocks:
         unbroken = compared(mocks, tmp_path / "unbroken")
-    with pair(dies_after=20) as mocks, pytest.raises(KPruneError, match="the same command goes on"):
+    with pair(dies_after=20) as mocks, pytest.raises(KPruneError, match="the same command resumes"):
         compared(mocks, tmp_path / "broken")
     with pair() as mocks:
         assert compared(mocks, tmp_path / "broken") == unbroken

@@ -84,6 +84,17 @@ def test_engine_arguments_share_theirs_with_the_configuration(
     assert len(resolutions) == 1
 
 
+def test_nothing_is_attached_where_nobody_asked(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(NAMED, raising=False)
+    config = engine.config
+    config.additional_config = {}
+    before = dict(vars(config))
+    assert not settings_of(config).asks_for_kprune
+    assert vars(config) == before
+
+
 def test_a_configuration_that_has_the_class_already_is_guarded(engine: Engine) -> None:
     config = engine.config
     assert config.model_config.logits_processors == [GUARD_CLASS_PATH]

@@ -1,4 +1,4 @@
-"""Headless Chromium, spoken to over a pipe in the DevTools protocol: no port, no other package."""
+"""Headless Chromium, controlled over a pipe with the DevTools protocol: no port, no package."""
 
 import base64
 import json
@@ -23,7 +23,7 @@ _FLAGS = (
 
 
 class Browser:
-    """One page of a running Chromium; `requests` and `complaints` gather what it loads and says."""
+    """One page of a running Chromium; `requests` has what it loads, `complaints` what it logs."""
 
     def __init__(self, process: subprocess.Popen[bytes], to: int, back: int) -> None:
         self._process, self._to, self._back = process, to, back
@@ -39,8 +39,8 @@ class Browser:
             self._call(f"{domain}.enable")
 
     def open(self, address: str, width: int = 1280, height: int = 900, dark: bool = False) -> None:
-        """Load a page at a size and in a colour scheme."""
-        # By way of an empty page: what is new after a # would not load the page again.
+        """Load a page with a window size and a colour scheme."""
+        # Via an empty page, as a new fragment (#...) alone would not reload the page.
         self._go("about:blank")
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self._call("Emulation.setEmulatedMedia", features=[scheme])
@@ -70,13 +70,13 @@ class Browser:
         return answer["result"].get("value")
 
     def press(self, key: str) -> None:
-        """Press and let go of a key, such as Tab."""
+        """Press and release a key, such as Tab."""
         code = {"Tab": 9, "Enter": 13}[key]
         for kind in ("keyDown", "keyUp"):
             self._call("Input.dispatchKeyEvent", type=kind, key=key, windowsVirtualKeyCode=code)
 
     def screenshot(self, path: Path, whole: bool = True) -> None:
-        """A PNG of the page, all of it or what is in view."""
+        """A PNG of the whole page, or of the visible part."""
         data = self._call("Page.captureScreenshot", captureBeyondViewport=whole)["data"]
         path.write_bytes(base64.b64decode(data))
 
@@ -117,7 +117,7 @@ class Browser:
 
 @contextmanager
 def chromium(program: str, folder: Path) -> Iterator[Browser]:
-    """Start Chromium with a profile in `folder`, and end it."""
+    """Start Chromium with a profile in `folder`, and stop it at the end."""
     to_browser, from_browser = os.pipe(), os.pipe()
 
     def connect() -> None:

@@ -1,111 +1,37 @@
-"""An OpenAI-compatible server of our own: real HTTP on a free port, with planted flaws.
+"""The one fake endpoint of the tests, with planted flaws or scripted answers.
 
-What it says depends on the prompt, the temperature and the seed alone (`say`), so that a run can be
-repeated. `Habits` are what is wrong with it.
+`MockEndpoint` is a real HTTP server on a free port, for everything that depends on the wire.
+`MockClient` is the same endpoint without a network, for suites: it answers as the server would
+(`Habits`), or as a function of the test says. `comparing` and `compared` run suites with such
+clients.
 """
 
+import asyncio
 import hashlib
 import json
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import fields, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
-KOREAN = (
-    "이 질문에 대한 답은 생각보다 간단합니다.",
-    "먼저 필요한 것을 차례대로 준비해 두는 것이 좋습니다.",
-    "그다음에는 천천히 살펴보면서 하나씩 확인해 보세요.",
-    "많은 사람이 이 방법으로 좋은 결과를 얻었습니다.",
-    "다만 상황에 따라 다른 방법이 더 나을 수도 있습니다.",
-    "마지막으로 주변 사람과 함께 이야기해 보기를 권합니다.",
-)
-ENGLISH = (
-    "The answer to this question is simpler than it looks.",
-    "First you should prepare everything that you need for it.",
-    "Then look at each part slowly and check it once more.",
-    "Many people have had good results with this method.",
-    "In some places another way may be better, of course.",
-    "Finally, talk about it with the people around you.",
-)
-HANJA = "漢"
+from support.mock_answers import Habits, chunks_of, reply
+from vllm_kprune.compare.endpoint.messages import Abilities, Answer, Endpoint, Request
+from vllm_kprune.compare.endpoint.request_body import body_of
+from vllm_kprune.compare.endpoint.wire import read_answer
+from vllm_kprune.compare.journal import Journal
+from vllm_kprune.compare.measurements import SuiteResult
+from vllm_kprune.compare.options import CommonOptions
+from vllm_kprune.compare.run import Context, Suite
 
-
-@dataclass(frozen=True)
-class Habits:
-    """What an endpoint does; counts are of requests for answers since it started."""
-
-    model: str = "mock"
-    salt: str = ""
-    wrong_language: float = 0.0  # share of answers
-    hanja: float = 0.0  # share of answers
-    ms_per_token: float = 10.0  # as `times` tells: nothing sleeps
-    rate_limited: int = 0
-    retry_after: str = "0"
-    failing: int = 0
-    hanging_up: int = 0
-    words_per_piece: int = 1  # of a stream
-    status: int = 0  # of every answer, if any
-    get_status: int = 200  # and of what is no answer
-    get_seconds: float = 0.0
-    poison: str = ""  # hangs up on prompts with it
-    silent: tuple[str, ...] = ()  # fields that it ignores
-    refusing: tuple[str, ...] = ()  # fields that it answers with 400
-    chats: bool = True
-    paths: Mapping[str, Any] = field(default_factory=dict)
-    key: str = ""
-    body: bytes | None = None  # sent instead of every answer
-    dies_after: int | None = None
-    delay_seconds: float = 0.0
-
-
-def chance(*parts: object) -> float:
-    """A number from 0 to 1 that depends on the parts alone."""
-    text = " ".join(map(str, parts))
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:6], "big") / 2**48
-
-
-def say(habits: Habits, prompt: str, temperature: float, seed: int) -> str:
-    """The answer to a prompt: sentences in its language (or the one it asks for), with flaws."""
-    korean = wants_korean(prompt) != in_wrong_language(habits, prompt, temperature, seed)
-    sentences = KOREAN if korean else ENGLISH
-    order = sorted(sentences, key=lambda one: chance(one, prompt, temperature, seed))
-    text = " ".join(order[:4])
-    if leaks_hanja(habits, prompt, temperature, seed):
-        place = int(chance("place", prompt, temperature, seed) * len(text))
-        text = text[:place] + HANJA + text[place:]
-    return text
-
-
-def in_wrong_language(habits: Habits, *about: object) -> bool:
-    """Is the answer to (prompt, temperature, seed) in the wrong language?"""
-    return chance("language", habits.salt, *about) < habits.wrong_language
-
-
-def leaks_hanja(habits: Habits, *about: object) -> bool:
-    """Has the answer to (prompt, temperature, seed) a hanja in it?"""
-    return chance("hanja", habits.salt, *about) < habits.hanja
-
-
-def times(habits: Habits, *about: object, tokens: int) -> list[float]:
-    """Milliseconds that each token takes, the first (with the prompt) ten times as long: its own
-    speed with a twentieth of noise, and on a busy machine, which both sides share, up to twice."""
-    busy = 1 + chance("busy", *about)
-    noise = (0.95 + 0.1 * chance(habits.salt, *about, n) for n in range(tokens))
-    whole = [habits.ms_per_token * busy * one for one in noise]
-    return [10 * whole[0], *whole[1:]]
-
-
-def wants_korean(prompt: str) -> bool:
-    """Which language a prompt asks for, as a person would see it."""
-    asks = "Korean" in prompt, "영어" in prompt
-    return asks[0] or (not asks[1] and any("가" <= character <= "힣" for character in prompt))
+Reply = Callable[[Request], Answer]
 
 
 class MockEndpoint:
-    """The server in a thread; a context manager. `asked` has the bodies it was sent."""
+    """The server in a thread, as a context manager; `asked` has the bodies that it received."""
 
     def __init__(self, habits: Habits | None = None, port: int = 0) -> None:
         self.habits = habits or Habits()
@@ -136,7 +62,7 @@ class MockEndpoint:
 
     @contextmanager
     def counted(self) -> Iterator[int]:
-        """The number of this request, and how many are under way."""
+        """The number of this request; counts how many are in flight."""
         with self.lock:
             self._at_once += 1
             self.most_at_once = max(self.most_at_once, self._at_once)
@@ -228,8 +154,8 @@ def _handler(mock: MockEndpoint) -> type[BaseHTTPRequestHandler]:
             self.send_header("Content-Type", "text/event-stream")
             self.send_header("Connection", "close")
             self.end_headers()
-            for piece in pieces(whole, body, mock.habits.words_per_piece):
-                self.wfile.write(b"data: " + json.dumps(piece).encode() + b"\n\n")
+            for chunk in chunks_of(whole, body, mock.habits.words_per_chunk):
+                self.wfile.write(b"data: " + json.dumps(chunk).encode() + b"\n\n")
                 self.wfile.flush()
             self.wfile.write(b"data: [DONE]\n\n")
             self.close_connection = True
@@ -237,57 +163,87 @@ def _handler(mock: MockEndpoint) -> type[BaseHTTPRequestHandler]:
     return Handler
 
 
-def reply(habits: Habits, body: Mapping[str, Any]) -> dict[str, Any]:
-    """The JSON of an answer, with what was asked for and is not ignored."""
-    chat = "messages" in body
-    prompt = body["messages"][-1]["content"] if chat else body["prompt"]
-    text = say(habits, prompt, body["temperature"], body.get("seed") or 0)
-    most = body.get("max_tokens") or body["max_completion_tokens"]
-    words = [word if n == 0 else f" {word}" for n, word in enumerate(text.split(" "))][:most]
-    asked = {name for name in body if name not in habits.silent}
-    choice: dict[str, Any] = {"index": 0, "finish_reason": "stop"}
-    choice |= {"message": {"content": "".join(words)}} if chat else {"text": "".join(words)}
-    if "logprobs" in asked:
-        choice["logprobs"] = _logprobs(words, chat=chat)
-    if "return_token_ids" in asked:
-        choice["token_ids"] = [int(1e6 * chance(word)) for word in words]
-    answer: dict[str, Any] = {"choices": [choice]}
-    if "prompt_logprobs" in asked:
-        places = [{"7": {"logprob": -chance(word)}} for word in prompt.split()]
-        answer["prompt_logprobs"] = [None, *places]
-    if "usage" not in habits.silent:
-        answer["usage"] = {"prompt_tokens": len(prompt.split()), "completion_tokens": len(words)}
-    return answer
+class MockClient:
+    """A client of such an endpoint that needs no network; `asked` has every request.
+
+    `reply` scripts the answers; without it they are those of `habits`. `paths` are what GET finds.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        reply: Reply | None = None,
+        *,
+        habits: Habits | None = None,
+        paths: Mapping[str, Any] | None = None,
+        missing: Mapping[str, str] | None = None,
+        url: str = "http://127.0.0.1:1/v1",
+    ) -> None:
+        self.endpoint = Endpoint(name, url, "model")
+        self.abilities = Abilities(missing or {})
+        self.asked: list[Request] = []
+        self.habits, self.paths = habits or Habits(), paths or {}
+        self.reply: Reply = reply or self.by_habits
+        self.of_batches: Callable[[int], MockClient] | None = None
+
+    def by_habits(self, request: Request) -> Answer:
+        """The answer that the server would give."""
+        return read_answer(reply(self.habits, body_of(request, "mock", Abilities())), 1.0)
+
+    async def ask(self, request: Request) -> Answer:
+        self.asked.append(request)
+        return self.reply(request)
+
+    def again(self, *, concurrency: int) -> "MockClient":
+        return self.of_batches(concurrency) if self.of_batches else self
+
+    async def get(self, path: str) -> Any:
+        return self.paths.get(path)
+
+    async def close(self) -> None:
+        pass
 
 
-def pieces(
-    whole: Mapping[str, Any], body: Mapping[str, Any], at_once: int
-) -> Iterator[dict[str, Any]]:
-    """The same answer word by word; its token counts come last, if they are asked for."""
-    choice = whole["choices"][0]
-    text = choice["message"]["content"] if "message" in choice else choice["text"]
-    every = text.split(" ")
-    words = [" ".join(every[n : n + at_once]) for n in range(0, len(every), at_once)]
-    for number, word in enumerate(words):
-        content = word if number == 0 else f" {word}"
-        last = {"finish_reason": "stop"} if number + 1 == len(words) else {}
-        kind = {"delta": {"content": content}} if "message" in choice else {"text": content}
-        yield {"choices": [{"index": 0, **kind, **last}]}
-    if "stream_options" in body and "usage" in whole:
-        yield {"choices": [], "usage": whole["usage"]}
+@contextmanager
+def comparing(
+    folder: Path, original: MockClient, pruned: MockClient, **options: Any
+) -> Iterator[Context]:
+    """A context as a run has it, with a real journal in the folder; `options` are common ones."""
+    with asyncio.Runner() as runner, Journal(folder, {}) as journal:
+        yield Context((original, pruned), journal, CommonOptions(**options), runner)
 
 
-def _logprobs(words: list[str], *, chat: bool) -> dict[str, Any]:
-    values = [-chance("logprob", word) for word in words]
-    tops = [{word: value, "other": value - 1} for word, value in zip(words, values, strict=True)]
-    if not chat:
-        return {"tokens": words, "token_logprobs": values, "top_logprobs": tops}
-    content = [
-        {
-            "token": word,
-            "logprob": value,
-            "top_logprobs": [{"token": t, "logprob": v} for t, v in top.items()],
-        }
-        for word, value, top in zip(words, values, tops, strict=True)
-    ]
-    return {"content": content}
+def run_suite(
+    suite: Suite, folder: Path, original: MockClient, pruned: MockClient, **options: Any
+) -> SuiteResult:
+    """What a suite finds; `options` are the suite's own and common ones."""
+    common = {field.name for field in fields(CommonOptions)}
+    own = {name: value for name, value in options.items() if name not in common}
+    shared = {name: value for name, value in options.items() if name in common}
+    with comparing(folder, original, pruned, **shared) as context:
+        return suite.configured(replace(suite.options, **own)).run(context)
+
+
+def compared(
+    suite: Suite, folder: Path, original: Habits, pruned: Habits, **options: Any
+) -> SuiteResult:
+    """What a suite finds about two endpoints with these habits."""
+    clients = MockClient("original", habits=original), MockClient("pruned", habits=pruned)
+    return run_suite(suite, folder, *clients, **options)
+
+
+def scoring(request: Request, *, quality: float = 0.0) -> Answer:
+    """An endpoint whose tokens are characters: log-probabilities that depend on the text alone."""
+    text = request.prompt or request.messages[-1]["content"]
+    logprobs = [None, *(-_chance(text[:n]) + quality for n in range(2, len(text) + 1))]
+    return Answer(
+        text=" 1",
+        prompt_tokens=len(text),
+        completion_tokens=1,
+        prompt_logprobs=tuple(logprobs) if request.prompt_logprobs is not None else None,
+        e2e_ms=1.0,
+    )
+
+
+def _chance(text: str) -> float:
+    return hashlib.sha256(text.encode()).digest()[0] / 64

@@ -1,72 +1,41 @@
 """`kprune compare`: two endpoints, the same work, and whether the pruned one is worth shipping."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
 
-from vllm_kprune.cli.compare_options import (
-    AccuracyDataOption,
-    BatchOption,
-    BenchmarkOption,
-    CometOption,
-    ConcurrencyOption,
-    FailOnOption,
-    FreshOption,
-    InputDataOption,
-    JsonReportOption,
-    KeepOption,
-    LanguageOption,
-    LatencyTokensOption,
-    LimitOption,
-    MaxTokensOption,
-    MoreConditions,
-    OriginalFolderOption,
-    OriginalModelOption,
-    OriginalOption,
-    OutputOption,
-    PrunedFolderOption,
-    PrunedModelOption,
-    PrunedOption,
-    RoundsOption,
-    SamplesOption,
-    SeedOption,
-    SuiteOption,
-    TasksOption,
-    TimeoutOption,
-    TranslationOption,
-)
 from vllm_kprune.cli.compare_table import print_report
 from vllm_kprune.cli.console import counts, error_console, log, output_console, write_json
-from vllm_kprune.compare.conclude import SAME_ENDPOINT, conclude, write_all
-from vllm_kprune.compare.endpoint.messages import same_endpoint, shared_key
+from vllm_kprune.cli.typer_options import with_options
+from vllm_kprune.compare.comparing import chosen_suites, compare_endpoints
 from vllm_kprune.compare.gate import Gate, check_gates, failed_gates, parse_gates
 from vllm_kprune.compare.journal import set_aside
-from vllm_kprune.compare.open_run import Address, open_run
+from vllm_kprune.compare.options import ENDPOINTS, MEASURED, CommonOptions
 from vllm_kprune.compare.report.document import Report
-from vllm_kprune.compare.run import CompareOptions, Suite, run_suites
 from vllm_kprune.compare.suites import SUITES
-from vllm_kprune.compare.suites.data_files import check_data
-from vllm_kprune.errors import KPruneError, nearest
-from vllm_kprune.profile import LANGUAGES, nearest_language
+from vllm_kprune.errors import KPruneError
+from vllm_kprune.options import REQUIRED, option
 
-__all__ = ["register"]
+__all__ = ["command", "register"]
 
 _EPILOG = """
 **Examples**
 
-Everything, with kprune's own prompts and texts (`vllm serve` on two ports):
+All suites, with kprune's own prompts and texts (`vllm serve` on two ports):
 
 `kprune compare --original http://localhost:8000 --pruned http://localhost:8001 -o report`
 
-A first look in minutes:
+A first look within minutes:
 
 `kprune compare --original URL --pruned URL --suite stability --suite latency --limit 40`
 
-A gate in CI: fail if the data show that Korean got less stable, or cannot show that decoding is at
-least 1.2 times as fast:
+A gate in CI: fail if the data show that Korean is less stable, or if they do not show that decoding
+is at least 1.2 times as fast:
 
 `kprune compare --original URL --pruned URL --fail-on "stability<0" "decode_ratio<1.2?"`
 
@@ -77,18 +46,88 @@ Two models of a hosted API:
 
 **Keys** come from KPRUNE_ORIGINAL_API_KEY and KPRUNE_PRUNED_API_KEY, else OPENAI_API_KEY.
 
-**Exit codes**: 0 done, 1 a --fail-on condition is met, 2 a mistake that you can put right or
-nothing could be measured, 3 a server died, or has no such model or no credit any more: what was
-done is in the report, and the same command goes on from there; it also asks again what failed. 130
+**Exit codes**: 0 success. 1 a --fail-on condition is met. 2 a mistake that you can correct, or
+nothing could be measured. 3 a server died, or no longer has the model or any credit: the report has
+the results until then, and the same command resumes and asks again for answers that failed. 130
 Ctrl-C: the same, without a report.
 """
-_DEFAULTS = CompareOptions()
 _INCOMPLETE, _STOPPED = 3, 130
+_REPORT = "Report"
+
+
+@dataclass(frozen=True)
+class _Endpoints:
+    """Where both sides are found."""
+
+    original: str = option(
+        REQUIRED, "URL of the original model's server, with or without /v1.", group=ENDPOINTS
+    )
+    pruned: str = option(REQUIRED, "URL of the pruned model's server.", group=ENDPOINTS)
+    original_model: str | None = option(
+        None,
+        "Name of the model on that server; by default the only one that is served.",
+        group=ENDPOINTS,
+    )
+    pruned_model: str | None = option(
+        None, "The same for the pruned model's server.", group=ENDPOINTS
+    )
+    timeout: float = option(300.0, "Seconds that one request may take.", least=1, group=ENDPOINTS)
+
+
+@dataclass(frozen=True)
+class _Selection:
+    """Which suites run."""
+
+    suites: tuple[str, ...] = option(
+        (),
+        "What to measure (all by default; see --list); repeat for several.",
+        flags=("--suite", "-s"),
+        commas=True,
+        group=MEASURED,
+    )
+
+
+@dataclass(frozen=True)
+class _Output:
+    """Where the report goes, and when the command fails."""
+
+    output: Path = option(
+        Path("kprune-compare"),
+        "Folder for the answers, report.json and report.html. If a run was interrupted, the same "
+        "command resumes it.",
+        flags=("--output", "-o"),
+        group=_REPORT,
+    )
+    fresh: bool = option(
+        False,
+        "Start over; the contents of the folder are moved to FOLDER.1.",
+        flags=("--fresh",),
+        group=_REPORT,
+    )
+    fail_on: tuple[str, ...] = option(
+        (),
+        'Exit with code 1 if the data show this: "stability<0" (the main metric of a suite, pruned '
+        '- original), "decode_ratio<1.5?" (with ?: unless the data rule it out). Several may '
+        "follow.",
+        group=_REPORT,
+    )
+    json_to: str | None = option(
+        None,
+        "Also write the report as JSON to this file; - prints it.",
+        flags=("--json",),
+        group=_REPORT,
+    )
 
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("compare", epilog=_EPILOG)(_run)
+    app.command("compare", epilog=_EPILOG)(command())
+
+
+def command() -> Callable[..., Any]:
+    """The command as Typer takes it, with the options of every suite in the table."""
+    tables = {name: type(suite.options) for name, suite in SUITES.items()}
+    return with_options(_run, _Endpoints, _Selection, CommonOptions, *tables.values(), _Output)
 
 
 def _list_suites(wanted: bool) -> None:
@@ -99,149 +138,102 @@ def _list_suites(wanted: bool) -> None:
 
 
 def _run(
-    original: OriginalOption,
-    pruned: PrunedOption,
-    original_model: OriginalModelOption = None,
-    pruned_model: PrunedModelOption = None,
-    original_folder: OriginalFolderOption = None,
-    pruned_folder: PrunedFolderOption = None,
-    concurrency: ConcurrencyOption = _DEFAULTS.concurrency,
-    timeout: TimeoutOption = 300.0,
-    suite: SuiteOption = None,
-    limit: LimitOption = None,
-    language: LanguageOption = None,
-    max_tokens: MaxTokensOption = _DEFAULTS.max_tokens,
-    samples: SamplesOption = _DEFAULTS.samples,
-    batch: BatchOption = None,
-    rounds: RoundsOption = _DEFAULTS.latency_rounds,
-    latency_tokens: LatencyTokensOption = _DEFAULTS.latency_tokens,
-    tasks: TasksOption = None,
-    keep: KeepOption = None,
-    comet: CometOption = None,
-    seed: SeedOption = _DEFAULTS.seed,
-    benchmark: BenchmarkOption = None,
-    translation: TranslationOption = None,
-    accuracy_data: AccuracyDataOption = None,
-    input_data: InputDataOption = None,
-    output: OutputOption = Path("kprune-compare"),
-    fresh: FreshOption = False,
-    fail_on: FailOnOption = None,
-    more_conditions: MoreConditions = None,
-    json_to: JsonReportOption = None,
+    endpoints: _Endpoints,
+    selection: _Selection,
+    common: CommonOptions,
+    *of_suites_and_output: Any,
+    # `--fail-on A B`: Typer's options take one value each, so further ones arrive as arguments.
+    more_conditions: Annotated[list[str] | None, typer.Argument(hidden=True, metavar="")] = None,
     list_suites: bool = typer.Option(
         False,
         "--list",
         is_eager=True,
         callback=_list_suites,
-        help="Tell the suites and exit.",
-        rich_help_panel="What is measured",
+        help="List the suites and exit.",
+        rich_help_panel=MEASURED,
     ),
 ) -> None:
-    """Compare two endpoints: is the pruned model better, equal or worse, and how sure is that?
+    """Compare two endpoints: is the pruned model better, equal or worse, and how certain is that?
 
-    Sends the same work to both, in turns, and judges the answers: language confusion, translation,
-    accuracy, exactness, latency, memory, input pruning. Writes a report with intervals and both
-    answers side by side. Any OpenAI-compatible server will do; what one cannot do (chat,
-    log-probabilities, token counts) is reported as not measured.
+    Sends the same work to both endpoints, alternately, and judges the answers: language confusion,
+    translation, accuracy, exactness, latency, memory and input pruning. Writes a report with
+    confidence intervals and both answers side by side. Any OpenAI-compatible server will do;
+    metrics that an endpoint cannot provide (for lack of chat, log-probabilities or token counts)
+    are reported as not measured, with the reason.
     """
-    suites = _chosen(suite)
-    if more_conditions and not fail_on:
-        raise KPruneError(f"unexpected {more_conditions[0]!r}: conditions follow --fail-on")
-    gates = parse_gates([*(fail_on or []), *(more_conditions or [])])
+    *of_suites, out = of_suites_and_output
+    configured = {
+        name: suite.configured(options)
+        for (name, suite), options in zip(SUITES.items(), of_suites, strict=True)
+    }
+    names = {suite.name for suite in chosen_suites(selection.suites or None, configured)}
+    suites = [suite for suite in configured.values() if suite.name in names]
+    gates = _gates(out.fail_on, more_conditions or ())
     # Where any name may be a metric's, a bare name must not be taken for one.
     check_gates(gates, {one.name: None if "*" in one.metrics else one.metrics for one in suites})
-    options = CompareOptions(
-        limit=limit,
-        seed=seed,
-        concurrency=concurrency,
-        languages=_languages(language),
-        max_tokens=max_tokens,
-        samples=samples,
-        benchmark=benchmark,
-        translations=tuple(translation or ()),
-        accuracy=tuple(name for text in tasks or () for name in text.split(",")),
-        accuracy_data=accuracy_data,
-        batches=tuple(batch or _DEFAULTS.batches),
-        keep_rates=tuple(keep or _DEFAULTS.keep_rates),
-        input_data=input_data,
-        latency_rounds=rounds,
-        latency_tokens=latency_tokens,
-        comet_model=comet,
-        original_folder=original_folder,
-        pruned_folder=pruned_folder,
-    )
-    check_data(options, [one.name for one in suites])
-    if fresh and (moved := set_aside(output)):
-        log(f"the run before is in {moved}")
-    addresses = Address(original, original_model), Address(pruned, pruned_model)
-    if warning := shared_key(original, pruned):
-        log(f"warning: {warning}")
-    with (
-        _told(output),
-        counts() as tell,
-        open_run(
-            *addresses, options, output, gated=bool(gates), timeout=timeout, tell=tell
-        ) as context,
-    ):
-        if same_endpoint(*context.endpoints):
-            log(f"warning: {SAME_ENDPOINT}")
-        outcome = run_suites(context, suites)
-        report = conclude(context, outcome.results)
-    _show(report, output, json_to)
-    _end(report, gates, outcome.died, output)
+    for suite in suites:  # before anything is moved
+        suite.check(common)
+    if out.fresh and (moved := set_aside(out.output)):
+        log(f"the previous run was moved to {moved}")
+    with _resumable(out.output), counts() as progress:
+        report = compare_endpoints(
+            endpoints.original,
+            endpoints.pruned,
+            output=out.output,
+            suites=suites,
+            options=common,
+            original_model=endpoints.original_model,
+            pruned_model=endpoints.pruned_model,
+            timeout=endpoints.timeout,
+            gated=bool(gates),
+            configured=configured,
+            progress=progress,
+            warn=lambda warning: log(f"warning: {warning}"),
+        )
+    _show(report, out.output, out.json_to)
+    _end(report, gates, out.output)
+
+
+def _gates(conditions: Sequence[str], more: Sequence[str]) -> tuple[Gate, ...]:
+    if more and not conditions:
+        raise KPruneError(f"unexpected {more[0]!r}: conditions follow --fail-on")
+    return parse_gates([*conditions, *more])
 
 
 @contextmanager
-def _told(folder: Path) -> Iterator[None]:
-    """What Ctrl-C leaves behind."""
+def _resumable(folder: Path) -> Iterator[None]:
+    """On Ctrl-C, say what is kept and how to resume."""
     try:
         yield
     except KeyboardInterrupt:
-        log(f"stopped; what was done is kept in {folder}, and the same command goes on")
+        log(f"stopped; the answers are kept in {folder}, and the same command resumes")
         raise typer.Exit(_STOPPED) from None
 
 
-def _chosen(names: Sequence[str] | None) -> list[Suite]:
-    wanted = [name for text in names or () for name in text.split(",")]
-    for name in wanted:
-        if name not in SUITES:
-            raise KPruneError(f"--suite: unknown suite {name!r}; {nearest(name, SUITES)}")
-    return [suite for suite in SUITES.values() if not wanted or suite.name in wanted]
-
-
-def _languages(codes: Sequence[str] | None) -> tuple[str, ...]:
-    wanted = [code.strip().lower() for text in codes or () for code in text.split(",")]
-    for code in wanted:
-        if code not in LANGUAGES:
-            raise KPruneError(f"--language: unknown code {code!r}; {nearest_language(code)}")
-    return tuple(dict.fromkeys(wanted)) or _DEFAULTS.languages
-
-
 def _show(report: Report, folder: Path, json_to: str | None) -> None:
-    figures, page = write_all(report, folder)
     if json_to:
         write_json(report.model_dump(mode="json"), json_to)
     print_report(report, error_console if json_to == "-" else output_console)
-    log(f"report: {page} (figures: {figures})")
+    log(f"report: {folder / 'report.html'} (as JSON: {folder / 'report.json'})")
 
 
-def _end(report: Report, gates: Sequence[Gate], died: str | None, folder: Path) -> None:
+def _end(report: Report, gates: Sequence[Gate], folder: Path) -> None:
     failures = failed_gates(gates, report)
     for failure in failures:
         error_console.print(f"[bold red]failed:[/] {escape(str(failure))}", soft_wrap=True)
-    if died:
-        log(f"incomplete: {died}")
-        log(f"what was done is kept in {folder}; start the server, then the same command goes on")
+    if report.incomplete:
+        log(f"incomplete: {report.incomplete}")
+        log(f"the answers are kept in {folder}; start the server, then the same command resumes")
         raise typer.Exit(_INCOMPLETE)
     if failures:
         raise typer.Exit(1)
     if not any(suite.metrics for suite in report.suites):
         raise KPruneError(f"nothing could be measured: {_reasons(report)}")
     if gates:
-        log(f"gate: passed; of {len(gates)} --fail-on condition(s) none is met")
+        log(f"gate: passed; none of {len(gates)} --fail-on condition(s) is met")
 
 
 def _reasons(report: Report) -> str:
     """The first reason of every suite."""
     found = ((one.name, next(iter(one.unavailable.values()), "")) for one in report.suites)
-    return "; ".join(f"{name}: {why or 'it gave no figures'}" for name, why in found)
+    return "; ".join(f"{name}: {why or 'it returned no results'}" for name, why in found)

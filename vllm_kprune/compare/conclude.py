@@ -1,7 +1,7 @@
-"""The end of a run: its report, with what the endpoints told about themselves.
+"""The end of a run: build its report, including how the endpoints describe themselves.
 
-Names come from users and servers (models, addresses, files of tasks): what is longer than a report
-may hold is shortened here, and stays another name than its like.
+Names come from users and servers (models, addresses, files with tasks). A name that is too long for
+a report is shortened here, in such a way that it stays unique.
 """
 
 import hashlib
@@ -15,10 +15,11 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from vllm_kprune.compare.endpoint.client import Client
+from vllm_kprune.compare.endpoint.description import checked_description
 from vllm_kprune.compare.endpoint.messages import same_endpoint
-from vllm_kprune.compare.endpoint_info import kept_facts
 from vllm_kprune.compare.measurements import Measurement, SuiteResult
-from vllm_kprune.compare.report.document import EndpointFacts, Report, build_report
+from vllm_kprune.compare.report.build import build_report
+from vllm_kprune.compare.report.document import EndpointReport, Report
 from vllm_kprune.compare.report.page import write_page
 from vllm_kprune.compare.report.report_file import write_report
 from vllm_kprune.compare.run import Context
@@ -29,36 +30,38 @@ __all__ = ["SAME_ENDPOINT", "conclude", "write_all"]
 
 SAME_ENDPOINT = "both sides are the same endpoint: an A/A run, which cannot show a difference"
 
-# Packages whose version can change a figure.
+# Packages whose version can change a result.
 _PACKAGES = ("httpx", "lm_eval", "numpy", "py3langid", "sacrebleu", "unbabel-comet", "wordfreq")
 
-# What a report may hold; titles are also part of its sentences.
+# The bounds of a report. Titles are shorter because they are also parts of sentences.
 _NAME, _TITLE, _MOST_NOTES, _MOST_REASONS = 200, 100, 199, 500
 
 
 def conclude(context: Context, results: Sequence[SuiteResult]) -> Report:
-    """The report of a run: the same for the same answers, whenever and how often it was resumed."""
+    """The report of a run; it depends only on the answers, not on when the run was resumed."""
     try:
         return build_report(
             [_within_bounds(_with_main(result)) for result in results],
-            endpoints=[_facts(context, client) for client in context.clients],
+            endpoints=[_endpoint(context, client) for client in context.clients],
             settings=context.journal.settings,
             versions=dict(_versions()),
             seed=context.options.seed,
-            incomplete=context.deaths[0] if context.deaths else None,
+            incomplete=context.dead_endpoints[0] if context.dead_endpoints else None,
         )
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"]))
         raise KPruneError(
-            f"the report cannot hold what was found: {place}: {first['msg']}; the answers are kept "
-            f"in {context.journal.folder}; ask for less with --suite or --tasks"
+            f"the results do not fit into a report: {place}: {first['msg']}; the answers are kept "
+            f"in {context.journal.folder}; measure less with --suite or --tasks"
         ) from None
 
 
 def _with_main(result: SuiteResult) -> SuiteResult:
-    """With the name of its main metric: the first that its suite declares, also if it is missing
-    here, so that no other is taken for it."""
+    """The result with the name of its main metric: the first one that the suite declares.
+
+    It is named even if it was not measured, so that no other metric takes its place.
+    """
     if result.main or result.suite not in SUITES:
         return result
     pattern = SUITES[result.suite].metrics[0]
@@ -69,26 +72,27 @@ def _with_main(result: SuiteResult) -> SuiteResult:
 
 
 def write_all(report: Report, folder: Path) -> tuple[Path, Path]:
-    """Write `report.json` and `report.html`; the figures first, as the page is made from them."""
+    """Write `report.json` and then `report.html`, which shows the same report."""
     paths = folder / "report.json", folder / "report.html"
     write_report(report, paths[0])
     write_page(report, paths[1])
     return paths
 
 
-def _facts(context: Context, client: Client) -> EndpointFacts:
+def _endpoint(context: Context, client: Client) -> EndpointReport:
     endpoint = client.endpoint
+    described = context.journal.get("endpoints", f"description of {endpoint.name}")
     same = {"warning": SAME_ENDPOINT} if same_endpoint(*context.endpoints) else {}
-    return EndpointFacts(
+    return EndpointReport(
         name=endpoint.name,
         url=_short(str(context.journal.settings[endpoint.name]), _NAME),
         model=_short(endpoint.model, _NAME),
-        facts=same | kept_facts(context.journal, endpoint.name),
+        description=same | checked_description(described),
     )
 
 
 def _within_bounds(result: SuiteResult) -> SuiteResult:
-    """A suite's result with names and lists as short as a report has them."""
+    """A suite's result with names and lists as short as a report allows."""
     reasons = {_short(name, _NAME): why for name, why in result.unavailable.items()}
     notes = result.notes[:_MOST_NOTES]
     if len(result.notes) > len(notes):
@@ -109,7 +113,7 @@ def _named(measurement: Measurement) -> Measurement:
 
 
 def _short(name: str, most: int) -> str:
-    """The name, or its beginning and a digest of the whole."""
+    """The name, or its beginning and a digest of the full name."""
     if len(name) <= most:
         return name
     return f"{name[: most - 10]}… {hashlib.sha256(name.encode()).hexdigest()[:8]}"

@@ -1,19 +1,19 @@
-"""`--fail-on`: conditions on a report under which a build in CI fails.
+"""`--fail-on`: conditions on a report that make a build in CI fail.
 
     gate = name operator number ["?"]      name = suite | suite.metric | metric
     operator = "<" | "<=" | ">" | ">="     number = decimal, e.g. 0, -0.01, 1.5
 
 The number is compared with the *effect*: pruned - original in the metric's unit (0.01 is one
-percentage point of a share), or pruned / original for a metric whose effect is a ratio, or the
-figure itself for a metric of the pair. A suite stands for its main metric, and for no other if that
-could not be measured. A metric without its suite must be the only one of its name.
+percentage point of a share), pruned / original for a metric whose effect is a ratio, or the score
+itself for a metric of the pair. A suite stands for its main metric, and for no other if that one
+could not be measured. A metric without its suite must be the only one of that name.
 
-    stability<0             fails when the data show it: the whole interval is below 0
-    decode_ratio<1.5?       fails when the data cannot rule it out: part of the interval is below
+    stability<0             fails if the data show it: the whole interval is below 0
+    decode_ratio<1.5?       fails if the data cannot rule it out: part of the interval is below 1.5
 
-The point estimate alone is never used: it falls below 0 in half of all runs of two equal models.
-A gate on a metric that was not measured, or has no interval yet, fails: a gate that cannot be
-checked must not pass in silence.
+The point estimate alone is never used, since it is below 0 in half of all runs of two equal models.
+A gate on a metric that was not measured, or that has no interval, fails: a gate that cannot be
+checked must not pass silently.
 """
 
 import re
@@ -37,7 +37,7 @@ _OPERATORS = {"<": lt, "<=": le, ">": gt, ">=": ge}
 
 @dataclass(frozen=True)
 class Gate:
-    """One condition; `doubt` is the question mark: fail unless it is ruled out."""
+    """One condition; `doubt` stands for the question mark: fail unless it is ruled out."""
 
     text: str
     name: str
@@ -48,7 +48,7 @@ class Gate:
 
 @dataclass(frozen=True)
 class GateFailure:
-    """A gate that failed, and why, in words; as text, with the condition as the user wrote it."""
+    """A gate that failed, and why. As text, it begins with the condition as the user wrote it."""
 
     gate: Gate
     why: str
@@ -58,12 +58,12 @@ class GateFailure:
 
 
 def parse_gates(texts: Sequence[str]) -> tuple[Gate, ...]:
-    """Read gates, several in one text being separated by spaces or commas."""
+    """Read gates; spaces or commas separate several gates in one text."""
     return tuple(_parse(part) for text in texts for part in _split(text))
 
 
 def _split(text: str) -> list[str]:
-    # Spaces around an operator are part of a gate, other spaces and commas separate gates.
+    # Spaces around an operator belong to the gate; other spaces and commas separate gates.
     joined = re.sub(r"\s*(<=|>=|<|>)\s*", r"\1", text)
     return [part for part in re.split(r"[\s,]+", joined) if part] or [text]
 
@@ -73,18 +73,18 @@ def _parse(text: str) -> Gate:
     if not found:
         raise KPruneError(
             f"--fail-on {shown(text)} cannot be read; expected NAME OPERATOR NUMBER, for example "
-            '"stability<0", "latency.decode_ratio<1.5" or, to fail in doubt too, "stability<-0.01?"'
+            '"stability<0", "latency.decode_ratio<1.5" or, to fail in doubt as well, "stability<0?"'
         )
     number = float(found["number"])
     return Gate(text.strip(), found["name"], found["operator"], number, bool(found["doubt"]))
 
 
 def check_gates(gates: Sequence[Gate], known: Mapping[str, Collection[str] | None]) -> None:
-    """Refuse names that cannot be in the report, before any work is done.
+    """Refuse names that cannot occur in the report, before any work is done.
 
-    `known` maps the suites of this run to the names (or patterns, as in a shell) of the metrics
-    that they can give, or to None where a suite does not tell: such metrics are let through only
-    as `suite.metric`, so that a misspelt suite is not taken for one of them.
+    `known` maps the suites of this run to the names (or shell patterns) of their possible metrics,
+    or to None if they are not known in advance. Metrics of such a suite are accepted only as
+    `suite.metric`, so that a misspelt suite is not mistaken for one of them.
     """
     for gate in gates:
         if not _possible(gate.name, known):
@@ -111,7 +111,7 @@ def _unknown(name: str, known: Mapping[str, Collection[str] | None]) -> str:
 
 
 def failed_gates(gates: Sequence[Gate], report: Report) -> tuple[GateFailure, ...]:
-    """The gates that fail on a report; `KPruneError` for a name that it does not know."""
+    """The gates that fail on a report; `KPruneError` for a name that cannot occur in it."""
     found = ((gate, _why(gate, report)) for gate in gates)
     return tuple(GateFailure(gate, why) for gate, why in found if why)
 
@@ -163,19 +163,18 @@ def _by_name(suite: SuiteReport) -> dict[str, MetricReport | str]:
 
 
 def _missing(gate: Gate, report: Report) -> str:
-    """A metric that its suite can give, or may have given had it been measured, fails; any other
-    name is a mistake."""
+    """Why a metric is missing from the report; a name that no suite can measure is an error."""
     suite, _, _ = gate.name.partition(".")
     for one in report.suites:
         if "*" in one.unavailable and (one.name == suite or "." not in gate.name):
             return _unmeasured(one.unavailable)
     able = {one.name: SUITES[one.name].metrics for one in report.suites if one.name in SUITES}
     if _possible(gate.name, {name: None if "*" in able[name] else able[name] for name in able}):
-        return f"{gate.name} not measured: this run had nothing to measure it by"
+        return f"{gate.name} not measured: this run had no data for it"
     known = {one.name: [metric.name for metric in one.metrics] for one in report.suites}
     raise KPruneError(f"--fail-on {gate.text}: {_unknown(gate.name, known)}")
 
 
 def _unmeasured(unavailable: Mapping[str, str]) -> str:
-    why = unavailable.get("*") or "; ".join(unavailable.values()) or "it gave no figures"
+    why = unavailable.get("*") or "; ".join(unavailable.values()) or "it returned no results"
     return f"not measured: {why}"

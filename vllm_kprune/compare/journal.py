@@ -1,8 +1,8 @@
-"""Every raw answer, kept as it came: what a killed run had done is not asked again.
+"""Every raw answer, kept unchanged, so that a resumed run does not ask for it again.
 
-`folder/answers/SUITE.jsonl` has a header line with the run's settings, then one line for each
-value, on the disk before `put` returns. A line that a kill tore is dropped. Values of one run
-never mix with those of another: other settings are an error that says what differs.
+`folder/answers/SUITE.jsonl` has a header line with the settings of the run, then one line for each
+value, which is on the disk before `put` returns. An incomplete last line, left by a kill, is
+dropped. Values of different runs never mix: different settings are an error that names them.
 """
 
 import hashlib
@@ -25,12 +25,12 @@ __all__ = ["Journal", "set_aside"]
 _FORMAT = "kprune answers"
 _SCHEMA = 1
 _FOLDER = "answers"
-_MAX_BYTES = 4 * 1024**3  # of one file: it is read into memory
+_MAX_BYTES = 4 * 1024**3  # of one file, since it is read into memory
 _SUITE = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
 
 class Journal:
-    """The values of one run, by suite and key; a context manager that keeps others out.
+    """The values of one run, by suite and key; a context manager that locks the folder.
 
     >>> with Journal(folder, {"seed": 0}) as journal:  # doctest: +SKIP
     ...     journal.put("stability", "ko-1 original", {"text": "안녕"})
@@ -45,7 +45,7 @@ class Journal:
 
     @property
     def settings(self) -> Mapping[str, Any]:
-        """What a resumed run must agree on, as JSON."""
+        """The settings that a resumed run must share, as JSON."""
         return self._settings
 
     def __enter__(self) -> Self:
@@ -56,13 +56,13 @@ class Journal:
             raise KPruneError(
                 f"another comparison is writing to {self.folder}; wait for it, or choose another -o"
             ) from None
-        except (OSError, NotImplementedError) as error:  # the lock says the latter of some disks
+        except (OSError, NotImplementedError) as error:  # some disks do not support locks
             raise KPruneError(
                 f"{self.folder} cannot be written to: {error}; choose another -o"
             ) from None
         try:
             for path in sorted((self.folder / _FOLDER).glob("*.jsonl")):
-                self._file(path.stem)  # all of them now: other settings are told before any work
+                self._file(path.stem)  # all of them, to find different settings before any work
         except BaseException:
             self.close()
             raise
@@ -77,7 +77,7 @@ class Journal:
         self.close()
 
     def close(self) -> None:
-        """Close the files and let others in."""
+        """Close the files and unlock the folder."""
         for file in self._files.values():
             file.stream.close()
         self._files.clear()
@@ -88,12 +88,12 @@ class Journal:
         return self._file(suite).values.get(key)
 
     def put(self, suite: str, key: str, value: Any) -> None:
-        """Keep a JSON value, from any thread; it is on the disk when this returns."""
+        """Keep a JSON value; it is on the disk when this returns. Any thread may call this."""
         with self._writing:
             self._file(suite).append(key, value)
 
     def step(self, suite: str, key: str, produce: Callable[[], Any]) -> Any:
-        """The kept JSON value of a step, or what `produce` makes, which is then kept."""
+        """The kept JSON value of a step, or the value that `produce` returns, which is kept."""
         value = self.get(suite, key)
         if value is None:
             self.put(suite, key, produce())
@@ -103,7 +103,10 @@ class Journal:
     def _file(self, suite: str) -> "_File":
         if suite not in self._files:
             if not _SUITE.fullmatch(suite):
-                raise KPruneError(f"{shown(suite)} is no name of a suite; what put it there?")
+                raise KPruneError(
+                    f"{self.folder / _FOLDER} has a file named {shown(suite)}, which is not the "
+                    "name of a suite; remove it, or choose another -o"
+                )
             path = self.folder / _FOLDER / f"{suite}.jsonl"
             try:
                 self._files[suite] = _File(path, self._settings)
@@ -113,13 +116,13 @@ class Journal:
 
 
 class _File:
-    """One suite's values, read once and appended to."""
+    """The values of one suite, read once and then appended to."""
 
     def __init__(self, path: Path, settings: Mapping[str, Any]) -> None:
         self.path = path
         self.values: dict[str, Any] = {}
         whole = self._read(settings) if path.is_file() else 0
-        self.stream = path.open("ab", buffering=0)  # what failed is not tried again at closing
+        self.stream = path.open("ab", buffering=0)  # closing must not repeat a failed write
         self.stream.truncate(whole)
         self._whole = whole
         if not whole:
@@ -140,21 +143,23 @@ class _File:
                 left = left[self.stream.write(left) :]
             os.fsync(self.stream.fileno())
         except OSError as error:
-            with suppress(OSError):  # no half of a line before the next one
+            with suppress(OSError):  # remove the incomplete line
                 self.stream.truncate(self._whole)
             raise _unwritten(self.path, error) from None
         self._whole += len(data)
         return data
 
     def _read(self, settings: Mapping[str, Any]) -> int:
-        """Read the values; the length of what is whole, in bytes."""
+        """Read the values; returns the length of all complete lines, in bytes."""
         if self.path.stat().st_size > _MAX_BYTES:
-            raise KPruneError(f"{self.path} is too large to be read; --fresh starts over")
+            raise KPruneError(
+                f"{self.path} is larger than {_MAX_BYTES >> 30} GiB; start over with --fresh"
+            )
         whole = 0
         with self.path.open("rb") as stream:
             for number, data in enumerate(stream, 1):
                 if not data.endswith(b"\n"):
-                    break  # torn by a kill
+                    break  # cut off by a kill
                 self._take(number, data, settings)
                 whole += len(data)
         return whole
@@ -170,14 +175,14 @@ class _File:
             if isinstance(error, KPruneError):
                 raise
             raise KPruneError(
-                f"{self.path}, line {number}, is damaged; --fresh starts over"
+                f"{self.path}, line {number}, is damaged; start over with --fresh"
             ) from None
 
 
 def _unwritten(path: Path, error: OSError) -> KPruneError:
     return KPruneError(
-        f"{path} cannot be written: {error.strerror or error}; what was there is kept, and the "
-        "same command goes on"
+        f"{path} cannot be written: {error.strerror or error}; earlier answers are kept, and the "
+        "same command resumes"
     )
 
 
@@ -186,7 +191,10 @@ def set_aside(folder: Path) -> Path | None:
     if not folder.exists():
         return None
     if not (folder / _FOLDER).is_dir():
-        raise KPruneError(f"{folder} has no answers of a comparison; --fresh moves only such")
+        raise KPruneError(
+            f"{folder} has no answers of a comparison, and --fresh moves no other folders; "
+            "choose another -o"
+        )
     number = 1
     while (target := folder.with_name(f"{folder.name}.{number}")).exists():
         number += 1
@@ -198,7 +206,10 @@ def set_aside(folder: Path) -> Path | None:
 
 def _check_header(path: Path, header: Any, settings: Mapping[str, Any]) -> None:
     if header["format"] != _FORMAT or header["schema"] != _SCHEMA:
-        raise KPruneError(f"{path} is of another version of kprune; choose another -o, or --fresh")
+        raise KPruneError(
+            f"{path} was written by another version of kprune; choose another -o, or start over "
+            "with --fresh"
+        )
     if header["sha256"] == _digest(settings):
         return
     kept = header["settings"]

@@ -1,8 +1,8 @@
-"""What the stages of a comparison hand to each other.
+"""The values that the stages of a comparison pass on.
 
-A suite sends work to both endpoints and turns the answers into `Measurement`s; statistics turn a
-measurement into a `Comparison`; the report writes suites and comparisons down. Sides are always in
-this order: original, pruned.
+A suite sends the same work to both endpoints and turns the answers into `Measurement`s. The
+statistics turn each measurement into a `Comparison`, and the report holds both. Wherever two sides
+come in order, the original is first and the pruned model second.
 """
 
 from collections.abc import Mapping
@@ -12,20 +12,20 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Example", "Measurement", "Metric", "Span", "SuiteResult"]
+__all__ = ["Example", "Floats", "Measurement", "Metric", "Span", "SuiteResult"]
 
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One figure of a suite.
+    """What one number of a suite means.
 
-    `aggregate` names how the features of items become one figure (a row of the table in
-    `statistics.py`: mean, ratio of sums, harmonic mean, quantile, BLEU, ...). `margin` is the
-    difference that still counts as equal, in the metric's unit (or relative, for the effect
-    `ratio`). `better` is `neither` for figures that are only told; `detail` marks those of them
-    that readers may fold away: the figure of one language, or of one quantile.
+    `aggregate` names how the features of all items become that number: a row of the table in
+    `statistics/aggregates.py` (mean, ratio of sums, quantile, BLEU, ...). `margin` is the largest
+    difference that still counts as equal, in the metric's unit, or relative if `effect` is `ratio`.
+    `better` is `neither` for informational metrics, which get no verdict. `detail` marks those of
+    them that a reader may fold away, such as the result of a single language.
     """
 
     name: str
@@ -40,10 +40,11 @@ class Metric:
 
 @dataclass(frozen=True)
 class Measurement:
-    """Features of the same items on both sides, [items, features]; the unit of resampling is the
-    item (a prompt with all its samples, a round), never the single sample.
+    """Features of the same items on both sides, [items, features].
 
-    `pruned` is None for a metric of the pair itself, such as the share of identical answers.
+    The item is the unit of resampling: a prompt with all its samples, or a round of requests, never
+    a single sample. `pruned` is None for a metric of the pair itself, such as the share of
+    identical answers.
     """
 
     metric: Metric
@@ -54,7 +55,7 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Span:
-    """Characters `start` to `end` of an answer that the reader should see, and why."""
+    """Characters `start` to `end` of an answer that the report highlights, and why."""
 
     start: int
     end: int
@@ -63,8 +64,10 @@ class Span:
 
 @dataclass(frozen=True)
 class Example:
-    """Both answers to one item, side by side in the report; `labels` is what filters go by
-    (language, temperature, a verdict such as `different`)."""
+    """Both answers to one item, shown side by side in the report.
+
+    The report's filters use `labels`: language, temperature, or a verdict such as `different`.
+    """
 
     item: str
     prompt: str
@@ -76,10 +79,11 @@ class Example:
 
 @dataclass(frozen=True)
 class SuiteResult:
-    """What one suite found; `unavailable` maps a metric's name (or `*`) to the reason why it could
-    not be measured, which is never written as a zero.
+    """The outcome of one suite.
 
-    `main` names the metric that the suite stands for, measured or not; None: the first one.
+    `unavailable` maps the name of a metric (or `*` for the whole suite) to the reason why it could
+    not be measured. A missing measurement is never reported as zero. `main` names the metric that
+    stands for the suite, whether or not it was measured; None means the first one.
     """
 
     suite: str

@@ -1,1 +1,1 @@
-"""One model served twice, whole and pruned: what `kprune demo` and the paper's experiment run."""
+"""One model served both whole and pruned, for `kprune demo` and the paper's experiment."""

@@ -1,7 +1,7 @@
 """A model and its overlay, served side by side on one machine with the same settings.
 
-What `kprune demo` shows and the paper's experiment measures. The settings are vLLM's own with a
-small KV cache: compiled unless told otherwise, as models are served in earnest.
+`kprune demo` and the paper's experiment use such a pair. The settings are vLLM's defaults with a
+small KV cache. Models are compiled unless `eager` is set, as they are in production.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -16,15 +16,15 @@ from vllm_kprune.demo.servers import ServerFailed, VllmServer, wait_all_ready
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.profile import Profile
 
-__all__ = ["NAMES", "ModelPair", "Servers", "open_pair", "serve_pair"]
+__all__ = ["NAMES", "ModelPair", "Servers", "make_pair", "serve_pair"]
 
 Progress = Callable[[str, float], None]
 Servers = tuple[VllmServer, VllmServer]
 
-NAMES = ("original", "pruned")  # what the two answer under, in this order everywhere
+NAMES = ("original", "pruned")  # the names under which the two models are served, in this order
 _SETTINGS = ("--plugin", "kprune")
-# What vLLM 0.32 compiles ahead of time does not load again on a CPU: every start then compiles for
-# 40 s. Without it, what torch itself saves is found again.
+# On a CPU, vLLM 0.32 does not load again what it compiled ahead of time, so every start would
+# compile for 40 s. Without that, torch's own cache is used.
 _ENVIRONMENT = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_NO_USAGE_STATS": "1",
@@ -42,15 +42,15 @@ class ModelPair:
 
     @property
     def name(self) -> str:
-        """The model as a reader knows it: its id on the hub, or the name of its folder."""
+        """The name that a reader knows: the model's id on the hub, or the name of its folder."""
         reference = self.base.reference
         return self.base.folder.name if Path(reference).is_dir() else reference
 
 
-def open_pair(
+def make_pair(
     model: str, profile: Profile, progress: Progress = lambda step, share: None
 ) -> ModelPair:
-    """A base model, by folder or hub id, and its overlay, made in the cache when missing."""
+    """A base model, by folder or hub id, and its overlay, built in the cache if missing."""
     base = open_base(model)
     overlay = cached_overlay(str(base.folder), profile, progress=progress)
     return ModelPair(base, overlay, load_manifest(overlay))
@@ -60,9 +60,9 @@ def open_pair(
 def serve_pair(
     pair: ModelPair, arguments: Sequence[str], *, eager: bool = False
 ) -> Iterator[Servers]:
-    """Both models, served with these arguments of `vllm serve`; the original's server is first.
+    """Both models, served with these arguments of `vllm serve`; the original's server comes first.
 
-    They start side by side and are stopped whatever happens.
+    They start at the same time and are always stopped at the end.
     """
     settings = [*_SETTINGS, *arguments, *(["--enforce-eager"] if eager else [])]
     original, pruned = (
@@ -74,7 +74,7 @@ def serve_pair(
         for server in servers:
             stack.push(server.__exit__)
         for server in servers:
-            stack.callback(server.ask_to_stop)  # all of them before the first is waited for
+            stack.callback(server.ask_to_stop)  # signal all servers before waiting for the first
             server.start()
         try:
             wait_all_ready(servers)

@@ -1,8 +1,8 @@
-"""The main job, shown: one model served twice, whole and pruned, on one machine, and compared.
+"""The steps of `kprune demo`: one model, served both whole and pruned on one machine, compared.
 
-`prepare` finds or makes everything that is needed, `compare_demo` asks both servers the same and
-compares, with a few suites of `kprune compare`, each so small that the whole takes a minute or two;
-the command line shows what comes back. `sizes` is what needs no server.
+`prepare` finds or builds everything that is needed. `compare_demo` runs a few suites of `kprune
+compare` on both servers, small enough to take a minute or two in all. `sizes` reports what is known
+without asking the servers. The command line shows the results.
 """
 
 import tempfile
@@ -13,11 +13,12 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from vllm_kprune.checkpoint.manifest import is_overlay, load_manifest
+from vllm_kprune.compare.options import CommonOptions
 from vllm_kprune.compare.report.document import Report
-from vllm_kprune.compare.run import CompareOptions
+from vllm_kprune.compare.run import SuiteProgress
 from vllm_kprune.compare.suites.language_id import language_identifier
 from vllm_kprune.compare.suites.sizes import model_sizes, predicted_ratio
-from vllm_kprune.demo.pairs import ModelPair, Servers, open_pair
+from vllm_kprune.demo.pairs import ModelPair, Servers, make_pair
 from vllm_kprune.demo.reference.build import demo_model
 from vllm_kprune.demo.served import Amounts, compare_served
 from vllm_kprune.demo.servers import VllmServer
@@ -31,7 +32,7 @@ __all__ = ["ARGUMENTS", "Sizes", "compare_demo", "prepare", "sizes", "stream", "
 
 Progress = Callable[[str, float], None]
 
-# Logits tell ties more exactly than log-probabilities do.
+# Logits show ties more exactly than log-probabilities do.
 ARGUMENTS = (
     *("--max-model-len", "1024", "--max-num-seqs", "8"),
     *("--logprobs-mode", "raw_logits"),
@@ -40,8 +41,11 @@ ARGUMENTS = (
 
 @dataclass(frozen=True)
 class Sizes:
-    """Original and pruned: tokens, parameters, seconds from start to ready; and how much faster a
-    decode step at batch 1 would be if the bytes that it reads were all of its cost."""
+    """Tokens, parameters, and seconds from start to ready, of the original and the pruned model.
+
+    `predicted_ratio` is how much faster a decode step at batch 1 would be if reading bytes were its
+    only cost.
+    """
 
     tokens: tuple[int, int]
     parameters: tuple[int, int]
@@ -52,24 +56,26 @@ class Sizes:
 def prepare(
     model: str | None, profile: Profile, *, log: Callable[[str], None], progress: Progress
 ) -> ModelPair:
-    """The base model (the reference model if none is named) and its overlay, made when missing."""
-    for needed in (_openai, language_identifier):  # before the long part
+    """The base model (by default the reference model) and its overlay, built if missing."""
+    for needed in (_openai, language_identifier):  # fail before the long part
         needed()
     if model is None:
         model = str(demo_model("gemma-3-270m", log=log, progress=progress))
     elif is_overlay(model):
         model = str(load_manifest(Path(model)).check_base())
-    return open_pair(model, profile, progress)
+    return make_pair(model, profile, progress)
 
 
-def compare_demo(servers: Servers, rounds: int, tell: Callable[[str, int, int], None]) -> Report:
-    """Compare both; nothing else should run on the machine. The answers are not kept."""
+def compare_demo(servers: Servers, rounds: int, progress: SuiteProgress) -> Report:
+    """Compare both servers; nothing else should run on the machine. The answers are not kept."""
     with tempfile.TemporaryDirectory(prefix="kprune-demo-") as folder:
-        return compare_served(servers, _amounts(rounds), CompareOptions(), Path(folder), tell=tell)
+        return compare_served(
+            servers, _amounts(rounds), CommonOptions(), Path(folder), progress=progress
+        )
 
 
 def sizes(pair: ModelPair, servers: Servers) -> Sizes:
-    """What the headers of the model's files and the servers' start tell."""
+    """The sizes, from the headers of the model's files and from the start of the servers."""
     original, pruned = model_sizes(pair.base, pair.manifest)
     first, second = (server.ready_seconds for server in servers)
     return Sizes(
@@ -81,23 +87,23 @@ def sizes(pair: ModelPair, servers: Servers) -> Sizes:
 
 
 def unexplained(report: Report) -> bool:
-    """Whether an answer differs without a reason, which the laws of pruning do not allow."""
+    """Whether an answer differs without a reason, which pruning must never cause."""
     metrics = (metric for suite in report.suites for metric in suite.metrics)
     return any(metric.name == "unexplained" and metric.effect.value for metric in metrics)
 
 
 def stream(server: VllmServer, name: str, prompt: str, tokens: int) -> Iterator[str]:
-    """The pieces of a greedy answer of the model `name` as they come."""
+    """The parts of a greedy answer of the model `name`, as they arrive."""
     with _connect(server) as client:
-        pieces = client.completions.create(
+        chunks = client.completions.create(
             model=name, prompt=prompt, max_tokens=tokens, temperature=0, stream=True
         )
-        for piece in pieces:
-            yield "".join(choice.text for choice in piece.choices)
+        for chunk in chunks:
+            yield "".join(choice.text for choice in chunk.choices)
 
 
 def _connect(server: VllmServer) -> "OpenAI":
-    """An OpenAI client for a server on this machine: no proxy, no silent retries."""
+    """An OpenAI client for a server on this machine, without a proxy and without retries."""
     openai = _openai()
     http = openai.DefaultHttpxClient(trust_env=False)
     client: OpenAI = openai.OpenAI(
@@ -109,7 +115,7 @@ def _connect(server: VllmServer) -> "OpenAI":
 def _amounts(rounds: int) -> Amounts:
     return {
         "exactness": {"limit": 24, "max_tokens": 24},
-        "latency": {"latency_rounds": rounds, "latency_tokens": 20},
+        "latency": {"rounds": rounds, "tokens": 20},
         "stability": {"limit": 16, "max_tokens": 32},
         "memory": {},
     }
@@ -119,7 +125,5 @@ def _openai() -> ModuleType:
     try:
         import openai
     except ModuleNotFoundError:
-        raise KPruneError(
-            "the demo calls its servers with openai; pip install 'vllm-kprune[demo]'"
-        ) from None
+        raise KPruneError("kprune demo needs openai; pip install 'vllm-kprune[demo]'") from None
     return openai

@@ -1,70 +1,88 @@
 """Compare two servers that were started for it: `kprune demo` and the paper's experiment.
 
-Unlike a run of `kprune compare`, each suite has its own amounts, and servers have names for an
-address: after a restart they listen on other ports.
+Unlike in a run of `kprune compare`, each suite has its own amounts. The servers have names instead
+of addresses, because they listen on other ports after a restart.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from vllm_kprune.compare.conclude import conclude
+from vllm_kprune.compare.connect import Address, connect, settings_of
 from vllm_kprune.compare.journal import Journal
 from vllm_kprune.compare.measurements import SuiteResult
-from vllm_kprune.compare.open_run import Address, open_run, settings_of
+from vllm_kprune.compare.options import CommonOptions
 from vllm_kprune.compare.report.document import Report
-from vllm_kprune.compare.run import CompareOptions, Context, run_suites
+from vllm_kprune.compare.run import Context, Suite, SuiteProgress, run_suites
 from vllm_kprune.compare.suites import SUITES
 from vllm_kprune.demo.pairs import NAMES, Servers
 from vllm_kprune.errors import KPruneError
 
 __all__ = ["Amounts", "check_kept", "compare_served"]
 
-# Fields of `CompareOptions` that a suite has otherwise than the rest, by its name.
+# By name of a suite: options that differ from the rest, those of the suite and common ones.
 Amounts = Mapping[str, Mapping[str, Any]]
 _NAMED = tuple(f"http://{name}/v1" for name in NAMES)
-Tell = Callable[[str, int, int], None]
 
 
-def check_kept(options: CompareOptions, folder: Path) -> None:
-    """A `KPruneError` if `compare_served` would refuse what `folder` holds: before servers start.
+def check_kept(options: CommonOptions, amounts: Amounts, folder: Path) -> None:
+    """Raise a `KPruneError` if `compare_served` would refuse the contents of `folder`.
 
-    The servers must answer under `NAMES`, as those of `serve_pair` do.
+    This needs no servers, so it can be called before they start. The servers must answer under
+    `NAMES`, as those of `serve_pair` do.
     """
     addresses = Address("", name=_NAMED[0]), Address("", name=_NAMED[1])
-    with Journal(folder, settings_of(addresses, NAMES, options)):
+    with Journal(folder, settings_of(addresses, NAMES, options, list(_suites(amounts)))):
         pass
 
 
 def compare_served(
     servers: Servers,
     amounts: Amounts,
-    options: CompareOptions,
+    options: CommonOptions,
     folder: Path,
     *,
     timeout: float = 300.0,
-    tell: Tell = lambda suite, done, total: None,
+    progress: SuiteProgress = lambda suite, done, total: None,
 ) -> Report:
-    """Run the suites that `amounts` names, in its order; answers are kept in `folder`.
+    """Run the suites that `amounts` names, in its order, and keep the answers in `folder`.
 
     Raises:
-        KPruneError: a server died. What was done is kept, and a further call goes on from there.
+        KPruneError: a server died. The answers are kept, and another call resumes.
     """
     original, pruned = (
         Address(server.base_url, model=name, name=named)
         for server, name, named in zip(servers, NAMES, _NAMED, strict=True)
     )
-    with open_run(original, pruned, options, folder, timeout=timeout, tell=tell) as context:
-        results = [_run(context, name, amount) for name, amount in amounts.items()]
+    suites = list(_suites(amounts))
+    with connect(
+        original, pruned, options, folder, suites=suites, timeout=timeout, progress=progress
+    ) as context:
+        results = [_run(context, suite, amounts[suite.name]) for suite in suites]
         report = conclude(context, results)
-    told = {suite: dict(amount) for suite, amount in amounts.items()}
-    return report.model_copy(update={"settings": {**report.settings, "amounts": told}})
+    as_json = json.loads(
+        json.dumps({name: dict(one) for name, one in amounts.items()}, default=str)
+    )
+    return report.model_copy(update={"settings": {**report.settings, "amounts": as_json}})
 
 
-def _run(context: Context, name: str, amount: Mapping[str, Any]) -> SuiteResult:
-    own = replace(context, options=replace(context.options, **amount))
-    outcome = run_suites(own, [SUITES[name]])
+def _suites(amounts: Amounts) -> Iterator[Suite]:
+    for name, amount in amounts.items():
+        suite = SUITES[name]
+        own = {key: value for key, value in amount.items() if key not in _COMMON}
+        yield suite.configured(replace(suite.options, **own))
+
+
+_COMMON = {field.name for field in fields(CommonOptions)}
+
+
+def _run(context: Context, suite: Suite, amount: Mapping[str, Any]) -> SuiteResult:
+    common = {key: value for key, value in amount.items() if key in _COMMON}
+    of_suite = replace(context, options=replace(context.options, **common))
+    outcome = run_suites(of_suite, [suite])
     if outcome.died:
-        raise KPruneError(f"{outcome.died}; what was done is kept, and the same command goes on")
+        raise KPruneError(f"{outcome.died}; the answers are kept, and the same command resumes")
     return outcome.results[0]

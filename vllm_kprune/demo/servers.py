@@ -1,9 +1,9 @@
 """A `vllm serve` process that is started, waited for, and always stopped.
 
-`kprune demo` and the live tests run real servers. This starts one in a process group of its own,
-on a port that nothing uses, with its output in a log file; waits until it answers; tells at once,
-with the end of its log, when it died instead; and stops the whole group on leaving, also on Ctrl-C
-and SIGTERM. It talks HTTP only and does not import vllm.
+`kprune demo` and the live tests run real servers. A server starts in its own process group, on a
+free port, with its output in a log file. If it dies before it answers, the error has the end of its
+log. On leaving, also by Ctrl-C or SIGTERM, the whole group is stopped. This module only speaks HTTP
+and does not import vllm.
 """
 
 import os
@@ -42,7 +42,7 @@ _CAUSE = re.compile(r"\b([A-Z]\w*(?:Error|Exception): (?!Engine core initializat
 
 
 class ServerFailed(KPruneError):
-    """A server that did not become ready: `summary` is one line, the message adds its log's end."""
+    """A server did not become ready; `summary` is one line, the message adds the end of its log."""
 
     def __init__(self, what: str, log: Path) -> None:
         causes = _CAUSE.findall(log_tail(log, lines=400))
@@ -57,10 +57,10 @@ class VllmServer:
     >>> with VllmServer("build/enko", ["--plugin", "kprune"]) as server:  # doctest: +SKIP
     ...     client = OpenAI(base_url=server.base_url, api_key="none")
 
-    `arguments` are passed to `vllm serve` after the model and must not hold `--host` or `--port`.
-    `environment` is added to this process's own. The log is kept when `log` names it; otherwise it
-    is a temporary file, deleted after a clean stop. Entering raises `ServerFailed` when the server
-    stops or is not ready in `timeout` seconds.
+    `arguments` are passed to `vllm serve` after the model and must not contain `--host` or
+    `--port`. `environment` is added to this process's own. If `log` names a file, the log is kept
+    there; otherwise it is a temporary file that is deleted after a clean stop. Entering raises
+    `ServerFailed` if the server stops or is not ready within `timeout` seconds.
     """
 
     def __init__(
@@ -84,17 +84,17 @@ class VllmServer:
 
     @property
     def url(self) -> str:
-        """Root of the server: `http://127.0.0.1:PORT`."""
+        """The root URL of the server: `http://127.0.0.1:PORT`."""
         return f"http://{_HOST}:{self.port}"
 
     @property
     def base_url(self) -> str:
-        """What an OpenAI client wants: `url` followed by `/v1`."""
+        """The base URL for an OpenAI client: `url` followed by `/v1`."""
         return f"{self.url}/v1"
 
     @property
     def pid(self) -> int:
-        """Process id of the API server, which leads the group; only while it is running."""
+        """The process id of the API server, which leads the group; only while it runs."""
         if self._process is None:
             raise RuntimeError("the server is not running")
         return self._process.pid
@@ -119,7 +119,7 @@ class VllmServer:
             self.log.unlink(missing_ok=True)
 
     def start(self) -> None:
-        """Start the process and return at once; `wait_ready` must follow."""
+        """Start the process and return at once; call `wait_ready` afterwards."""
         environment = {**os.environ, **self._environment}
         environment["PATH"] = os.pathsep.join([str(_bin_folder()), environment.get("PATH", "")])
         address = ("--host", _HOST, "--port", str(self.port))
@@ -135,11 +135,11 @@ class VllmServer:
         self._started = time.monotonic()
 
     def wait_ready(self) -> None:
-        """Return when `/health` answers 200; raise `ServerFailed` when the process has ended."""
+        """Return once `/health` answers 200; raise `ServerFailed` if the process ends before."""
         wait_all_ready([self])
 
     def is_ready(self) -> bool:
-        """Does `/health` answer 200? Raises `ServerFailed` if it never will, or not in time."""
+        """Whether `/health` answers 200; raises `ServerFailed` if it never will, or is too late."""
         waited = time.monotonic() - self._started
         if self._answers():
             self.ready_seconds = self.ready_seconds or waited
@@ -152,18 +152,18 @@ class VllmServer:
         return False
 
     def ask_to_stop(self) -> None:
-        """Begin to stop without waiting, so that several servers stop at once; `stop` follows."""
+        """Begin to stop without waiting, so that several servers stop at once; then call `stop`."""
         if self._process is not None:
             self._process.terminate()
 
     def stop(self) -> None:
-        """Stop the server and every process it started; harmless when already stopped."""
+        """Stop the server and every process it started; does nothing if it has stopped already."""
         if self._process is not None:
             stop_group(self._process)
             self._process = None
 
     def _answers(self) -> bool:
-        # Without the environment's proxies: they are not for a server on this machine.
+        # Proxies from the environment are not for a server on this machine.
         opener = build_opener(ProxyHandler({}))
         try:
             with opener.open(f"{self.url}/health", timeout=5) as response:
@@ -176,7 +176,7 @@ class VllmServer:
 
 
 def wait_all_ready(servers: Iterable[VllmServer]) -> None:
-    """Wait for servers that were started side by side; raise `ServerFailed` for the first to fail.
+    """Wait for servers that were started together; raise `ServerFailed` for the first that fails.
 
     Each gets its own `ready_seconds`.
     """
@@ -186,14 +186,14 @@ def wait_all_ready(servers: Iterable[VllmServer]) -> None:
 
 
 def free_port() -> int:
-    """A TCP port of the loopback interface that is free at this moment."""
+    """A TCP port of the loopback interface that is free at the moment."""
     with socket.socket() as probe:
         probe.bind((_HOST, 0))
         return int(probe.getsockname()[1])
 
 
 def log_tail(path: Path, lines: int = 30) -> str:
-    """The last `lines` lines of a text file, however large it is."""
+    """The last `lines` lines of a text file of any size."""
     with path.open("rb") as stream:
         stream.seek(max(0, path.stat().st_size - lines * 1000))
         text = stream.read().decode("utf-8", errors="replace")
@@ -201,17 +201,17 @@ def log_tail(path: Path, lines: int = 30) -> str:
 
 
 def stop_group(process: subprocess.Popen[bytes], seconds: float = _STOP_SECONDS) -> None:
-    """End a process that leads its own group: SIGTERM for it, then SIGKILL for the whole group.
+    """End a process that leads its own group: SIGTERM to it, then SIGKILL to the whole group.
 
     The leader stops its children itself. vLLM's engine and worker processes outlive an API server
-    that was killed, so the group gets the last signal even when its leader ended politely.
+    that was killed, so the group is killed even if its leader ended normally.
     """
     process.terminate()
     try:
         with suppress(subprocess.TimeoutExpired):
             process.wait(seconds)
-    finally:  # also when a second Ctrl-C ends the wait
-        with suppress(ProcessLookupError):  # everything in the group has ended already
+    finally:  # even if a second Ctrl-C ends the wait
+        with suppress(ProcessLookupError):  # the whole group has ended already
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
@@ -220,7 +220,7 @@ def stop_group(process: subprocess.Popen[bytes], seconds: float = _STOP_SECONDS)
 def stops_on_sigterm() -> Iterator[None]:
     """Make SIGTERM leave `with` blocks as Ctrl-C does, so that servers are stopped.
 
-    Does nothing outside the main thread, where Python allows no signal handlers.
+    Does nothing outside the main thread, as Python allows signal handlers only there.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -244,7 +244,7 @@ def _vllm_command() -> list[str]:
     command = _bin_folder() / "vllm"
     if not command.is_file():
         raise KPruneError(
-            f"there is no `vllm` command beside {sys.executable}; "
+            f"there is no `vllm` command next to {sys.executable}; "
             "install vLLM into the same environment (`make setup`, or vllm-kprune[gpu])"
         )
     return [str(command)]

@@ -1,7 +1,8 @@
 """What a process of a server knows of kprune: its options, resolved once into one frozen value.
 
 The value is attached to vLLM's configuration, where every process finds it: it travels to engine
-core processes with the configuration, and a copy that lost it resolves it again, once.
+core processes with the configuration, and a copy that lost it resolves it again, once. Nothing is
+attached to the configuration of a server that did not ask for kprune.
 """
 
 import os
@@ -90,8 +91,12 @@ def share_settings(engine_args: Any, config: Any) -> ServerSettings:
 
 
 def attach_settings(config: Any, settings: ServerSettings) -> ServerSettings:
-    """Attach the settings, in the place of others; returns them."""
-    object.__setattr__(config, _ATTRIBUTE, settings)
+    """Attach the settings, in the place of others; returns them.
+
+    What did not ask for kprune is left exactly as it is; its settings are quickly resolved again.
+    """
+    if settings.asks_for_kprune:
+        object.__setattr__(config, _ATTRIBUTE, settings)
     return settings
 
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.fake_clients import FakeClient, comparing, scoring
+from support.mock_endpoint import MockClient, comparing, run_suite, scoring
 
 from vllm_kprune.compare.endpoint.messages import Answer, Request
 from vllm_kprune.compare.measurements import SuiteResult
-from vllm_kprune.compare.suites import accuracy
+from vllm_kprune.compare.suites import lm_eval_loading
 from vllm_kprune.compare.suites.accuracy import Accuracy
 from vllm_kprune.compare.suites.accuracy_tasks import (
     GROUPS,
@@ -43,7 +43,7 @@ def write(folder: Path, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 class TestChoosingTasks:
-    """Which needs no lm-eval."""
+    """This needs no lm-eval."""
 
     def test_groups_and_single_tasks_keep_their_order(self, tmp_path: Path) -> None:
         write(tmp_path, "mine", TEXTS)
@@ -100,14 +100,14 @@ def test_without_lm_eval_the_suite_is_unavailable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("vllm_kprune.compare.suites.accuracy.find_spec", lambda name: None)
-    clients = [FakeClient(name, calculates) for name in ("original", "pruned")]
+    clients = [MockClient(name, calculates) for name in ("original", "pruned")]
     with comparing(tmp_path, *clients) as context:
         found = Accuracy().run(context)
     assert "pip install 'vllm-kprune[accuracy]'" in found.unavailable["*"]
 
 
 def calculates(request: Request) -> Answer:
-    """Right about sums, and sure of the choice `n % 3`."""
+    """Correct sums, and certain about the choice `n % 3`."""
     if request.prompt_logprobs is None and request.max_tokens > 1:
         text = request.messages[-1]["content"] if request.messages else request.prompt
         if text.startswith("Capital"):
@@ -123,7 +123,7 @@ def calculates(request: Request) -> Answer:
 
 
 def one_wrong(request: Request) -> Answer:
-    """The same, but 500 + 500 is one."""
+    """The same, except that 500 + 500 is 1."""
     text = request.messages[-1]["content"] if request.messages else request.prompt
     return Answer(text="1") if text.startswith("500 ") else calculates(request)
 
@@ -139,14 +139,13 @@ class TestMeasuring:
         tasks = Path(sys.modules["lm_eval.tasks"].__file__ or "").parent
         folders = [tasks / name for name in FOLDERS]
         index = TaskManager(include_defaults=False, include_path=folders)
-        monkeypatch.setattr(accuracy, "_manager", lambda with_index: index)
+        monkeypatch.setattr(lm_eval_loading, "_manager", lambda with_index: index)
 
     def run(
         self, folder: Path, data: Path, original: Any, pruned: Any, **options: Any
     ) -> SuiteResult:
-        clients = FakeClient("original", original), FakeClient("pruned", pruned)
-        with comparing(folder, *clients, accuracy_data=data, **options) as context:
-            return Accuracy().run(context)
+        clients = MockClient("original", original), MockClient("pruned", pruned)
+        return run_suite(Accuracy(), folder, *clients, data=data, **options)
 
     def test_no_bars_of_lm_eval_are_shown(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -207,12 +206,11 @@ class TestMeasuring:
         write(tmp_path / "data", "sums", NUMBERS)
         models = {"/v1/models": {"data": [{"id": "model", "max_model_len": 64}, 7]}}
         clients = [
-            FakeClient("original", calculates),
-            FakeClient("pruned", calculates, paths=models),
+            MockClient("original", calculates),
+            MockClient("pruned", calculates, paths=models),
         ]
-        options = {"accuracy_data": tmp_path / "data", "limit": 3}
-        with comparing(tmp_path / "run", *clients, **options) as context:
-            assert Accuracy().run(context).measurements
+        options = {"data": tmp_path / "data", "limit": 3}
+        assert run_suite(Accuracy(), tmp_path / "run", *clients, **options).measurements
         assert {request.max_tokens for client in clients for request in client.asked} == {32}
 
     def test_failed_items_are_left_out_and_a_task_of_them_says_why(self, tmp_path: Path) -> None:
@@ -235,11 +233,10 @@ class TestMeasuring:
         write(data, "sums", NUMBERS)
         missing = {"prompt_logprobs": "not in its answers"}
         clients = [
-            FakeClient("original", calculates),
-            FakeClient("pruned", calculates, missing=missing),
+            MockClient("original", calculates),
+            MockClient("pruned", calculates, missing=missing),
         ]
-        with comparing(tmp_path / "run", *clients, accuracy_data=data) as context:
-            found = Accuracy().run(context)
+        found = run_suite(Accuracy(), tmp_path / "run", *clients, data=data)
         assert [m.metric.name for m in found.measurements] == ["sums"]
         assert found.main == "all" in found.unavailable
         assert "prompt_logprobs of the pruned endpoint" in found.unavailable["choices"]
@@ -252,9 +249,8 @@ class TestMeasuring:
 
         monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-        clients = [FakeClient(name, calculates) for name in ("original", "pruned")]
-        with comparing(tmp_path / "run", *clients, accuracy=("kobest_boolq",)) as context:
-            found = Accuracy().run(context)
+        clients = [MockClient(name, calculates) for name in ("original", "pruned")]
+        found = run_suite(Accuracy(), tmp_path / "run", *clients, tasks=("kobest_boolq",))
         assert found.measurements == ()
         assert found.unavailable["kobest_boolq"].startswith("kobest_boolq could not be run")
         assert found.unavailable["*"] == "no task could be measured"
@@ -283,13 +279,10 @@ class TestMeasuring:
         assert found.measurements[0].original.mean() == 1
 
     def test_an_unknown_task_is_the_users_mistake(self, tmp_path: Path) -> None:
-        clients = [FakeClient(name, calculates) for name in ("original", "pruned")]
-        with (
-            comparing(tmp_path / "run", *clients, accuracy=("kobset",)) as context,
-            pytest.raises(KPruneError, match=r"no task 'kobset'; did you mean 'kobest'"),
-        ):
-            Accuracy().run(context)
+        clients = [MockClient(name, calculates) for name in ("original", "pruned")]
+        with pytest.raises(KPruneError, match=r"no task 'kobset'; did you mean 'kobest'"):
+            run_suite(Accuracy(), tmp_path / "run", *clients, tasks=("kobset",))
 
     def test_every_task_of_the_groups_is_known_to_lm_eval(self) -> None:
-        known = set(accuracy._manager(True).all_tasks)
+        known = set(lm_eval_loading._manager(True).all_tasks)
         assert {task for tasks in GROUPS.values() for task in tasks} <= known

@@ -1,4 +1,4 @@
-"""The suite `exactness`: what is identical, what is a tie, and where the rest parts."""
+"""The suite `exactness`: what is identical, what is a tie, and where other answers diverge."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -7,15 +7,15 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.fake_clients import FakeClient, comparing
-from support.mock_clients import compared, metrics_of, mock_client, reported
-from support.mock_endpoint import Habits
+from support.mock_answers import Habits
+from support.mock_endpoint import MockClient, compared, comparing
+from support.synthetic_report import metrics_of, reported
 
 from vllm_kprune.checkpoint.manifest import MANIFEST_NAME
 from vllm_kprune.compare.endpoint.messages import Answer
 from vllm_kprune.compare.measurements import SuiteResult
 from vllm_kprune.compare.suites import exactness
-from vllm_kprune.compare.suites.divergences import Parting, lowered_places, part
+from vllm_kprune.compare.suites.divergences import Divergence, find_divergence, lowered_places
 from vllm_kprune.compare.suites.exactness import Exactness
 from vllm_kprune.compare.suites.greedy_answers import Vocabularies
 from vllm_kprune.errors import KPruneError
@@ -25,8 +25,8 @@ SUITE = Exactness()
 KEPT = (0, 2, 3)
 
 
-def told(*tokens: str, best: dict[str, float] | None = None) -> Answer:
-    """An answer of an endpoint that tells tokens by text; `best` are those of the last place."""
+def reported_tokens(*tokens: str, best: dict[str, float] | None = None) -> Answer:
+    """An answer with the texts of tokens; `best` replaces the best tokens of the last position."""
     top = [{token: -0.1, "other": -3.0} for token in tokens]
     if best:
         top[-1] = best
@@ -39,20 +39,22 @@ def told(*tokens: str, best: dict[str, float] | None = None) -> Answer:
 
 
 def by_id(*ids: int, prompt: tuple[int, ...] = (0,), gap: float = 3.0, second: int = 0) -> Answer:
-    """An answer of an endpoint that tells ids; `second` is the runner-up at every place."""
+    """An answer with token ids; `second` is the second-best token at every position."""
     top = tuple({f"token_id:{i}": -0.1, f"token_id:{second}": -0.1 - gap} for i in ids)
     return Answer(text="".join(map(str, ids)), ids=ids, prompt_ids=prompt, top=top)
 
 
 @pytest.fixture
-def words() -> Vocabularies:
+def vocabularies() -> Vocabularies:
     vocab = {"a": 0, "漢": 1, "b": 2, "c": 3}
     return Vocabularies(BpeTokenizer({}, vocab, (), (), "byte_fallback"), KEPT)
 
 
 @given(st.lists(st.text(min_size=1, max_size=4), min_size=1, max_size=6))
 def test_an_answer_is_identical_to_itself(tokens: list[str]) -> None:
-    assert part(told(*tokens), told(*tokens), None) == Parting("identical")
+    assert find_divergence(reported_tokens(*tokens), reported_tokens(*tokens), None) == Divergence(
+        "identical"
+    )
 
 
 @pytest.mark.parametrize(
@@ -69,31 +71,40 @@ def test_an_answer_is_identical_to_itself(tokens: list[str]) -> None:
 def test_tokens_part_by_a_tie_if_the_gap_is_below_the_precision(
     best: dict[str, float], verdict: str
 ) -> None:
-    parting = part(told("a", "b", "x", best=best), told("a", "b", "y"), None)
-    assert parting.verdict == verdict
-    assert parting.character == 2
-    assert "token 2: 'x' or 'y'" in parting.detail
+    divergence = find_divergence(
+        reported_tokens("a", "b", "x", best=best), reported_tokens("a", "b", "y"), None
+    )
+    assert divergence.verdict == verdict
+    assert divergence.character == 2
+    assert "token 2: 'x' or 'y'" in divergence.detail
 
 
 def test_an_answer_that_ends_early_is_different() -> None:
-    assert part(told("a", "b"), told("a"), None).reason == "unexplained"
+    assert (
+        find_divergence(reported_tokens("a", "b"), reported_tokens("a"), None).reason
+        == "unexplained"
+    )
 
 
 def test_without_tokens_the_texts_tell_where() -> None:
-    parting = part(Answer(text="서울은 크다"), Answer(text="서울은 작다"), None)
-    assert (parting.verdict, parting.character) == ("different", 4)
-    assert "no log-probabilities" in parting.detail
+    divergence = find_divergence(Answer(text="서울은 크다"), Answer(text="서울은 작다"), None)
+    assert (divergence.verdict, divergence.character) == ("different", 4)
+    assert "no log-probabilities" in divergence.detail
 
 
-def test_pruned_tokens_are_a_reason_where_the_vocabularies_are_known(words: Vocabularies) -> None:
-    assert part(by_id(0, 2), by_id(0, 1), words).verdict == "identical"
-    parting = part(by_id(0, 1), by_id(0, 2), words)
-    assert (parting.verdict, parting.reason) == ("different", "pruned token")
-    assert "漢" in parting.detail
-    parting = part(by_id(2, prompt=(1,)), by_id(2, prompt=(0,)), words)
-    assert parting.reason == "prompt"
-    assert part(by_id(2, gap=0.1, second=3), by_id(2), words).verdict == "tie"
-    assert part(by_id(2, gap=0.9, second=3), by_id(2), words).reason == "unexplained"
+def test_pruned_tokens_are_a_reason_where_the_vocabularies_are_known(
+    vocabularies: Vocabularies,
+) -> None:
+    assert find_divergence(by_id(0, 2), by_id(0, 1), vocabularies).verdict == "identical"
+    divergence = find_divergence(by_id(0, 1), by_id(0, 2), vocabularies)
+    assert (divergence.verdict, divergence.reason) == ("different", "pruned token")
+    assert "漢" in divergence.detail
+    divergence = find_divergence(by_id(2, prompt=(1,)), by_id(2, prompt=(0,)), vocabularies)
+    assert divergence.reason == "prompt"
+    assert find_divergence(by_id(2, gap=0.1, second=3), by_id(2), vocabularies).verdict == "tie"
+    assert (
+        find_divergence(by_id(2, gap=0.9, second=3), by_id(2), vocabularies).reason == "unexplained"
+    )
 
 
 def test_log_probabilities_may_rise_but_not_fall() -> None:
@@ -127,12 +138,12 @@ def test_another_answer_is_different_and_shown_from_where_it_parts(tmp_path: Pat
         assert example.answers[0][start] != example.answers[1][start]
 
 
-@pytest.mark.parametrize("explained, verdict", [(True, "worse"), (False, "told")])
+@pytest.mark.parametrize("explained, verdict", [(True, "worse"), (False, "informational")])
 def test_unexplained_answers_are_judged_where_reasons_can_be_told(
     explained: bool, verdict: str
 ) -> None:
-    partings = [Parting("identical")] * 50 + [Parting("different", "unexplained")] * 10
-    found = [(f"{row}", (Answer(), Answer()), one) for row, one in enumerate(partings)]
+    divergences = [Divergence("identical")] * 50 + [Divergence("different", "unexplained")] * 10
+    found = [(f"{row}", (Answer(), Answer()), one) for row, one in enumerate(divergences)]
     measurements, _ = exactness._measure(found, explained=explained)
     result = SuiteResult("exactness", tuple(measurements))
     metrics = metrics_of(reported(result))
@@ -141,7 +152,7 @@ def test_unexplained_answers_are_judged_where_reasons_can_be_told(
 
 
 def test_sixty_answers_that_are_all_explained_are_enough() -> None:
-    found = [(f"{row}", (Answer(), Answer()), Parting("identical")) for row in range(60)]
+    found = [(f"{row}", (Answer(), Answer()), Divergence("identical")) for row in range(60)]
     measurements, _ = exactness._measure(found, explained=True)
     result = SuiteResult("exactness", tuple(measurements))
     assert metrics_of(reported(result))["unexplained"].words == "equal within 5 pp"
@@ -150,10 +161,10 @@ def test_sixty_answers_that_are_all_explained_are_enough() -> None:
 def test_endpoints_that_tell_only_text_are_compared_by_text(tmp_path: Path) -> None:
     missing = {name: "not in its answers" for name in ("logprobs", "prompt_logprobs", "token_ids")}
 
-    def plain(name: str) -> FakeClient:
-        client = mock_client(name, Habits(), missing=missing)
-        answer = client._reply
-        client._reply = lambda request: Answer(text=answer(request).text)
+    def plain(name: str) -> MockClient:
+        client = MockClient(name, habits=Habits(), missing=missing)
+        answer = client.reply
+        client.reply = lambda request: Answer(text=answer(request).text)
         return client
 
     with comparing(tmp_path, plain("original"), plain("pruned"), limit=8) as context:
@@ -171,10 +182,10 @@ def test_folders_that_a_server_tells_of_are_tried_and_those_of_the_user_must_fit
     overlay.mkdir()
     (overlay / MANIFEST_NAME).write_text("{}")
 
-    def clients() -> list[FakeClient]:
+    def clients() -> list[MockClient]:
         listed = {"data": [{"id": "model", "root": str(overlay)}]}
         return [
-            mock_client(name, Habits(), paths={"/v1/models": listed})
+            MockClient(name, habits=Habits(), paths={"/v1/models": listed})
             for name in ("original", "pruned")
         ]
 

@@ -1,10 +1,15 @@
-"""Why two greedy answers differ: each honest reason, and what is left unexplained."""
+"""Why two greedy answers differ: each legitimate reason, and what remains unexplained."""
 
 from collections.abc import Mapping
 
 import pytest
 
-from vllm_kprune.compare.suites.greedy_answers import Answer, Vocabularies, explain, logit_step
+from vllm_kprune.compare.suites.greedy_answers import (
+    GreedyAnswer,
+    Vocabularies,
+    explain,
+    logit_step,
+)
 from vllm_kprune.tokenizer.bpe import BpeTokenizer
 
 KEPT = (0, 2, 3, 5)
@@ -17,14 +22,14 @@ def words() -> Vocabularies:
     return Vocabularies(BpeTokenizer({}, vocab, (), (), "byte_fallback"), KEPT)
 
 
-def original(ids: tuple[int, ...], *best: Mapping[int, float], prompt=PROMPT) -> Answer:
+def original(ids: tuple[int, ...], *best: Mapping[int, float], prompt=PROMPT) -> GreedyAnswer:
     places = best or tuple({token: 20.0, 0: 10.0} for token in ids)
-    return Answer("", prompt, ids, tuple(places))
+    return GreedyAnswer("", prompt, ids, tuple(places))
 
 
-def pruned(ids: tuple[int, ...], prompt: tuple[int, ...] = (0,)) -> Answer:
-    """Ids are those of the pruned vocabulary."""
-    return Answer("", prompt, ids, ())
+def pruned(ids: tuple[int, ...], prompt: tuple[int, ...] = (0,)) -> GreedyAnswer:
+    """An answer of the pruned model, with ids of its own vocabulary."""
+    return GreedyAnswer("", prompt, ids, ())
 
 
 def test_answers_that_map_onto_each_other_are_identical() -> None:

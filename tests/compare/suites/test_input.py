@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.fake_clients import FakeClient, comparing, scoring
+from support.mock_endpoint import MockClient, comparing, run_suite, scoring
 
 from vllm_kprune.compare.endpoint.messages import Answer, Endpoint, EndpointDied, Request
 from vllm_kprune.compare.measurements import SuiteResult
-from vllm_kprune.compare.run import CompareOptions
-from vllm_kprune.compare.suites.input import InputPruning, contains, marked
+from vllm_kprune.compare.options import CommonOptions
+from vllm_kprune.compare.suites.input import InputPruning
+from vllm_kprune.compare.suites.input_quality import contains, marked
 from vllm_kprune.compare.suites.passages import passages_of
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.prompt.segments import Segment, split_marks
@@ -24,7 +25,7 @@ PRUNER = {"/kprune": {"active": True, "input_pruner": {"available": True}}}
 
 
 def prunes(request: Request) -> Answer:
-    """Cuts the marked text off at its keep rate; each token of the answer then costs as much."""
+    """Cuts off the marked text at the keep rate, and makes each answer token less likely by it."""
     keep = request.extra["vllm_xargs"]["kprune_keep"]
     rate = 1.0 if keep == "off" else keep
     found = re.fullmatch(r"<kprune>(.*)</kprune>(.*)", request.prompt, re.DOTALL)
@@ -42,9 +43,8 @@ def nobody(request: Request) -> Answer:
 def run(
     folder: Path, reply: Any, missing: Any = None, paths: Any = PRUNER, **options: Any
 ) -> SuiteResult:
-    pruned = FakeClient("pruned", reply, paths=paths, missing=missing)
-    with comparing(folder, FakeClient("original", nobody), pruned, **options) as context:
-        return InputPruning().run(context)
+    pruned = MockClient("pruned", reply, paths=paths, missing=missing)
+    return run_suite(InputPruning(), folder, MockClient("original", nobody), pruned, **options)
 
 
 @given(st.text(st.sampled_from("a \\<>/kprune가"), max_size=30))
@@ -91,14 +91,14 @@ def test_a_changed_file_is_not_answered_from_the_journal(tmp_path: Path) -> None
     row = {"id": "x", "context": "Ada wrote it.", "question": "Who?", "answer": "Ada"}
     for question in ("Who?", "Who was it?"):
         path.write_text(json.dumps(row | {"question": question}), encoding="utf-8")
-        run(tmp_path / "run", answers, keep_rates=(0.5,), input_data=path)
+        run(tmp_path / "run", answers, keep_rates=(0.5,), data=path)
     assert len(asked) == 2 * len([prompt for prompt in asked if "Who?" in prompt]) == 8
 
 
 def test_no_more_requests_are_under_way_than_asked_for(tmp_path: Path) -> None:
     at_once = []
 
-    class Counting(FakeClient):
+    class Counting(MockClient):
         async def ask(self, request: Request) -> Answer:
             at_once.append(1)
             at_most.append(len(at_once))
@@ -108,7 +108,7 @@ def test_no_more_requests_are_under_way_than_asked_for(tmp_path: Path) -> None:
 
     at_most: list[int] = []
     pruned = Counting("pruned", prunes, paths=PRUNER)
-    with comparing(tmp_path, FakeClient("original", nobody), pruned, concurrency=2) as context:
+    with comparing(tmp_path, MockClient("original", nobody), pruned, concurrency=2) as context:
         InputPruning().run(context)
     assert max(at_most) == 2
 
@@ -145,7 +145,7 @@ def test_without_a_pruner_nothing_is_asked(tmp_path: Path, paths: Any, says: str
 
 
 def test_our_own_passages_have_their_answers(tmp_path: Path) -> None:
-    passages = passages_of(CompareOptions())
+    passages = passages_of(None, CommonOptions())
     assert len(passages) >= 12 and all(contains(p.context, p.answer) for p in passages)
     assert {p.language for p in passages} == {"ko", "en"}
 
@@ -154,10 +154,10 @@ def test_files_of_passages_are_read_and_refused_with_the_line(tmp_path: Path) ->
     path = tmp_path / "rows.jsonl"
     row = {"context": "Ada wrote it.", "question": "Who?", "answer": "Ada"}
     path.write_text(f"{json.dumps(row)}\n{json.dumps(row | {'id': 'x'})}\n", encoding="utf-8")
-    assert [p.id for p in passages_of(CompareOptions(input_data=path))] == ["1", "x"]
+    assert [p.id for p in passages_of(path, CommonOptions())] == ["1", "x"]
     path.write_text(json.dumps(row | {"answer": 3}), encoding="utf-8")
     with pytest.raises(KPruneError, match=r"rows\.jsonl:1: expected text in `answer`"):
-        passages_of(CompareOptions(input_data=path))
+        passages_of(path, CommonOptions())
 
 
 def test_scoring_endpoints_without_marks_would_be_noticed() -> None:
@@ -169,4 +169,4 @@ def test_half_a_character_in_a_file_is_refused_with_the_line(tmp_path: Path) -> 
     row = {"context": "\N{GRINNING FACE} Ada", "question": "Who?", "answer": "Ada"}
     path.write_text(f"{json.dumps(row)}\n{json.dumps(row | {'answer': chr(0xD800)})}\n")
     with pytest.raises(KPruneError, match=r"rows\.jsonl:2 has half a character \(\\ud800\)"):
-        passages_of(CompareOptions(input_data=path))
+        passages_of(path, CommonOptions())

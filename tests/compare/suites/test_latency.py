@@ -1,4 +1,4 @@
-"""The suite `latency`: turns, figures of a turn, what is told when a server fails."""
+"""The suite `latency`: turns, their metrics, and the reasons given when a server fails."""
 
 from dataclasses import replace
 from functools import partial
@@ -9,18 +9,19 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.fake_clients import FakeClient, Reply, comparing
+from support.mock_endpoint import MockClient, Reply, run_suite
 
 from vllm_kprune.compare.endpoint.messages import Answer, Endpoint, EndpointDied, Request
 from vllm_kprune.compare.measurements import SuiteResult
 from vllm_kprune.compare.suites import latency
-from vllm_kprune.compare.suites.latency import Latency, Turn, measure, turn_of
+from vllm_kprune.compare.suites.latency import Latency
+from vllm_kprune.compare.suites.latency_metrics import Turn, measure, turn_of
 
 TIMES = st.floats(0.1, 1000)
 
 
 def answer(ms: float, tokens: int = 4) -> Answer:
-    """An answer of a server that takes `ms` for each token, the first one too."""
+    """An answer of a server that takes `ms` for each token, including the first one."""
     gaps = (ms,) * (tokens - 1)
     return Answer(completion_tokens=tokens, ttft_ms=ms, itl_ms=gaps, e2e_ms=tokens * ms)
 
@@ -28,25 +29,24 @@ def answer(ms: float, tokens: int = 4) -> Answer:
 def run(
     folder: Path, monkeypatch: pytest.MonkeyPatch, original: Reply, pruned: Reply, **options: Any
 ) -> tuple[SuiteResult, list[tuple[str, Request]]]:
-    """The suite against two servers, and who was asked what, in order."""
+    """The result for two servers, and the requests that each of them got, in order."""
     asked: list[tuple[str, Request]] = []
     replies = {"original": original, "pruned": pruned}
 
-    def client(name: str, concurrency: int) -> FakeClient:
+    def client(name: str, concurrency: int) -> MockClient:
         assert concurrency in options["batches"]  # a whole round goes out at once
 
         def reply(request: Request) -> Answer:
             asked.append((name, request))
             return replies[name](request)
 
-        return FakeClient(name, reply)
+        return MockClient(name, reply)
 
     monkeypatch.setattr(latency, "SETTLE_SECONDS", 0.0)
-    clients = [FakeClient(name, replies[name]) for name in replies]
+    clients = [MockClient(name, replies[name]) for name in replies]
     for one in clients:
         one.of_batches = partial(client, one.endpoint.name)
-    with comparing(folder, *clients, **options) as context:
-        return Latency().run(context), asked
+    return run_suite(Latency(), folder, *clients, **options), asked
 
 
 @given(st.lists(TIMES, min_size=1, max_size=4), st.lists(TIMES, min_size=1, max_size=4))
@@ -95,7 +95,7 @@ def test_the_sides_take_turns_and_get_the_same_new_prompts(
         lambda r: answer(2.0),
         lambda r: answer(1.0),
         batches=(1, 2),
-        latency_rounds=3,
+        rounds=3,
     )
     names = [name[0] for name, _ in asked]
     assert "".join(names) == "op" + "oppoop" + "oopp" + "ooppppoooopp"
@@ -123,7 +123,7 @@ def test_a_resumed_run_measures_only_what_is_missing(
             raise EndpointDied(Endpoint("pruned", "http://127.0.0.1:1/v1", "m"), "gone")
         return answer(1.0)
 
-    options: dict[str, Any] = {"batches": (1,), "latency_rounds": 3}
+    options: dict[str, Any] = {"batches": (1,), "rounds": 3}
     broken, _ = run(tmp_path, monkeypatch, dies, dies, **options)
     assert len(broken.measurements[0].items) == 1
     whole, asked = run(
@@ -146,11 +146,11 @@ def test_rounds_with_a_failed_request_are_left_out(
         lambda r: answer(1.0),
         lambda r: Answer(error="HTTP 500"),
         batches=(1,),
-        latency_rounds=2,
+        rounds=2,
     )
     assert found.measurements == ()
     assert found.unavailable == {
-        "decode_ratio": "no round was answered as a whole, at the first attempt"
+        "decode_ratio": "in no round were all requests answered at the first attempt"
     }
 
 
@@ -158,9 +158,7 @@ def test_a_server_that_sends_everything_at_once_has_no_times_of_tokens(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = Answer(completion_tokens=4, e2e_ms=5.0)
-    found, _ = run(
-        tmp_path, monkeypatch, lambda r: whole, lambda r: whole, batches=(1,), latency_rounds=2
-    )
+    found, _ = run(tmp_path, monkeypatch, lambda r: whole, lambda r: whole, batches=(1,), rounds=2)
     names = {m.metric.name for m in found.measurements}
     assert names == {"throughput", "e2e_mean", "e2e_p50", "e2e_p95", "e2e_p99"}
     assert "decode_ratio" in found.unavailable and "ttft_mean" in found.unavailable
@@ -180,14 +178,14 @@ def test_what_tells_nothing_of_tokens_has_no_speed() -> None:
 def test_a_server_that_sends_several_tokens_in_a_piece_has_no_times_of_tokens(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bunched = "streams several tokens in a piece"
+    bunched = "streams several tokens per chunk"
     found, _ = run(
         tmp_path,
         monkeypatch,
         lambda r: answer(1.0),
         lambda r: Answer(completion_tokens=4, ttft_ms=1.0, e2e_ms=4.0, untimed=bunched),
         batches=(1,),
-        latency_rounds=2,
+        rounds=2,
     )
     assert found.unavailable["decode_ratio"] == f"an endpoint {bunched}"
     assert found.unavailable["itl_mean"] == f"an endpoint {bunched}"
@@ -203,7 +201,7 @@ def test_without_counts_of_tokens_there_is_no_throughput(
         lambda r: answer(1.0),
         lambda r: Answer(ttft_ms=1.0, itl_ms=(1.0,), e2e_ms=4.0),
         batches=(1,),
-        latency_rounds=2,
+        rounds=2,
     )
     assert "how many tokens" in found.unavailable["throughput"]
     assert "e2e_mean" in {m.metric.name for m in found.measurements}
@@ -218,18 +216,18 @@ def test_rounds_with_a_request_that_waited_are_measured_again(
         return replace(answer(1.0), retries=next(waits, 0))
 
     found, asked = run(
-        tmp_path, monkeypatch, lambda r: answer(1.0), limited, batches=(1,), latency_rounds=3
+        tmp_path, monkeypatch, lambda r: answer(1.0), limited, batches=(1,), rounds=3
     )
     assert len(found.measurements[0].items) == 3
     assert len(asked) == 2 + 2 * (3 + 1)
     assert len({request.prompt for _, request in asked}) == 1 + 3 + 1  # new ones, for the caches
-    assert any("1 rounds were measured again" in note for note in found.notes)
+    assert any("1 rounds were repeated" in note for note in found.notes)
 
 
 def test_rounds_that_always_wait_are_left_out_and_not_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    options: dict[str, Any] = {"batches": (1,), "latency_rounds": 2}
+    options: dict[str, Any] = {"batches": (1,), "rounds": 2}
     found, _ = run(
         tmp_path,
         monkeypatch,

@@ -2,7 +2,7 @@
 
 from hypothesis import given
 from hypothesis import strategies as st
-from support.fake_clients import scoring
+from support.mock_endpoint import scoring
 
 from vllm_kprune.compare.endpoint.messages import Answer
 from vllm_kprune.compare.suites.likelihood import (

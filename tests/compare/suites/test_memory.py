@@ -1,4 +1,4 @@
-"""The suite `memory`: every figure from its source, or the reason why not."""
+"""The suite `memory`: every metric from its source, or the reason why there is none."""
 
 import os
 import socket
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.fake_clients import FakeClient, comparing, scoring
+from support.mock_endpoint import MockClient, comparing, scoring
 from support.tiny_folders import save_model
 
 from vllm_kprune.compare.measurements import SuiteResult
@@ -24,7 +24,7 @@ KPRUNE = {"active": True, "vocabulary_bytes": {"original": 1000, "kept": 400}}
 def run(folder: Path, sides: list[dict[str, Any]], **options: Any) -> SuiteResult:
     url = options.pop("url", "http://192.0.2.1:1/v1")
     clients = [
-        FakeClient(name, scoring, paths=paths, url=url)
+        MockClient(name, scoring, paths=paths, url=url)
         for name, paths in zip(("original", "pruned"), sides, strict=True)
     ]
     with comparing(folder, *clients, **options) as context:

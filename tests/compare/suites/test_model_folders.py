@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.fake_clients import FakeClient, comparing, scoring
+from support.mock_endpoint import MockClient, comparing, scoring
 from support.tiny_folders import save_model
 
 from vllm_kprune.compare.suites.exactness import Exactness
@@ -12,9 +12,9 @@ from vllm_kprune.compare.suites.memory import Memory
 from vllm_kprune.compare.suites.model_folders import FolderUnknown, model_folder
 
 
-def clients(root: Any) -> tuple[FakeClient, FakeClient]:
+def clients(root: Any) -> tuple[MockClient, MockClient]:
     paths = {"/v1/models": {"data": [{"id": "model", "root": root}]}}
-    original, pruned = (FakeClient(n, scoring, paths=paths) for n in ("original", "pruned"))
+    original, pruned = (MockClient(n, scoring, paths=paths) for n in ("original", "pruned"))
     return original, pruned
 
 
@@ -54,7 +54,7 @@ def test_any_other_name_is_told_with_what_to_do(root: str, tmp_path: Path) -> No
 
 @pytest.mark.parametrize("root", [None, 3, "", "a\0b", "a\x1b[31m", "x" * 5000])
 def test_what_is_no_name_is_as_good_as_none(root: Any, tmp_path: Path) -> None:
-    with pytest.raises(FolderUnknown, match="is not known; name it with --pruned-folder"):
+    with pytest.raises(FolderUnknown, match="is unknown; name it with --pruned-folder"):
         told(tmp_path / "run", root)
 
 

@@ -1,15 +1,15 @@
-"""A fifth slower, as the mock endpoint tells it: found with its sign and size, however busy."""
+"""A planted slowdown of a fifth is found with its sign and size, even on a busy machine."""
 
 from collections.abc import Iterator
 
 import pytest
-from support.mock_clients import metrics_of, reported
-from support.mock_endpoint import Habits, times
+from support.mock_answers import Habits, times
+from support.synthetic_report import metrics_of, reported
 
 from vllm_kprune.compare.endpoint.messages import Answer
 from vllm_kprune.compare.measurements import SuiteResult
 from vllm_kprune.compare.report.document import MetricReport
-from vllm_kprune.compare.suites.latency import Turn, measure, turn_of
+from vllm_kprune.compare.suites.latency_metrics import Turn, measure, turn_of
 
 ROUNDS, BATCH, TOKENS = 24, 4, 16
 

@@ -1,4 +1,4 @@
-"""Sizes and predicted speed, on headers of tied and untied checkpoints; steps of decoding."""
+"""Sizes and predicted speed from headers of tied and untied checkpoints; times of decode steps."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from vllm_kprune.checkpoint.base import BaseModel
 from vllm_kprune.checkpoint.families import FAMILIES
 from vllm_kprune.checkpoint.manifest import BaseReference, Manifest
 from vllm_kprune.checkpoint.shards import StoredTensor
-from vllm_kprune.compare.endpoint.decode_speed import step_times
+from vllm_kprune.compare.endpoint.token_times import token_times
 from vllm_kprune.compare.suites.sizes import model_sizes, predicted_ratio
 from vllm_kprune.profile import Profile
 from vllm_kprune.tokenizer.bpe import BpeTokenizer
@@ -81,5 +81,5 @@ def test_keeping_everything_predicts_no_gain() -> None:
 
 def test_a_step_is_the_time_between_tokens_of_the_same_sequence() -> None:
     pieces = [(0.0, 0, 1), (0.25, 1, 1), (0.5, 0, 1), (0.75, 1, 1), (0.8, 1, 0), (1.75, 1, 2)]
-    assert step_times(pieces) == [0.5, 0.5, 0.5, 0.5]
-    assert step_times([]) == []
+    assert token_times(pieces) == [0.5, 0.5, 0.5, 0.5]
+    assert token_times([]) == []

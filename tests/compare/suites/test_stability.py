@@ -8,9 +8,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
-from support.fake_clients import comparing
-from support.mock_clients import compared, metrics_of, mock_client, reported
-from support.mock_endpoint import HANJA, Habits, in_wrong_language, leaks_hanja
+from support.mock_answers import HANJA, Habits, in_wrong_language, leaks_hanja
+from support.mock_endpoint import MockClient, compared, comparing
+from support.synthetic_report import metrics_of, reported
 
 from vllm_kprune.compare.endpoint.messages import Answer
 from vllm_kprune.compare.suites.stability import Stability
@@ -85,7 +85,7 @@ def test_equal_endpoints_are_equal_in_everything(tmp_path: Path) -> None:
 def planted(
     flaw: Callable[..., bool], habits: Habits, temperature: float, samples: int
 ) -> dict[str, tuple[int, int]]:
-    """How many answers of a language the mock says are flawed, of how many."""
+    """By language: the number of answers in which the mock plants the flaw, and of all answers."""
     flaws: dict[str, list[bool]] = {}
     for prompt in stability_prompts(("ko", "en"), None):
         found = flaws.setdefault(prompt.language, [])
@@ -125,23 +125,25 @@ def test_a_hanja_in_fifty_answers_is_found_and_shown(tmp_path: Path) -> None:
 
 
 def test_without_chat_it_completes_and_says_so(tmp_path: Path) -> None:
-    lacking = mock_client("pruned", Habits(), missing={"chat": "HTTP 400: no chat template"})
-    with comparing(tmp_path, mock_client("original", Habits()), lacking, limit=4) as context:
+    lacking = MockClient("pruned", habits=Habits(), missing={"chat": "HTTP 400: no chat template"})
+    with comparing(tmp_path, MockClient("original", habits=Habits()), lacking, limit=4) as context:
         result = SUITE.run(context)
     assert {request.kind for request in lacking.asked} == {"completion"}
     assert any("no chat template" in note for note in result.notes)
-    lacking = mock_client("pruned", Habits(), missing={"chat": "no", "completion": "HTTP 404"})
-    with comparing(tmp_path / "2", mock_client("original", Habits()), lacking) as context:
+    lacking = MockClient(
+        "pruned", habits=Habits(), missing={"chat": "no", "completion": "HTTP 404"}
+    )
+    with comparing(tmp_path / "2", MockClient("original", habits=Habits()), lacking) as context:
         assert "HTTP 404" in SUITE.run(context).unavailable["*"]
 
 
 def test_answers_that_failed_are_left_out_on_both_sides(tmp_path: Path) -> None:
-    failing = mock_client("pruned", Habits())
-    answer = failing._reply
-    failing._reply = lambda request: (
+    failing = MockClient("pruned", habits=Habits())
+    answer = failing.reply
+    failing.reply = lambda request: (
         Answer(error="HTTP 500") if "Korean" in str(request.messages) else answer(request)
     )
-    with comparing(tmp_path, mock_client("original", Habits()), failing, limit=40) as context:
+    with comparing(tmp_path, MockClient("original", habits=Habits()), failing, limit=40) as context:
         result = SUITE.run(context)
     assert result.measurements[0].original.shape == (30, 8)
     assert any("20 of 80 answers failed" in note for note in result.notes)
@@ -179,14 +181,14 @@ def test_pass_rates_are_means_over_languages_whatever_the_number_of_their_prompt
 
 
 def test_empty_answers_are_no_good_answers(tmp_path: Path) -> None:
-    silent = mock_client("pruned", Habits())
-    answer = silent._reply
-    silent._reply = lambda request: (
+    silent = MockClient("pruned", habits=Habits())
+    answer = silent.reply
+    silent.reply = lambda request: (
         replace(answer(request), text=" \n")
         if "Korean" in str(request.messages)
         else answer(request)
     )
-    with comparing(tmp_path, mock_client("original", Habits()), silent, limit=80) as context:
+    with comparing(tmp_path, MockClient("original", habits=Habits()), silent, limit=80) as context:
         result = SUITE.run(context)
     metrics = metrics_of(reported(result))
     share = metrics["empty_t0"].effect.value
@@ -202,11 +204,11 @@ def test_empty_answers_are_no_good_answers(tmp_path: Path) -> None:
 def test_a_side_that_says_nothing_in_a_language_leaves_no_mean_over_languages(
     tmp_path: Path,
 ) -> None:
-    silent = mock_client("pruned", Habits())
-    silent._reply = lambda request: Answer(text="")
-    with comparing(tmp_path, mock_client("original", Habits()), silent, limit=20) as context:
+    silent = MockClient("pruned", habits=Habits())
+    silent.reply = lambda request: Answer(text="")
+    with comparing(tmp_path, MockClient("original", habits=Habits()), silent, limit=20) as context:
         result = SUITE.run(context)
-    assert result.unavailable["lcpr_t0"] == "no answer in en of a side had anything to judge"
+    assert result.unavailable["lcpr_t0"] == "one side has no answer in en with anything to judge"
     assert metrics_of(reported(result))["empty_t0"].verdict == "worse"
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.fake_clients import FakeClient, comparing
+from support.mock_endpoint import MockClient, comparing, run_suite
 
 from vllm_kprune.compare.endpoint.messages import Answer, Request
 from vllm_kprune.compare.measurements import SuiteResult
@@ -19,7 +19,8 @@ from vllm_kprune.compare.suites.parallel_text import (
     own_shots,
     read_sentences,
 )
-from vllm_kprune.compare.suites.translation import Translation, directions
+from vllm_kprune.compare.suites.translation import Translation
+from vllm_kprune.compare.suites.translation_prompts import directions
 from vllm_kprune.errors import KPruneError
 
 sacrebleu = pytest.importorskip("sacrebleu", reason="sacrebleu is not installed")
@@ -33,7 +34,7 @@ SENTENCES = st.lists(
 
 
 def perfect(request: Request) -> Answer:
-    """A translator that knows our own sentences by heart."""
+    """A translator that knows kprune's own sentences by heart."""
     text = request.messages[-1]["content"]
     target = "ko" if "into Korean" in text else "en"
     for texts in BY_ENGLISH.values():
@@ -43,14 +44,13 @@ def perfect(request: Request) -> Answer:
 
 
 def worse(request: Request) -> Answer:
-    """The same, but the last word is lost."""
+    """The same translator, but the last word is missing."""
     return Answer(text=perfect(request).text.strip().rpartition(" ")[0])
 
 
 def run(folder: Path, original: Any, pruned: Any, **options: Any) -> SuiteResult:
-    clients = FakeClient("original", original), FakeClient("pruned", pruned)
-    with comparing(folder, *clients, **options) as context:
-        return Translation().run(context)
+    clients = MockClient("original", original), MockClient("pruned", pruned)
+    return run_suite(Translation(), folder, *clients, **options)
 
 
 @given(SENTENCES)
@@ -166,7 +166,7 @@ def test_failed_answers_are_left_out_and_told(tmp_path: Path) -> None:
     found = run(tmp_path, perfect, sometimes, limit=4)
     assert [m.metric.name for m in found.measurements] == ["chrf_ko_en", "bleu_ko_en"]
     assert "chrf_en_ko" in found.unavailable
-    assert "4 of 8 sentences left out: a side gave no answer" in found.notes
+    assert "4 of 8 sentences left out: one side did not answer" in found.notes
 
 
 def test_comet_is_unavailable_with_its_reason_where_it_is_missing(
@@ -218,7 +218,7 @@ def test_a_model_without_chat_continues_examples(tmp_path: Path) -> None:
         return Answer(text="x")
 
     missing = {"chat": "no template"}
-    clients = [FakeClient(name, continues, missing=missing) for name in ("original", "pruned")]
+    clients = [MockClient(name, continues, missing=missing) for name in ("original", "pruned")]
     with comparing(tmp_path, *clients, limit=2) as context:
         assert Translation().run(context).measurements
 
@@ -278,7 +278,7 @@ def test_a_field_that_is_too_long_is_refused_with_the_line(tmp_path: Path) -> No
 def test_languages_without_a_sentence_are_told_with_those_that_there_are(tmp_path: Path) -> None:
     found = run(tmp_path / "own", perfect, perfect, languages=("fr", "ko"))
     reason = found.unavailable["chrf_ko_fr"]
-    assert "own sentences (" in reason and "are not in ko and fr" in reason
+    assert "own sentences (" in reason and "do not cover ko and fr" in reason
     assert "en" in reason and "zh" in reason and "--translation" in reason
     file = tmp_path / "two.tsv"
     file.write_text("ko\ten\n안녕\tHi\n", encoding="utf-8")
@@ -286,7 +286,7 @@ def test_languages_without_a_sentence_are_told_with_those_that_there_are(tmp_pat
     of_file = run(
         *(tmp_path / "file", lambda _: reply, lambda _: reply),
         languages=("ko", "en", "fr"),
-        translations=(file,),
+        files=(file,),
     )
     assert of_file.unavailable["chrf_fr_ko"] == (
         "no row of the file has text in both fr and ko; columns with text: 'ko', 'en'"

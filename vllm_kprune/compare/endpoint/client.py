@@ -1,8 +1,9 @@
-"""A client that neither hangs, floods nor trusts an endpoint.
+"""A client that does not hang, does not flood an endpoint, and does not trust it.
 
-Rate limits, overload, lost connections and time-outs are tried again with exponential back-off and
-jitter, and as late as `Retry-After` says; refusals are not. An endpoint that no attempt reaches is
-dead: `EndpointDied`, so that nobody waits for each of the requests that are left.
+Rate limits, overload, lost connections and time-outs are retried with exponential back-off and
+jitter, and no sooner than `Retry-After` says. Refusals are not retried. An endpoint that no attempt
+reaches counts as dead (`EndpointDied`), so that the remaining requests need not time out one by
+one.
 """
 
 import asyncio
@@ -20,13 +21,12 @@ from vllm_kprune.compare.endpoint.messages import (
     EndpointDied,
     Request,
 )
+from vllm_kprune.compare.endpoint.request_body import body_of, path_of
 from vllm_kprune.compare.endpoint.transport import Refused, TooLong, Transport, Trouble, parse
 from vllm_kprune.compare.endpoint.wire import (
     Malformed,
-    body_of,
-    path_of,
     read_answer,
-    read_piece,
+    read_chunk,
     whole_answer,
 )
 from vllm_kprune.errors import KPruneError
@@ -34,20 +34,20 @@ from vllm_kprune.errors import KPruneError
 __all__ = ["Client"]
 
 T = TypeVar("T")
-_LONGEST_WAIT = 120.0  # seconds; a server that asks for more is not waited for
-_TIMEOUT_ATTEMPTS = 2  # each costs the whole time limit
+_LONGEST_WAIT = 120.0  # seconds; if a server asks for more, the request fails
+_TIMEOUT_ATTEMPTS = 2  # each costs the full time limit
 _GIVEN_UP_IN_A_ROW = 5
-_FINAL = (400, 413, 422)  # about the request itself: it will be refused tomorrow too
-_ENDS = (402, 404)  # about the endpoint: no credit, no such model; all requests would fail
-# The longest wait between attempts, in first waits.
+_FINAL = (400, 413, 422)  # about the request itself: it will always be refused
+_ENDS = (402, 404)  # about the endpoint: no credit, no such model; every request would fail
+# The longest wait between attempts, as a multiple of the first wait.
 _LONGEST = {"connection": 8, "timeout": 8, "server": 32, "busy": 128}
 
 
 class Client:
-    """Asks one endpoint; at most `concurrency` requests at a time.
+    """Asks one endpoint, with at most `concurrency` requests at a time.
 
-    `timeout` bounds one attempt, in seconds; `first_wait` is the wait after the first failure,
-    which doubles from then on.
+    `timeout` limits one attempt, in seconds. `first_wait` is the wait after the first failure; it
+    doubles with each further one.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Client:
 
     @contextmanager
     def within(self, seconds: float) -> Iterator[None]:
-        """No attempt takes longer than that meanwhile."""
+        """Limit attempts to this time inside the `with` block."""
         usual = self._transport.timeout
         self._transport.timeout = min(usual, seconds)
         try:
@@ -78,7 +78,7 @@ class Client:
             self._transport.timeout = usual
 
     def again(self, *, concurrency: int) -> "Client":
-        """A client of the same endpoint with connections of its own and another concurrency."""
+        """A client of the same endpoint with its own connections and another concurrency."""
         other = Client(
             self.endpoint,
             concurrency=concurrency,
@@ -90,14 +90,14 @@ class Client:
         return other
 
     async def close(self) -> None:
-        """Give the connections back."""
+        """Close the connections."""
         await self._transport.close()
 
     async def ask(self, request: Request) -> Answer:
-        """The answer, or one with the error that was left after all attempts.
+        """The answer, or an answer with the error of the last attempt.
 
-        Raises `EndpointDied` when no attempt reaches the server, or it answers that the model or
-        the money is gone, and `KPruneError` for a wrong key.
+        Raises `EndpointDied` if no attempt reaches the server, or if it has no such model or no
+        credit any more, and `KPruneError` for a wrong key.
         """
         made = 0
 
@@ -118,9 +118,10 @@ class Client:
         return replace(answer, retries=made - 1)
 
     async def get(self, path: str) -> Any:
-        """What a path has: parsed JSON, else text; None where it answers with an error.
+        """The content of a path: parsed JSON, else text; None if the server answers with an error.
 
-        Paths are relative to the server's root (`/kprune`, `/metrics`); `/v1/…` to the base URL.
+        Paths are relative to the server's root (`/kprune`, `/metrics`), and `/v1/…` to the base
+        URL.
         """
         try:
             return await self.fetch(path)
@@ -128,7 +129,7 @@ class Client:
             return None
 
     async def fetch(self, path: str) -> Any:
-        """As `get`; raises what `transport` raises where there is no answer."""
+        """Like `get`, but raises the errors of `transport` if there is no answer."""
         url = self.endpoint.root + path
         if path.startswith("/v1/"):
             url = self.endpoint.url + path.removeprefix("/v1")
@@ -140,21 +141,21 @@ class Client:
             return data.decode(errors="replace")
 
     async def ask_once(self, request: Request) -> Answer:
-        """One attempt; raises what `transport` raises for everything but a whole answer."""
+        """One attempt; raises the errors of `transport` for anything but a complete answer."""
         url = self.endpoint.url + path_of(request)
         body = body_of(request, self.endpoint.model, self.abilities)
         started = time.perf_counter()
         try:
             if request.stream:
                 events = await self._transport.stream(url, body)
-                return whole_answer([read_piece(event, at) for at, event in events], started)
+                return whole_answer([read_chunk(event, at) for at, event in events], started)
             data = await self._transport.post(url, body)
             return read_answer(parse(data), 1000 * (time.perf_counter() - started))
         except Malformed as error:
             raise Trouble("server", str(error)) from None
 
     async def try_again(self, attempt: Callable[[], Awaitable[T]]) -> T:
-        """What an attempt gives, after as many attempts as it takes; else the last trouble."""
+        """The result of the first attempt that succeeds; raises the last `Trouble` if none does."""
         for number in range(self._attempts):
             await self._turn()
             try:
@@ -179,7 +180,7 @@ class Client:
         self._given_up = 0
 
     async def _is_there(self, trouble: Trouble) -> bool:
-        """Does it answer at all? Some servers hang up on a single prompt."""
+        """Whether the server answers at all: some hang up on a single prompt only."""
         if trouble.kind != "connection":
             return True
         try:
@@ -195,18 +196,19 @@ class Client:
         return late or number + 1 >= self._attempts or (trouble.wait or 0) > _LONGEST_WAIT
 
     def _wait(self, number: int, trouble: Trouble) -> float:
-        """Seconds until the next attempt; `Retry-After` only makes them more."""
+        """Seconds until the next attempt; `Retry-After` can only lengthen the wait."""
         longest = self._first_wait * min(2**number, _LONGEST[trouble.kind])
         wait = float(longest * random.uniform(0.5, 1.0))
         if trouble.wait is None:
             return wait
-        # For all requests: the limit is the endpoint's.
+        # This holds for all requests, because the limit belongs to the endpoint.
         moment = time.monotonic() + max(trouble.wait, wait)
         self._not_before = max(self._not_before, moment)
         return 0.0
 
     async def _turn(self) -> None:
-        """Wait for what the endpoint asked for; not all requests then begin at one moment."""
+        """Wait as long as the endpoint asked, plus jitter so that requests do not all start at
+        once."""
         late = self._not_before - time.monotonic()
         if late > 0:
             await asyncio.sleep(late + random.uniform(0.0, max(self._first_wait, late / 4)))

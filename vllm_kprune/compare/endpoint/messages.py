@@ -1,8 +1,9 @@
-"""The two endpoints of a comparison, what is asked of them, and what comes back.
+"""The two endpoints of a comparison, the requests they get, and their answers.
 
-Any OpenAI-compatible server will do. What one cannot do (chat, log-probabilities, token counts,
-`/kprune`, `/metrics`) is found out once, before anything is measured (`probe.py`), and told as a
-reason. An answer is either whole or carries an error; nothing is filled in.
+Any OpenAI-compatible server will do. `probe.py` finds out once, before anything is measured, which
+abilities an endpoint lacks (chat, log-probabilities, token counts, `/kprune`, `/metrics`). Metrics
+that need them are reported as *not measured*, with the reason. An answer is either complete or
+carries an error; nothing is filled in.
 """
 
 import ipaddress
@@ -37,7 +38,7 @@ _VERSION = re.compile(r"v\d+\w*")
 
 @dataclass(frozen=True)
 class Endpoint:
-    """One side of a comparison: `name` is `original` or `pruned`, `url` ends in `/v1` or alike."""
+    """One side of a comparison; `name` is `original` or `pruned`, and `url` includes `/v1`."""
 
     name: str
     url: str
@@ -46,12 +47,12 @@ class Endpoint:
 
     @property
     def root(self) -> str:
-        """The server without `/v1`, where `/kprune`, `/metrics` and `/health` are."""
+        """The URL of the server without `/v1`, below which `/kprune` and `/metrics` are found."""
         return self.url.removesuffix("/v1")
 
     @property
     def is_local(self) -> bool:
-        """Is it on this machine, where no proxy belongs in between?"""
+        """Whether it is on this machine, where no proxy should be in between."""
         host = urlsplit(self.url).hostname or ""
         try:
             return ipaddress.ip_address(host).is_loopback
@@ -60,7 +61,7 @@ class Endpoint:
 
 
 class EndpointDied(KPruneError):
-    """An endpoint that no longer answers; what was done until then is in the journal."""
+    """An endpoint no longer answers. The journal has all answers until then."""
 
     def __init__(self, endpoint: Endpoint, reason: str) -> None:
         self.reason = reason
@@ -71,12 +72,12 @@ class EndpointDied(KPruneError):
 
 @dataclass(frozen=True)
 class Request:
-    """What is asked of both sides alike; `messages` for a chat, `prompt` for a completion.
+    """A request, the same for both sides; `messages` for a chat, `prompt` for a completion.
 
-    `logprobs` is the number of best tokens at each place, `prompt_logprobs` the same for the
-    prompt (0: only its own tokens). With `name_by_id`, tokens are told as `token_id:N`, which
-    cannot be mistaken for each other. What an endpoint cannot do is left out of what it is sent.
-    `extra` is added to the body as it is.
+    `logprobs` is the number of best tokens at each position, and `prompt_logprobs` the same for the
+    prompt (0: only its own tokens). With `name_by_id`, tokens are named `token_id:N`, which is
+    unambiguous. Fields that an endpoint does not support are left out of its body. `extra` is added
+    to the body unchanged.
     """
 
     kind: Literal["chat", "completion"]
@@ -96,14 +97,15 @@ class Request:
 
 @dataclass(frozen=True)
 class Answer:
-    """One raw answer. None: the endpoint did not tell. `error`: no answer, and why.
+    """One raw answer. None stands for what the endpoint did not report.
 
-    `logprobs` are those of the chosen tokens, `top` the best tokens of each place by text (or as
-    `token_id:N`). `prompt_logprobs` begin with the None of the first token.
-    Times are milliseconds from sending the attempt that was answered; `ttft_ms` and `itl_ms` (one
-    for each token after the first; `untimed` says why there are none) are of streamed requests
-    only. With n > 1, `others` are the texts after the first, and `logprobs` and the like are the
-    first's. `retries` counts the attempts before; `final`: the error would be the same again.
+    `error` says why there is no answer, and `final` that another attempt would end the same way.
+    `logprobs` belong to the chosen tokens. `top` has the best tokens of each position by text (or
+    as `token_id:N`). `prompt_logprobs` begin with None for the first token.
+    Times are in milliseconds, counted from the attempt that was answered. `ttft_ms` and `itl_ms`
+    (one value for each token after the first) exist for streamed requests only; `untimed` says why
+    `itl_ms` is empty. With n > 1, `others` are the texts after the first one, and `logprobs` and
+    the like belong to the first. `retries` counts the failed attempts.
     """
 
     text: str = ""
@@ -128,7 +130,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Abilities:
-    """What an endpoint can do, by name; `missing` maps what it cannot do to the reason.
+    """The abilities of an endpoint; `missing` maps each one that it lacks to the reason.
 
     Names: `chat`, `completion`, `stream`, `seed`, `max_tokens` (missing: only
     `max_completion_tokens`), `logprobs`, `prompt_logprobs`, `token_ids`, `usage`, `stream_usage`,
@@ -138,7 +140,7 @@ class Abilities:
     missing: Mapping[str, str] = field(default_factory=dict)
 
     def can(self, name: str) -> bool:
-        """Whether nothing speaks against it."""
+        """Whether the endpoint has this ability."""
         return name not in self.missing
 
 
@@ -146,7 +148,7 @@ _ANSWERS = TypeAdapter(Answer)
 
 
 def answer_as_json(answer: Answer) -> dict[str, Any]:
-    """An answer for the journal, without what the endpoint did not tell."""
+    """An answer for the journal, without the fields that the endpoint did not report."""
     value: dict[str, Any] = _ANSWERS.dump_python(answer, mode="json", exclude_defaults=True)
     return value
 
@@ -157,7 +159,10 @@ def answer_from_json(value: Any) -> Answer:
         return _ANSWERS.validate_python(value)
     except ValidationError as error:
         where = ".".join(map(str, error.errors()[0]["loc"]))
-        raise KPruneError(f"the journal has an answer with a wrong {where or 'form'}") from None
+        raise KPruneError(
+            f"the journal has an answer with an invalid {where or 'structure'}; "
+            "start over with --fresh"
+        ) from None
 
 
 def clean_url(option: str, url: str) -> str:
@@ -169,21 +174,24 @@ def clean_url(option: str, url: str) -> str:
     try:
         parts = urlsplit(url.strip())
         valid = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:  # a port that is no number, an unfinished IPv6 address
+    except ValueError:  # a port that is not a number, an incomplete IPv6 address
         valid = False
     if not valid:
         raise KPruneError(f"{option}: got {shown(url)}, expected a URL such as http://HOST:8000")
     if parts.username or parts.password:
-        raise KPruneError(f"{option}: leave the password out of the URL; keys come from variables")
+        raise KPruneError(
+            f"{option}: remove the user and password from the URL; API keys come from the "
+            "environment, see --help"
+        )
     if parts.query or parts.fragment:
-        raise KPruneError(f"{option}: got {shown(url)}, expected a URL without ? and #")
+        raise KPruneError(f"{option}: got {shown(url)}, expected a URL without ? or #")
     path = parts.path.rstrip("/")
     versioned = any(_VERSION.fullmatch(part) for part in path.split("/"))
     return f"{parts.scheme}://{parts.netloc}{path}{'' if versioned else '/v1'}"
 
 
 def same_endpoint(one: Endpoint, other: Endpoint) -> bool:
-    """Do both ask one model at one address, however that was written?
+    """Whether both are the same model at the same address, however the URL is written.
 
     >>> one = Endpoint("original", clean_url("", "http://LOCALHOST:80"), "m")
     >>> same_endpoint(one, Endpoint("pruned", clean_url("", "http://127.0.0.1/v1/"), "m"))
@@ -205,7 +213,7 @@ def api_key(name: str, environment: Mapping[str, str] | None = None) -> str:
     for variable in (f"KPRUNE_{name.upper()}_API_KEY", _COMMON_KEY):
         key = environment.get(variable, "").strip()
         if key and not (key.isascii() and key.isprintable()):
-            raise KPruneError(f"{variable} has characters that no key has; copy it again")
+            raise KPruneError(f"{variable} has characters that no API key has; copy it again")
         if key:
             return key
     return ""
@@ -214,7 +222,7 @@ def api_key(name: str, environment: Mapping[str, str] | None = None) -> str:
 def shared_key(
     original: str, pruned: str, environment: Mapping[str, str] | None = None
 ) -> str | None:
-    """A warning where two hosts (of URLs) get the one `OPENAI_API_KEY`; None where not."""
+    """A warning if two hosts would both get the key `OPENAI_API_KEY`, else None."""
     hosts = [urlsplit(url).netloc for url in (original, pruned)]
     environment = os.environ if environment is None else environment
     common = environment.get(_COMMON_KEY, "").strip()
@@ -223,5 +231,5 @@ def shared_key(
         return None
     return (
         f"{_COMMON_KEY} is sent to both {hosts[0]} and {hosts[1]}; set KPRUNE_ORIGINAL_API_KEY and "
-        "KPRUNE_PRUNED_API_KEY where one of them should not have it"
+        "KPRUNE_PRUNED_API_KEY if one of them should not get it"
     )

@@ -1,8 +1,8 @@
-"""What an endpoint can do, found out once with requests of one token.
+"""Find out what an endpoint can do, with a few requests of one token.
 
-Servers refuse fields they do not know, or ignore them. Each optional field is sent; when the server
-refuses, the field that its words name goes first, else the most exotic one. What then does not come
-back is missing too, with the reason.
+Servers refuse fields that they do not know, or ignore them. The first request has every optional
+field. If the server refuses, the field that its message names is dropped, otherwise the least
+common one. A field that was accepted but has no effect on the answer counts as missing too.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from vllm_kprune.errors import KPruneError, nearest
 
 __all__ = ["find_model", "probe"]
 
-# What may be left out, and the words that name it in a refusal; the most exotic first.
+# Optional abilities and the words that name them in a refusal, the least common first.
 _OPTIONAL: Mapping[str, tuple[str, ...]] = {
     "token_ids": ("return_token_ids", "token_ids"),
     "prompt_logprobs": ("prompt_logprobs",),
@@ -26,13 +26,15 @@ _OPTIONAL: Mapping[str, tuple[str, ...]] = {
 }
 _STREAM = {"stream_usage": ("stream_options", "include_usage"), **_OPTIONAL}
 _LIST_SECONDS = 20.0
-_TOKEN_SECONDS = 60.0  # the first request may make a server compile
+_TOKEN_SECONDS = 60.0  # the first request may trigger compilation
 _SILENT = "not in its answers"
 
 
 async def find_model(client: Client, wanted: str | None) -> str:
-    """The model's name: the wanted one, checked where the server lists its models; else the only
-    one that is served."""
+    """The name of the model: the wanted one, or the only one that is served.
+
+    A wanted name is checked if the server lists its models.
+    """
     listed, refusal = await _listed(client)
     rows = listed.get("data") if isinstance(listed, dict) else None
     rows = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
@@ -52,14 +54,14 @@ async def find_model(client: Client, wanted: str | None) -> str:
         )
     if "\ufffd" in bases[0]:
         raise KPruneError(
-            f"the {side} endpoint ({client.endpoint.url}) lists a model whose name is no text "
-            f"({bases[0][:64]!r}); give it another name there"
+            f"the {side} endpoint ({client.endpoint.url}) lists a model whose name is not valid "
+            f"text ({bases[0][:64]!r}); serve it under another name"
         )
     return bases[0]
 
 
 async def _listed(client: Client) -> tuple[Any, str | None]:
-    """The list of models, or why the server has none."""
+    """The list of models, or why the server provides none."""
     try:
         with client.within(_LIST_SECONDS):
             return await client.fetch("/v1/models"), None
@@ -68,7 +70,7 @@ async def _listed(client: Client) -> tuple[Any, str | None]:
     except Trouble as trouble:
         raise KPruneError(
             f"the {client.endpoint.name} endpoint ({client.endpoint.url}) is not ready: {trouble}; "
-            "try again when its server has started"
+            "try again once the server has started"
         ) from None
 
 
@@ -111,17 +113,17 @@ _REQUESTS: dict[Literal["chat", "completion"], Request] = {
 
 
 async def _probe_kind(client: Client, kind: str, request: Request) -> dict[str, str]:
-    """What is missing of one kind of request; the kind itself if nothing helps."""
+    """The abilities that one kind of request lacks; the kind itself if every variant is refused."""
     found, answer = await _without_refused(client, request, {}, _OPTIONAL)
     if answer is None:
         return {kind: found["refusal"]}
-    told = {
+    reported = {
         "logprobs": answer.logprobs,
         "prompt_logprobs": answer.prompt_logprobs,
         "token_ids": answer.ids,
         "usage": answer.completion_tokens,
     }
-    return {name: _SILENT for name, value in told.items() if value is None} | found
+    return {name: _SILENT for name, value in reported.items() if value is None} | found
 
 
 async def _probe_stream(
@@ -140,10 +142,10 @@ async def _without_refused(
     missing: Mapping[str, str],
     optional: Mapping[str, tuple[str, ...]],
 ) -> tuple[dict[str, str], Answer | None]:
-    """What the server refused, until it answers; without an answer only its first `refusal`.
+    """The abilities that the server refused until it answered, and its answer.
 
-    A server that refuses the kind itself refuses whatever is left out, so that nothing is
-    concluded about the fields.
+    Without an answer, only the first `refusal` is returned: a server that does not support the kind
+    of request refuses every variant, which says nothing about the fields.
     """
     refused: dict[str, str] = {}
     first = ""
@@ -153,10 +155,10 @@ async def _without_refused(
             answer = await client.try_again(lambda: client.ask_once(request))
             return refused, answer
         except Trouble as trouble:
-            if trouble.kind in ("timeout", "busy"):  # says nothing of what it can do
+            if trouble.kind in ("timeout", "busy"):  # says nothing about its abilities
                 raise KPruneError(
                     f"the {client.endpoint.name} endpoint ({client.endpoint.url}) is not ready: a "
-                    f"request of one token: {trouble}; try again later"
+                    f"request for one token failed: {trouble}; try again later"
                 ) from None
             return {"refusal": str(trouble)}, None
         except Refused as error:
@@ -169,7 +171,7 @@ async def _without_refused(
 
 
 def _has(value: object, name: str) -> bool:
-    """Is it what the path should have, and not some page that answers everything?"""
+    """Whether this is the expected content, and not a page that a server sends for any path."""
     if name == "kprune":
         return isinstance(value, dict) and "active" in value
     return isinstance(value, str) and "# TYPE" in value

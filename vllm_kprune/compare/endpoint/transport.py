@@ -1,7 +1,8 @@
-"""One attempt at an endpoint over HTTP: bounded in size and time, and sorted by what may help.
+"""One attempt at an endpoint over HTTP, bounded in size and time.
 
-`Trouble` may be over at the next attempt, `Refused` and `TooLong` will not. No redirects, which
-would carry the key elsewhere; no proxies of the environment to this machine; the key in no message.
+The next attempt may succeed after `Trouble`, but not after `Refused` or `TooLong`. Redirects are
+not followed, since they would carry the key elsewhere. Proxies from the environment are not used
+for servers on this machine. The key appears in no message.
 """
 
 import asyncio
@@ -34,7 +35,7 @@ _BUSY = (408, 409, 425, 429)
 
 
 class Refused(Exception):
-    """A status that trying again does not change, with the server's words."""
+    """A status that another attempt would not change, with the server's message."""
 
     def __init__(self, status: int, words: str) -> None:
         self.status, self.words = status, words
@@ -42,11 +43,14 @@ class Refused(Exception):
 
 
 class TooLong(Exception):
-    """An answer that was not read to its end."""
+    """An answer that was too long to be read to its end."""
 
 
 class Trouble(Exception):
-    """What may be over at the next attempt; `wait` is what the server asked for, in seconds."""
+    """A problem that may be gone at the next attempt.
+
+    `wait` is the number of seconds that the server asked to wait.
+    """
 
     def __init__(
         self,
@@ -59,7 +63,7 @@ class Trouble(Exception):
 
 
 class Transport:
-    """Connections to one endpoint; `timeout` bounds one attempt, in seconds."""
+    """Connections to one endpoint; `timeout` limits one attempt, in seconds."""
 
     def __init__(self, endpoint: Endpoint, timeout: float) -> None:
         self.endpoint = endpoint
@@ -70,12 +74,12 @@ class Transport:
             headers={"Authorization": f"Bearer {key}"} if key else {},
             timeout=http.Timeout(timeout, connect=_CONNECT_SECONDS),
             trust_env=not endpoint.is_local,
-            verify=not endpoint.url.startswith("http:"),  # reading certificates takes a while
+            verify=not endpoint.url.startswith("http:"),  # loading certificates is slow
             limits=http.Limits(max_connections=None),
         )
 
     async def close(self) -> None:
-        """Give the connections back."""
+        """Close the connections."""
         await self._http.aclose()
 
     async def get(self, url: str) -> bytes:
@@ -87,7 +91,7 @@ class Transport:
         return await self._in_time(self._whole("POST", url, body))
 
     async def stream(self, url: str, body: Mapping[str, Any]) -> list[tuple[float, Any]]:
-        """The server-sent events with the moment each came, in seconds of `perf_counter`."""
+        """The server-sent events with their arrival times, in seconds of `perf_counter`."""
         return await self._in_time(self._events(url, body))
 
     async def _in_time(self, work: Awaitable[T]) -> T:
@@ -153,8 +157,8 @@ class Transport:
         status = response.status_code
         if status in (401, 403):
             raise KPruneError(
-                f"the {side} endpoint wants a key (HTTP {status}: {words}); "
-                f"put it into KPRUNE_{side.upper()}_API_KEY or OPENAI_API_KEY"
+                f"the {side} endpoint asks for a valid API key (HTTP {status}: {words}); "
+                f"set KPRUNE_{side.upper()}_API_KEY or OPENAI_API_KEY"
             )
         if status in _BUSY:
             raise Trouble("busy", f"HTTP {status}: {words}", _retry_after(response.headers))
@@ -164,10 +168,9 @@ class Transport:
 
 
 def parse(data: bytes) -> Any:
-    """Parsed JSON; `Malformed` for anything else, however deep.
+    """Parsed JSON; `Malformed` for anything else, including JSON that is nested too deeply.
 
-    Halves of characters, which JSON can escape and UTF-8 cannot hold, become replacement
-    characters.
+    Lone surrogates, which JSON can escape and UTF-8 cannot hold, become replacement characters.
     """
     try:
         value = json.loads(data.decode("utf-8-sig"))
@@ -179,7 +182,7 @@ def parse(data: bytes) -> Any:
 
 
 async def _beginning(response: "httpx.Response") -> bytes:
-    """Enough of an error's body to tell what it says."""
+    """Enough of an error's body to understand it."""
     data = b""
     async for chunk in response.aiter_bytes():
         data += chunk
@@ -189,7 +192,7 @@ async def _beginning(response: "httpx.Response") -> bytes:
 
 
 def _words(data: bytes, secret: str) -> str:
-    """What an error's body says, on one short line, and never the key that was sent."""
+    """The message of an error's body as one short line, without the key that was sent."""
     try:
         value = parse(data)
     except Malformed:
@@ -205,7 +208,7 @@ def _words(data: bytes, secret: str) -> str:
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds to wait, of a header that has seconds or a date; None without a usable one."""
+    """Seconds to wait, from a header with seconds or a date; None without a usable header."""
     text = headers.get("retry-after", "").strip()
     if text.isdecimal():
         return float(text)
@@ -220,6 +223,6 @@ def _httpx() -> ModuleType:
         import httpx
     except ModuleNotFoundError:
         raise KPruneError(
-            "the comparison calls its endpoints with httpx; pip install 'vllm-kprune[compare]'"
+            "kprune compare needs httpx; pip install 'vllm-kprune[compare]'"
         ) from None
     return httpx

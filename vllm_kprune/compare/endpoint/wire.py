@@ -1,7 +1,7 @@
-"""Requests and answers as the OpenAI API spells them, with what vLLM adds.
+"""Answers in the format of the OpenAI API, with vLLM's additions.
 
-An answer from a server is checked like any hostile input: `Malformed` says what is wrong with it.
-Fields that a server leaves out stay None.
+A server's answer is untrusted input and is checked; `Malformed` says what is wrong with it. Fields
+that a server leaves out stay None.
 """
 
 import math
@@ -11,16 +11,16 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
-from vllm_kprune.compare.endpoint.decode_speed import step_times
-from vllm_kprune.compare.endpoint.messages import Abilities, Answer, Request
+from vllm_kprune.compare.endpoint.messages import Answer
+from vllm_kprune.compare.endpoint.token_times import token_times
 
-__all__ = ["Malformed", "Piece", "body_of", "path_of", "read_answer", "read_piece", "whole_answer"]
+__all__ = ["Malformed", "StreamChunk", "read_answer", "read_chunk", "whole_answer"]
 
 _HALF_CHARACTERS = re.compile("[\ud800-\udfff]")
 
 
 class Malformed(ValueError):
-    """An answer that is not what the API promises."""
+    """An answer that does not follow the API."""
 
 
 class _Lenient(BaseModel):
@@ -43,7 +43,7 @@ class _Token(_Lenient):
 
 
 class _Logprobs(_Lenient):
-    """Both forms: `content` is that of a chat, the rest that of a completion."""
+    """Both formats: chats use `content`, completions the other fields."""
 
     content: tuple[_Token, ...] | None = None
     tokens: tuple[str, ...] | None = None
@@ -85,8 +85,8 @@ class _Reply(_Lenient):
         return value or ()
 
 
-class Piece(_Lenient):
-    """A piece of a streamed answer, and when it came (seconds of a monotonic clock)."""
+class StreamChunk(_Lenient):
+    """A part of a streamed answer, and when it arrived (seconds of a monotonic clock)."""
 
     moment: float
     text: str
@@ -96,40 +96,8 @@ class Piece(_Lenient):
     usage: _Usage | None = None
 
 
-def path_of(request: Request) -> str:
-    """Where a request is sent, under the base URL."""
-    return "/chat/completions" if request.kind == "chat" else "/completions"
-
-
-def body_of(request: Request, model: str, abilities: Abilities) -> dict[str, Any]:
-    """The JSON body; what the endpoint cannot do is left out."""
-    chat = request.kind == "chat"
-    body: dict[str, Any] = {"model": model, "temperature": request.temperature}
-    body["max_tokens" if abilities.can("max_tokens") else "max_completion_tokens"] = (
-        request.max_tokens
-    )
-    body |= {"messages": [*map(dict, request.messages)]} if chat else {"prompt": request.prompt}
-    body |= {"top_p": request.top_p} if request.top_p != 1 else {}
-    body |= {"n": request.n} if request.n != 1 else {}
-    if request.seed is not None and abilities.can("seed"):
-        body["seed"] = request.seed
-    if request.logprobs is not None and abilities.can("logprobs"):
-        top = request.logprobs
-        body |= {"logprobs": True, "top_logprobs": top} if chat else {"logprobs": top}
-    if request.prompt_logprobs is not None and abilities.can("prompt_logprobs"):
-        body["prompt_logprobs"] = request.prompt_logprobs
-    if abilities.can("token_ids") and (request.logprobs is not None or request.stream):
-        body["return_token_ids"] = True
-        body |= {"return_tokens_as_token_ids": True} if request.name_by_id else {}
-    if request.stream:
-        body["stream"] = True
-        if abilities.can("stream_usage"):
-            body["stream_options"] = {"include_usage": True}
-    return body | dict(request.extra)
-
-
 def read_answer(value: Any, e2e_ms: float) -> Answer:
-    """A whole answer, from parsed JSON."""
+    """A complete answer from parsed JSON."""
     reply = _checked(value)
     if not reply.choices:
         raise Malformed("an answer without choices")
@@ -152,12 +120,12 @@ def read_answer(value: Any, e2e_ms: float) -> Answer:
     )
 
 
-def read_piece(value: Any, moment: float) -> Piece:
-    """A piece of a stream; without ids, one with text counts as a token (see `_untimed`)."""
+def read_chunk(value: Any, moment: float) -> StreamChunk:
+    """A chunk of a stream. Without ids, a chunk with text counts as one token (see `_untimed`)."""
     reply = _checked(value)
     choice = reply.choices[0] if reply.choices else _Choice()
     tokens = int(bool(choice.words)) if choice.token_ids is None else len(choice.token_ids)
-    return Piece(
+    return StreamChunk(
         moment=moment,
         text=choice.words,
         tokens=tokens,
@@ -167,42 +135,42 @@ def read_piece(value: Any, moment: float) -> Piece:
     )
 
 
-def whole_answer(pieces: Sequence[Piece], started: float) -> Answer:
-    """A streamed answer, put together; times are from `started`, in seconds of the same clock."""
-    if not pieces:
-        raise Malformed("a stream without a piece")
-    arrived = [piece.moment for piece in pieces if piece.tokens]
-    usages = [piece.usage for piece in pieces if piece.usage]
+def whole_answer(chunks: Sequence[StreamChunk], started: float) -> Answer:
+    """The answer that the chunks make up; times count from `started`, in seconds of that clock."""
+    if not chunks:
+        raise Malformed("a stream without a chunk")
+    arrived = [chunk.moment for chunk in chunks if chunk.tokens]
+    usages = [chunk.usage for chunk in chunks if chunk.usage]
     usage = usages[-1] if usages else _Usage()
-    reasons = [piece.finish_reason for piece in pieces if piece.finish_reason]
+    reasons = [chunk.finish_reason for chunk in chunks if chunk.finish_reason]
     reason = reasons[-1] if reasons else None
-    ids = _joined(piece.ids for piece in pieces if piece.tokens)
+    ids = _joined(chunk.ids for chunk in chunks if chunk.tokens)
     untimed = _untimed(usage.completion_tokens, len(arrived), reason) if ids is None else None
-    arrivals = ((piece.moment, 0, piece.tokens) for piece in pieces)
+    arrivals = ((chunk.moment, 0, chunk.tokens) for chunk in chunks)
     return Answer(
-        text="".join(piece.text for piece in pieces),
+        text="".join(chunk.text for chunk in chunks),
         finish_reason=reason,
         prompt_tokens=usage.prompt_tokens,
         completion_tokens=usage.completion_tokens,
         ids=ids,
         ttft_ms=1000 * (arrived[0] - started) if arrived else None,
-        itl_ms=() if untimed else tuple(1000 * time for time in step_times(arrivals)),
-        e2e_ms=1000 * (pieces[-1].moment - started),
+        itl_ms=() if untimed else tuple(1000 * time for time in token_times(arrivals)),
+        e2e_ms=1000 * (chunks[-1].moment - started),
         untimed=untimed,
     )
 
 
-def _untimed(tokens: int | None, pieces: int, reason: str | None) -> str | None:
-    """Why the times between pieces are not those between tokens; None if they are.
+def _untimed(tokens: int | None, chunks: int, reason: str | None) -> str | None:
+    """Why the times between chunks are not the times between tokens; None if they are.
 
-    A server may count the token that ended the answer, which has no text and comes in no piece.
+    A server may count the token that ended the answer, which has no text and no chunk of its own.
     """
     if tokens is None:
-        return "tells neither ids nor counts of tokens, so that a piece may be several"
-    if pieces == tokens or (reason == "stop" and pieces == tokens - 1):
+        return "reports neither token ids nor token counts, so that a chunk may be several tokens"
+    if chunks == tokens or (reason == "stop" and chunks == tokens - 1):
         return None
-    few = pieces < tokens
-    return "streams several tokens in a piece" if few else "streams tokens in several pieces"
+    few = chunks < tokens
+    return "streams several tokens per chunk" if few else "streams tokens in several chunks"
 
 
 def _checked(value: Any) -> _Reply:
@@ -210,13 +178,16 @@ def _checked(value: Any) -> _Reply:
         return _Reply.model_validate(value)
     except ValidationError as error:
         where = ".".join(map(str, error.errors()[0]["loc"]))
-        raise Malformed(f"an answer with a wrong {where[:60] or 'form'}") from None
+        raise Malformed(f"an answer with an invalid {where[:60] or 'structure'}") from None
 
 
 def _places(
     found: _Logprobs | None,
 ) -> tuple[tuple[str, ...] | None, tuple[float, ...] | None, tuple[dict[str, float], ...] | None]:
-    """Tokens, their log-probabilities and the best ones, of either form; None where not whole."""
+    """Tokens, their log-probabilities and the best tokens, from either format.
+
+    Each is None if it is incomplete.
+    """
     if found is None:
         return None, None, None
     if found.content is not None:
@@ -236,7 +207,10 @@ def _places(
 
 
 def _prompt_logprobs(choice: _Choice, reply: _Reply) -> tuple[float | None, ...] | None:
-    """Of the prompt's own tokens: by their ids, else the first, where vLLM puts them."""
+    """Log-probabilities of the prompt's own tokens.
+
+    They are found by their ids, or else come first, where vLLM puts them.
+    """
     places = choice.prompt_logprobs or reply.prompt_logprobs
     if not places:
         return None

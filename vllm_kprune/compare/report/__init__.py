@@ -1,1 +1,1 @@
-"""The report of a comparison: its contents, `report.json` and `report.html`."""
+"""The report of a comparison: its schema and file, and the page that shows it."""

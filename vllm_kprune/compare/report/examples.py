@@ -1,4 +1,4 @@
-"""Which examples a report shows, and how much of each: bounded, the telling ones first."""
+"""Which examples a report shows, and how much of each; the most informative come first."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,8 +15,11 @@ _NAME = 120
 
 
 def choose_examples(examples: Sequence[Example], most: int = MOST_EXAMPLES) -> list[Example]:
-    """At most `most` examples, cut to size: those with spans, then those whose answers differ,
-    then the rest, each in the order given."""
+    """At most `most` examples, cut to size.
+
+    Those with spans come first, then those whose answers differ, then the rest, each group in the
+    given order.
+    """
     ranked = sorted(examples, key=_rank)
     return [_cut(example) for example in ranked[:most]]
 
@@ -42,7 +45,7 @@ def _cut(example: Example) -> Example:
 
 
 def _visible(spans: Sequence[Span], answer: str) -> tuple[Span, ...]:
-    """Spans in order, within what is shown of the answer, none inside another."""
+    """Spans in order, limited to the part of the answer that is shown, and without overlaps."""
     shown: list[Span] = []
     end = 0
     for span in sorted(spans, key=lambda span: (span.start, span.end)):
@@ -54,10 +57,10 @@ def _visible(spans: Sequence[Span], answer: str) -> tuple[Span, ...]:
 
 
 def shorten(text: str, most: int = MOST_CHARACTERS) -> str:
-    """The text, or its beginning and how much was left out.
+    """The text, or its beginning and how many characters were left out.
 
-    Lone surrogates, which a hostile server can send in JSON, cannot be written as UTF-8: they
-    become replacement characters.
+    Lone surrogates, which a hostile server can send in JSON, cannot be written as UTF-8 and become
+    replacement characters.
     """
     text = text.encode("utf-8", "replace").decode("utf-8") if not text.isascii() else text
     return text if len(text) <= most else f"{text[:most]}… [{len(text) - most:,} more characters]"

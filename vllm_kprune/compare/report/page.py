@@ -1,10 +1,10 @@
-"""`report.html`: one file that loads nothing, made of the parts in `page_parts/` and the report.
+"""`report.html`: one file that loads nothing, made from the parts in `page_parts/` and the report.
 
-The report is embedded as JSON, and the script writes it into the page as text only. The page's
-content security policy allows this style and this script by their hashes and nothing else: no
-request, no other script, should an answer ever slip through. Charts are SVG that the script draws
-in percentages and style-sheet colours, so they follow the width and the dark mode; Vega would add
-a megabyte and do neither.
+The report is embedded as JSON, and the script writes it into the page as text only. Should an
+answer ever slip through, the page's content security policy still allows nothing but this style and
+this script, by their hashes: no request and no other script. The script draws the charts as SVG, in
+percentages and in colours of the style sheet, so that they follow the width and the dark mode. Vega
+would add a megabyte and do neither.
 """
 
 import json
@@ -25,7 +25,7 @@ _SCRIPTS = ("dom.js", "scales.js", "charts.js", "suites.js", "examples.js", "abo
 
 
 def write_page(report: Report, path: Path) -> None:
-    """Write the page beside its place and rename it; `KPruneError` if that cannot be."""
+    """Write the page to a temporary name and rename it; `KPruneError` if that fails."""
     try:
         with new_file(path) as stream:
             stream.write(page(report).encode("utf-8"))
@@ -45,7 +45,7 @@ def page(report: Report) -> str:
         "script": script,
         "report": _embedded(report),
     }
-    # In one pass, so that nothing inside a part is taken for the name of another.
+    # In one pass, so that no placeholder inside a part is replaced.
     return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], _part("page.html"))
 
 
@@ -55,8 +55,10 @@ def _title(report: Report) -> str:
 
 
 def _embedded(report: Report) -> str:
-    """JSON that no text in it can end: `<` and `&` never occur, nor the two line separators that
-    JSON allows and old scripts do not."""
+    """JSON that no text inside it can end.
+
+    `<` and `&` are escaped, as are the two line separators that JSON allows and old scripts do not.
+    """
     text = json.dumps(report.model_dump(mode="json"), ensure_ascii=False, allow_nan=False)
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")

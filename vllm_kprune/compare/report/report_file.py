@@ -1,4 +1,4 @@
-"""Write a report as JSON, and read one back that may come from anywhere."""
+"""Write a report as JSON, and read one back, which may come from an untrusted source."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ MOST_BYTES = 64 << 20
 
 
 def write_report(report: Report, path: Path) -> None:
-    """Write the report beside its place and rename it; `KPruneError` if that cannot be."""
+    """Write the report to a temporary name and rename it; `KPruneError` if that fails."""
     text = json.dumps(report.model_dump(mode="json"), ensure_ascii=False, indent=1, allow_nan=False)
     try:
         with new_file(path) as stream:
@@ -26,22 +26,26 @@ def write_report(report: Report, path: Path) -> None:
 
 
 def read_report(path: Path) -> Report:
-    """Read a report of this schema version, of at most 64 MiB; `KPruneError` if it is not one."""
+    """Read a report of this schema version of at most 64 MiB; `KPruneError` for anything else."""
     try:
         if path.stat().st_size > MOST_BYTES:
-            raise KPruneError(f"report {path} is larger than {MOST_BYTES >> 20} MiB")
+            raise KPruneError(
+                f"report {path} is larger than {MOST_BYTES >> 20} MiB, which no report of kprune is"
+            )
         data = json.loads(path.read_bytes(), parse_constant=_refuse)
     except OSError as error:
         raise KPruneError(f"report {path} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
         if isinstance(error, KPruneError):
             raise
-        raise KPruneError(f"report {path} is not JSON; name a report.json of kprune") from None
+        raise KPruneError(
+            f"report {path} is not JSON; expected a report.json that kprune wrote"
+        ) from None
     version = data.get("schema_version") if isinstance(data, dict) else None
     if version != SCHEMA_VERSION:
         raise KPruneError(
-            f"report {path} has schema version {shown(version)}, this kprune reads "
-            f"{SCHEMA_VERSION}; make it again with `kprune compare`"
+            f"report {path} has schema version {shown(version)}, but this version of kprune reads "
+            f"{SCHEMA_VERSION}; create it again with `kprune compare`"
         )
     return _checked(path, data)
 
@@ -57,13 +61,13 @@ def _checked(path: Path, data: dict[str, Any]) -> Report:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(str(part) for part in first["loc"])
         raise KPruneError(
-            f"report {path} is not one of kprune's: {shown(place)}: {first['msg']} "
-            f"({error.error_count()} such mistakes)"
+            f"report {path} was not written by kprune: {shown(place)}: {first['msg']} "
+            f"({error.error_count()} such errors)"
         ) from None
 
 
 def schema() -> dict[str, Any]:
-    """The JSON Schema (2020-12) of `report.json`, which `report.schema.json` keeps."""
+    """The JSON Schema (2020-12) of `report.json`, stored in `report.schema.json`."""
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         **Report.model_json_schema(mode="serialization"),

@@ -1,1 +1,5 @@
-"""From measurements to effects, intervals and verdicts."""
+"""From measurements to effects, confidence intervals and verdicts.
+
+`pairing` and `aggregates` say what is compared, `resampling` and `intervals` how certain it is,
+`comparison` puts both together, and `verdicts` says it in words.
+"""

@@ -1,8 +1,13 @@
-"""How the features of items become one figure: the table `AGGREGATES`.
+"""How the features of all items become one score: the table `AGGREGATES`.
 
-Each row is a function of features [items, k] and weights [resamples, items] (how often an item
-was drawn: whole numbers) that gives a figure for each resample; so intervals and tests need to
-know nothing of the figure.
+Each row computes a score for every resample at once, from the features [items, k] and weights
+[resamples, items] that say how often each item was drawn. Intervals and tests therefore need to
+know nothing about the score. With the `ratio` of three items (1 of 2, 0 of 2 and 4 of 4 lines
+passed), the resample that draws the first item twice and the last one once has
+
+    weights    [[2, 0, 1]]
+    sums       2 x [1, 2] + 0 x [0, 2] + 1 x [4, 4] = [6, 8]
+    score      6 / 8 = 0.75
 """
 
 from collections.abc import Callable, Mapping
@@ -12,34 +17,34 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
+from vllm_kprune.compare.measurements import Floats
 from vllm_kprune.compare.statistics.corpus_scores import bleu, chrf
 
 __all__ = ["AGGREGATES", "Aggregate"]
 
-Floats = NDArray[np.float64]
-Integers = NDArray[np.int64]
+Indices = NDArray[np.int64]
 
-# From so many values of an item on, halving is quicker than counting up.
-_LONG = 8
+# With at least this many values for each item, bisection is faster than counting up.
+_MANY_VALUES = 8
 
 
 @dataclass(frozen=True)
 class Aggregate:
-    """One way to sum items up.
+    """One way to sum up items.
 
-    `columns` is the number of features of an item (None: any; a short item is filled up with NaN),
-    or of each of its groups, as many as there are, where `grouped`. `quantile` is the share of
-    values below, for a quantile. `sampled` is False for what is counted, not sampled.
+    `columns` is the number of features of an item, or of each of its groups if `grouped`. None
+    stands for any number; shorter items are then padded with NaN. `quantile` is the share of values
+    below, for a quantile. `sampled` is False for values that are counted rather than sampled.
     """
 
     columns: int | None
-    figures: Callable[[Floats, Floats], Floats]
+    compute: Callable[[Floats, Floats], Floats]
     quantile: float | None = None
     sampled: bool = True
     grouped: bool = False
 
     def fits(self, width: int) -> bool:
-        """Whether items may have so many features."""
+        """Whether items may have this many features."""
         if self.columns is None or width == self.columns:
             return True
         return self.grouped and width > 0 and width % self.columns == 0
@@ -59,24 +64,25 @@ def _ratio(sums: Floats) -> Floats:
 
 def _harmonic(sums: Floats) -> Floats:
     first, second = _ratio(sums[:, :2]), _ratio(sums[:, 2:])
-    # A share of nothing is nothing, also where that leaves the other one undefined.
-    nothing = (first == 0) | (second == 0)
-    return np.where(nothing, 0.0, _divide(2 * first * second, first + second))
+    # If one ratio is 0, so is the mean, even where the other is undefined: when no line passes,
+    # there is no line whose words could be judged.
+    zero = (first == 0) | (second == 0)
+    return np.where(zero, 0.0, _divide(2 * first * second, first + second))
 
 
 def _macro(function: Callable[[Floats], Floats], columns: int) -> Aggregate:
-    """The mean of a figure of every group of columns (a language); NaN if a group is empty."""
+    """The mean of the scores of all groups of columns (languages); NaN if a group is empty."""
 
     def mean(sums: Floats) -> Floats:
         groups = np.split(sums, sums.shape[1] // columns, axis=1)
-        figures: Floats = np.mean([function(group) for group in groups], axis=0)
-        return figures
+        scores: Floats = np.mean([function(group) for group in groups], axis=0)
+        return scores
 
     return Aggregate(columns, _of_sums(mean), grouped=True)
 
 
 def _divide(above: Floats, below: Floats) -> Floats:
-    """Quotients, NaN where there is nothing to divide by."""
+    """Quotients; NaN where the divisor is 0."""
     quotients = np.full(above.shape, np.nan)
     np.divide(above, below, out=quotients, where=below != 0)
     return quotients
@@ -85,7 +91,7 @@ def _divide(above: Floats, below: Floats) -> Floats:
 def _quantile(share: float) -> Callable[[Floats, Floats], Floats]:
     """The quantile of all values of the drawn items, interpolated as `numpy.quantile` does."""
 
-    def figures(features: Floats, weights: Floats) -> Floats:
+    def quantiles(features: Floats, weights: Floats) -> Floats:
         present = ~np.isnan(features)
         order = np.argsort(features[present], kind="stable")
         values = features[present][order]
@@ -95,24 +101,30 @@ def _quantile(share: float) -> Callable[[Floats, Floats], Floats]:
         position = (total - 1) * share
         below = np.floor(position)
         ranks = np.stack([below, np.ceil(position)])
-        find = _count_up if features.shape[1] < _LONG else _bisect
+        find = _count_up if features.shape[1] < _MANY_VALUES else _bisect
         found = find(np.nonzero(present)[0][order], weights, ranks)
         low, high = values[np.minimum(found, len(values) - 1)]
         return np.where(total > 0, low + (high - low) * (position - below), np.nan)
 
-    return figures
+    return quantiles
 
 
-def _count_up(owners: Integers, weights: Floats, ranks: Floats) -> Integers:
-    """Which sorted value is at a rank (from 0) of each resample, where each value stands there as
-    often as the item that owns it was drawn; ranks [2, resamples]."""
+def _count_up(owners: Indices, weights: Floats, ranks: Floats) -> Indices:
+    """Indices of the sorted values that hold the given ranks (from 0) in each resample.
+
+    A value occurs as often as its item was drawn: with owners [0, 1, 0] and weights [[2, 1]], the
+    values of one resample are v0 v0 v1 v2 v2, so that rank 2 is index 1. `ranks` and the result
+    have the shape [2, resamples].
+    """
     reached = np.cumsum(weights[:, owners], axis=1)
     return np.stack([np.count_nonzero(reached <= rank[:, None], axis=1) for rank in ranks])
 
 
-def _bisect(owners: Integers, weights: Floats, ranks: Floats) -> Integers:
-    """The same, quicker where items have many values each: by halving, with a table of how many
-    of its values each item has among the first, [values + 1, items]."""
+def _bisect(owners: Indices, weights: Floats, ranks: Floats) -> Indices:
+    """The same by bisection, which is faster where items have many values.
+
+    It needs a table of how many values each item has among the first ones, [values + 1, items].
+    """
     own = owners[:, None] == np.arange(weights.shape[1])
     counts = np.concatenate([np.zeros((1, weights.shape[1])), np.cumsum(own, axis=0)])
     low, high = np.zeros(ranks.shape, dtype=np.int64), np.full(ranks.shape, len(owners))

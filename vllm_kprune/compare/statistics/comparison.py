@@ -1,6 +1,6 @@
-"""From a measurement to a comparison: figures, effect, interval and p-value.
+"""From a measurement to a comparison: scores, effect, interval and p-value.
 
-The unit is the item, drawn with both its sides: `resampling.py` and `intervals.py` say how.
+The unit is the item, drawn together with both its sides; see `resampling.py` and `intervals.py`.
 """
 
 import zlib
@@ -13,14 +13,14 @@ import numpy as np
 from vllm_kprune.compare.measurements import Measurement, Metric
 from vllm_kprune.compare.statistics.intervals import intervals
 from vllm_kprune.compare.statistics.pairing import Paired, pair
-from vllm_kprune.compare.statistics.resampling import swap_test
+from vllm_kprune.compare.statistics.resampling import permutation_test
 
 __all__ = ["Comparison", "Estimate", "compare", "correct"]
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A figure with its interval; None for what the data cannot tell."""
+    """A score or an effect with its interval; None where the data do not determine it."""
 
     value: float | None
     low: float | None
@@ -31,16 +31,16 @@ class Estimate:
 class Comparison:
     """A metric on both sides.
 
-    `effect` is pruned - original, or pruned / original, as the metric says; for a metric of the
-    pair itself it is that figure, and `pruned` is None. `n` items have a value on every side, and
-    `dropped` items have not; `values` is how many numbers a quantile is of;
-    `differing` items have other features on the two sides. `p` is None where nothing is tested;
-    `p_adjusted` is set by `correct`.
+    `effect` is pruned - original or pruned / original, as the metric says. For a metric of the pair
+    itself it is that score, and `pruned` is None. `n` items have a value on both sides, `dropped`
+    items lack one, and `differing` items have different outcomes on the two sides. `num_values`
+    counts the values that a quantile is taken from. `p` is None where nothing is tested, and
+    `correct` sets `p_adjusted`.
     """
 
     metric: Metric
     n: int
-    values: int
+    num_values: int
     dropped: int
     differing: int
     confidence: float
@@ -54,15 +54,15 @@ class Comparison:
 def compare(
     measurement: Measurement, *, seed: int, resamples: int = 10_000, confidence: float = 0.95
 ) -> Comparison:
-    """Compare the two sides; depends on nothing but the arguments, nor on the order of items."""
+    """Compare the two sides; the result depends on the arguments alone, not on the item order."""
     data = pair(measurement)
     rng = np.random.default_rng([seed, zlib.crc32(data.metric.name.encode())])
     estimates = _estimates(data, resamples, confidence, rng)
     tested = data.tested and estimates[-1].low is not None
     return Comparison(
         metric=data.metric,
-        n=data.items,
-        values=data.values,
+        n=data.num_items,
+        num_values=data.num_values,
         dropped=data.dropped,
         differing=data.differing,
         confidence=confidence,
@@ -74,8 +74,11 @@ def compare(
 
 
 def correct(comparisons: Iterable[Comparison]) -> tuple[Comparison, ...]:
-    """Set `p_adjusted` by Holm's method (1979) over all that were tested: p-values of 0.01, 0.04
-    and 0.03 become 0.03, 0.06 and 0.06."""
+    """Set `p_adjusted` by Holm's method (1979) over all comparisons that were tested.
+
+    The smallest of m p-values is multiplied by m, the next by m - 1, and so on, and none may fall
+    below the one before: 0.01, 0.04 and 0.03 become 0.03, 0.06 and 0.06.
+    """
     found = list(comparisons)
     tested = sorted((c.p, at) for at, c in enumerate(found) if c.p is not None)
     floor = 0.0
@@ -86,14 +89,16 @@ def correct(comparisons: Iterable[Comparison]) -> tuple[Comparison, ...]:
 
 
 def _p_value(data: Paired, resamples: int, rng: np.random.Generator) -> float:
-    return swap_test(data.aggregate, (data.sides[0], data.sides[1]), data.effect, resamples, rng)
+    return permutation_test(
+        data.aggregate, (data.sides[0], data.sides[1]), data.effect, resamples, rng
+    )
 
 
 def _estimates(
     data: Paired, resamples: int, confidence: float, rng: np.random.Generator
 ) -> list[Estimate]:
-    """Of each side, then of the effect."""
-    points = data.figures().tolist() if data.items else [nan] * (len(data.sides) + 1)
+    """The estimates of each side, then of the effect."""
+    points = data.point_estimates().tolist() if data.num_items else [nan] * (len(data.sides) + 1)
     if not data.aggregate.sampled:
         rows = [(point, point, point) for point in points]
     else:

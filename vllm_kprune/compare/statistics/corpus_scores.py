@@ -1,15 +1,14 @@
 """BLEU and chrF++ of many resampled corpora at once, from sums of per-segment statistics.
 
-sacrebleu takes the statistics and is the reference for both (a test compares); its own functions
-score one corpus a call, and an interval needs ten thousand.
+sacrebleu supplies the statistics and is the reference for both scores, which a test compares. Its
+own functions score one corpus per call, and an interval needs ten thousand.
 """
 
 import numpy as np
-from numpy.typing import NDArray
+
+from vllm_kprune.compare.measurements import Floats
 
 __all__ = ["bleu", "chrf"]
-
-Floats = NDArray[np.float64]
 
 _BETA_SQUARED = 4.0
 
@@ -17,12 +16,13 @@ _BETA_SQUARED = 4.0
 def bleu(sums: Floats) -> Floats:
     """Corpus BLEU, 0 to 100, of each row of `sums` [corpora, 10].
 
-    Columns: length, reference length, correct 1- to 4-grams, all 1- to 4-grams. Smoothing is
+    Columns: length, reference length, matching 1- to 4-grams, all 1- to 4-grams. The smoothing is
     sacrebleu's default for a corpus (`exp`: Chen and Cherry 2014, method 3).
     """
     length, reference = sums[:, 0], sums[:, 1]
     correct, total = sums[:, 2:6], sums[:, 6:10]
     missed = correct == 0
+    # The first order without a match counts as 1/2 of a match, the next one as 1/4, and so on.
     halvings = 2.0 ** np.cumsum(missed, axis=1)
     counted = np.where(missed, 1 / halvings, correct)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -36,8 +36,8 @@ def bleu(sums: Floats) -> Floats:
 def chrf(sums: Floats) -> Floats:
     """Corpus chrF++, 0 to 100, of each row of `sums` [corpora, 3 x orders].
 
-    Columns, for each order: n-grams of the answer, of the reference, and in both. Precision and
-    recall are averaged over the orders that both sides have, then weighed with beta = 2
+    Columns, for each order: n-grams of the answer, of the reference, and common to both. Precision
+    and recall are averaged over the orders that both sides have, then combined with beta = 2
     (Popović 2017).
     """
     answer, reference, both = sums[:, 0::3], sums[:, 1::3], sums[:, 2::3]

@@ -1,25 +1,32 @@
-"""Confidence intervals of figures and effects, by the paired bootstrap.
+"""Confidence intervals of scores and effects, by the paired bootstrap.
 
-Which interval was decided by its coverage in simulations of what is compared here, 6 to 200 items
-(test_interval_coverage.py holds a part of them):
+The method for each kind of score was chosen by its coverage in simulations of what is compared
+here, with 6 to 200 items (`test_interval_coverage.py` repeats some of them):
 
-- Smooth figures: the point, plus and minus Student's t times the bootstrap standard error (Efron
-  and Tibshirani 1993, chapter 12). It covered best throughout; percentile and BCa intervals, also
-  with tails moved out for few items (Hesterberg 2015), miss where few items differ: 5 of 60
-  differing answers leave BCa with a coverage of 0.80.
-- Shares of items that mostly pass or fail: the same after two items are added, one that passes on
-  the original side alone and one on the pruned side alone (Bonett and Price 2012), since a
-  handful of differing items tells little of how many differ, and none at all nothing. From a
-  dozen items on that do not move as most do, the effect needs this no longer. Fewer, and draws
-  hardly spread: where nothing differs, where all differs alike, where all that differs has nothing
-  to judge on a side.
-- Figures that are not shares, of items that are all alike on both sides: nothing tells how far an
-  item would move the figure that does differ, so the interval supposes the worst, that it loses
-  all that the figure has, of as many items as `rule_of_three` allows. It is wide on purpose (an
-  endless loop in place of an answer does lose all); items that differ, once there are some, narrow
-  it.
-- Quantiles: percentiles of the replicates, and none where even the largest value may well lie
+- Smooth scores: the point estimate plus and minus Student's t times the bootstrap standard error
+  (Efron and Tibshirani 1993, chapter 12). It had the best coverage throughout. Percentile and BCa
+  intervals, even with wider tails for few items (Hesterberg 2015), miss too often where few items
+  differ: with 5 of 60 answers differing, BCa covers 80 % instead of 95 %.
+- Shares of items that mostly pass or fail: the same after adding two items, one that passes only on
+  the original side and one that passes only on the pruned side (Bonett and Price 2012). A handful
+  of differing items says little about how many differ, and no differing item says nothing. The
+  effect no longer needs this once a dozen items move differently from most. With fewer, the
+  replicates hardly vary: where nothing differs, where everything differs alike, or where each item
+  that differs has nothing to judge on one side.
+- Scores that are not shares, of items that are all alike on both sides: the data do not say how far
+  a differing item would move the score. The interval assumes the worst: that as many items as
+  `rule_of_three` allows lose all of the score. It is wide on purpose, since an endless loop in
+  place of an answer does lose all of it. A few items that differ make it narrower.
+- Quantiles: percentiles of the replicates. There is none where even the largest value may well be
   below the true quantile: p99 needs 368 values at 95 %.
+
+A worked example. 20 items, a share, 95 % confidence: 15 items pass on both sides, 3 on neither,
+2 only on the original side. The effect is 15/20 - 17/20 = -0.10. These are shares that pass or
+fail, so the two items of Bonett and Price are added: of 22 items, 3 now pass only on the original
+side and 1 only on the pruned side, and the centre of the interval moves to (1 - 3) / 22 = -0.091.
+The bootstrap standard error of that difference is about sqrt((4/22 - 0.091**2) / 22) = 0.089.
+Student's t with 21 degrees of freedom is 2.08, and sqrt(22 / 21) corrects the bootstrap's bias:
+the interval reaches 2.13 x 0.089 = 0.19 to each side, so it is [-0.28, +0.10].
 """
 
 from dataclasses import replace
@@ -27,13 +34,12 @@ from math import ceil, isfinite, log, nan, pi, sqrt, tan
 from statistics import NormalDist
 
 import numpy as np
-from numpy.typing import NDArray
 
+from vllm_kprune.compare.measurements import Floats
 from vllm_kprune.compare.statistics.pairing import Paired
 
 __all__ = ["MIN_ITEMS", "intervals", "rule_of_three", "values_needed"]
 
-Floats = NDArray[np.float64]
 Ends = tuple[float, float]
 
 _NORMAL = NormalDist()
@@ -44,18 +50,18 @@ MIN_ITEMS = 6
 def intervals(
     data: Paired, resamples: int, confidence: float, rng: np.random.Generator
 ) -> list[Ends]:
-    """Intervals of each side's figure and of the effect (ratios as logarithms); NaN for none.
+    """Intervals of each side's score and of the effect (ratios as logarithms); NaN for none.
 
-    Each holds its point, and a share stays between 0 and 1. None of fewer than `MIN_ITEMS` items:
-    Student's t makes it so wide that it tells nothing, and a chart of it even less.
+    Each interval contains its point estimate, and a share stays between 0 and 1. Fewer than
+    `MIN_ITEMS` items get none: Student's t would make it too wide to be of any use.
     """
-    if data.items < MIN_ITEMS:
+    if data.num_items < MIN_ITEMS:
         return [(nan, nan)] * (len(data.sides) + 1)
     if data.aggregate.quantile is not None:
         found = _percentiles(data, resamples, confidence, rng)
     else:
         found = _standard(data, resamples, confidence, rng)
-    points = data.figures()
+    points = data.point_estimates()
     held = [
         (min(low, point), max(high, point)) if isfinite(point) else (nan, nan)
         for (low, high), point in zip(found, points.tolist(), strict=True)
@@ -66,15 +72,24 @@ def intervals(
 def rule_of_three(items: int, confidence: float) -> float:
     """The largest share of items that may differ when none of `items` did.
 
-    The upper end of the exact interval for a share: about 3.7 / n at 95 % (Hanley and
-    Lippman-Hand 1983, who name the one-sided form, 3 / n).
+    This is the upper end of the exact interval of a share: about 3.7 / n at 95 % (Hanley and
+    Lippman-Hand 1983, who give the one-sided form, 3 / n).
+
+    >>> round(rule_of_three(60, 0.95), 3)  # 3.7 / 60 = 0.061
+    0.06
     """
     return 1 - float(((1 - confidence) / 2) ** (1 / items))
 
 
 def values_needed(quantile: float, confidence: float) -> int:
-    """How many values it takes for the largest to lie above the true quantile, and the least
-    below it, surely enough for an interval to have two ends."""
+    """How many values an interval of a quantile needs.
+
+    With that many, the largest value lies above the true quantile and the smallest below it with
+    enough certainty. All n values lie below the quantile with a probability of `quantile ** n`.
+
+    >>> values_needed(0.99, 0.95)  # 0.99 ** 368 < 0.025
+    368
+    """
     return ceil(log((1 - confidence) / 2) / log(max(quantile, 1 - quantile)))
 
 
@@ -88,9 +103,9 @@ def _standard(
         plain = data.both and data.varied >= _FEW
         found = [*cautious[:-1], found[-1] if plain else cautious[-1]]
     elif data.both and data.differing == 0:
-        point = float(data.figures()[-1])
-        # Where the figure has nothing to lose, the data tell nothing of what it might gain.
-        reach = rule_of_three(data.items, confidence) * _to_lose(data) or nan
+        point = float(data.point_estimates()[-1])
+        # A score of 0 has nothing to lose, and the data do not say what it might gain.
+        reach = rule_of_three(data.num_items, confidence) * _to_lose(data) or nan
         unseen = point - reach, point + reach
         found[-1] = found[-1] if _width(found[-1]) > _width(unseen) else unseen
     return found
@@ -103,9 +118,9 @@ def _width(ends: Ends) -> float:
 def _around(
     data: Paired, resamples: int, confidence: float, rng: np.random.Generator
 ) -> list[Ends]:
-    """The figures plus and minus what Student's t makes of the bootstrap standard errors."""
-    reach = _reach(data.items, confidence) * _spread(data.drawn(resamples, rng))
-    centres = data.figures()
+    """Point estimates plus and minus Student's t times the bootstrap standard errors."""
+    reach = _reach(data.num_items, confidence) * _spread(data.drawn(resamples, rng))
+    centres = data.point_estimates()
     return list(zip((centres - reach).tolist(), (centres + reach).tolist(), strict=True))
 
 
@@ -115,27 +130,35 @@ def _spread(replicates: Floats) -> Floats:
 
 
 def _finite(replicates: Floats) -> Floats:
-    """The replicates that could be worked out; none if one in ten could not."""
+    """The replicates that are defined; none if more than one in ten is not."""
     finite: Floats = replicates[np.isfinite(replicates)]
     return finite if len(finite) >= 0.9 * len(replicates) else finite[:0]
 
 
 def _reach(items: int, confidence: float) -> float:
-    """How many bootstrap standard errors the interval reaches; the bootstrap's own are too small
-    by sqrt((n - 1) / n)."""
+    """How many bootstrap standard errors an interval extends to each side.
+
+    The bootstrap divides by n instead of n - 1, so its errors are too small by sqrt((n - 1) / n).
+    """
     return sqrt(items / (items - 1)) * _student((1 + confidence) / 2, items - 1)
 
 
 def _to_lose(data: Paired) -> float:
-    """What an item that differs, unseen so far, can move the effect at most, times n: 1 for a
-    share and on the log scale, otherwise all that the figure has."""
+    """The most that one differing item can move the effect, times n.
+
+    That is 1 for a share and on the logarithmic scale, otherwise the whole score.
+    """
     if data.metric.effect == "ratio" or data.metric.unit == "share":
         return 1.0
-    return abs(float(data.figures()[0]))
+    return abs(float(data.point_estimates()[0]))
 
 
 def _enlarged(data: Paired) -> Paired:
-    """With the two items of Bonett and Price, if items mostly pass or fail."""
+    """The data with the two items of Bonett and Price, if items mostly pass or fail.
+
+    With mean features [2.5, 5] (5 lines in an item), the two items are [5, 5] against [0, 5] and
+    [0, 5] against [5, 5].
+    """
     columns = data.aggregate.columns
     if data.metric.unit != "share" or columns not in (1, 2, 4) or not _pass_or_fail(data):
         return data
@@ -143,26 +166,27 @@ def _enlarged(data: Paired) -> Paired:
     passed, failed = _whole(columns, sizes), _nothing(columns, sizes)
     extra = [np.stack([passed, failed]), np.stack([failed, passed])]
     if data.both and data.sides[0].tobytes() > data.sides[1].tobytes():
-        # Each side gets the same items whichever comes first: swapping them mirrors the effect.
+        # Swapping the sides must mirror the effect exactly, so each side gets the same items
+        # whichever comes first.
         extra.reverse()
     sides = (np.concatenate(pair) for pair in zip(data.sides, extra, strict=False))
     return replace(data, sides=tuple(sides))
 
 
 def _whole(columns: int, sizes: Floats) -> Floats:
-    """Features of an item of the usual size that passes in all it has."""
+    """Features of an item of average size that passes in everything."""
     return np.ones(1) if columns == 1 else np.repeat(sizes[1::2], 2)
 
 
 def _nothing(columns: int, sizes: Floats) -> Floats:
-    """Features of an item of the usual size that passes in nothing."""
+    """Features of an item of average size that passes in nothing."""
     item = _whole(columns, sizes).copy()
     item[::2] = 0
     return item
 
 
 def _pass_or_fail(data: Paired) -> bool:
-    """Whether at least half of the items have none or all of what they can have."""
+    """Whether at least half of the items reach either nothing or all they could."""
     features = np.concatenate(data.sides)
     whole = features[:, 1::2] if features.shape[1] > 1 else np.ones((len(features), 1))
     part = features[:, ::2]
@@ -174,16 +198,18 @@ def _percentiles(
     data: Paired, resamples: int, confidence: float, rng: np.random.Generator
 ) -> list[Ends]:
     assert data.aggregate.quantile is not None
-    if data.values < values_needed(data.aggregate.quantile, confidence):
+    if data.num_values < values_needed(data.aggregate.quantile, confidence):
         return [(nan, nan)] * (len(data.sides) + 1)
-    tail = _NORMAL.cdf(-_reach(data.items, confidence))
+    # The tails of Student's t, as levels of the normal distribution: for few items they are smaller
+    # than (1 - confidence) / 2, so that the percentiles lie further out.
+    tail = _NORMAL.cdf(-_reach(data.num_items, confidence))
     rows = map(_finite, data.drawn(resamples, rng))
     ends = [np.quantile(row, [tail, 1 - tail]) if len(row) else (nan, nan) for row in rows]
     return [(float(low), float(high)) for low, high in ends]
 
 
 def _bounded(data: Paired, row: int, ends: Ends) -> Ends:
-    """Shares are between 0 and 1, and their differences between -1 and 1."""
+    """Shares lie between 0 and 1, and their differences between -1 and 1."""
     is_effect = data.both and row == len(data.sides)
     if data.metric.unit != "share" or (is_effect and data.metric.effect == "ratio"):
         return ends
@@ -191,8 +217,10 @@ def _bounded(data: Paired, row: int, ends: Ends) -> Ends:
 
 
 def _student(share: float, freedom: int) -> float:
-    """Quantile of Student's t, from the normal one: Abramowitz and Stegun 26.7.5; exact for one
-    and two degrees of freedom, elsewhere within 1 % for usual levels."""
+    """Quantile of Student's t from the normal quantile (Abramowitz and Stegun 26.7.5).
+
+    Exact for one and two degrees of freedom, within 1 % elsewhere at the usual levels.
+    """
     if freedom == 1:
         return tan(pi * (share - 0.5))
     if freedom == 2:

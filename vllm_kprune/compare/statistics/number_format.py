@@ -1,20 +1,21 @@
-"""Figures as a reader sees them: units, signs, intervals; only as many digits as they bear."""
+"""Numbers as a reader sees them: units, signs and intervals, with only as many digits as are
+significant."""
 
 from math import floor, isfinite, log10
 
 from vllm_kprune.compare.measurements import Metric
 from vllm_kprune.compare.statistics.comparison import Estimate
 
-__all__ = ["show_effect", "show_figure", "show_margin"]
+__all__ = ["show_effect", "show_margin", "show_value"]
 
 _NOTHING = "–"
 _PREFIXES = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B"))
 
 
-def show_figure(value: float | None, unit: str) -> str:
-    """A figure of one side with its unit.
+def show_value(value: float | None, unit: str) -> str:
+    """The value of one side with its unit.
 
-    >>> show_figure(0.9731, "share"), show_figure(268_100_000, "bytes")
+    >>> show_value(0.9731, "share"), show_value(268_100_000, "bytes")
     ('97.3 %', '268 MB')
     """
     if value is None or not isfinite(value):
@@ -25,7 +26,7 @@ def show_figure(value: float | None, unit: str) -> str:
 
 
 def show_effect(effect: Estimate, metric: Metric, *, of_pair: bool = False) -> str:
-    """An effect with its interval; `of_pair` for a figure that has no sides.
+    """An effect with its interval; `of_pair` marks a metric that has no sides.
 
     >>> show_effect(Estimate(-0.0124, -0.0213, -0.0031), share_metric)
     '−1.2 pp [−2.1, −0.3]'
@@ -45,7 +46,7 @@ def show_effect(effect: Estimate, metric: Metric, *, of_pair: bool = False) -> s
 
 
 def show_margin(metric: Metric) -> str:
-    """The difference that still counts as equal.
+    """The largest difference that still counts as equal.
 
     >>> show_margin(share_metric), show_margin(ratio_metric)
     ('1 pp', '2 %')
@@ -54,12 +55,12 @@ def show_margin(metric: Metric) -> str:
         scale, name = 0.01, "%"
     else:
         scale, name = _unit(metric.unit, metric.margin, of_effect=True)
-    # A margin is a round number that somebody chose.
+    # A margin is a round number that a person chose.
     return f"{metric.margin / scale:.6g} {name}".rstrip()
 
 
 def _unit(unit: str, size: float, *, of_effect: bool) -> tuple[float, str]:
-    """What to divide by, and the name of the unit then."""
+    """The divisor and the name of the unit after division."""
     if unit == "share":
         return 0.01, "pp" if of_effect else "%"
     if unit == "bytes":
@@ -75,7 +76,7 @@ def _places(value: float, digits: int) -> int:
 
 
 def _number(value: float, places: int, *, signed: bool = False) -> str:
-    """Rounded, with the minus sign of text, and no sign on what rounds to nothing."""
+    """The rounded number with a typographic minus sign; no sign if it rounds to zero."""
     text = f"{value:,.{places}f}"
     if float(text.replace(",", "")) == 0:
         return text.removeprefix("-")

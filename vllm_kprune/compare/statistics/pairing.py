@@ -1,24 +1,21 @@
-"""The features of a measurement, paired: only items that have a value on every side."""
+"""The features of a measurement, paired: only items that have a value on both sides."""
 
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
-from vllm_kprune.compare.measurements import Measurement, Metric
+from vllm_kprune.compare.measurements import Floats, Measurement, Metric
 from vllm_kprune.compare.statistics.aggregates import AGGREGATES, Aggregate
 from vllm_kprune.compare.statistics.resampling import Effect, bootstrap_replicates, differ
 
 __all__ = ["Paired", "pair", "quantiles"]
 
-Floats = NDArray[np.float64]
-
 
 @dataclass(frozen=True)
 class Paired:
-    """Features [items, k] of one or both sides, in order of the items' names.
+    """Features [items, k] of one or both sides, in the order of the items' names.
 
-    `dropped` items had no value on a side.
+    `dropped` counts the items that had no value on one side.
     """
 
     metric: Metric
@@ -27,7 +24,7 @@ class Paired:
     dropped: int
 
     @property
-    def items(self) -> int:
+    def num_items(self) -> int:
         return len(self.sides[0])
 
     @property
@@ -36,10 +33,9 @@ class Paired:
 
     @property
     def differing(self) -> int:
-        """Number of items that have an outcome on both sides, and another on each.
+        """Number of items whose outcome differs between the sides.
 
-        Of a ratio, only what there is of it: an item with nothing to judge on a side is not one
-        that differs, however many of them there are.
+        For a ratio, an item with nothing to judge on one side does not count as differing.
         """
         if not self.both:
             return 0
@@ -49,17 +45,20 @@ class Paired:
 
     @property
     def varied(self) -> int:
-        """Number of items that have an outcome on both sides and do not move the figure as most
-        do: that most often stay as they are, or all get worse alike."""
+        """Number of items whose change is not the most frequent one.
+
+        Most often the frequent change is none at all. Items without an outcome on one side do not
+        count. Changes of [0, 0, 0, -1, +1] give 2; changes of [-1, -1, -1] give 0.
+        """
         moves = self._moves()
         judged = np.nan_to_num(moves[~np.isnan(moves).all(axis=1)])
         counts = np.unique(judged, axis=0, return_counts=True)[1]
         return len(judged) - int(max(counts, default=0))
 
     def _moves(self) -> Floats:
-        """Differences of each item's rates, or values, [items, rates]; NaN where a side has none.
+        """Change of each item's rates or values, [items, rates]; NaN where a side has none.
 
-        Rounded, so that 3 of 6 is 1 of 2.
+        Rounded, so that 3 of 6 equals 1 of 2.
         """
         original, pruned = (self._rates(side) for side in self.sides)
         moves: Floats = np.round(pruned - original, 12)
@@ -73,46 +72,48 @@ class Paired:
         return rates
 
     @property
-    def values(self) -> int:
-        """Number of values that a quantile is of, on the side that has fewer."""
+    def num_values(self) -> int:
+        """Number of values that a quantile is taken from, on the side that has fewer."""
         return min(int((~np.isnan(side)).sum()) for side in self.sides)
 
     @property
     def tested(self) -> bool:
-        """Whether a p-value can be had: both sides are samples, and one may be the better."""
+        """Whether a p-value makes sense: both sides are samples, and one can be better."""
         judged = self.both and self.metric.better != "neither"
-        return judged and self.aggregate.sampled and self.items > 1
+        return judged and self.aggregate.sampled and self.num_items > 1
 
     @property
     def effect(self) -> Effect:
-        """The effect of two sides' figures; of one side, the figure itself."""
+        """The effect of two sides' scores; with one side, the score itself."""
         return _EFFECTS[self.metric.effect] if self.both else _itself
 
-    def with_effect(self, figures: Floats) -> Floats:
-        """Figures [sides, resamples] and, as the last row, their effect."""
-        return np.vstack([figures, self.effect(figures[0], figures[-1])])
+    def with_effect(self, scores: Floats) -> Floats:
+        """Scores [sides, resamples] and, as the last row, their effect."""
+        return np.vstack([scores, self.effect(scores[0], scores[-1])])
 
     def drawn(self, resamples: int, rng: np.random.Generator) -> Floats:
         """Bootstrap replicates of each side and, as the last row, of the effect."""
         return self.with_effect(bootstrap_replicates(self.aggregate, self.sides, resamples, rng))
 
-    def figures(self) -> Floats:
-        """The figure of each side, and the effect."""
-        every = np.ones((1, self.items))
-        drawn = np.stack([self.aggregate.figures(side, every) for side in self.sides])
-        one: Floats = self.with_effect(drawn)[:, 0]
-        return one
+    def point_estimates(self) -> Floats:
+        """The score of each side, and the effect."""
+        once = np.ones((1, self.num_items))
+        scores = np.stack([self.aggregate.compute(side, once) for side in self.sides])
+        points: Floats = self.with_effect(scores)[:, 0]
+        return points
 
 
 def pair(measurement: Measurement) -> Paired:
-    """Check a measurement and drop, on both sides, the items that lack a value on one."""
+    """Check a measurement, and drop items that lack a value on one side from both sides."""
     metric = measurement.metric
     aggregate = AGGREGATES[metric.aggregate]
     order = np.argsort(np.array(measurement.items, dtype=str), kind="stable")
     given = [measurement.original, measurement.pruned]
     sides = [_checked(measurement, side, aggregate)[order] for side in given if side is not None]
     if len({side.shape[1] for side in sides}) > 1 and aggregate.quantile is None:
-        raise ValueError(f"{metric.name}: sides of {[s.shape[1] for s in sides]} features")
+        raise ValueError(
+            f"{metric.name}: the sides have {[s.shape[1] for s in sides]} features, expected equal"
+        )
     if aggregate.quantile is not None:
         width = max(side.shape[1] for side in sides)
         sides = [_filled(side, width) for side in sides]
@@ -123,9 +124,12 @@ def pair(measurement: Measurement) -> Paired:
 
 
 def quantiles(measurement: Measurement, steps: int = 100) -> tuple[list[float], list[float]] | None:
-    """Quantiles of all values of each side, from the least to the largest; None without values."""
+    """Quantiles of all values of each side, from the smallest to the largest.
+
+    None if the measurement has one side only, or no items.
+    """
     data = pair(measurement)
-    if not data.both or not data.items:
+    if not data.both or not data.num_items:
         return None
     shares = np.linspace(0, 1, steps + 1)
     first, second = (np.nanquantile(side, shares).tolist() for side in data.sides)
@@ -145,7 +149,7 @@ def _checked(measurement: Measurement, side: Floats, aggregate: Aggregate) -> Fl
 
 
 def _filled(side: Floats, width: int) -> Floats:
-    """The features, filled up with NaN: of a quantile, one side may have more values."""
+    """The features padded with NaN, as one side may have more values for a quantile."""
     return np.pad(side, ((0, 0), (0, width - side.shape[1])), constant_values=np.nan)
 
 
@@ -154,7 +158,7 @@ def _difference(original: Floats, pruned: Floats) -> Floats:
 
 
 def _log_ratio(original: Floats, pruned: Floats) -> Floats:
-    """Ratios are compared as logarithms, where twice and half are equally far from equal."""
+    """Ratios are compared as logarithms, where double and half are equally far from equal."""
     positive = (original > 0) & (pruned > 0)
     ratios = np.full(original.shape, np.nan)
     np.divide(pruned, original, out=ratios, where=positive)

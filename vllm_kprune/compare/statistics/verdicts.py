@@ -1,14 +1,14 @@
-"""Verdicts in words: better, equal within d, worse, or not enough data; per metric and per suite.
+"""Verdicts in words, for each metric and each suite.
 
-- *equal*: the whole interval lies within the margin, however sure a tiny difference is.
-- *better*, *worse*: otherwise, if the p-value that Holm's method adjusted over the whole report
-  is below 1 - confidence.
-- *not enough data*: otherwise, with about how many items would settle it.
-- *told*: a figure without a better side, or of the pair itself.
+- *equal*: the whole interval lies within the margin, even if a tiny difference is significant.
+- *better*, *worse*: otherwise, if the p-value, adjusted by Holm's method over the whole report, is
+  below 1 - confidence.
+- *not enough data*: otherwise, with an estimate of how many items would settle it.
+- *informational*: the metric has no better side, or belongs to the pair itself.
 
-Fewer than 6 items get no interval and no verdict: even if all point one way, the exact test cannot
-fall below 5 %.
-A figure that is counted (`exact`) is what it is: it is equal within its margin, or it is not.
+Fewer than 6 items get neither an interval nor a verdict: even if all of them point the same way,
+the p-value of the exact test cannot fall below 5 %. Values that are counted rather than sampled
+(`exact`) need no test: they are equal within their margin, or they are not.
 """
 
 from collections import Counter
@@ -26,14 +26,14 @@ from vllm_kprune.compare.statistics.number_format import show_margin
 __all__ = ["Judgement", "Verdict", "judge", "judge_suite", "overall"]
 
 _ROOM_FOR_TITLES = 100  # characters
-Verdict = Literal["better", "equal", "worse", "not enough data", "told"]
+Verdict = Literal["better", "equal", "worse", "not enough data", "informational"]
 _MOST_ITEMS = 1_000_000
 _ORDER: tuple[Verdict, ...] = ("worse", "better", "not enough data", "equal")
 
 
 @dataclass(frozen=True)
 class Judgement:
-    """A verdict, the same in words, and how many items would be needed for one."""
+    """A verdict, the verdict in words, and how many items would be needed to reach one."""
 
     verdict: Verdict
     words: str
@@ -44,12 +44,12 @@ def judge(comparison: Comparison) -> Judgement:
     """The verdict on one metric, after `correct`."""
     metric = comparison.metric
     if comparison.pruned is None or metric.better == "neither":
-        return Judgement("told", "told, not judged")
+        return Judgement("informational", "informational")
     if AGGREGATES[metric.aggregate].sampled and comparison.n < MIN_ITEMS:
-        return _open(MIN_ITEMS)
+        return _undecided(MIN_ITEMS)
     margin, value, ends = _on_scale(comparison)
     if value is None or ends is None:
-        return _open(_needed_for_quantile(comparison))
+        return _undecided(_needed_for_quantile(comparison))
     if -margin <= ends[0] and ends[1] <= margin:
         within = f" within {show_margin(metric)}" if metric.margin else ""
         return Judgement("equal", f"equal{within}")
@@ -57,10 +57,10 @@ def judge(comparison: Comparison) -> Judgement:
     if p is not None and p < 1 - comparison.confidence and value:
         good = (value > 0) == (metric.better == "higher")
         return Judgement("better", "better") if good else Judgement("worse", "worse")
-    return _open(_needed(comparison))
+    return _undecided(_needed(comparison))
 
 
-def _open(needed: int | None) -> Judgement:
+def _undecided(needed: int | None) -> Judgement:
     if needed is None:
         return Judgement("not enough data", "not enough data")
     about = "over a million" if needed > _MOST_ITEMS else f"about {_about(needed)}"
@@ -68,13 +68,13 @@ def _open(needed: int | None) -> Judgement:
 
 
 def _about(items: int) -> str:
-    """Rounded up to two digits: nobody can know it better."""
+    """The number rounded up to two digits, as the estimate is no more exact than that."""
     step = 10 ** max(0, len(str(items)) - 2)
     return f"{ceil(items / step) * step:,}"
 
 
 def _on_scale(comparison: Comparison) -> tuple[float, float | None, tuple[float, float] | None]:
-    """Margin, effect and interval on a scale where 0 is equal: ratios as logarithms."""
+    """Margin, effect and interval on a scale where 0 means equal: ratios as logarithms."""
     ratio = comparison.metric.effect == "ratio"
     effect, margin = comparison.effect, comparison.metric.margin
     value, low, high = (_scaled(one, ratio) for one in (effect.value, effect.low, effect.high))
@@ -89,8 +89,13 @@ def _scaled(number: float | None, ratio: bool) -> float | None:
 
 
 def _needed(comparison: Comparison) -> int | None:
-    """About how many items tell equal from different, whichever comes first: intervals narrow with
-    the square root of the number of items, and a p-value's normal quantile grows with it."""
+    """Roughly how many items would settle whether the sides are equal or different.
+
+    Intervals narrow with the square root of the number of items, and the normal quantile of a
+    p-value grows with it. With 100 items, an effect of 0.01 +- 0.04 and a margin of 0.02, the
+    interval must shrink to +- 0.01 to lie within the margin, which takes (0.04 / 0.01)**2 = 16
+    times the items: 1,600.
+    """
     margin, value, ends = _on_scale(comparison)
     if value is None or ends is None:
         return None
@@ -105,7 +110,11 @@ def _needed(comparison: Comparison) -> int | None:
 
 
 def _to_be_significant(comparison: Comparison) -> float:
-    """How many times the items bring this effect's p-value to where Holm's method asks it to be."""
+    """By what factor the number of items must grow for this effect to become significant.
+
+    With p = 0.10 and a required 0.05, the normal quantiles are 1.64 and 1.96, and the factor is
+    (1.96 / 1.64)**2 = 1.42. Holm's method requires less than 0.05 of the smaller p-values.
+    """
     p, adjusted = comparison.p, comparison.p_adjusted
     if p is None or not adjusted or p >= 1:
         return inf
@@ -115,16 +124,16 @@ def _to_be_significant(comparison: Comparison) -> float:
 
 
 def _needed_for_quantile(comparison: Comparison) -> int | None:
-    """How many items have the values that an interval of a quantile takes."""
+    """How many items have as many values as an interval of this quantile needs."""
     quantile = AGGREGATES[comparison.metric.aggregate].quantile
-    if quantile is None or not comparison.values:
+    if quantile is None or not comparison.num_values:
         return None
-    missing = values_needed(quantile, comparison.confidence) / comparison.values
-    return max(comparison.n + 1, ceil(comparison.n * missing))
+    factor = values_needed(quantile, comparison.confidence) / comparison.num_values
+    return max(comparison.n + 1, ceil(comparison.n * factor))
 
 
 def _needed_unseen(comparison: Comparison, allowed: float) -> int | None:
-    """The same where no item differed, and only `rule_of_three` makes the interval wide."""
+    """The same where no item differs, and the interval is wide only because of `rule_of_three`."""
     share = rule_of_three(comparison.n, comparison.confidence) * allowed
     if not 0 < share < 1:
         return None
@@ -132,14 +141,14 @@ def _needed_unseen(comparison: Comparison, allowed: float) -> int | None:
 
 
 def judge_suite(judgements: Sequence[tuple[str, Judgement]]) -> Judgement:
-    """One verdict for a suite, from the titles of its metrics and their verdicts: its worst metric
-    counts, then its best; equal only if all are.
+    """One verdict for a suite, from the titles and verdicts of its metrics.
 
-    So a suite with any metric worse is worse: who decides to ship should look at it first.
+    A suite with any worse metric is worse, since whoever decides to ship should look at it first.
+    Otherwise a better metric decides, and a suite is equal only if all its metrics are.
     """
-    judged = [(title, one) for title, one in judgements if one.verdict != "told"]
+    judged = [(title, one) for title, one in judgements if one.verdict != "informational"]
     if not judged:
-        return Judgement("told", "told, not judged" if judgements else "not measured")
+        return Judgement("informational", "informational" if judgements else "not measured")
     if len(judged) == 1:
         return judged[0][1]
     counts = Counter(one.verdict for _, one in judged)
@@ -150,7 +159,7 @@ def judge_suite(judgements: Sequence[tuple[str, Judgement]]) -> Judgement:
 
 
 def _count(verdict: Verdict, judged: Sequence[tuple[str, Judgement]]) -> str:
-    """How many metrics have a verdict; those that are worse by name, as far as there is room."""
+    """How many metrics have a verdict; worse ones are also named if there is room."""
     titles = [title for title, one in judged if one.verdict == verdict]
     names = ", ".join(titles)
     named = f" ({names})" if verdict == "worse" and len(names) <= _ROOM_FOR_TITLES else ""
@@ -163,9 +172,12 @@ def overall(
     unmeasured: Sequence[str] = (),
     incomplete: str | None = None,
 ) -> str:
-    """The report in one sentence: why it is incomplete, if it is, then suites by verdict, the worst
-    first, and those that could not be measured."""
-    groups: dict[str, list[str]] = {verdict: [] for verdict in (*_ORDER, "told")}
+    """The report in one sentence.
+
+    It begins with why the report is incomplete, if it is. The suites follow by verdict, worse ones
+    first, and those that could not be measured come last.
+    """
+    groups: dict[str, list[str]] = {verdict: [] for verdict in (*_ORDER, "informational")}
     for suite, verdict in verdicts:
         groups[verdict].append(suite)
     groups["not measured"] = [*unmeasured]

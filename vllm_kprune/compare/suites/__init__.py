@@ -1,6 +1,8 @@
-"""The suites of `kprune compare`, by name, in the order they run and are told."""
+"""The suites of `kprune compare`: the table `SUITES`, in the order in which they run.
 
-from collections.abc import Mapping
+A new suite is one file with a subclass of `Suite`, and one row here. Its options appear on the
+command line, its settings in the journal, and its metrics in the report and in `--fail-on`.
+"""
 
 from vllm_kprune.compare.run import Suite
 from vllm_kprune.compare.suites.accuracy import Accuracy
@@ -13,7 +15,13 @@ from vllm_kprune.compare.suites.translation import Translation
 
 __all__ = ["SUITES"]
 
-_SUITES: tuple[Suite, ...] = (
-    *(Stability(), Translation(), Accuracy(), Exactness(), Latency(), Memory(), InputPruning()),
+_TABLE: tuple[Suite, ...] = (
+    Stability(),
+    Translation(),
+    Accuracy(),
+    Exactness(),
+    Latency(),
+    Memory(),
+    InputPruning(),
 )
-SUITES: Mapping[str, Suite] = {suite.name: suite for suite in _SUITES}
+SUITES: dict[str, Suite] = {suite.name: suite for suite in _TABLE}

@@ -1,13 +1,14 @@
-"""Which tasks of lm-eval make up a group, and tasks on files of the user.
+"""The groups of lm-eval tasks, and tasks that use files of the user.
 
-The groups are the paper's ("Optimizing Korean-Centric LLMs via Token Pruning"): general aptitude,
-cultural literacy, instruction following. `local` stands for every file of a folder, NAME.jsonl:
+The groups are those of the paper ("Optimizing Korean-Centric LLMs via Token Pruning"): general
+aptitude, cultural literacy, instruction following. `local` stands for every file NAME.jsonl of a
+folder:
 
-- the columns of the first row tell the kind of a task of our own (`data/tasks/KIND.yaml` says how
-  it is asked and judged): `prompt`, `choices`, `answer` (an index); `prompt`, `number`; `prompt`,
-  `answer` (a text);
-- otherwise NAME is a task of lm-eval, and the file stands for its data set on the hub, with the
-  columns that the data set has there: `ifeval.jsonl` is the file that its authors published.
+- If the columns of the first row are those of one of kprune's own kinds of tasks, the file is such
+  a task: `prompt`, `choices`, `answer` (an index); `prompt`, `number`; or `prompt`, `answer` (a
+  text). `data/tasks/KIND.yaml` says how it is asked and judged.
+- Otherwise NAME is a task of lm-eval, and the file replaces its data set on the hub, with the same
+  columns: `ifeval.jsonl` is the file that its authors published.
 """
 
 import json
@@ -31,7 +32,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "instructions": ("ifeval",),
 }
 
-# What a row of each kind of our own has; the first that fits is taken.
+# The columns of kprune's own kinds of tasks; the first kind that fits is used.
 _KINDS: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
     "choice": {"prompt": str, "choices": list, "answer": int},
     "number": {"prompt": str, "number": (int, float, str)},
@@ -40,7 +41,7 @@ _KINDS: Mapping[str, Mapping[str, type | tuple[type, ...]]] = {
 
 
 def chosen_tasks(names: Sequence[str], folder: Path | None) -> dict[str, tuple[str, ...]]:
-    """Tasks by group, in the order asked for; a task that stands alone is in the group ``""``."""
+    """Tasks by group, in the given order; single tasks are in the group ``""``."""
     if not names:
         names = [LOCAL] if folder else list(GROUPS)
     chosen: dict[str, tuple[str, ...]] = {}
@@ -57,24 +58,26 @@ def chosen_tasks(names: Sequence[str], folder: Path | None) -> dict[str, tuple[s
 
 
 def local_files(folder: Path) -> dict[str, Path]:
-    """The folder's files by the name of their task."""
+    """The files of the folder, by the name of their task."""
     if not folder.is_dir():
         raise KPruneError(f"--accuracy-data: there is no folder {folder}")
     found = {path.stem: path for path in sorted(folder.glob("*.jsonl"))}
     if not found:
-        raise KPruneError(f"--accuracy-data: {folder} has no file NAME.jsonl")
+        raise KPruneError(
+            f"--accuracy-data: {folder} has no file NAME.jsonl, expected at least one"
+        )
     return found
 
 
 def check_files(folder: Path, names: Collection[str]) -> None:
-    """A `KPruneError` for the first file of these tasks that cannot be read."""
+    """Raise a `KPruneError` for the first file of these tasks that cannot be read."""
     for name, path in local_files(folder).items():
         if name in names:
             _kind(path)
 
 
 def own_config(name: str, path: Path, cache: Path) -> dict[str, Any] | None:
-    """A configuration of lm-eval for a file of a kind of our own; None if it is of none."""
+    """A configuration of lm-eval for a file of one of kprune's kinds; None for other files."""
     kind = _kind(path)
     if kind is None:
         return None
@@ -83,7 +86,10 @@ def own_config(name: str, path: Path, cache: Path) -> dict[str, Any] | None:
 
 
 def on_file(name: str, path: Path, cache: Path) -> dict[str, Any]:
-    """lm-eval's task of that name, reading the file; it takes changes to members of groups only."""
+    """lm-eval's task of that name, reading the file.
+
+    The task is wrapped in a group because lm-eval allows changes only to members of groups.
+    """
     return {"group": f"kprune_{name}", "task": [{"task": name, **_data(path, cache)}]}
 
 
@@ -101,10 +107,10 @@ def _data(path: Path, cache: Path) -> dict[str, Any]:
 
 
 def _kind(path: Path) -> str | None:
-    """The kind of our own that every row fits; None if the first fits none."""
+    """The kind that every row fits; None if the first row fits none."""
     rows = list(read_jsonl(path))
     if not rows:
-        raise KPruneError(f"{path} has no rows")
+        raise KPruneError(f"{path} has no rows, expected at least one")
     first = rows[0][1]
     kind = next((kind for kind, columns in _KINDS.items() if _fits(first, columns)), None)
     if kind is None:
@@ -112,7 +118,10 @@ def _kind(path: Path) -> str | None:
     for number, row in rows:
         if not _fits(row, _KINDS[kind]) or not _sound(kind, row):
             shown = json.dumps(row, ensure_ascii=False)[:80]
-            raise KPruneError(f"{path}:{number} does not fit {'+'.join(_KINDS[kind])}: {shown}")
+            raise KPruneError(
+                f"{path}:{number} does not fit {'+'.join(_KINDS[kind])}, the columns of the first "
+                f"row: {shown}"
+            )
     return kind
 
 

@@ -1,11 +1,11 @@
-"""What is wrong with an answer, where: wrong language, wrong words, foreign characters, loops.
+"""Find what is wrong with an answer, and where: language, words, characters, loops.
 
-Lines and words are judged as Marchisio et al. (2024) do, with these differences. Code (fenced, or
-between backticks), URLs and e-mail addresses are not judged. Words of writing without spaces are
-counted as half their characters, so that a Chinese line in a Korean answer is a line too. English
-words are found beside Korean particles ("test를"), in wordfreq's list instead of a Unix dictionary.
-As there, words of fewer than four letters and words with a capital are not judged: names, acronyms,
-units and titles.
+Lines and words are judged as in Marchisio et al. (2024), with these differences. Code (fenced or
+between backticks), URLs and e-mail addresses are not judged. In scripts without spaces, two
+characters count as one word, so that a Chinese line in a Korean answer is long enough to be judged.
+English words are also found next to Korean particles ("test를"), and come from wordfreq's list
+instead of a Unix dictionary. As in the paper, words of fewer than four letters and words with a
+capital are not judged, since they are names, acronyms, units and titles.
 """
 
 from collections.abc import Callable, Iterator
@@ -42,8 +42,11 @@ _WORD_CHARACTER = regex.compile(r"[\p{L}\p{N}]")
 
 @dataclass(frozen=True)
 class Findings:
-    """One answer: `lines` and `words` are None where there was nothing to judge (no line of five
-    words; a language in Latin letters, or a wrong line), else whether they passed."""
+    """The findings for one answer.
+
+    `lines` and `words` say whether they passed, or are None if there was nothing to judge: no line
+    of five words; for words also a language in Latin letters, or a line in the wrong language.
+    """
 
     lines: bool | None
     words: bool | None
@@ -55,7 +58,7 @@ class Findings:
 
 @dataclass(frozen=True)
 class Checks:
-    """Judges answers; `identify` names the language of a line (ISO 639-1, or anything else)."""
+    """Judges answers; `identify` returns the language of a line (ISO 639-1, or anything else)."""
 
     identify: Callable[[str], str]
 
@@ -68,9 +71,11 @@ class Checks:
         asked: str | None = None,
         cut: bool = False,
     ) -> Findings:
-        """Judge an answer that should be in `language`. Characters of other scripts may be those of
-        the language it was `asked` in, or quoted from the prompt. An answer that was `cut` may end
-        inside a character."""
+        """Judge an answer that should be in `language`.
+
+        Characters of the language of the prompt (`asked`) and characters that occur in the prompt
+        are not foreign. An answer that was `cut` may end inside a character.
+        """
         judged = _UNJUDGED.sub(lambda found: " " * len(found[0]), text)
         lines = list(_lines(judged))
         wrong = [span for span in lines if self.identify(judged[slice(*span)]) != language]
@@ -99,15 +104,15 @@ class Checks:
 
 
 def has_own_script(language: str) -> bool:
-    """Is it written in other letters than English, so that English words stand out?"""
+    """Whether the language is not written in Latin letters, so that English words stand out."""
     return "Latin" not in LANGUAGES[language].scripts
 
 
 def find_loop(text: str) -> tuple[int, int] | None:
-    """Where the end of a text says the same again and again; None if it does not.
+    """The range at the end of a text that repeats itself; None if it does not.
 
-    At least five times and forty characters, with a letter or digit in it: rules and dots are no
-    loops.
+    A loop has at least five repetitions and forty characters, and contains a letter or digit: rows
+    of dashes or dots are not loops.
 
     >>> find_loop("Yes. " + "I do not know. " * 6)
     (5, 95)
@@ -126,14 +131,14 @@ def find_loop(text: str) -> tuple[int, int] | None:
 
 
 def _lines(text: str) -> Iterator[tuple[int, int]]:
-    """Lines that are long enough to be judged."""
+    """The lines that are long enough to be judged."""
     for found in regex.finditer(r"[^\n]+", text):
         if _count_words(found[0]) >= _MIN_WORDS:
             yield found.span()
 
 
 def _count_words(line: str) -> float:
-    """Words between spaces, and of writing without spaces one for two characters."""
+    """Words between spaces; in scripts without spaces, two characters count as one word."""
     spaced = sum(1 for word in line.split() if _SPACED_WORD.search(word))
     return spaced + len(_UNSPACED.findall(line)) / 2
 
@@ -149,7 +154,7 @@ def _english(text: str, lines: list[tuple[int, int]]) -> Iterator[tuple[int, int
 
 @cache
 def _english_words() -> frozenset[str]:
-    """Words of four letters or more that are found in everyday English, in lower case."""
+    """Everyday English words of four letters or more, in lower case."""
     listed = wordfreq.get_frequency_dict("en", wordlist="best")
     least = wordfreq.zipf_to_freq(_MIN_ZIPF)
     return frozenset(
@@ -160,7 +165,7 @@ def _english_words() -> frozenset[str]:
 
 
 def _foreign(text: str, languages: set[str], prompt: str) -> Iterator[tuple[int, int]]:
-    """Runs of characters of other scripts than the languages', Latin and Greek (mathematics)."""
+    """Runs of characters outside the scripts of the languages, Latin and Greek (mathematics)."""
     policy = GuardPolicy(languages=tuple(sorted(languages)), scripts=("Greek", "Latin"))
     codes = _codes(text)
     allowed = allowed_characters(policy)[codes] | (codes == ord(_BROKEN))

@@ -1,12 +1,14 @@
-"""Do both models answer alike, and if not, why? Greedy answers, compared token by token.
+"""Explain why two greedy answers differ, token by token.
 
-Pruning leaves the kept tokens' logits as they were up to the rounding of a matrix product, so at
-the first place where two answers part there are three honest reasons: the prompt itself needs a
-token that was pruned; the original chose one; or the two best tokens tie within the precision of
-the logits. Anything else is `unexplained`. Beyond that place the contexts differ too.
+Pruning leaves the logits of the kept tokens unchanged, up to the rounding of a matrix product. At
+the first position where two answers diverge, there are therefore three legitimate reasons: the
+prompt needs a pruned token, the original chose a pruned token, or the two best tokens tie within
+the precision of the logits. Anything else is `unexplained`. After that position the contexts
+differ, so nothing more is compared.
 
-Ties are told by logits, of servers that run with `--logprobs-mode raw_logits`, whose precision
-depends on their size; or by log-probabilities, with a gap that counts as a tie.
+A tie is recognised from logits, if the servers run with `--logprobs-mode raw_logits`; their
+precision depends on their size. Otherwise it is recognised from log-probabilities, with a fixed gap
+that counts as a tie.
 """
 
 import math
@@ -16,16 +18,18 @@ from dataclasses import dataclass
 from vllm_kprune.tokenizer.bpe import BpeTokenizer
 from vllm_kprune.vocabulary.scripts import main_script
 
-__all__ = ["Answer", "Difference", "Vocabularies", "explain", "logit_step"]
+__all__ = ["Difference", "GreedyAnswer", "Vocabularies", "explain", "logit_step"]
 
-# Bits of the significand, the hidden one included, of the types that models compute logits in.
+# Bits of the significand, including the hidden one, of the types in which models compute logits.
 _SIGNIFICAND_BITS = {"bfloat16": 8, "float16": 11, "float32": 24}
 
 
 @dataclass(frozen=True)
-class Answer:
-    """A greedy answer as ids of the server's own vocabulary; `best` are the two best logits by id
-    at each place."""
+class GreedyAnswer:
+    """A greedy answer as token ids of the server's own vocabulary.
+
+    `best` has the two best logits at each position, by id.
+    """
 
     text: str
     prompt_ids: tuple[int, ...]
@@ -35,10 +39,10 @@ class Answer:
 
 @dataclass(frozen=True)
 class Difference:
-    """Where two answers part (0 is the first generated token) and why.
+    """Where two answers diverge (0 is the first generated token), and why.
 
-    `kind` is `prompt`, `pruned token`, `tie` or `unexplained`; `gap` is between the original's two
-    best logits there.
+    `kind` is `prompt`, `pruned token`, `tie` or `unexplained`. `gap` is the difference between the
+    original's two best logits at that position.
     """
 
     kind: str
@@ -49,14 +53,14 @@ class Difference:
 
 @dataclass(frozen=True)
 class Vocabularies:
-    """The original tokenizer, and the original id of each id of the pruned model."""
+    """The original tokenizer, and the original id for each id of the pruned model."""
 
     tokenizer: BpeTokenizer
     kept_ids: Sequence[int]
     dtype: str = "bfloat16"
 
     def describe(self, token_id: int) -> str:
-        """The text of a token of the original, or its bytes where it is no text, and its script."""
+        """A token of the original: its text, or its bytes if they are not text, and its script."""
         spelled = self.tokenizer.token_bytes(token_id)
         try:
             text = repr(spelled.decode())
@@ -66,20 +70,24 @@ class Vocabularies:
 
 
 def explain(
-    original: Answer, pruned: Answer, words: Vocabularies, tie_gap: float | None = None
+    original: GreedyAnswer,
+    pruned: GreedyAnswer,
+    vocabularies: Vocabularies,
+    tie_gap: float | None = None,
 ) -> Difference | None:
     """The first difference between two answers to one prompt; None if there is none.
 
-    The two best tokens tie within `tie_gap`, or else within the precision of their logits.
+    The two best tokens tie if their gap is at most `tie_gap`, or by default the precision of their
+    logits.
     """
-    kept = words.kept_ids
+    kept = vocabularies.kept_ids
     if original.prompt_ids != tuple(kept[i] for i in pruned.prompt_ids):
-        return Difference("prompt", 0, _prompt_detail(original, words))
+        return Difference("prompt", 0, _prompt_detail(original, vocabularies))
     answer = [kept[i] for i in pruned.ids]
     places = zip(original.ids, answer, strict=False)
     for position, (expected, found) in enumerate(places):
         if expected != found:
-            return _explain_place(original, position, found, words, tie_gap)
+            return _explain_place(original, position, found, vocabularies, tie_gap)
     if len(answer) != len(original.ids):
         detail = f"{len(original.ids)} tokens against {len(answer)}"
         return Difference("unexplained", min(len(answer), len(original.ids)), detail)
@@ -87,7 +95,7 @@ def explain(
 
 
 def logit_step(value: float, dtype: str = "bfloat16") -> float:
-    """Distance between neighbouring numbers of a type at `value`: what it can tell apart.
+    """Distance between neighbouring numbers of a type near `value`, its precision.
 
     >>> logit_step(20.0)
     0.125
@@ -97,22 +105,26 @@ def logit_step(value: float, dtype: str = "bfloat16") -> float:
 
 
 def _explain_place(
-    original: Answer, position: int, found: int, words: Vocabularies, tie_gap: float | None
+    original: GreedyAnswer,
+    position: int,
+    found: int,
+    vocabularies: Vocabularies,
+    tie_gap: float | None,
 ) -> Difference:
     expected, best = original.ids[position], original.best[position]
     gap = max(best.values()) - min(best.values())
-    if expected not in set(words.kept_ids):
-        detail = f"the original chose {words.describe(expected)}"
+    if expected not in set(vocabularies.kept_ids):
+        detail = f"the original chose {vocabularies.describe(expected)}"
         return Difference("pruned token", position, detail, gap)
-    detail = f"{words.describe(expected)} or {words.describe(found)}"
-    step = logit_step(max(best.values()), words.dtype) if tie_gap is None else tie_gap
+    detail = f"{vocabularies.describe(expected)} or {vocabularies.describe(found)}"
+    step = logit_step(max(best.values()), vocabularies.dtype) if tie_gap is None else tie_gap
     tie = {expected, found} <= best.keys() and gap <= step
     return Difference("tie" if tie else "unexplained", position, detail, gap)
 
 
-def _prompt_detail(original: Answer, words: Vocabularies) -> str:
-    kept = set(words.kept_ids)
-    missing = [words.describe(i) for i in original.prompt_ids if i not in kept]
+def _prompt_detail(original: GreedyAnswer, vocabularies: Vocabularies) -> str:
+    kept = set(vocabularies.kept_ids)
+    missing = [vocabularies.describe(i) for i in original.prompt_ids if i not in kept]
     if missing:
         return f"the prompt needs {', '.join(missing)}"
-    return "the prompt is encoded differently although all of its tokens are kept"
+    return "the prompt is encoded differently although all its tokens are kept"

@@ -1,4 +1,4 @@
-"""Rows of a JSONL file of the user, with errors that name the line."""
+"""Read the rows of a user's JSONL file, with errors that name the line."""
 
 import json
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ _MOST_BYTES = 200 * 2**20
 
 
 def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Line number (from 1) and object of each line that is not empty."""
+    """Line number (from 1) and object of each non-empty line."""
     for number, line in enumerate(text_lines(path), 1):
         if not line.strip():
             continue
@@ -23,7 +23,7 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         except UnicodeEncodeError as error:
             half = f"{ord(error.object[error.start]):04x}"
             raise KPruneError(
-                f"{path}:{number} has half a character (\\u{half}); write the whole one"
+                f"{path}:{number} has half a character (\\u{half}); write the complete character"
             ) from None
         except (ValueError, RecursionError) as error:
             raise KPruneError(f"{path}:{number} is not JSON: {error}") from None
@@ -33,11 +33,11 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def text_lines(path: Path) -> list[str]:
-    """The lines of a UTF-8 file; only a line feed ends one, as JSONL has it."""
+    """The lines of a UTF-8 file; as in JSONL, only a line feed ends a line."""
     if not path.is_file():
         raise KPruneError(f"there is no file {path}")
     if path.stat().st_size > _MOST_BYTES:
-        raise KPruneError(f"{path} is larger than {_MOST_BYTES:,} bytes; take a part of it")
+        raise KPruneError(f"{path} is larger than {_MOST_BYTES:,} bytes; use a part of it")
     try:
         return path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:

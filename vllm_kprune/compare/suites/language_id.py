@@ -1,10 +1,10 @@
-"""Naming the language of a line, offline.
+"""Identify the language of a line, offline.
 
-`py3langid` (Lui and Baldwin's langid.py, retrained and kept up) brings its model of 4 MB in its
-wheel. It chooses among the languages that kprune knows: with 24 in place of 140, dialects and
-neighbours (Cantonese, Galician) are not mistaken for an error. Measured on documentation and news:
-of 800 Korean and 1,200 Chinese lines none was named wrongly, of 800 English 8, of 400 Japanese 6.
-The benchmark itself uses fastText's lid.176: on the same lines 0, 100, 18 and 8.
+`py3langid` (Lui and Baldwin's langid.py, retrained and maintained) has its 4 MB model in its wheel.
+It chooses among the languages that kprune knows: with 24 instead of 140, dialects and related
+languages (Cantonese, Galician) do not count as errors. Errors on documentation and news: none in
+800 Korean and 1,200 Chinese lines, 8 in 800 English, 6 in 400 Japanese. fastText's lid.176, which
+the benchmark itself uses, makes 0, 100, 18 and 8 errors on the same lines.
 """
 
 from collections.abc import Callable
@@ -18,17 +18,17 @@ __all__ = ["language_identifier"]
 
 @cache
 def language_identifier() -> Callable[[str], str]:
-    """A function that names the language of a line (ISO 639-1)."""
+    """A function that returns the language of a line (ISO 639-1)."""
     try:
         from py3langid.langid import MODEL_FILE, LanguageIdentifier
     except ModuleNotFoundError:
         raise KPruneError(
-            "languages are named with py3langid; pip install 'vllm-kprune[compare]'"
+            "language identification needs py3langid; pip install 'vllm-kprune[compare]'"
         ) from None
     identifier = LanguageIdentifier.from_model_file(MODEL_FILE)
     identifier.set_languages([*LANGUAGES])
 
-    @lru_cache(maxsize=65536)  # both sides often say the same
+    @lru_cache(maxsize=65536)  # both sides often give the same answer
     def identify(line: str) -> str:
         return str(identifier.classify(line)[0])
 

@@ -1,12 +1,12 @@
-"""Log-probability of a continuation after a context, asked for in text alone.
+"""The log-probability of a continuation after a context, requested as text only.
 
-The two sides have different tokenizers, so neither token ids nor a tokenizer of ours can be used.
-And offsets into the text do not tell where the continuation begins: vLLM counts `<bos>` and writes
-a replacement character for each byte of a character that is several tokens. Instead each endpoint
-counts the context itself: one request has the context alone, for its number of tokens; another the
-whole, for the log-probabilities of its prompt; the continuation is what lies beyond. This is how
-lm-eval splits them too (`TemplateLM._encode_pair`), with the same limit: a token that reaches over
-the border belongs to the context.
+The two sides have different tokenizers, so neither token ids nor a tokenizer of our own can be
+used. Text offsets do not tell where the continuation begins either: vLLM counts `<bos>`, and writes
+a replacement character for each byte of a character that spans several tokens. Instead, each
+endpoint counts the tokens of the context. One request has only the context and gives its number of
+tokens; another has the whole text and gives the log-probabilities of its prompt. The continuation
+is everything beyond the context. lm-eval splits them the same way (`TemplateLM._encode_pair`), with
+the same limitation: a token that spans the border belongs to the context.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ __all__ = ["Likelihood", "context_request", "likelihood", "split_space", "whole_
 
 @dataclass(frozen=True)
 class Likelihood:
-    """Sum of log-probabilities (nats) over `tokens` tokens of the endpoint's own."""
+    """The sum of log-probabilities (nats) over `tokens` tokens, as the endpoint counts them."""
 
     total: float
     tokens: int
@@ -32,14 +32,14 @@ class Likelihood:
 
 
 def context_request(context: str, seed: int, extra: Mapping[str, Any] | None = None) -> Request:
-    """Asks how many tokens the context is."""
+    """A request for the number of tokens of the context."""
     return Request("completion", prompt=context, max_tokens=1, seed=seed, extra=extra or {})
 
 
 def whole_request(
     context: str, continuation: str, seed: int, extra: Mapping[str, Any] | None = None
 ) -> Request:
-    """Asks for the log-probabilities of context and continuation."""
+    """A request for the log-probabilities of context and continuation."""
     return Request(
         "completion",
         prompt=context + continuation,
@@ -51,9 +51,10 @@ def whole_request(
 
 
 def likelihood(context: Answer | None, whole: Answer) -> Likelihood | None:
-    """What the two answers say of the continuation; None if an endpoint told too little.
+    """The likelihood of the continuation; None if the endpoint reported too little.
 
-    Without a context (None) only the first token goes uncounted: nothing can be said of it.
+    Without a context (None), everything but the first token counts, as the first one has no
+    log-probability.
     """
     before = 1 if context is None else context.prompt_tokens
     if before is None or whole.prompt_logprobs is None:
@@ -65,7 +66,7 @@ def likelihood(context: Answer | None, whole: Answer) -> Likelihood | None:
 
 
 def split_space(context: str, continuation: str) -> tuple[str, str]:
-    """Move spaces at the end of the context to the continuation, whose token they belong to.
+    """Move spaces at the end of the context to the continuation, whose first token includes them.
 
     >>> split_space("Answer: ", "yes")
     ('Answer:', ' yes')

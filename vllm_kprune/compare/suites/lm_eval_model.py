@@ -1,10 +1,10 @@
-"""Both endpoints as a model of lm-eval, which is not needed to import this.
+"""Both endpoints as a model of lm-eval. Importing this module does not need lm-eval.
 
-lm-eval's own `local-completions` cuts texts with one tokenizer and sends token ids: right for
-neither side when the vocabularies differ, and wrong without any error. This model sends text and
-lets each endpoint count (`likelihood.py`), through the run's client: with its retries, its journal,
-and both sides in turns. lm-eval evaluates one model at a time, so the first side's evaluation asks
-both endpoints and the second side's finds its answers kept.
+lm-eval's own `local-completions` splits texts with one tokenizer and sends token ids. If the
+vocabularies differ, that silently gives wrong results on both sides. This model sends text and lets
+each endpoint count tokens (`likelihood.py`). It uses the clients of the run, with their retries,
+the journal, and both sides in turn. lm-eval evaluates one model at a time: the evaluation of the
+first side asks both endpoints, and that of the second side finds its answers in the journal.
 """
 
 import hashlib
@@ -13,8 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from vllm_kprune.compare.asking import Task, ask_both
 from vllm_kprune.compare.endpoint.messages import Answer, Request
-from vllm_kprune.compare.run import Context, Task, ask_both
+from vllm_kprune.compare.run import Context
 from vllm_kprune.compare.suites.likelihood import (
     context_request,
     likelihood,
@@ -24,14 +25,15 @@ from vllm_kprune.compare.suites.likelihood import (
 
 __all__ = ["EndpointModel", "PairOfModels", "request_name"]
 
-_MOST_STOPS = 4  # of the OpenAI API
+_MOST_STOPS = 4  # the limit of the OpenAI API
 
 
 @dataclass
 class PairOfModels:
-    """Asks both endpoints what lm-eval asks one model; `failed` tells what got no answer.
+    """Asks both endpoints what lm-eval asks one model.
 
-    `most_tokens` bounds answers where a server has room for less than a task would like.
+    `failed` maps requests without an answer to the reason. `most_tokens` limits answers where a
+    server's context is shorter than a task expects.
     """
 
     context: Context
@@ -48,9 +50,9 @@ class PairOfModels:
 
 
 class EndpointModel:
-    """One side of the pair: what `lm_eval.evaluate` asks of its `lm_eval.api.model.LM`.
+    """One side of the pair, with the methods of `lm_eval.api.model.LM` that lm-eval calls.
 
-    It does not inherit from that, so that it can be imported where lm-eval is not installed.
+    It does not inherit from that class, so that importing it does not need lm-eval.
     """
 
     rank = 0
@@ -61,17 +63,17 @@ class EndpointModel:
 
     @property
     def tokenizer_name(self) -> str:
-        """Of the chat template, for lm-eval's own cache, which is not used."""
+        """A name for lm-eval's cache of chat templates, which is not used."""
         return "endpoint"
 
     def apply_chat_template(
         self, chat_history: Sequence[Mapping[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """The messages as they are: the endpoint has the template."""
+        """The messages as JSON, since the endpoint applies the template."""
         return json.dumps(list(chat_history), ensure_ascii=False)
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
-        """Log-probabilities of continuations; whether they are greedy is not told (False)."""
+        """Log-probabilities of continuations; whether they are greedy is unknown (False)."""
         seed = self._pair.context.options.seed
         wanted: dict[str, Request] = {}
         for request in requests:
@@ -95,15 +97,15 @@ class EndpointModel:
             return 0.0
         found = likelihood(context[self._side] if context else None, whole[self._side])
         if found is None:
-            self._pair.failed[name] = "an endpoint did not tell all log-probabilities"
+            self._pair.failed[name] = "an endpoint did not report all log-probabilities"
         return found.total if found else 0.0
 
     def loglikelihood_rolling(self, requests: Sequence[Any]) -> list[float]:
-        """Not offered: no task of the presets asks for it."""
-        raise NotImplementedError("perplexity of whole documents is not measured over endpoints")
+        """Not supported, and not needed by any task of the presets."""
+        raise NotImplementedError("the perplexity of whole documents is not measured")
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
-        """Greedy answers, or sampled ones if the task says so, up to a stop of the task."""
+        """Greedy answers, or sampled ones if the task says so, up to a stop string of the task."""
         names = [request_name(request.task_name, request.args) for request in requests]
         wanted = {
             name: self._generation(*request.args)
@@ -134,13 +136,13 @@ class EndpointModel:
 
 
 def request_name(task: str, arguments: Sequence[Any]) -> str:
-    """What a request is kept under: a name that another text does not have."""
+    """The key under which a request is kept, unique to its text."""
     text = json.dumps(arguments, ensure_ascii=False, sort_keys=True, default=str)
     return f"{task}/{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
 def until(text: str, stops: Sequence[str]) -> str:
-    """The text before the first of the stops.
+    """The text before the first stop string.
 
     >>> until("18\\n\\nQuestion", ["\\n"])
     '18'

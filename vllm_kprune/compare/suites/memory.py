@@ -1,10 +1,10 @@
-"""Memory of both sides: weights on disk and loaded, the vocabulary's part, processes, cache room.
+"""Memory of both sides: weights on disk and loaded, vocabulary, processes, KV cache.
 
-Each figure has its own source, and where there is none, a reason: weights from the headers of the
-model folders (named by the user, or told by a server on this machine at `/v1/models`), the
-vocabulary from `/kprune`, the room of the KV cache from `/metrics`, processes from the operating
-system where the server is on this machine. Nothing is sampled, so nothing has an interval. An
-overlay cannot be served without its base's weight files; they are counted for it too.
+Each metric has its own source, or else a reason why it is not measured. Weights come from the
+headers of the model folders (named by the user, or reported by a server on this machine at
+`/v1/models`), the vocabulary from `/kprune`, the capacity of the KV cache from `/metrics`, and
+process memory from the operating system if the server is on this machine. Nothing is sampled, so
+nothing has an interval. An overlay needs the weight files of its base, which count for it too.
 """
 
 import re
@@ -20,7 +20,7 @@ from vllm_kprune.checkpoint.base import open_base
 from vllm_kprune.checkpoint.manifest import is_overlay, load_manifest
 from vllm_kprune.compare.endpoint.messages import Endpoint
 from vllm_kprune.compare.measurements import Measurement, Metric, SuiteResult
-from vllm_kprune.compare.run import Context
+from vllm_kprune.compare.run import Context, Suite
 from vllm_kprune.compare.suites.model_folders import FolderUnknown, model_folder
 from vllm_kprune.compare.suites.server_memory import tree_memory
 from vllm_kprune.compare.suites.sizes import model_sizes
@@ -30,13 +30,16 @@ __all__ = ["Memory", "Side", "cache_tokens"]
 
 _CACHE_CONFIG = re.compile(r"^vllm:cache_config_info\{([^\n]{0,20000})\}", re.M)
 _LABEL = re.compile(r'(\w{1,100})="([^"\\]{0,1000})"')
-# An overlay adds its own files, some MB, to those of its base.
+# An overlay adds a few MB of its own files to those of its base.
 _MARGIN = 0.02
 
 
 @dataclass(frozen=True)
 class Side:
-    """What one endpoint and its folder (or why it is not known) tell; None: it tells nothing."""
+    """The sources of one side: its endpoint, its folder (or why it is unknown), and two paths.
+
+    `kprune` and `metrics` are the contents of `/kprune` and `/metrics`; None if there are none.
+    """
 
     endpoint: Endpoint
     folder: Path | FolderUnknown
@@ -50,47 +53,41 @@ class Side:
 
 
 @dataclass(frozen=True)
-class Memory:
+class Memory(Suite):
     """The suite `memory`."""
 
-    name: str = "memory"
-    metrics: tuple[str, ...] = (
-        "weights_loaded",
-        "weights_disk",
-        "vocabulary",
-        "processes",
-        "kv_cache",
-    )
-    help: str = "weights on disk and loaded, vocabulary, process memory, room of the KV cache"
+    name = "memory"
+    metrics = ("weights_loaded", "weights_disk", "vocabulary", "processes", "kv_cache")
+    help = "weights on disk and loaded, vocabulary, process memory, capacity of the KV cache"
 
     def run(self, context: Context) -> SuiteResult:
-        """Look every figure up on both sides."""
+        """Look up every metric on both sides."""
         original, pruned = (_side(context, number) for number in (0, 1))
         measurements, unavailable = [], {}
-        for number, figure in enumerate(_FIGURES, 1):
-            found = context.journal.get(self.name, figure.name)
-            if not isinstance(found, list):
-                found = _look_up(figure, original, pruned)
-                if isinstance(found, list):  # a reason is not kept: the next run may find a value
-                    context.journal.put(self.name, figure.name, found)
-            context.tell(self.name, number, len(_FIGURES))
-            if isinstance(found, str):
-                unavailable[figure.name] = found
+        for number, row in enumerate(_METRICS, 1):
+            sizes = context.journal.get(self.name, row.name)
+            if not isinstance(sizes, list):
+                sizes = _look_up(row, original, pruned)
+                if isinstance(sizes, list):  # reasons are not kept: the next run may find sizes
+                    context.journal.put(self.name, row.name, sizes)
+            context.progress(self.name, number, len(_METRICS))
+            if isinstance(sizes, str):
+                unavailable[row.name] = sizes
                 continue
-            values = [np.array([[float(value)]]) for value in found]
-            measurements.append(Measurement(figure.metric, ("model",), values[0], values[1]))
+            sides = [np.array([[float(size)]]) for size in sizes]
+            measurements.append(Measurement(row.metric, ("model",), sides[0], sides[1]))
         return SuiteResult(self.name, tuple(measurements), (), unavailable)
 
 
 @dataclass(frozen=True)
-class _Figure:
-    """A figure, and where both sides' values come from (a `KPruneError` says why not)."""
+class _MemoryMetric:
+    """A metric, and how the sizes of both sides are found (a `KPruneError` says why not)."""
 
     name: str
     title: str
     unit: str
     better: Literal["higher", "lower"]
-    values: Callable[[Side, Side], tuple[int, int]]
+    sizes: Callable[[Side, Side], tuple[int, int]]
 
     @property
     def metric(self) -> Metric:
@@ -98,7 +95,7 @@ class _Figure:
 
 
 def cache_tokens(metrics: str) -> int | None:
-    """Tokens that the KV cache has room for, of the text of vLLM's `/metrics`.
+    """The capacity of the KV cache in tokens, from the text of vLLM's `/metrics`.
 
     >>> cache_tokens('vllm:cache_config_info{block_size="16",num_gpu_blocks="100"} 1.0')
     1600
@@ -110,13 +107,13 @@ def cache_tokens(metrics: str) -> int | None:
         if not (blocks.isdecimal() and size.isdecimal()):
             return None
         rooms.append(int(blocks) * int(size))
-    return sum(rooms) if rooms else None  # one line for each engine
+    return sum(rooms) if rooms else None  # there is one line for each engine
 
 
-def _look_up(figure: _Figure, original: Side, pruned: Side) -> list[int] | str:
-    """Both values, or the reason why there are none."""
+def _look_up(row: _MemoryMetric, original: Side, pruned: Side) -> list[int] | str:
+    """The sizes of both sides, or the reason why there are none."""
     try:
-        return [*figure.values(original, pruned)]
+        return [*row.sizes(original, pruned)]
     except (KPruneError, OSError) as error:
         return str(error)
 
@@ -143,10 +140,10 @@ def _vocabulary(original: Side, pruned: Side) -> tuple[int, int]:
     status = pruned.kprune if isinstance(pruned.kprune, dict) else {}
     known = status.get("vocabulary_bytes")
     if not isinstance(known, dict):
-        raise KPruneError("the pruned endpoint's /kprune tells no sizes of the vocabulary")
+        raise KPruneError("/kprune of the pruned endpoint does not report vocabulary sizes")
     before, after = known.get("original"), known.get("kept")
     if not isinstance(before, int) or not isinstance(after, int) or min(before, after) <= 0:
-        raise KPruneError("the pruned endpoint's /kprune tells sizes that are no numbers")
+        raise KPruneError("/kprune of the pruned endpoint reports sizes that are not numbers")
     return before, after
 
 
@@ -158,12 +155,12 @@ def _cache(original: Side, pruned: Side) -> tuple[int, int]:
     return _cache_room(original), _cache_room(pruned)
 
 
-_FIGURES = (
-    _Figure("weights_loaded", "weights in memory", "bytes", "lower", _loaded),
-    _Figure("weights_disk", "weight files needed", "bytes", "lower", _on_disk),
-    _Figure("vocabulary", "embedding and LM head", "bytes", "lower", _vocabulary),
-    _Figure("processes", "memory of the server's processes", "bytes", "lower", _processes),
-    _Figure("kv_cache", "room of the KV cache", "tokens", "higher", _cache),
+_METRICS = (
+    _MemoryMetric("weights_loaded", "weights in memory", "bytes", "lower", _loaded),
+    _MemoryMetric("weights_disk", "weight files needed", "bytes", "lower", _on_disk),
+    _MemoryMetric("vocabulary", "embedding and LM head", "bytes", "lower", _vocabulary),
+    _MemoryMetric("processes", "memory of the server's processes", "bytes", "lower", _processes),
+    _MemoryMetric("kv_cache", "capacity of the KV cache", "tokens", "higher", _cache),
 )
 
 
@@ -197,12 +194,12 @@ def _process_bytes(side: Side) -> int:
     listener = _listener(side)
     memory = tree_memory(listener) if listener else None
     if not memory or not memory.bytes:
-        raise KPruneError(f"the processes of the {side.name} server are somebody else's")
+        raise KPruneError(f"the processes of the {side.name} server belong to another user")
     return memory.bytes
 
 
 def _listener(side: Side) -> int:
-    """The process that listens at the endpoint's port; 0 if that is hidden from us."""
+    """The process that listens on the endpoint's port; 0 if the system hides it."""
     try:
         import psutil
     except ModuleNotFoundError:
@@ -216,9 +213,9 @@ def _listener(side: Side) -> int:
                 return connection.pid or 0
     except psutil.Error as error:
         raise KPruneError(
-            f"this system does not tell who listens at port {port}: {error}"
+            f"this system does not report which process listens on port {port}: {error}"
         ) from None
-    raise KPruneError(f"no process listens at port {port}")
+    raise KPruneError(f"no process listens on port {port}")
 
 
 def _cache_room(side: Side) -> int:
@@ -226,5 +223,5 @@ def _cache_room(side: Side) -> int:
         raise KPruneError(f"the {side.name} endpoint has no /metrics")
     tokens = cache_tokens(side.metrics)
     if tokens is None:
-        raise KPruneError(f"the {side.name} endpoint's /metrics do not tell its KV cache")
+        raise KPruneError(f"/metrics of the {side.name} endpoint does not report its KV cache")
     return tokens

@@ -1,7 +1,7 @@
-"""Where the compared models lie on this machine, for what no endpoint tells.
+"""Find the folders of the compared models on this machine, for data that no endpoint reports.
 
-A server's answer is hostile: what it calls its model is taken for a folder only if it is an
-absolute path, or a plain relative one below the current folder that holds a model.
+A server's answer is untrusted input. The name that it gives its model counts as a folder only if it
+is an absolute path, or a plain relative path below the current folder that contains a model.
 """
 
 from pathlib import Path
@@ -18,12 +18,14 @@ _LONGEST, _MOST_PARTS = 4096, 32
 
 
 class FolderUnknown(KPruneError):
-    """Why the folder of a model is not known, and what to do."""
+    """Why the folder of a model is unknown, and what to do."""
 
 
 def model_folder(context: Context, side: int) -> Path:
-    """The folder of a side's model: as the user named it, else as a server on this machine tells
-    (vLLM's `root` of `/v1/models`); a `FolderUnknown` where neither does."""
+    """The folder of a side's model, as named by the user or reported by a server on this machine.
+
+    vLLM reports it as `root` at `/v1/models`. Raises `FolderUnknown` if there is neither.
+    """
     options, client = context.options, context.clients[side]
     if named := (options.original_folder, options.pruned_folder)[side]:
         return named
@@ -31,18 +33,18 @@ def model_folder(context: Context, side: int) -> Path:
     root = _root(context, client)
     if root is None:
         raise FolderUnknown(
-            f"the folder of the {name} model is not known; name it with --{name}-folder"
+            f"the folder of the {name} model is unknown; name it with --{name}-folder"
         )
     if (folder := _here(root)) is None:
         raise FolderUnknown(
-            f"the {name} server calls its model {shown(root)}, which is not a model's folder here; "
-            f"name it with --{name}-folder, or start the server with an absolute path"
+            f"the {name} server calls its model {shown(root)}, which is not the folder of a model "
+            f"here; name it with --{name}-folder, or start the server with an absolute path"
         )
     return folder
 
 
 def _here(root: str) -> Path | None:
-    """The folder of that name, if it is one; a relative name must be plain and hold a model."""
+    """The folder of that name, if there is one; a relative one must be plain and have a model."""
     folder = Path(root)
     try:
         if folder.is_absolute():
@@ -51,23 +53,27 @@ def _here(root: str) -> Path | None:
             return None
         folder = Path.cwd() / folder
         return folder if (folder / "config.json").is_file() or is_overlay(folder) else None
-    except OSError:  # a name that is too long, or a folder that is not ours to look into
+    except OSError:  # a name that is too long, or a folder without permission
         return None
 
 
 def _root(context: Context, client: Client) -> str | None:
-    """Kept in the journal once it is told: a run that is continued after the server's end knows it
-    still."""
+    """The name that the server reports, kept in the journal.
+
+    A run that is resumed after the server has stopped still knows it.
+    """
     if not client.endpoint.is_local:
         return None
     key = f"folder of {client.endpoint.name}"
     kept = context.journal.get("endpoints", key)
-    if not kept and (kept := _told(context.wait(client.get("/v1/models")), client.endpoint.model)):
-        context.journal.put("endpoints", key, kept)
+    if not kept:
+        kept = _reported(context.wait(client.get("/v1/models")), client.endpoint.model)
+        if kept:
+            context.journal.put("endpoints", key, kept)
     return str(kept) if kept else None
 
 
-def _told(listed: Any, model: str) -> str | None:
+def _reported(listed: Any, model: str) -> str | None:
     rows = listed.get("data") if isinstance(listed, dict) else None
     for row in rows if isinstance(rows, list) else ():
         if isinstance(row, dict) and row.get("id") == model:

@@ -1,10 +1,10 @@
-"""Sentences in several languages that say the same: our own few, or files of the user.
+"""Parallel sentences in several languages: kprune's own, or files of the user.
 
-A file is JSONL (one object a line) or TSV with a header line; one column for each language, named
-by its code (`en`, `ko`, `zh`, ...), and an optional `id`, unique in the file. Other columns are
-left alone. A row may lack a language; it then takes no part in that language's directions. The set
-that is shipped was written for this project and is small: enough to see that translation still
-works, not to tell close models apart.
+A file is JSONL (one object per line) or TSV with a header line. It has one column for each
+language, named by its code (`en`, `ko`, `zh`, ...), and optionally an `id`, unique in the file.
+Other columns are ignored. A row may lack a language; it is then left out of that language's
+directions. kprune's own set is small: enough to see that translation still works, but not to tell
+similar models apart.
 """
 
 import csv
@@ -20,24 +20,24 @@ from vllm_kprune.errors import KPruneError, shown
 
 __all__ = ["Sentence", "own_sentences", "own_shots", "read_sentences", "sentences_of", "why_none"]
 
-_MOST_COLUMNS = 12  # that a message names
+_MOST_COLUMNS = 12  # named in a message
 
 
 @dataclass(frozen=True)
 class Sentence:
-    """One sentence by language code."""
+    """One sentence in several languages, by language code."""
 
     id: str
     texts: Mapping[str, str]
 
 
 def own_sentences() -> tuple[Sentence, ...]:
-    """The sentences that are shipped: English and Korean, about half of them in Chinese too."""
+    """kprune's own sentences: in English and Korean, and about half of them in Chinese too."""
     return tuple(_sentence(row, row["id"]) for row in _own_rows() if "shot" not in row)
 
 
 def own_shots() -> tuple[Sentence, ...]:
-    """Examples for models that only continue text; none of them is among `own_sentences`."""
+    """Examples for prompts of models without a chat template; none is in `own_sentences`."""
     return tuple(_sentence(row, row["id"]) for row in _own_rows() if "shot" in row)
 
 
@@ -49,30 +49,32 @@ def read_sentences(path: Path, languages: Sequence[str]) -> tuple[Sentence, ...]
     if not usable:
         raise KPruneError(
             f"{path} has no row with text in two of the languages {', '.join(languages)}; "
-            f"expected one column for each, named by its code; {_columns(found)}"
+            f"expected a column for each, named by its code; {_columns(found)}"
         )
     return tuple(usable)
 
 
 def sentences_of(paths: Sequence[Path], languages: Sequence[str]) -> list[Sentence]:
-    """The rows of all files, as `read_sentences` gives them; our own where there is no file."""
+    """The rows of all files, as `read_sentences` returns them; kprune's own if there is no file."""
     if not paths:
         return list(own_sentences())
     found: dict[str, Sentence] = {}
     for path in paths:
         for sentence in read_sentences(path, languages):
             if sentence.id in found:
-                raise KPruneError(f"{path}: the id {sentence.id!r} is there twice; ids name rows")
+                raise KPruneError(
+                    f"{path}: the id {sentence.id!r} occurs twice; ids must be unique"
+                )
             found[sentence.id] = sentence
     return list(found.values())
 
 
 def why_none(paths: Sequence[Path], sentences: Sequence[Sentence], pair: Sequence[str]) -> str:
-    """Why none of the sentences has text in both languages of a pair, and what to do."""
+    """Why no sentence has text in both languages of a pair, and what to do."""
     both = " and ".join(pair)
     if not paths:
         codes = ", ".join(dict.fromkeys(code for one in sentences for code in one.texts))
-        return f"kprune's own sentences ({codes}) are not in {both}; name a file (--translation)"
+        return f"kprune's own sentences ({codes}) do not cover {both}; name a file (--translation)"
     return f"no row of the file has text in both {both}; {_columns(sentences)}"
 
 

@@ -1,7 +1,7 @@
-"""Passages with a question and its gold answer: our own few, or a JSONL file of the user.
+"""Passages with a question and its gold answer: kprune's own, or those of a user's JSONL file.
 
 A row has `context`, `question` and `answer`; `language` (`ko`, `en`, `zh`, ...) and a unique `id`
-are optional. The passages that are shipped were written for this project.
+are optional. kprune's own passages were written for this project.
 """
 
 import json
@@ -9,9 +9,10 @@ import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
-from vllm_kprune.compare.run import CompareOptions
+from vllm_kprune.compare.options import CommonOptions
 from vllm_kprune.compare.suites.jsonl import read_jsonl
 from vllm_kprune.errors import KPruneError
 
@@ -20,7 +21,7 @@ __all__ = ["Passage", "passages_of"]
 
 @dataclass(frozen=True)
 class Passage:
-    """What is to be read, asked and answered."""
+    """A passage to read, a question about it, and the answer."""
 
     id: str
     language: str
@@ -29,31 +30,30 @@ class Passage:
     answer: str
 
 
-def passages_of(options: CompareOptions) -> list[Passage]:
-    """The user's passages, else our own in the languages compared; at most `limit` of them."""
-    if options.input_data is None:
+def passages_of(data: Path | None, common: CommonOptions) -> list[Passage]:
+    """The user's passages, or kprune's own in the compared languages; at most `limit` of them."""
+    if data is None:
         text = (files(__package__) / "data" / "input.jsonl").read_text(encoding="utf-8")
         found = [_passage(json.loads(line), "") for line in text.splitlines()]
-        found = [p for p in found if p.language in options.languages] or found
+        found = [p for p in found if p.language in common.languages] or found
     else:
-        found = list(_read(options))
-    if options.limit is None or options.limit >= len(found):
+        found = list(_read(data))
+    if common.limit is None or common.limit >= len(found):
         return found
-    chosen = random.Random(options.seed).sample(range(len(found)), options.limit)
+    chosen = random.Random(common.seed).sample(range(len(found)), common.limit)
     return [found[n] for n in sorted(chosen)]
 
 
-def _read(options: CompareOptions) -> Iterator[Passage]:
-    assert options.input_data is not None
+def _read(path: Path) -> Iterator[Passage]:
     seen = set()
-    for number, row in read_jsonl(options.input_data):
-        where = f"{options.input_data}:{number}"
+    for number, row in read_jsonl(path):
+        where = f"{path}:{number}"
         for name in ("context", "question", "answer"):
             if not isinstance(row.get(name), str) or not row[name].strip():
                 raise KPruneError(f"{where}: expected text in `{name}`, got {row.get(name)!r:.40}")
         passage = _passage(row, str(number))
         if passage.id in seen:
-            raise KPruneError(f"{where}: the id {passage.id!r} is there twice; ids name rows")
+            raise KPruneError(f"{where}: the id {passage.id!r} occurs twice; ids must be unique")
         seen.add(passage.id)
         yield passage
 

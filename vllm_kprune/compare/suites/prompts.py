@@ -1,4 +1,4 @@
-"""The Korean and English beginnings that `kprune demo` lets both models continue."""
+"""Korean and English beginnings of texts, which both models continue."""
 
 __all__ = ["PROMPTS", "SAMPLE_PROMPTS"]
 
@@ -20,5 +20,5 @@ PROMPTS: dict[str, tuple[str, ...]] = {
         "When the temperature of the Earth keeps rising,",
     ),
 }
-# One of each language is shown side by side.
+# `kprune demo` shows one of each language side by side.
 SAMPLE_PROMPTS = tuple(texts[0] for texts in PROMPTS.values())

@@ -1,7 +1,7 @@
-"""Memory of a server with all its processes, as the operating system sees it.
+"""The memory of a server with all its processes, as the operating system reports it.
 
-Linux counts *proportional* size (PSS): a page that several processes map, such as a library's, is
-divided among them, so that the sum over a server is right and idle neighbours change little.
+On Linux, the *proportional* size (PSS) divides a page that several processes map, such as one of a
+library, among them. The sum over a server is therefore right, and idle processes change little.
 Elsewhere the resident sizes (RSS) are added up, which counts shared pages more than once.
 """
 
@@ -17,7 +17,7 @@ __all__ = ["ServerMemory", "tree_memory"]
 
 @dataclass(frozen=True)
 class ServerMemory:
-    """Bytes in use by processes, and how they were counted: `PSS` or `RSS`."""
+    """Bytes that processes use, and how they were counted: `PSS` or `RSS`."""
 
     bytes: int
     kind: str
@@ -25,7 +25,7 @@ class ServerMemory:
 
 
 def tree_memory(pid: int) -> ServerMemory:
-    """Memory of a process and all its descendants."""
+    """The memory of a process and all its descendants."""
     psutil = _psutil()
     try:
         root = psutil.Process(pid)
@@ -41,7 +41,7 @@ def _summed(processes: Iterable[Any]) -> ServerMemory:
 
 
 def _size(process: Any) -> tuple[int, str] | None:
-    """Bytes and how they were counted; None if it has ended or is somebody else's."""
+    """Bytes, and how they were counted; None if the process ended or belongs to another user."""
     try:
         full = process.memory_full_info()
     except (ProcessLookupError, PermissionError, _psutil().Error):

@@ -1,10 +1,10 @@
-"""How large a model is before and after pruning, and what decode speed-up its bytes predict.
+"""The size of a model before and after pruning, and the decode speed-up that its bytes predict.
 
-Everything comes from the headers of the checkpoint and the rows that the manifest keeps. A decode
+All numbers come from the headers of the checkpoint and the rows that the manifest keeps. A decode
 step of a dense model at batch 1 reads every weight matrix once and computes little, so on one
-machine its time follows the bytes: body plus LM head. Of the embedding it reads one row. A tied
-head is the same tensor; it is stored and counted once. Not covered: experts that a step skips, and
-towers for images or sound, which text decoding does not read.
+machine its time is proportional to the bytes of the body and the LM head. It reads only one row of
+the embedding. A tied head is the same tensor, and is stored and counted once. Not covered: experts
+that a step skips, and encoders for images or sound, which text decoding does not read.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ __all__ = ["ModelSize", "model_sizes", "predicted_ratio"]
 
 @dataclass(frozen=True)
 class ModelSize:
-    """Vocabulary and weights of one model; `step_bytes` are read in a decode step at batch 1."""
+    """Vocabulary and weights of one model; a decode step at batch 1 reads `step_bytes`."""
 
     tokens: int
     rows: int
@@ -33,7 +33,7 @@ def model_sizes(base: BaseModel, manifest: Manifest) -> tuple[ModelSize, ModelSi
 
 
 def predicted_ratio(original: ModelSize, pruned: ModelSize) -> float:
-    """Decode speed of the pruned model over the original's, if bytes read were all of its cost.
+    """Decode speed of the pruned model over the original's, if reading bytes were its only cost.
 
     >>> predicted_ratio(ModelSize(9, 9, 9, 9, 536), ModelSize(9, 9, 9, 9, 268))
     2.0

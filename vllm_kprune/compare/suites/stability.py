@@ -1,51 +1,83 @@
-"""Does the model stay in the language it was asked for? Language confusion, loops, broken text.
+"""Does the model answer in the right language? Language confusion, loops and broken text.
 
-LPR, WPR and LCPR as in Marchisio et al. 2024, "Understanding and Mitigating Language Confusion in
-LLMs" (`answer_checks.py` says what is done differently), and what these cannot see: characters of
-another script. Greedy (T=0) and sampled (T=1), each prompt at T=1 as often as asked for.
+LPR, WPR and LCPR follow Marchisio et al. 2024, "Understanding and Mitigating Language Confusion in
+LLMs"; `answer_checks.py` lists the differences. Characters of another script, which these miss, are
+counted too. Each prompt is answered greedily once (T=0), and sampled as often as the option
+`samples` says (T=1).
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 
+from vllm_kprune.compare.asking import Task, answered, ask_both
 from vllm_kprune.compare.endpoint.messages import Answer
 from vllm_kprune.compare.measurements import Example, SuiteResult
-from vllm_kprune.compare.run import Context, Task, answered, ask_both
+from vllm_kprune.compare.options import DATA, MEASURED, CommonOptions
+from vllm_kprune.compare.run import Context, Suite
 from vllm_kprune.compare.suites.answer_checks import Checks
 from vllm_kprune.compare.suites.language_id import language_identifier
-from vllm_kprune.compare.suites.stability_metrics import NAMES, Judged, measure, uneven
+from vllm_kprune.compare.suites.stability_metrics import NAMES, JudgedSample, measure, uneven
 from vllm_kprune.compare.suites.stability_prompts import (
     Prompt,
     pick,
     request_of,
     stability_prompts,
 )
+from vllm_kprune.options import option
 
 __all__ = ["Stability"]
 
 _NOTE = (
-    "Shares of answers. LPR and WPR as in Marchisio et al. 2024: of each language, then the mean "
-    "over languages; LCPR is the harmonic mean of both, and in Latin letters, where words are not "
-    "judged, the LPR alone. Not judged: code, URLs, lines of fewer than five words, and as English "
-    "words names, acronyms and words of fewer than four letters. An answer without a line to judge "
-    "is in none of the three: see empty answers, and answers with a line to judge."
+    "Shares of answers. LPR and WPR follow Marchisio et al. 2024: they are computed for each "
+    "language, then averaged over languages. LCPR is the harmonic mean of both, or LPR alone for "
+    "languages in Latin letters, whose words are not judged. Not judged: code, URLs, lines of "
+    "fewer than five words, and, as English words, names, acronyms and words of fewer than four "
+    "letters. "
+    "An answer without a line to judge counts in none of the three; see empty answers, and answers "
+    "with a line to judge."
 )
 _NO_LANGUAGES = "py3langid is not installed; pip install 'vllm-kprune[compare]'"
 _NO_CHAT = "Asked as completions, not as chats: {}"
-_FAILED = "{} of {} answers failed and are left out, on both sides."
+_FAILED = "{} of {} answers failed and are left out on both sides."
 
 
 @dataclass(frozen=True)
-class Stability:
-    """The suite."""
+class Stability(Suite):
+    """The suite `stability`."""
 
-    name: str = "stability"
-    help: str = "language confusion (LPR, WPR, LCPR), foreign characters, loops, empty answers"
-    metrics: tuple[str, ...] = NAMES
+    @dataclass(frozen=True)
+    class Options:
+        """Its own options."""
+
+        samples: int = option(
+            1,
+            "stability: number of answers to each prompt at T=1.",
+            least=1,
+            most=100,
+            group=MEASURED,
+        )
+        benchmark: Path | None = option(
+            None,
+            "stability: folder with the CSV files of the Language Confusion Benchmark, asked in "
+            "addition to kprune's own prompts.",
+            existing="folder",
+            group=DATA,
+        )
+
+    options: Options = Options()
+    name = "stability"
+    help = "language confusion (LPR, WPR, LCPR), foreign characters, loops, empty answers"
+    metrics = NAMES
+
+    def check(self, common: CommonOptions) -> None:
+        """Read the files of the benchmark."""
+        if self.options.benchmark:
+            stability_prompts(common.languages, self.options.benchmark)
 
     def run(self, context: Context) -> SuiteResult:
-        """Ask all prompts at both temperatures and judge the answers."""
+        """Ask all prompts at both temperatures, and judge the answers."""
         if find_spec("py3langid") is None:
             return SuiteResult(self.name, (), unavailable={"*": _NO_LANGUAGES})
         no_chat = context.missing("chat")
@@ -53,9 +85,9 @@ class Stability:
             return SuiteResult(self.name, (), unavailable={"*": f"{no_chat}; {no_completion}"})
         checks = Checks(language_identifier())
         options = context.options
-        prompts = stability_prompts(options.languages, options.benchmark)
+        prompts = stability_prompts(options.languages, self.options.benchmark)
         prompts = pick(prompts, options.limit, options.seed)
-        tasks = list(_tasks(context, prompts, chat=not no_chat))
+        tasks = list(_tasks(options, prompts, self.options.samples, chat=not no_chat))
         asked = [task for _, _, _, task in tasks]
         pairs = ask_both(context, self.name, asked)
         kept = {task.key: pair for task, pair in answered(asked, pairs)}
@@ -79,12 +111,11 @@ class Stability:
 
 
 def _tasks(
-    context: Context, prompts: Sequence[Prompt], *, chat: bool
+    options: CommonOptions, prompts: Sequence[Prompt], samples: int, *, chat: bool
 ) -> Iterator[tuple[Prompt, int, int, Task]]:
-    """(prompt, temperature, sample, task): one at T=0, `samples` at T=1, each with its seed."""
-    options = context.options
+    """(prompt, temperature, sample, task): one at T=0 and `samples` at T=1, each with its seed."""
     for prompt in prompts:
-        for temperature, sample in [(0, 0), *((1, n) for n in range(options.samples))]:
+        for temperature, sample in [(0, 0), *((1, n) for n in range(samples))]:
             request = request_of(
                 prompt,
                 chat=chat,
@@ -98,7 +129,7 @@ def _tasks(
 
 def _judge(
     checks: Checks, prompt: Prompt, temperature: int, sample: int, pair: tuple[Answer, Answer]
-) -> Judged:
+) -> JudgedSample:
     original, pruned = (
         checks(
             answer.text,
@@ -109,10 +140,10 @@ def _judge(
         )
         for answer in pair
     )
-    return Judged(prompt, temperature, sample, pair, (original, pruned))
+    return JudgedSample(prompt, temperature, sample, pair, (original, pruned))
 
 
-def _example(each: Judged) -> Example:
+def _example(each: JudgedSample) -> Example:
     sides = [bool(finding.spans) for finding in each.findings]
     flawed = {
         (False, False): "none",

@@ -1,8 +1,8 @@
-"""The metrics of `stability`, from judged answers: a table of what each is made of.
+"""The metrics of `stability`, from judged answers: a table of what each one counts.
 
-As in Marchisio et al. 2024, pass rates are worked out for each language, and their means over the
-languages are the figures of the whole. Where words cannot be judged (answers in Latin letters) the
-LCPR of a language is its LPR, so that a wrong language shows in the main figure there too.
+As in Marchisio et al. 2024, pass rates are computed for each language and then averaged over the
+languages. Where words cannot be judged (answers in Latin letters), the LCPR of a language is its
+LPR, so that a wrong language still shows in the main metric.
 """
 
 from collections import defaultdict
@@ -17,14 +17,16 @@ from vllm_kprune.compare.measurements import Measurement, Metric
 from vllm_kprune.compare.suites.answer_checks import Findings, has_own_script
 from vllm_kprune.compare.suites.stability_prompts import Prompt
 
-__all__ = ["NAMES", "TEMPERATURES", "Judged", "measure", "uneven"]
+__all__ = ["NAMES", "TEMPERATURES", "JudgedSample", "measure", "uneven"]
 
 TEMPERATURES = (0, 1)
 
 
-class _Row(NamedTuple):
-    """A metric, and the columns of `_Counts` that its aggregate works on; of each language, if it
-    is a mean over languages."""
+class _StabilityMetric(NamedTuple):
+    """A metric, and the columns of `_Counts` that its aggregate uses.
+
+    If it is a mean over languages, it has these columns for each language.
+    """
 
     name: str
     title: str
@@ -36,21 +38,25 @@ class _Row(NamedTuple):
 
 _LINES = ("lines_passed", "lines_judged")
 _WORDS = ("words_passed", "words_judged")
-_ROWS = (
-    _Row(
+_METRICS = (
+    _StabilityMetric(
         *("lcpr", "LCPR: lines and words pass", "higher", 0.02, "macro_harmonic"),
         (*_LINES, *_WORDS),
     ),
-    _Row("lpr", "LPR: every line in its language", "neither", 0.02, "macro_ratio", _LINES),
-    _Row("wpr", "WPR: of these, no English word", "neither", 0.02, "macro_ratio", _WORDS),
-    _Row(
+    _StabilityMetric(
+        "lpr", "LPR: every line in its language", "neither", 0.02, "macro_ratio", _LINES
+    ),
+    _StabilityMetric(
+        "wpr", "WPR: of these, no English word", "neither", 0.02, "macro_ratio", _WORDS
+    ),
+    _StabilityMetric(
         *("foreign", "characters of another script", "lower", 0.01, "ratio"),
         ("foreign", "answers"),
     ),
-    _Row("loops", "endless loops", "lower", 0.02, "ratio", ("loops", "answers")),
-    _Row("broken", "invalid UTF-8", "lower", 0.01, "ratio", ("broken", "answers")),
-    _Row("empty", "empty answers", "lower", 0.02, "ratio", ("empty", "answers")),
-    _Row(
+    _StabilityMetric("loops", "endless loops", "lower", 0.02, "ratio", ("loops", "answers")),
+    _StabilityMetric("broken", "invalid UTF-8", "lower", 0.01, "ratio", ("broken", "answers")),
+    _StabilityMetric("empty", "empty answers", "lower", 0.02, "ratio", ("empty", "answers")),
+    _StabilityMetric(
         *("judged", "answers with a line to judge", "neither", 0.02, "ratio"),
         ("lines_judged", "answers"),
     ),
@@ -59,7 +65,7 @@ _BY_LANGUAGE = ("lcpr", "lpr", "wpr", "foreign")
 _IN_LATIN = ("lpr", "foreign")
 
 NAMES = tuple(
-    [f"{row.name}_t{temperature}" for temperature in TEMPERATURES for row in _ROWS]
+    [f"{row.name}_t{temperature}" for temperature in TEMPERATURES for row in _METRICS]
     + [f"{name}_??_t{temperature}" for temperature in TEMPERATURES for name in _BY_LANGUAGE]
 )
 _UNEVEN = 0.02
@@ -67,8 +73,8 @@ _Counts = defaultdict[str, float]
 
 
 @dataclass(frozen=True)
-class Judged:
-    """One sample of a prompt, answered by both sides."""
+class JudgedSample:
+    """One sample of a prompt with the answers of both sides, judged."""
 
     prompt: Prompt
     temperature: int
@@ -77,10 +83,10 @@ class Judged:
     findings: tuple[Findings, Findings]
 
 
-def measure(judged: Sequence[Judged]) -> tuple[list[Measurement], dict[str, str]]:
-    """The metrics at T=0, then at T=1, and why one could not be measured.
+def measure(judged: Sequence[JudgedSample]) -> tuple[list[Measurement], dict[str, str]]:
+    """The metrics at T=0, then at T=1, and why any of them could not be measured.
 
-    Some are told for each language too, without a verdict of their own.
+    Some are also reported for each language, as informational metrics.
     """
     found: list[Measurement] = []
     unavailable: dict[str, str] = {}
@@ -93,8 +99,8 @@ def measure(judged: Sequence[Judged]) -> tuple[list[Measurement], dict[str, str]
     return found, unavailable
 
 
-def uneven(judged: Sequence[Judged]) -> list[str]:
-    """Notes on temperatures where one side gave clearly more answers with a line to judge."""
+def uneven(judged: Sequence[JudgedSample]) -> list[str]:
+    """Notes on temperatures at which one side has clearly more answers with a line to judge."""
     notes = []
     for temperature in TEMPERATURES:
         group = [each for each in judged if each.temperature == temperature]
@@ -103,28 +109,30 @@ def uneven(judged: Sequence[Judged]) -> list[str]:
         if abs(shares[0] - shares[1]) >= _UNEVEN:
             notes.append(
                 f"At T={temperature} {shares[0]:.1%} of the original's answers and {shares[1]:.1%} "
-                "of the pruned model's had a line to judge: LPR, WPR and LCPR are of these alone."
+                "of the pruned model's had a line to judge; LPR, WPR and LCPR cover only these."
             )
     return notes
 
 
-def _wanted(judged: Sequence[Judged]) -> Iterator[tuple[_Row, Metric, list[Judged]]]:
+def _wanted(
+    judged: Sequence[JudgedSample],
+) -> Iterator[tuple[_StabilityMetric, Metric, list[JudgedSample]]]:
     languages = sorted({each.prompt.language for each in judged})
     for temperature in TEMPERATURES:
         group = [each for each in judged if each.temperature == temperature]
-        for row in _ROWS:
+        for row in _METRICS:
             yield row, _metric(row, f"{row.name}_t{temperature}", f"T={temperature}"), group
         for language in languages if len(languages) > 1 else ():
             own = [each for each in group if each.prompt.language == language]
             names = _BY_LANGUAGE if has_own_script(language) else _IN_LATIN
-            for row in (row for row in _ROWS if row.name in names):
+            for row in (row for row in _METRICS if row.name in names):
                 name = f"{row.name}_{language}_t{temperature}"
-                told = row._replace(better="neither")
-                metric = _metric(told, name, f"{language}, T={temperature}")
-                yield told, replace(metric, detail=True), own
+                informational = row._replace(better="neither")
+                metric = _metric(informational, name, f"{language}, T={temperature}")
+                yield informational, replace(metric, detail=True), own
 
 
-def _metric(row: _Row, name: str, where: str) -> Metric:
+def _metric(row: _StabilityMetric, name: str, where: str) -> Metric:
     return Metric(
         name=name,
         title=f"{row.title} ({where})",
@@ -135,8 +143,10 @@ def _metric(row: _Row, name: str, where: str) -> Metric:
     )
 
 
-def _measurement(row: _Row, metric: Metric, judged: Iterable[Judged]) -> Measurement | str:
-    """Sums over a prompt's samples; the reason where a side has nothing to divide by."""
+def _measurement(
+    row: _StabilityMetric, metric: Metric, judged: Iterable[JudgedSample]
+) -> Measurement | str:
+    """Sums over the samples of each prompt, or the reason why a side has nothing to divide by."""
     sums: dict[str, tuple[_Counts, _Counts]] = {}
     languages: dict[str, str] = {}
     for each in judged:
@@ -149,7 +159,7 @@ def _measurement(row: _Row, metric: Metric, judged: Iterable[Judged]) -> Measure
         return "no prompt was answered by both sides"
     groups = _groups(row, sorted(set(languages.values())))
     if not groups:
-        return "words of languages in Latin letters are not judged"
+        return "words are not judged in languages with Latin letters"
     blocks = []
     for language, columns in groups.items():
         rows = [
@@ -160,13 +170,16 @@ def _measurement(row: _Row, metric: Metric, judged: Iterable[Judged]) -> Measure
         blocks.append(np.array(rows, np.float64))
         if not blocks[-1][:, :, 1].sum(axis=0).all():
             where = f" in {language}" if language else ""
-            return f"no answer{where} of a side had anything to judge"
+            return f"one side has no answer{where} with anything to judge"
     original, pruned = np.concatenate(blocks, axis=2).swapaxes(0, 1)
     return Measurement(metric, tuple(sums), original, pruned)
 
 
-def _groups(row: _Row, languages: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """The columns of each language, or of all at once (""); none of one that has no words."""
+def _groups(row: _StabilityMetric, languages: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """The columns of each language, or of all together ("").
+
+    A language whose words are not judged has no columns for words.
+    """
     if not row.aggregate.startswith("macro"):
         return {"": row.columns}
     groups = {}

@@ -1,8 +1,8 @@
-"""Prompts that ask for an answer in a language: kprune's own, and those of the benchmark's files.
+"""Prompts that expect an answer in a certain language: kprune's own, and those of the benchmark.
 
-Ours (`data/stability.json`) were written for kprune: Korean, English and Chinese, and prompts in
-one language that ask for an answer in another, short and long. The Language Confusion Benchmark
-(Marchisio et al. 2024) comes as CSV files with the columns `prompt` and `language`.
+kprune's prompts (`data/stability.json`) are in Korean, English and Chinese, short and long; some of
+them ask in one language for an answer in another. The Language Confusion Benchmark (Marchisio et
+al. 2024) consists of CSV files with the columns `prompt` and `language`.
 """
 
 import csv
@@ -20,7 +20,7 @@ __all__ = ["Prompt", "pick", "request_of", "stability_prompts"]
 
 _MAX_BYTES = 32 * 1024 * 1024
 _MAX_PROMPT = 20_000  # characters
-# How a model without a chat template is asked.
+# The format for models without a chat template.
 _COMPLETIONS = {
     "ko": "질문: {}\n\n답변:",
     "en": "Question: {}\n\nAnswer:",
@@ -31,8 +31,10 @@ _COMPLETIONS = {
 
 @dataclass(frozen=True)
 class Prompt:
-    """`kind` is where it comes from (`ko`, `en-ko`, a file's name), `asked` its own language, and
-    `language` the answer's."""
+    """A prompt in the language `asked` for an answer in the language `language`.
+
+    `kind` is its origin: `ko`, `en-ko`, or the name of a file.
+    """
 
     key: str
     kind: str
@@ -42,18 +44,18 @@ class Prompt:
 
 
 def stability_prompts(languages: Sequence[str], benchmark: Path | None) -> list[Prompt]:
-    """All prompts that need no other language than these."""
+    """All prompts that involve no other languages than these."""
     found = [*_own(languages), *(_benchmark(benchmark, languages) if benchmark else ())]
     if not found:
         raise KPruneError(
-            f"there are no prompts for {', '.join(languages)}: ours are ko, en and zh, others "
-            "come from the benchmark's CSV files (--benchmark)"
+            f"there are no prompts for {', '.join(languages)}: kprune has ko, en and zh; for other "
+            "languages, name a folder with the benchmark's CSV files (--benchmark)"
         )
     return found
 
 
 def pick(prompts: Sequence[Prompt], limit: int | None, seed: int) -> list[Prompt]:
-    """At most `limit` prompts, of all kinds alike, in the given order; drawn by the seed."""
+    """At most `limit` prompts, evenly from all kinds, drawn by the seed, in the given order."""
     if limit is None or limit >= len(prompts):
         return list(prompts)
     chance = random.Random(f"{seed} prompts")
@@ -68,7 +70,7 @@ def pick(prompts: Sequence[Prompt], limit: int | None, seed: int) -> list[Prompt
 def request_of(
     prompt: Prompt, *, chat: bool, max_tokens: int, temperature: float, seed: int
 ) -> Request:
-    """The prompt as a chat, or as the beginning of a text whose end is the answer."""
+    """The prompt as a chat, or as the beginning of a text that the answer continues."""
     request = Request("chat", max_tokens=max_tokens, temperature=temperature, seed=seed)
     if chat:
         return replace(request, messages=({"role": "user", "content": prompt.text},))
@@ -88,10 +90,13 @@ def _own(languages: Sequence[str]) -> Iterator[Prompt]:
 def _benchmark(folder: Path, languages: Sequence[str]) -> Iterator[Prompt]:
     paths = sorted(folder.rglob("*.csv")) if folder.is_dir() else []
     if not paths:
-        raise KPruneError(f"--benchmark: {folder} has no .csv files with prompts")
+        raise KPruneError(f"--benchmark: {folder} has no .csv files")
     for path in paths:
         if path.stat().st_size > _MAX_BYTES:
-            raise KPruneError(f"--benchmark: {path} is too large for a file of prompts")
+            raise KPruneError(
+                f"--benchmark: {path} is larger than {_MAX_BYTES >> 20} MiB, which no file of the "
+                "benchmark is"
+            )
         kind = "/".join(path.relative_to(folder).with_suffix("").parts)
         for number, (language, text) in enumerate(_rows(path), 1):
             if language in languages:
@@ -111,4 +116,4 @@ def _rows(path: Path) -> Iterator[tuple[str, str]]:
                     )
                 yield language.strip().lower(), text
     except (UnicodeDecodeError, csv.Error) as error:
-        raise KPruneError(f"--benchmark: {path} is no CSV file in UTF-8 ({error})") from None
+        raise KPruneError(f"--benchmark: {path} is not a CSV file in UTF-8 ({error})") from None

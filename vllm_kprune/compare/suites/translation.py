@@ -1,9 +1,9 @@
 """Translation between the languages of the comparison: chrF++, BLEU and, where installed, COMET.
 
 The first language is the pivot: with `ko,en,zh` the directions are en-ko, ko-en, zh-ko and ko-zh.
-A model with a chat template is asked to translate; one without continues three examples. Greedy,
-and the same words to both sides. Scores of different tokenizers or prompts do not compare, so
-sacrebleu's signatures stand in the notes. Text comes from the user's files or from
+A model with a chat template is asked to translate; one without continues three examples. Decoding
+is greedy, and both sides get the same prompts. Scores with different tokenizers or prompts are not
+comparable, so the notes give sacrebleu's signatures. Sentences come from the user's files or from
 `parallel_text.py`.
 """
 
@@ -11,17 +11,21 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 
-from vllm_kprune.compare.endpoint.messages import Answer, Request
+from vllm_kprune.compare.asking import Task, answered, ask_both
+from vllm_kprune.compare.endpoint.messages import Answer
 from vllm_kprune.compare.measurements import Example, Floats, Measurement, Metric, SuiteResult
-from vllm_kprune.compare.run import Context, Task, answered, ask_both
-from vllm_kprune.compare.suites.parallel_text import (
-    Sentence,
-    own_shots,
-    sentences_of,
-    why_none,
+from vllm_kprune.compare.options import DATA, MEASURED, CommonOptions
+from vllm_kprune.compare.run import Context, Suite
+from vllm_kprune.compare.suites.parallel_text import Sentence, sentences_of, why_none
+from vllm_kprune.compare.suites.translation_prompts import (
+    Direction,
+    directions,
+    prompt_request,
+    translation_of,
 )
 from vllm_kprune.compare.suites.translation_scores import (
     bleu_features,
@@ -31,128 +35,94 @@ from vllm_kprune.compare.suites.translation_scores import (
     signatures,
 )
 from vllm_kprune.errors import KPruneError
+from vllm_kprune.options import option
 
 __all__ = ["Translation"]
 
-_NAMES = {
-    "en": "English",
-    "ko": "Korean",
-    "zh": "Chinese",
-    "ja": "Japanese",
-    "de": "German",
-    "fr": "French",
-    "es": "Spanish",
-    "ru": "Russian",
-    "vi": "Vietnamese",
-    "th": "Thai",
-}
-# Differences below these are not seen by readers (Kocmi et al. 2024, "Navigating the Metrics Maze",
-# on BLEU, chrF and COMET: accuracy of metrics against human judgement by size of the difference).
+# Readers do not notice smaller differences (Kocmi et al. 2024, "Navigating the Metrics Maze", on
+# how well differences of BLEU, chrF and COMET agree with human judgement, by their size).
 _MARGINS = {"chrf": 1.0, "bleu": 1.0, "comet": 0.01}
-_EXAMPLES = 40  # of each direction, the most different first
+_EXAMPLES = 40  # of each direction, those with the largest difference
 
 
 @dataclass(frozen=True)
-class Direction:
-    """From one language code to another."""
-
-    source: str
-    target: str
-
-    def __str__(self) -> str:
-        return f"{self.source}-{self.target}"
-
-
-@dataclass(frozen=True)
-class Translation:
+class Translation(Suite):
     """The suite `translation`."""
 
-    name: str = "translation"
-    metrics: tuple[str, ...] = ("chrf_*", "bleu_*", "comet_*")
-    help: str = "translate parallel sentences: chrF++, BLEU, COMET where installed"
+    @dataclass(frozen=True)
+    class Options:
+        """Its own options."""
+
+        files: tuple[Path, ...] = option(
+            (),
+            "translation: TSV (with a header) or JSONL file with a column for each language; "
+            "repeat for several.",
+            flags=("--translation",),
+            existing="file",
+            group=DATA,
+        )
+        comet_model: str | None = option(
+            None,
+            "translation: COMET model, by name or path.",
+            flags=("--comet",),
+            group=MEASURED,
+        )
+
+    options: Options = Options()
+    name = "translation"
+    metrics = ("chrf_*", "bleu_*", "comet_*")
+    help = "translate parallel sentences: chrF++, BLEU, COMET where installed"
+
+    def check(self, common: CommonOptions) -> None:
+        """Read the files with sentences."""
+        if len(common.languages) > 1:  # with a single language, the suite says what it needs
+            sentences_of(self.options.files, common.languages)
 
     def run(self, context: Context) -> SuiteResult:
-        """Translate every sentence in every direction that it has text for."""
+        """Translate every sentence in every direction for which it has text."""
         if find_spec("sacrebleu") is None:
             reason = "sacrebleu is not installed; pip install 'vllm-kprune[compare]'"
             return SuiteResult(self.name, (), unavailable={"*": reason})
-        options = context.options
+        options, files = context.options, self.options.files
         ways = directions(options.languages)
         if not ways:
-            reason = f"there is one language, {options.languages[0]}; name two with --language"
+            reason = f"there is only one language, {options.languages[0]}; name two with --language"
             return SuiteResult(self.name, (), unavailable={"*": reason})
-        sentences = sentences_of(options.translations, options.languages)
+        sentences = sentences_of(files, options.languages)
         tasks = list(_tasks(context, sentences))
         asked = {task.labels["direction"] for task in tasks}
         done = answered(tasks, ask_both(context, self.name, tasks))
         measurements: list[Measurement] = []
         examples: list[Example] = []
         unavailable: dict[str, str] = {}
-        notes = [_where(options.translations)]
+        notes = [_where(files)]
         for direction in ways:
             rows = [row for row in done if row[0].labels["direction"] == str(direction)]
             if not rows:
                 pair = direction.source, direction.target
-                unavailable[f"chrf_{_key(direction)}"] = (
+                unavailable[f"chrf_{direction.key}"] = (
                     "no sentence was translated by both sides"
                     if str(direction) in asked
-                    else why_none(options.translations, sentences, pair)
+                    else why_none(files, sentences, pair)
                 )
                 continue
-            measured, reasons = _measure(direction, rows, options.comet_model)
+            measured, reasons = _measure(direction, rows, self.options.comet_model)
             measurements += measured
             unavailable |= reasons
             examples += _examples(rows)
             notes += [f"{direction}: {signature}" for signature in signatures(direction.target)]
         lost = len(tasks) - len(done)
-        notes += [f"{lost} of {len(tasks)} sentences left out: a side gave no answer"] * bool(lost)
+        notes += [f"{lost} of {len(tasks)} sentences left out: one side did not answer"] * bool(
+            lost
+        )
         return SuiteResult(
             self.name,
             tuple(measurements),
             tuple(examples),
             unavailable,
             tuple(notes),
-            main=f"chrf_{_key(ways[0])}",
+            main=f"chrf_{ways[0].key}",
         )
-
-
-def directions(languages: Sequence[str]) -> tuple[Direction, ...]:
-    """Both ways between the first language and every other.
-
-    >>> [str(d) for d in directions(("ko", "en", "zh"))]
-    ['en-ko', 'ko-en', 'zh-ko', 'ko-zh']
-    """
-    pivot, *others = languages
-    pairs = ((other, pivot) for other in others)
-    return tuple(d for a, b in pairs for d in (Direction(a, b), Direction(b, a)))
-
-
-def prompt_request(
-    direction: Direction, text: str, *, chat: bool, max_tokens: int, seed: int
-) -> Request:
-    """The greedy request for one translation."""
-    source, target = (_NAMES.get(code, code) for code in (direction.source, direction.target))
-    if chat:
-        words = (
-            f"Translate the following {source} text into {target}. "
-            f"Reply with the translation only.\n\n{text}"
-        )
-        messages = ({"role": "user", "content": words},)
-        return Request("chat", messages=messages, max_tokens=max_tokens, seed=seed)
-    shots = [s.texts for s in own_shots() if {direction.source, direction.target} <= s.texts.keys()]
-    shown = [f"{source}: {s[direction.source]}\n{target}: {s[direction.target]}" for s in shots]
-    prompt = "\n\n".join([*shown, f"{source}: {text}\n{target}:"])
-    stop = {"stop": ["\n"]}
-    return Request("completion", prompt=prompt, max_tokens=max_tokens, seed=seed, extra=stop)
-
-
-def translation_of(answer: Answer) -> str:
-    """The answer on one line, as the metrics want it.
-
-    >>> translation_of(Answer(text=" 안녕하세요.\\n"))
-    '안녕하세요.'
-    """
-    return " ".join(answer.text.split())
 
 
 def _tasks(context: Context, sentences: Sequence[Sentence]) -> Iterator[Task]:
@@ -174,7 +144,7 @@ def _tasks(context: Context, sentences: Sequence[Sentence]) -> Iterator[Task]:
 
 
 def _some(sentences: Sequence[Sentence], limit: int | None, seed: int) -> list[Sentence]:
-    """At most `limit` of them, drawn by the seed, in their order."""
+    """At most `limit` of the sentences, drawn by the seed, in the given order."""
     if limit is None or limit >= len(sentences):
         return list(sentences)
     chosen = random.Random(seed).sample(range(len(sentences)), limit)
@@ -200,7 +170,7 @@ def _measure(
     try:
         comet = [comet_features(sources, texts, references, comet_model) for texts in sides]
     except KPruneError as error:
-        return found, {f"comet_{_key(direction)}": str(error)}
+        return found, {f"comet_{direction.key}": str(error)}
     return [*found, _measurement("comet", direction, items, comet)], {}
 
 
@@ -209,7 +179,7 @@ def _measurement(
 ) -> Measurement:
     title = {"chrf": "chrF++", "bleu": "BLEU", "comet": "COMET"}[score]
     metric = Metric(
-        name=f"{score}_{_key(direction)}",
+        name=f"{score}_{direction.key}",
         title=f"{title} {direction.source}→{direction.target}",
         unit="points",
         better="higher",
@@ -236,11 +206,10 @@ def _word(change: float) -> str:
     return "the same" if np.isclose(change, 0) else "better" if change > 0 else "worse"
 
 
-def _key(direction: Direction) -> str:
-    return f"{direction.source}_{direction.target}"
-
-
 def _where(paths: Sequence[object]) -> str:
     if paths:
-        return "sentences of " + ", ".join(getattr(path, "name", str(path)) for path in paths)
-    return "kprune's own sentences: few; name a file of yours to tell close models apart"
+        return "sentences from " + ", ".join(getattr(path, "name", str(path)) for path in paths)
+    return (
+        "kprune's own sentences, which are few; name a file of your own (--translation) to tell "
+        "similar models apart"
+    )

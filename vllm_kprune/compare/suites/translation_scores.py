@@ -1,14 +1,13 @@
-"""BLEU and chrF++ of sacrebleu, as counts that resampling can add up; COMET where it is installed.
+"""sacrebleu's BLEU and chrF++ as counts that can be resampled; COMET where it is installed.
 
-A corpus score is not a mean over sentences: it is a function of counts summed over them. So that a
-bootstrap can draw sentences, each one's counts are kept (the features) and `statistics.py` forms
-the score of a draw. The counts are sacrebleu's own: of BLEU from its public sentence score, of chrF
-from the methods that its `Metric` has every metric implement (tests hold both against the public
-corpus scores).
+A corpus score is not a mean over sentences but a function of counts summed over them. The features
+of a sentence are therefore its counts, and `statistics/corpus_scores.py` computes the score of each
+resample. The counts are sacrebleu's own: for BLEU from its public sentence score, for chrF from the
+methods that every metric of sacrebleu implements. Tests compare both with the public corpus scores.
 
-BLEU needs words. Korean is cut by sacrebleu's `ko-mecab` where that is installed, otherwise into
-characters: then scores are higher and of no use beside others', but both sides are cut alike. Its
-`flores` tokenizers need a download and are not used.
+BLEU needs words. sacrebleu's `ko-mecab` splits Korean into words where it is installed; otherwise
+Korean is split into characters. Scores are then higher and not comparable with published ones, but
+both sides are treated alike. sacrebleu's `flores` tokenizers need a download and are not used.
 """
 
 from collections.abc import Sequence
@@ -37,8 +36,10 @@ def bleu_features(answers: Sequence[str], references: Sequence[str], language: s
 
 
 def chrf_features(answers: Sequence[str], references: Sequence[str]) -> Floats:
-    """[sentences, 24]: n-grams of the answer, of the reference, and common to both, for the
-    character orders 1 to 6 and the word orders 1 and 2."""
+    """[sentences, 24]: n-grams of the answer, of the reference, and common to both.
+
+    These three repeat for the character orders 1 to 6 and the word orders 1 and 2.
+    """
     metric = _chrf()
     rows = []
     for answer, reference in zip(answers, references, strict=True):
@@ -49,15 +50,15 @@ def chrf_features(answers: Sequence[str], references: Sequence[str]) -> Floats:
 
 
 def sentence_chrf(answer: str, reference: str) -> float:
-    """chrF++ of one sentence, 0 to 100: for showing, not for the corpus."""
+    """chrF++ of one sentence, 0 to 100, to sort and label examples."""
     return float(_chrf().sentence_score(answer, [reference]).score)
 
 
 def signatures(language: str) -> tuple[str, str]:
-    """sacrebleu's signatures of the BLEU and the chrF++ that are used for a target language."""
+    """sacrebleu's signatures of BLEU and chrF++ as used for a target language."""
     found = []
     for metric in (_bleu(language, sentence=False), _chrf()):
-        metric.corpus_score(["x"], [["x"]])  # sacrebleu counts references before it signs
+        metric.corpus_score(["x"], [["x"]])  # the signature includes the number of references
         found.append(str(metric.get_signature()))
     return found[0], found[1]
 
@@ -65,7 +66,7 @@ def signatures(language: str) -> tuple[str, str]:
 def comet_features(
     sources: Sequence[str], answers: Sequence[str], references: Sequence[str], model: str | None
 ) -> Floats:
-    """[sentences, 1]: COMET scores on the CPU; `KPruneError` where it is not to be had."""
+    """[sentences, 1]: COMET scores, computed on the CPU; `KPruneError` if COMET is unavailable."""
     scorer = _comet(model or _COMET_MODEL)
     rows = zip(sources, answers, references, strict=True)
     data = [{"src": source, "mt": answer, "ref": reference} for source, answer, reference in rows]
@@ -75,7 +76,7 @@ def comet_features(
 
 @cache
 def _bleu(language: str, sentence: bool) -> Any:
-    """sacrebleu wants `effective_order` for single sentences; the counts are the same."""
+    """sacrebleu expects `effective_order` for single sentences; the counts are the same."""
     from sacrebleu import BLEU
 
     if language == "ko":

@@ -1,7 +1,7 @@
-// Charts in percentages: they follow the width of their place, and colours of the style sheet.
+// Charts are drawn in percentages, so that they follow the available width; the style sheet colours them.
 const percent = (number) => number.toFixed(3) + "%";
 
-// One interval on the axis of its group, over the band that counts as equal.
+// One interval on the axis of its group, drawn over the band that counts as equal.
 function track(metric, scale) {
   const { effect, margin, pruned } = metric, ratio = metric.effect_kind === "ratio";
   if (effect.value === null) return element("div", { class: "track" });
@@ -28,7 +28,7 @@ function axis(scale, text) {
   return element("div", { class: "axis", "aria-hidden": "true" }, element("div", { class: "ticks" }, shape("svg", {}, ticks)));
 }
 
-// A frame with grid and tick texts; `marks` are drawn inside in percent, y upwards.
+// A frame with a grid and tick labels; `marks` are drawn inside it in percent, with y upwards.
 function frame(caption, label, x, y, xText, yText, marks) {
   const lines = [
     ...y.ticks.map((tick) => [
@@ -54,11 +54,11 @@ function distributionChart(metric) {
   const dots = [["original", original], ["pruned", pruned]].flatMap(([side, values]) => [0.5, 0.95].map((share) =>
     shape("circle", { class: "fill-" + side, r: 3.5, cx: percent(x.at(values[Math.round(share * steps)])), cy: percent(100 - 100 * share) })));
   const caption = [element("b", {}, metric.title.replace(/,? (median|p50)\b/, "")),
-    element("span", { class: "soft" }, " share of values up to each, " + (metric.unit || "") + (wide ? " (logarithmic)" : "") + "; dots: p50, p95"), sideLegend()];
+    element("span", { class: "soft" }, " cumulative share of values, " + (metric.unit || "") + (wide ? " (logarithmic)" : "") + "; dots: p50, p95"), sideLegend()];
   return frame(caption, metric.title + ": distribution on both sides", x, y, tidy, (share) => tidy(100 * share) + " %", [curves, dots]);
 }
 
-// Both sides of a figure against their size.
+// A metric of both sides against their size.
 function sizeChart(size, quality, name) {
   const sides = ["original", "pruned"].map((side) => ({ side, at: size[side].value, ...quality[side] }));
   const ends = sides.flatMap((one) => [one.low, one.high, one.value].filter((value) => value !== null));
@@ -73,10 +73,10 @@ function sizeChart(size, quality, name) {
   }
   const caption = [element("b", {}, name), element("span", { class: "soft" }, " " + quality.title), sideLegend()];
   const label = name + ", " + quality.title + ": " + quality.shown.original + " at " + size.shown.original + ", " + quality.shown.pruned + " at " + size.shown.pruned;
-  return frame(caption, label, x, y, figureTick(size.unit), figureTick(quality.unit), marks);
+  return frame(caption, label, x, y, valueTick(size.unit), valueTick(quality.unit), marks);
 }
 
-// Quality lost against prompt tokens saved, at each keep rate.
+// Loss of quality against prompt tokens saved, at each keep rate.
 function savingChart(points, quality) {
   const ends = points.flatMap(({ change }) => [change.low, change.value, change.high].filter((value) => value !== null));
   const x = linear(points.map((point) => point.saved), [0]), y = linear(ends, [0]);
@@ -89,6 +89,6 @@ function savingChart(points, quality) {
     marks.push(shape("circle", { class: "fill-pruned", r: 5, cx, cy: up(change.value) }),
       shape("text", { x: cx, y: up(change.value), dx: x.at(saved) > 70 ? "-9" : "9", dy: x.at(saved) > 70 ? "15" : "-7", "text-anchor": x.at(saved) > 70 ? "end" : "start" }, "keep " + rate));
   }
-  const caption = [element("b", {}, "Saved against lost"), element("span", { class: "soft" }, " change of quality over prompt tokens saved")];
-  return frame(caption, "quality against prompt tokens saved", x, y, figureTick("share"), effectTick(quality.unit, false), marks);
+  const caption = [element("b", {}, "Savings against quality"), element("span", { class: "soft" }, " change in quality over prompt tokens saved")];
+  return frame(caption, "quality against prompt tokens saved", x, y, valueTick("share"), effectTick(quality.unit, false), marks);
 }

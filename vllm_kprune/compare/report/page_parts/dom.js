@@ -1,4 +1,4 @@
-// Elements are made here and nowhere else; text goes in as text, never as markup.
+// All elements are made here. Text is inserted as text, never as markup.
 const SVG = "http://www.w3.org/2000/svg";
 
 function fill(node, attributes, children) {
@@ -18,11 +18,11 @@ function shape(tag, attributes, ...children) {
   return fill(document.createElementNS(SVG, tag), attributes, children);
 }
 
-const SIGNS = { better: "▲", equal: "=", worse: "▼", "not enough data": "?", told: "·" };
-const CLASSES = { better: "better", equal: "equal", worse: "worse", "not enough data": "unsure", told: "told" };
+const SIGNS = { better: "▲", equal: "=", worse: "▼", "not enough data": "?", informational: "·" };
+const CLASSES = { better: "better", equal: "equal", worse: "worse", "not enough data": "unsure", informational: "informational" };
 
 function verdictClass(verdict) {
-  return CLASSES[verdict] || "told";
+  return CLASSES[verdict] || "informational";
 }
 
 function badge(verdict, words) {

@@ -1,4 +1,4 @@
-// Answers side by side, with filters that are kept in the address, so that a view can be sent on.
+// Answers side by side. The filters are kept in the address, so that a view can be shared.
 const PAGE_SIZE = 20;
 
 function exampleSection(report) {
@@ -36,10 +36,10 @@ function prepare(suite, example) {
 function leftOut(report) {
   const cut = report.suites.filter((suite) => suite.examples_total > suite.examples.length)
     .map((suite) => suite.name + " " + suite.examples.length + " of " + suite.examples_total.toLocaleString("en"));
-  return cut.length > 0 && element("p", { class: "note" }, "Shown here: " + cut.join(", ") + ". The journal has every answer.");
+  return cut.length > 0 && element("p", { class: "note" }, "Shown here: " + cut.join(", ") + ". The journal contains every answer.");
 }
 
-// One control for each label, in the order they first occur.
+// One control for each label, in the order of first occurrence.
 function filterControls(all, changed) {
   const values = new Map();
   for (const { labels } of all) for (const [name, value] of Object.entries(labels)) {
@@ -108,7 +108,7 @@ function firstDifference(first, second) {
   return index;
 }
 
-// Spans count characters, not the halves that scripts count, hence the list of characters.
+// Spans count characters, while JavaScript counts UTF-16 halves; hence the list of characters.
 function answerBlock(side, characters, spans, fork) {
   const parts = [], cut = (from, to) => pieces(characters, from, to, fork);
   let end = 0;
@@ -133,8 +133,8 @@ function pieces(characters, from, to, fork) {
   return [visible(characters.slice(from, fork).join("")), forkMark(), visible(characters.slice(fork, to).join(""))];
 }
 
-// Characters that turn the direction of text or cannot be seen, which could make an answer look like
-// another: bidi controls, zero-width characters (not the joiners of scripts and emoji), controls.
+// Characters that change the direction of text or are invisible, and so could disguise an answer:
+// bidi controls, zero-width characters (not the joiners of scripts and emoji), control characters.
 const HIDDEN = /[\u0000-\u0008\u000b\u000c\u000e-\u001f\u007f-\u009f\u00ad\u061c\u200b\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff]/u;
 
 function visible(text) {
@@ -143,7 +143,7 @@ function visible(text) {
 
 function placeholder(character) {
   const name = "U+" + character.codePointAt(0).toString(16).toUpperCase().padStart(4, "0");
-  return element("span", { class: "hidden", title: "a character that is not seen" }, name);
+  return element("span", { class: "hidden", title: "an invisible character" }, name);
 }
 
 function forkMark() {

@@ -1,4 +1,4 @@
-// Scales: from a value to percent of the width, with ticks; linear, or logarithmic for ratios.
+// Scales convert values to percent of the width, with ticks: linear, or logarithmic for ratios.
 function linear(values, anchors) {
   let low = Math.min(...values, ...anchors), high = Math.max(...values, ...anchors);
   if (low === high) { const room = Math.abs(low) / 10 || 1; low -= room; high += room; }
@@ -22,7 +22,7 @@ function logarithmic(values, anchors, candidates) {
   const inner = linear(values.map(Math.log), anchors.map(Math.log));
   const low = Math.exp(inner.low), high = Math.exp(inner.high);
   let ticks = (candidates || decades(low, high)).filter((tick) => tick >= low && tick <= high);
-  // Ticks nearer than an eighth of the width would run into each other; 1 always stays.
+  // Ticks closer than an eighth of the width would overlap; 1 is always kept.
   const at = (value) => inner.at(Math.log(value));
   const kept = ticks.includes(1) && candidates ? [1] : ticks.slice(0, 1);
   for (const tick of ticks) if (kept.every((other) => Math.abs(at(tick) - at(other)) > 13)) kept.push(tick);
@@ -41,7 +41,7 @@ function tidy(value) {
   return text.replace("-", "−");
 }
 
-// A tick's text for effects and figures of a unit.
+// The text of ticks for effects and values in a unit.
 function effectTick(unit, ratio) {
   if (ratio) return (value) => "×" + tidy(value);
   const sign = (value) => (value > 0 ? "+" : "") + tidy(value);
@@ -50,7 +50,7 @@ function effectTick(unit, ratio) {
   return (value) => sign(value) + (value || !unit ? "" : " " + unit);
 }
 
-function figureTick(unit) {
+function valueTick(unit) {
   if (unit === "share") return (value) => tidy(100 * value) + " %";
   if (unit === "bytes") return (value) => (value >= 1e9 ? tidy(value / 1e9) + " GB" : value ? tidy(value / 1e6) + " MB" : "0");
   return (value) => tidy(value);

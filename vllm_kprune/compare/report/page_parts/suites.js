@@ -1,4 +1,4 @@
-// The head of the page, a card for each suite, and a section for each with all its metrics.
+// The page header, a card for each suite, and a section for each suite with all its metrics.
 const ARROWS = { higher: "higher is better", lower: "lower is better" };
 const sectionId = (suite) => "suite-" + suite.name.replace(/[^a-z0-9_-]/gi, "-");
 const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
@@ -13,17 +13,17 @@ function header(report) {
 function summary(report) {
   const percentage = tidy(100 * report.confidence) + " %";
   return [element("p", { class: "lead" }, element("b", {}, capital(report.summary) + "."),
-    element("span", { class: "soft" }, "In brackets: " + percentage + " intervals. Verdicts are corrected for the number of metrics.")),
+    element("span", { class: "soft" }, "Brackets show " + percentage + " confidence intervals. Verdicts are corrected for the number of metrics.")),
   element("div", { class: "cards" }, report.suites.map(card))];
 }
 
-// The metric that a suite stands for; none if it could not be measured.
+// The metric that stands for a suite; none if it could not be measured.
 function mainMetric(suite) {
   return suite.metrics.find((metric) => metric.name === suite.main);
 }
 
-// The metric that a card shows: the main one, unless only another bears the suite's verdict.
-function telling(suite) {
+// The metric that a card shows: the main one, unless only another one has the suite's verdict.
+function shownMetric(suite) {
   const main = mainMetric(suite);
   return main && [main, ...suite.metrics].find((metric) => metric.verdict === suite.verdict) || main;
 }
@@ -33,27 +33,27 @@ function whyMissing(suite) {
   return why ? suite.main + " not measured: " + why : suite.unavailable["*"] || Object.values(suite.unavailable)[0] || "";
 }
 
-// Both figures, their common unit once.
-function bothFigures(metric) {
+// Both values, with their common unit once.
+function bothValues(metric) {
   const [before, after] = [metric.shown.original, metric.shown.pruned], unit = / \D+$/.exec(after);
   return [unit && before.endsWith(unit[0]) ? before.slice(0, -unit[0].length) : before, " → ", element("b", {}, after)];
 }
 
 function card(suite) {
-  const main = telling(suite);
+  const main = shownMetric(suite);
   return element("a", { class: "card", href: "#" + sectionId(suite) },
     element("span", { class: "top" }, element("span", { class: "name" }, capital(suite.name)), badge(suite.verdict, measured(suite))),
-    main ? [bigFigure(main), element("span", { class: "sub" }, main.title, main.pruned && [": ", bothFigures(main)])]
+    main ? [bigValue(main), element("span", { class: "sub" }, main.title, main.pruned && [": ", bothValues(main)])]
       : element("span", { class: "sub" }, whyMissing(suite)),
     element("span", { class: "foot" }, suite.metrics.length ? suite.words : ""));
 }
 
 function measured(suite) {
   if (!suite.metrics.length) return "not measured";
-  return suite.verdict === "told" ? "told" : suite.verdict;
+  return suite.verdict;
 }
 
-function bigFigure(metric) {
+function bigValue(metric) {
   const found = /^(\S*)(.*)$/.exec(metric.shown.effect);
   return element("span", { class: "big" }, found[1], element("small", {}, found[2]));
 }
@@ -62,13 +62,13 @@ function section(suite) {
   const id = sectionId(suite);
   return element("section", { id, "aria-labelledby": id + "-title" },
     element("div", { class: "head" }, element("h2", { id: id + "-title" }, capital(suite.name)),
-      badge(suite.verdict, measured(suite)), suite.metrics.length > 1 && suite.verdict !== "told" && element("span", { class: "words" }, suite.words)),
+      badge(suite.verdict, measured(suite)), suite.metrics.length > 1 && suite.verdict !== "informational" && element("span", { class: "words" }, suite.words)),
     groups(suite.metrics).map(group),
     charts(suite), missing(suite),
     suite.notes.map((note) => element("p", { class: "note" }, note)));
 }
 
-// Metrics that can share an axis: of one unit and one kind of effect, figures of the pair apart.
+// Metrics that can share an axis: the same unit and kind of effect; metrics of the pair are separate.
 function groups(metrics) {
   const found = new Map();
   for (const metric of metrics) {
@@ -87,12 +87,12 @@ function group(metrics) {
   const anchors = ratio ? [1, ...margins.map((margin) => 1 + margin), ...margins.map((margin) => 1 / (1 + margin))]
     : pair ? [0] : [0, ...margins, ...margins.map((margin) => -margin)];
   const scale = ratio ? logarithmic(numbers, anchors, RATIOS) : linear(numbers, anchors);
-  const text = pair ? figureTick(first.unit) : effectTick(first.unit, ratio);
+  const text = pair ? valueTick(first.unit) : effectTick(first.unit, ratio);
   const minor = metrics.filter((metric) => metric.detail), rows = (some) => some.map((metric) => row(metric, scale));
   const folded = minor.length > 3 && minor.length < metrics.length ? minor : [];
   return element("div", { class: "group" }, rows(metrics.filter((metric) => !folded.includes(metric))), axis(scale, text),
     folded.length > 0 && element("details", { class: "more-rows" },
-      element("summary", {}, folded.length + " more figures, told and not judged"), rows(folded), axis(scale, text)));
+      element("summary", {}, folded.length + " more informational metrics"), rows(folded), axis(scale, text)));
 }
 
 function row(metric, scale) {
@@ -103,19 +103,19 @@ function row(metric, scale) {
   const p = decided && (metric.p_adjusted < 0.001 ? ", p < 0.001" : ", p = " + Number(metric.p_adjusted.toPrecision(2)));
   return element("div", { class: "row", "data-metric": metric.name },
     element("div", { class: "label" }, metric.title, element("span", { class: "soft" }, details.filter(Boolean).join(" · "))),
-    element("div", { class: "values figure" }, metric.pruned && bothFigures(metric)),
+    element("div", { class: "values figure" }, metric.pruned && bothValues(metric)),
     track(metric, scale),
     element("div", { class: "effect" }, element("span", { class: "figure" }, metric.shown.effect), badge(metric.verdict, [metric.words, p])));
 }
 
 function charts(suite) {
-  const figures = suite.metrics.filter((metric) => metric.distribution).map(distributionChart);
+  const drawn = suite.metrics.filter((metric) => metric.distribution).map(distributionChart);
   const curve = saving(suite);
-  if (curve) figures.push(curve);
-  return figures.length > 0 && element("div", { class: "charts" }, figures);
+  if (curve) drawn.push(curve);
+  return drawn.length > 0 && element("div", { class: "charts" }, drawn);
 }
 
-// Metrics named saved@RATE and quality@RATE make the curve of input pruning.
+// Metrics named saved@RATE and quality@RATE form the curve of input pruning.
 function saving(suite) {
   const byName = new Map(suite.metrics.map((metric) => [metric.name, metric]));
   const points = [];
@@ -134,7 +134,7 @@ function missing(suite) {
     element("li", {}, element("b", {}, name === "*" ? "Not measured" : name + " not measured"), ": " + why)));
 }
 
-// The main metric of each suite of quality, against the size that the memory suite found.
+// The main metric of each quality suite against the size that the memory suite measured.
 function sizeSection(report) {
   const memory = report.suites.find((suite) => suite.name === "memory");
   const size = memory && memory.metrics.find((metric) => metric.unit === "bytes" && metric.pruned && metric.original.value !== null && metric.pruned.value !== null);

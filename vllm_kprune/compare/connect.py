@@ -1,8 +1,10 @@
-"""The beginning of a run: who is compared, whether they answer, what they can do, and where the
-answers are kept. Everything that can be a mistake is found here, before anything is measured."""
+"""The beginning of a run: reach both endpoints, probe what they can do, and open the journal.
+
+Every mistake that can be found before anything is measured is found here.
+"""
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from vllm_kprune.compare.endpoint.client import Client
+from vllm_kprune.compare.endpoint.description import describe_endpoint
 from vllm_kprune.compare.endpoint.messages import (
     Abilities,
     Endpoint,
@@ -20,22 +23,21 @@ from vllm_kprune.compare.endpoint.messages import (
     same_endpoint,
 )
 from vllm_kprune.compare.endpoint.probe import find_model, probe
-from vllm_kprune.compare.endpoint_info import ask_facts
 from vllm_kprune.compare.journal import Journal
-from vllm_kprune.compare.run import CompareOptions, Context
+from vllm_kprune.compare.options import CommonOptions
+from vllm_kprune.compare.run import Context, Suite, SuiteProgress
+from vllm_kprune.compare.suites import SUITES
 from vllm_kprune.errors import KPruneError, shown
 
-__all__ = ["Address", "open_run", "settings_of"]
-
-_OPTIONS = TypeAdapter(CompareOptions)
+__all__ = ["Address", "connect", "settings_of"]
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where a side is: `model` None for the only one that is served there.
+    """Where a side is found; `model` is None for the only model that is served there.
 
-    `name` stands for the address in a journal and a report, where servers that the caller starts
-    have another port each time.
+    `name` replaces the URL in the journal and the report. It is for servers that the caller starts,
+    which have another port each time.
     """
 
     url: str
@@ -44,19 +46,23 @@ class Address:
 
 
 @contextmanager
-def open_run(
+def connect(
     original: Address,
     pruned: Address,
-    options: CompareOptions,
+    options: CommonOptions,
     folder: Path,
     *,
+    suites: Sequence[Suite] = (),
     gated: bool = False,
     timeout: float = 300.0,
     first_wait: float = 0.5,
-    tell: Callable[[str, int, int], None] = lambda suite, done, total: None,
+    progress: SuiteProgress = lambda suite, done, total: None,
 ) -> Iterator[Context]:
-    """A context for `run_suites`; a `KPruneError` if a side does not answer, or if `folder` holds
-    a run with other settings, or if both sides of a `gated` run are the same endpoint."""
+    """A context for `run_suites`; `suites` are those whose options are not the defaults.
+
+    Raises a `KPruneError` if a side does not answer, if `folder` holds a run with other settings,
+    or if both sides of a `gated` run are the same endpoint.
+    """
     sides = {"original": original, "pruned": pruned}
     endpoints = [
         Endpoint(name, clean_url(f"--{name}", side.url), side.model or "", api_key(name))
@@ -80,32 +86,47 @@ def open_run(
             if gated and same_endpoint(first.endpoint, second.endpoint):
                 raise KPruneError(_same(first.endpoint))
             models = first.endpoint.model, second.endpoint.model
-            settings = settings_of((original, pruned), models, options)
+            settings = settings_of((original, pruned), models, options, suites)
             with Journal(folder, settings) as journal:
                 for client in clients:
                     _learn(client, journal, runner)
-                yield Context((first, second), journal, options, runner, tell)
+                yield Context((first, second), journal, options, runner, progress)
         finally:
             for client in clients:
                 runner.run(client.close())
 
 
 def settings_of(
-    addresses: tuple[Address, Address], models: tuple[str, str], options: CompareOptions
+    addresses: tuple[Address, Address],
+    models: tuple[str, str],
+    options: CommonOptions,
+    suites: Sequence[Suite] = (),
 ) -> dict[str, Any]:
-    """What a resumed run must agree on, as JSON."""
-    settings: dict[str, Any] = _OPTIONS.dump_python(options, mode="json")
+    """The settings that a resumed run must share, as JSON.
+
+    Options of suites have keys such as `latency.rounds`. All built-in suites are included, so that
+    a resumed run may choose other suites.
+    """
+    settings = _as_json(options)
+    configured: Mapping[str, Suite] = {**SUITES, **{suite.name: suite for suite in suites}}
+    for name, suite in configured.items():
+        settings |= {f"{name}.{key}": value for key, value in _as_json(suite.options).items()}
     for side, address, model in zip(("original", "pruned"), addresses, models, strict=True):
         settings[side] = address.name or clean_url(f"--{side}", address.url)
         settings[f"{side}_model"] = model
     return settings
 
 
+def _as_json(options: Any) -> dict[str, Any]:
+    values: dict[str, Any] = TypeAdapter(type(options)).dump_python(options, mode="json")
+    return values
+
+
 def _same(endpoint: Endpoint) -> str:
     return (
-        f"both sides are the same endpoint ({endpoint.url}, model {shown(endpoint.model)}), where "
-        "every --fail-on condition would be judged of a model against itself; name the other "
-        "server with --original or --pruned, or leave --fail-on out of an A/A run"
+        f"both sides are the same endpoint ({endpoint.url}, model {shown(endpoint.model)}), and "
+        "every --fail-on condition would compare a model with itself; name the other server with "
+        "--original or --pruned, or leave --fail-on out of an A/A run"
     )
 
 
@@ -120,10 +141,12 @@ async def _greet(client: Client, model: str | None) -> str:
 
 
 def _learn(client: Client, journal: Journal, runner: asyncio.Runner) -> None:
-    """What the endpoint is and can do, as the first run found: a resumed one asks alike."""
+    """Probe the endpoint, or recall what the first run found, so that a resumed run asks alike."""
     name = client.endpoint.name
     missing = journal.step(
         "endpoints", f"missing of {name}", lambda: dict(runner.run(probe(client)).missing)
     )
     client.abilities = Abilities({str(name): str(reason) for name, reason in missing.items()})
-    journal.step("endpoints", f"facts of {name}", lambda: runner.run(ask_facts(client)))
+    journal.step(
+        "endpoints", f"description of {name}", lambda: runner.run(describe_endpoint(client))
+    )

@@ -1,11 +1,8 @@
-"""Recorded answers that never were: measurements whose truth is known, made from a seed."""
+"""Measurements whose true effect is known, made from a seed."""
 
 import numpy as np
-from numpy.typing import NDArray
 
-from vllm_kprune.compare.measurements import Measurement, Metric
-
-Floats = NDArray[np.float64]
+from vllm_kprune.compare.measurements import Floats, Measurement, Metric
 
 SHARE = Metric("share", "Correct answers", "share", "higher", 0.01)
 LEAKS = Metric("leaks", "Answers with foreign characters", "share", "lower", 0.01)

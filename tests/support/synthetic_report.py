@@ -1,34 +1,35 @@
-"""A whole comparison that never was: every suite, Korean and English, made from a seed."""
+"""A whole comparison of invented results: every suite, Korean and English, made from a seed."""
 
 from collections.abc import Iterator
 
 import numpy as np
 
-from support.recorded import Floats, latencies, measured, paired_shares, passes
+from support.synthetic_measurements import Floats, latencies, measured, paired_shares, passes
 from vllm_kprune.compare.measurements import Example, Measurement, Metric, Span, SuiteResult
-from vllm_kprune.compare.report.document import EndpointFacts, Report, build_report
+from vllm_kprune.compare.report.build import build_report
+from vllm_kprune.compare.report.document import EndpointReport, MetricReport, Report
 
 ENDPOINTS = (
-    EndpointFacts(
+    EndpointReport(
         name="original",
         url="http://localhost:8000/v1",
         model="Qwen2.5-Coder-1.5B-Instruct",
-        facts={"vllm": "0.32.0", "vocabulary": "151,936 tokens"},
+        description={"vllm": "0.32.0", "vocabulary": "151,936 tokens"},
     ),
-    EndpointFacts(
+    EndpointReport(
         name="pruned",
         url="http://localhost:8001/v1",
         model="Qwen2.5-Coder-1.5B-Instruct-EnKo",
-        facts={"vllm": "0.32.0", "profile": "enko", "vocabulary": "68,214 tokens"},
+        description={"vllm": "0.32.0", "profile": "enko", "vocabulary": "68,214 tokens"},
     ),
 )
 SETTINGS = {"limit": 400, "concurrency": 4, "languages": ["ko", "en"], "max_tokens": 256}
 
 
-def made_up_report(seed: int = 1, resamples: int = 2000) -> Report:
+def synthetic_report(seed: int = 1, resamples: int = 2000) -> Report:
     """What `kprune compare` could have found."""
     return build_report(
-        made_up_results(seed),
+        synthetic_results(seed),
         endpoints=ENDPOINTS,
         settings=SETTINGS,
         versions={"python": "3.12.11", "openai": "2.25.0", "sacrebleu": "2.5.1"},
@@ -37,7 +38,17 @@ def made_up_report(seed: int = 1, resamples: int = 2000) -> Report:
     )
 
 
-def made_up_results(seed: int = 1) -> tuple[SuiteResult, ...]:
+def reported(*results: SuiteResult, seed: int = 0) -> Report:
+    """The report of these results alone."""
+    return build_report(results, endpoints=[], settings={}, versions={}, seed=seed, resamples=1000)
+
+
+def metrics_of(report: Report) -> dict[str, MetricReport]:
+    """All metrics of a report by name."""
+    return {metric.name: metric for suite in report.suites for metric in suite.metrics}
+
+
+def synthetic_results(seed: int = 1) -> tuple[SuiteResult, ...]:
     rng = np.random.default_rng(seed)
     makers = (_stability, _translation, _accuracy, _exactness, _latency, _memory, _input)
     return tuple(make(rng) for make in makers)

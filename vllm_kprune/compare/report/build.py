@@ -1,0 +1,164 @@
+"""Build the report of a comparison from the results of its suites.
+
+The report depends on nothing but the arguments (no clock, no file names), so that a run that was
+killed and resumed gives the same bytes as an uninterrupted one.
+"""
+
+from collections.abc import Mapping, Sequence
+from urllib.parse import urlsplit, urlunsplit
+
+from pydantic import JsonValue
+
+from vllm_kprune import __version__
+from vllm_kprune.compare.measurements import Example, Measurement, SuiteResult
+from vllm_kprune.compare.report.document import (
+    SCHEMA_VERSION,
+    Distribution,
+    EndpointReport,
+    ExampleReport,
+    Interval,
+    MetricReport,
+    Report,
+    Shown,
+    SpanReport,
+    SuiteReport,
+)
+from vllm_kprune.compare.report.examples import choose_examples, shorten
+from vllm_kprune.compare.statistics.comparison import Comparison, Estimate, compare, correct
+from vllm_kprune.compare.statistics.number_format import show_effect, show_value
+from vllm_kprune.compare.statistics.pairing import quantiles
+from vllm_kprune.compare.statistics.verdicts import Judgement, judge, judge_suite, overall
+
+__all__ = ["build_report"]
+
+
+def build_report(
+    results: Sequence[SuiteResult],
+    *,
+    endpoints: Sequence[EndpointReport],
+    settings: Mapping[str, JsonValue],
+    versions: Mapping[str, str],
+    seed: int,
+    resamples: int = 10_000,
+    confidence: float = 0.95,
+    incomplete: str | None = None,
+) -> Report:
+    """Compare all measurements, correct for their number, and judge them.
+
+    `incomplete` says why the run ended early, if it did.
+    """
+    comparisons = correct(
+        compare(one, seed=seed, resamples=resamples, confidence=confidence)
+        for result in results
+        for one in result.measurements
+    )
+    incomplete = shorten(incomplete) if incomplete else None
+    rest = iter(comparisons)
+    suites = [_suite(result, [next(rest) for _ in result.measurements]) for result in results]
+    return Report(
+        schema_version=SCHEMA_VERSION,
+        kprune_version=__version__,
+        summary=overall(
+            [(suite.name, suite.verdict) for suite in suites if suite.metrics],
+            unmeasured=[suite.name for suite in suites if not suite.metrics],
+            incomplete=incomplete,
+        ),
+        incomplete=incomplete,
+        confidence=confidence,
+        resamples=resamples,
+        seed=seed,
+        settings=dict(settings),
+        versions=dict(versions),
+        endpoints=[_without_secrets(endpoint) for endpoint in endpoints],
+        suites=suites,
+    )
+
+
+def _without_secrets(endpoint: EndpointReport) -> EndpointReport:
+    """The endpoint without the user, password and query of its URL, which may hold keys."""
+    parts = urlsplit(endpoint.url)
+    host = parts.netloc.rpartition("@")[2]
+    url = urlunsplit((parts.scheme, host, parts.path, "", ""))
+    return endpoint.model_copy(update={"url": url})
+
+
+def _suite(result: SuiteResult, comparisons: Sequence[Comparison]) -> SuiteReport:
+    judgements = [judge(comparison) for comparison in comparisons]
+    titles = [measurement.metric.title for measurement in result.measurements]
+    judgement = judge_suite(list(zip(titles, judgements, strict=True)))
+    metrics = [
+        _metric(*of_one)
+        for of_one in zip(result.measurements, comparisons, judgements, strict=True)
+    ]
+    return SuiteReport(
+        name=result.suite,
+        main=result.main or next((metric.name for metric in metrics), None),
+        verdict=judgement.verdict,
+        words=judgement.words,
+        items_needed=judgement.items_needed,
+        metrics=metrics,
+        unavailable={
+            name: shorten(why.removeprefix("not measured: "))
+            for name, why in result.unavailable.items()
+        },
+        notes=[shorten(note) for note in result.notes],
+        examples=[_example(example) for example in choose_examples(result.examples)],
+        examples_total=len(result.examples),
+    )
+
+
+def _metric(measurement: Measurement, comparison: Comparison, judgement: Judgement) -> MetricReport:
+    metric, pruned = comparison.metric, comparison.pruned
+    both = quantiles(measurement) if metric.aggregate == "p50" else None
+    return MetricReport(
+        name=metric.name,
+        title=metric.title,
+        unit=metric.unit,
+        better=metric.better,
+        margin=metric.margin,
+        aggregate=metric.aggregate,
+        effect_kind=metric.effect,
+        items=comparison.n,
+        dropped=comparison.dropped,
+        differing=comparison.differing,
+        original=_interval(comparison.original),
+        pruned=_interval(pruned) if pruned else None,
+        effect=_interval(comparison.effect),
+        p=comparison.p,
+        p_adjusted=comparison.p_adjusted,
+        verdict=judgement.verdict,
+        words=judgement.words,
+        items_needed=judgement.items_needed,
+        shown=_shown(comparison),
+        detail=metric.detail,
+        distribution=Distribution(original=both[0], pruned=both[1]) if both else None,
+    )
+
+
+def _interval(estimate: Estimate) -> Interval:
+    return Interval(value=estimate.value, low=estimate.low, high=estimate.high)
+
+
+def _shown(comparison: Comparison) -> Shown:
+    metric, pruned = comparison.metric, comparison.pruned
+    return Shown(
+        original=show_value(comparison.original.value, metric.unit),
+        pruned=show_value(pruned.value, metric.unit) if pruned else None,
+        effect=show_effect(comparison.effect, metric, of_pair=pruned is None),
+    )
+
+
+def _example(example: Example) -> ExampleReport:
+    def spans(side: int) -> list[SpanReport]:
+        return [
+            SpanReport(start=span.start, end=span.end, why=span.why) for span in example.spans[side]
+        ]
+
+    return ExampleReport(
+        item=example.item,
+        prompt=example.prompt,
+        answers=example.answers,
+        labels=dict(example.labels),
+        spans=(spans(0), spans(1)),
+        reference=example.reference,
+    )
