@@ -144,12 +144,17 @@ def option(default: Any, help: str, *, forms: Iterable[str] | None = None, **how
     return field(default=default, metadata={_KEY: spec})
 
 
-@lru_cache(maxsize=256)
-def options_of(table: Any, form: str | None = None) -> tuple[Option, ...]:
+def options_of(table: type, form: str | None = None) -> tuple[Option, ...]:
     """The options that a dataclass declares, in their order; only those of a form, if one is given.
 
     Fields without `option()` are none.
     """
+    hashable: Any = table  # mypy does not take every class for one
+    return _options_of(hashable, form)
+
+
+@lru_cache(maxsize=256)
+def _options_of(table: type, form: str | None) -> tuple[Option, ...]:
     hints = get_type_hints(table)
     found = [_complete(f.metadata[_KEY], f.name, hints[f.name]) for f in fields(table)
              if _KEY in f.metadata]  # fmt: skip
@@ -215,8 +220,7 @@ def _spelled(prefix: str, name: str) -> str:
 
 def make(table: type[T], values: Mapping[Any, Any], **how: Any) -> T:
     """A table's value from hostile values, checked as by `check_values`; none may be missing."""
-    fields_of: Any = table  # a class is hashable, but mypy takes `type[T]` for one that is not
-    options = options_of(fields_of)
+    options = options_of(table)
     checked = check_values(options, values, **how)
     for one in options:
         if one.default is REQUIRED and one.name not in checked:
