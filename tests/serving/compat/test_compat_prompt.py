@@ -63,7 +63,7 @@ def complete(config: Any, pruning: PromptPruning | None, prompts: Any, **values:
     """Texts of a completion request's prompts."""
     from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 
-    request = CompletionRequest(prompt="", **{"vllm_xargs": HALF, **values})
+    request = CompletionRequest(prompt="in the body", **{"vllm_xargs": HALF, **values})
     online = online_renderer(config, pruning)
     return [text_of(one) for one in asyncio.run(online.preprocess_cmpl(request, prompts))]
 
@@ -163,7 +163,7 @@ def test_what_only_counts_tokens_loses_marks_alone(config: Any) -> None:
     from vllm.entrypoints.serve.tokenize.protocol import TokenizeCompletionRequest
 
     online = online_renderer(config, pruning_of(LengthScores(), keep=0.5))
-    request = TokenizeCompletionRequest(prompt="")
+    request = TokenizeCompletionRequest(prompt="in the body")
     prompts = [f"<kprune>{LONG}</kprune>"]
     (prompt,) = asyncio.run(online.preprocess_cmpl(request, prompts))
     assert text_of(prompt) == LONG
@@ -189,7 +189,7 @@ def test_the_headers_are_told_what_the_model_saw(config: Any) -> None:
 
     async def run() -> Any:
         current_report.set(report)
-        request = CompletionRequest(prompt="", vllm_xargs=HALF)
+        request = CompletionRequest(prompt="in the body", vllm_xargs=HALF)
         return await online.preprocess_cmpl(request, [LONG, [1, 2]])
 
     rendered = asyncio.run(run())
@@ -267,7 +267,9 @@ def test_beams_of_an_llm_lose_their_marks(llm: Any, monkeypatch: pytest.MonkeyPa
 def test_more_parameters_than_prompts_are_vllms_to_refuse(
     llm: Any, prompts: int, count: int
 ) -> None:
-    with pytest.raises(ValueError, match="must be the same") as error:
+    from vllm.exceptions import VLLMValidationError
+
+    with pytest.raises(VLLMValidationError, match="must be the same") as error:
         add(llm, [LONG] * prompts, [params(HALF)] * count)
     assert not isinstance(error.value, KPruneError)
 
