@@ -142,10 +142,7 @@ VLLM_CONFIG = _reads(
     lost="what the engine serves",
 )
 PARALLEL_CONFIG = _reads(
-    GUARD,
-    "vllm.config:ParallelConfig",
-    "enable_batch_sharded_sampling",
-    lost="which rank counts",
+    GUARD, "vllm.config:ParallelConfig", "enable_batch_sharded_sampling", lost="which rank counts"
 )
 UNTIE = _seam(
     VOCABULARY,
@@ -553,10 +550,7 @@ INIT_STATE = _seam(
     lost="`GET /kprune` and `POST /kprune/prune`",
 )
 ENDPOINT = _reads(
-    ROUTES,
-    _ENDPOINT,
-    *("name", "required_tasks"),
-    lost="`GET /kprune` and `POST /kprune/prune`",
+    ROUTES, _ENDPOINT, *("name", "required_tasks"), lost="`GET /kprune` and `POST /kprune/prune`"
 )
 AUTHENTICATION = _seam(
     ROUTES,
