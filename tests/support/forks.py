@@ -25,7 +25,7 @@ def ask(script: str, jobs: Sequence[Any], folder: Path) -> list[Any]:
     (folder / "jobs.json").write_text(json.dumps(jobs))
     done = subprocess.run(
         [sys.executable, Path(__file__).with_name(script), folder / "jobs.json"],
-        env={**os.environ, **ENVIRONMENT},
+        env={**os.environ, **ENVIRONMENT, "PYTHONPATH": _with_tests()},
         capture_output=True,
         text=True,
         timeout=800,
@@ -35,6 +35,12 @@ def ask(script: str, jobs: Sequence[Any], folder: Path) -> list[Any]:
     assert lines, done.stdout[-3000:] + done.stderr[-3000:]
     answers: list[Any] = json.loads(lines[-1].removeprefix(_MARK))
     return answers
+
+
+def _with_tests() -> str:
+    """`PYTHONPATH` for scripts, which import their support from here as tests do."""
+    tests = str(Path(__file__).resolve().parent.parent)
+    return os.pathsep.join([tests, *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 def tell(answers: Sequence[Any]) -> None:

@@ -14,7 +14,7 @@ from support.tiny_models import CHAT_TEMPLATE
 
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.serving.compat import prompts as compat_prompt
-from vllm_kprune.serving.compat import seams
+from vllm_kprune.serving.compat import seams_prompts
 from vllm_kprune.serving.options import NAMED
 from vllm_kprune.serving.pruning import hooks as prune_hooks
 from vllm_kprune.serving.pruning.metrics import RequestReport, current_report
@@ -90,7 +90,7 @@ def test_the_pruner_is_made_before_a_server_is_ready(config: Any) -> None:
     online, made = online_renderer(config, None), []
     del online.renderer.kprune_pruning
     wraps = compat_prompt.prune_online(made.append)
-    assert wraps[seams.WARM_UP](lambda one: "warm", online) == "warm"
+    assert wraps[seams_prompts.WARM_UP](lambda one: "warm", online) == "warm"
     assert made == [online.renderer]
 
 
@@ -125,7 +125,7 @@ def given_to_vllm(seam: Any, given: Any, *rest: Any) -> Any:
 def test_parts_that_can_be_read_only_once_are_read_once() -> None:
     parts = iter([{"type": "text", "text": LONG}, {"type": "image_url", "image_url": {}}])
     messages = [{"role": "user", "content": parts}, LAST]
-    given = given_to_vllm(seams.PREPROCESS_CHAT, messages, "template")
+    given = given_to_vllm(seams_prompts.PREPROCESS_CHAT, messages, "template")
     assert given[0]["content"][0]["text"] == SHORT
     assert given[0]["content"][1] == {"type": "image_url", "image_url": {}}
 
@@ -150,7 +150,7 @@ def test_texts_are_pruned_and_token_ids_left_alone(config: Any) -> None:
 
 
 def test_embeddings_are_left_alone() -> None:
-    given = given_to_vllm(seams.PREPROCESS_COMPLETION, [LONG, b"embeds", [1, 2, 3]])
+    given = given_to_vllm(seams_prompts.PREPROCESS_COMPLETION, [LONG, b"embeds", [1, 2, 3]])
     assert given == [SHORT, b"embeds", [1, 2, 3]]
 
 
@@ -225,7 +225,7 @@ def test_every_prompt_of_an_llm_has_the_options_of_its_own_parameters(llm: Any) 
 
 def test_other_keys_of_a_prompt_are_kept() -> None:
     around = compat_prompt.prune_offline(lambda renderer: pruning_of(LengthScores()))
-    given = around[seams.OFFLINE_PROMPTS](
+    given = around[seams_prompts.OFFLINE_PROMPTS](
         lambda llm, prompts, params: prompts,
         SimpleNamespace(renderer=None),
         [{"prompt": LONG, "more": 1}],
