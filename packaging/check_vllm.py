@@ -27,8 +27,9 @@ from rich.table import Table
 from vllm_files import Release, fetch_release
 
 from vllm_kprune.errors import KPruneError
+from vllm_kprune.serving.compat.features import VERSIONS
 from vllm_kprune.serving.compat.seam import Without
-from vllm_kprune.serving.compat.seams import SEAMS, VERSIONS
+from vllm_kprune.serving.compat.seams import SEAMS
 from vllm_kprune.serving.compat.sources import Finding, Sources
 
 __all__ = ["Report", "check", "main"]

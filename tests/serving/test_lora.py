@@ -11,7 +11,7 @@ from support.tiny_adapters import ATTENTION, save_adapter
 from support.tiny_models import OverlayMaker
 
 from vllm_kprune.errors import KPruneError
-from vllm_kprune.serving import plugin
+from vllm_kprune.serving import command
 
 pytestmark = pytest.mark.usefixtures("vllm_ready")
 
@@ -88,7 +88,7 @@ def serve(model: Path, adapter: Path, **options: Any) -> list[str]:
     reached: list[str] = []
     modules = [SimpleNamespace(name="a", path=str(adapter))]
     args = SimpleNamespace(model_tag=str(model), plugin=None, lora_modules=modules, **options)
-    plugin._serve(lambda args: reached.append("server"), args)
+    command._serve(lambda args: reached.append("server"), args)
     return reached
 
 

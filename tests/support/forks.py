@@ -1,7 +1,7 @@
-"""Runs small jobs in forks of a process that has imported vLLM, which takes longest.
+"""Runs small jobs in forks of a process that has imported vLLM, the slowest part of each.
 
-`ask` starts such a script for a test, with the jobs in a file; the script calls `run_forked` and
-`tell`. Two jobs run at once: to start an engine is mostly Python, which keeps one CPU busy.
+`ask` starts such a script for a test, with the jobs in a file. The script calls `run_forked` and
+`tell`. Two jobs run at once: starting an engine is mostly Python, which keeps one CPU busy.
 """
 
 import json
@@ -21,11 +21,11 @@ _MARK = "ANSWERS "
 
 
 def ask(script: str, jobs: Sequence[Any], folder: Path) -> list[Any]:
-    """What a script beside this file answers to each of the jobs; `folder` takes the file."""
+    """What a script beside this file answers to each job; the jobs are written into `folder`."""
     (folder / "jobs.json").write_text(json.dumps(jobs))
     done = subprocess.run(
         [sys.executable, Path(__file__).with_name(script), folder / "jobs.json"],
-        env={**os.environ, **ENVIRONMENT},
+        env={**os.environ, **ENVIRONMENT, "PYTHONPATH": _with_tests()},
         capture_output=True,
         text=True,
         timeout=800,
@@ -37,6 +37,12 @@ def ask(script: str, jobs: Sequence[Any], folder: Path) -> list[Any]:
     return answers
 
 
+def _with_tests() -> str:
+    """`PYTHONPATH` for scripts, which import their support from here as tests do."""
+    tests = str(Path(__file__).resolve().parent.parent)
+    return os.pathsep.join([tests, *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
 def tell(answers: Sequence[Any]) -> None:
     """Answer, from inside the script."""
     sys.stdout.write(_MARK + json.dumps(answers) + "\n")
@@ -44,7 +50,7 @@ def tell(answers: Sequence[Any]) -> None:
 
 @dataclass
 class Ended:
-    """A fork that has ended: what its function gave (None if it gave nothing), and its output."""
+    """A fork that has ended: what its function returned (None if it failed), and its output."""
 
     result: Any
     status: int
@@ -52,7 +58,7 @@ class Ended:
 
 
 def run_forked(run: Callable[[Any], Any], jobs: Sequence[Any]) -> list[Ended]:
-    """Call `run` for each of the jobs, in a fork of its own; its result must be JSON."""
+    """Call `run` for each job in a fork of its own; its result must be JSON."""
     running: dict[int, tuple[int, int, int]] = {}
     ended: dict[int, Ended] = {}
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from threading import Event
 
@@ -14,6 +14,8 @@ from rich.table import Table
 from vllm_kprune.cli.compare_table import print_report
 from vllm_kprune.cli.console import counts, error_console, log, output_console, steps, write_json
 from vllm_kprune.cli.demo_table import hardware, print_summary
+from vllm_kprune.cli.options import JsonOptions
+from vllm_kprune.cli.typer_options import with_options
 from vllm_kprune.compare.conclude import write_all
 from vllm_kprune.compare.report.document import Report
 from vllm_kprune.compare.suites.prompts import SAMPLE_PROMPTS
@@ -28,6 +30,7 @@ from vllm_kprune.demo.run import (
     unexplained,
 )
 from vllm_kprune.demo.servers import stops_on_sigterm
+from vllm_kprune.options import option
 from vllm_kprune.profile import load_profile
 
 __all__ = ["register"]
@@ -37,32 +40,31 @@ _EAGER_START = "about a minute"
 _COMPILED_START = "one to three minutes, as vLLM compiles both; --eager skips that"
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Demo:
+    model: str | None = option(
+        None,
+        "Folder of a model, or its id on the hub.",
+        default_text="a small reference model",
+        positional=True,
+    )
+    profile: str = option("enko", "Profile by name, or a .yaml file.")
+    rounds: int = option(12, "Rounds of the speed measurement.", least=1)
+    eager: bool = option(
+        False, "Do not compile: starts sooner, but hides a part of the speed gain."
+    )
+    keep: bool = option(False, "Keep both servers running afterwards, until Ctrl-C.")
+    output: Path = option(
+        Path("kprune-demo"), "Folder for report.json and report.html.", flags=("--output", "-o")
+    )
+
+
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    app.command("demo")(_run)
+    app.command("demo")(with_options(_run, _Demo, JsonOptions))
 
 
-def _run(
-    model: str = typer.Argument(
-        None, help="Folder of a model, or its id on the hub. Default: a small reference model."
-    ),
-    profile: str = typer.Option("enko", "--profile", help="Profile by name, or a .yaml file."),
-    rounds: int = typer.Option(12, "--rounds", min=1, help="Rounds of the speed measurement."),
-    eager: bool = typer.Option(
-        False,
-        "--eager",
-        help="Do not compile: starts sooner, but hides a part of the speed gain.",
-    ),
-    keep: bool = typer.Option(
-        False, "--keep", help="Keep both servers running afterwards, until Ctrl-C."
-    ),
-    output: Path = typer.Option(
-        Path("kprune-demo"), "--output", "-o", help="Folder for report.json and report.html."
-    ),
-    json_to: str = typer.Option(
-        None, "--json", help="Write the results as JSON to this file; - prints them."
-    ),
-) -> None:
+def _run(demo: _Demo, outcome: JsonOptions) -> None:
     """Serve a model both whole and pruned, side by side, and compare them.
 
     Starts two vLLM servers on free ports, runs a few small suites of `kprune compare` on both in
@@ -71,17 +73,18 @@ def _run(
     compile the model; --eager starts sooner, but hides a part of the gain. The exit code is 1 if an
     answer differs without a reason.
     """
-    wanted, machine = load_profile(profile), hardware()
+    wanted, machine = load_profile(demo.profile), hardware()
     with stops_on_sigterm():
         with steps() as progress:
-            pair = prepare(model, wanted, log=log, progress=progress)
-        log(f"starting both servers ({_EAGER_START if eager else _COMPILED_START})")
-        with serve_pair(pair, ARGUMENTS, eager=eager) as servers:
+            pair = prepare(demo.model, wanted, log=log, progress=progress)
+        log(f"starting both servers ({_EAGER_START if demo.eager else _COMPILED_START})")
+        with serve_pair(pair, ARGUMENTS, eager=demo.eager) as servers:
             _show_samples(servers)
             with counts() as progress:
-                report = compare_demo(servers, rounds, progress)
-            _show(report, pair, sizes(pair, servers), machine, output, json_to)
-            if keep:
+                report = compare_demo(servers, demo.rounds, progress)
+            found = sizes(pair, servers)
+            _show(report, pair, found, machine, demo.output, outcome.json_to)
+            if demo.keep:
                 _stay(servers)
     if unexplained(report):
         raise typer.Exit(1)

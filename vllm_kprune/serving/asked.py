@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from vllm_kprune.serving.compat import seams
+from vllm_kprune.serving.compat import features
 from vllm_kprune.serving.compat.installer import require
 from vllm_kprune.serving.compat.seam import Feature
 from vllm_kprune.serving.compat.version import check_version
@@ -33,14 +33,14 @@ def asked_features(
     named, pruned = settings.named, settings.prunes or settings.overlay
     guarded, prunes_input = settings.guard.default is not None, settings.pruner is not None
     asked = {
-        seams.VOCABULARY: pruned,
-        seams.LORA: pruned and lora,
-        seams.GUARD: guarded,
-        seams.REQUESTS: guarded or prunes_input or named,
-        seams.FAILURES: guarded and front_end == "server",
-        seams.METRICS: guarded and front_end == "server",
-        seams.ONLINE: prunes_input and front_end == "server",
-        seams.OFFLINE: prunes_input and front_end == "offline",
-        seams.ROUTES: named and front_end == "server",
+        features.VOCABULARY: pruned,
+        features.LORA: pruned and lora,
+        features.GUARD: guarded,
+        features.REQUESTS: guarded or prunes_input or named,
+        features.FAILURES: guarded and front_end == "server",
+        features.METRICS: guarded and front_end == "server",
+        features.ONLINE: prunes_input and front_end == "server",
+        features.OFFLINE: prunes_input and front_end == "offline",
+        features.ROUTES: named and front_end == "server",
     }
     return [feature for feature, is_asked in asked.items() if is_asked]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from vllm_kprune.errors import KPruneError
-from vllm_kprune.serving.compat import seams
+from vllm_kprune.serving.compat import features, seams_engine
 from vllm_kprune.serving.compat.installer import Wraps, require
 
 if TYPE_CHECKING:
@@ -27,9 +27,9 @@ __all__ = ["command_wraps", "refuse_flags_in_vain"]
 def command_wraps() -> Wraps:
     """What goes around vLLM's own reading of the command line."""
     return {
-        seams.ADD_CLI_ARGS: _add_cli_args,
-        seams.FROM_CLI_ARGS: _from_cli_args,
-        seams.SERVE_COMMAND: _serve,
+        seams_engine.ADD_CLI_ARGS: _add_cli_args,
+        seams_engine.FROM_CLI_ARGS: _from_cli_args,
+        seams_engine.SERVE_COMMAND: _serve,
     }
 
 
@@ -41,7 +41,7 @@ def refuse_flags_in_vain() -> None:
     flags = [flag for flag in sys.argv[1:] if flag.startswith("--kprune-")]
     if flags and multiprocessing.parent_process() is None:
         with _mistakes_as_one_line():
-            require([seams.COMMAND_LINE])
+            require([features.COMMAND_LINE])
 
 
 def _add_cli_args(
@@ -122,7 +122,7 @@ def _require_asked(args: argparse.Namespace, settings: "ServerSettings") -> None
     from vllm_kprune.serving.asked import require_asked
 
     require_asked(settings, lora=bool(getattr(args, "enable_lora", False)), front_end="server")
-    require([seams.COMMAND_LINE])
+    require([features.COMMAND_LINE])
 
 
 def _refuse_missing_folder(model: str) -> None:

@@ -1,7 +1,7 @@
 """`GET /kprune`: which vocabulary this server serves, and how it guards answers and prunes prompts.
 
 An entry point of `vllm.endpoint_plugins`: vLLM loads it only when it is named (`--plugin kprune`,
-or `VLLM_PLUGINS`). Like `/health` and `/version` it needs no API key, so it tells no local path.
+or `VLLM_PLUGINS`). Like `/health` and `/version` it needs no API key, so it shows no local path.
 """
 
 from argparse import Namespace
@@ -47,7 +47,7 @@ class KPruneEndpoint:
         )
 
     async def init_state(self, engine_client: Any, state: Any, args: Namespace) -> None:
-        """Read the manifest of the served model, if it has one; measure the pruner's break-even."""
+        """Read the served model's manifest, if it has one, and measure the pruner's break-even."""
         vllm_config = engine_client.vllm_config if engine_client else None
         config = vllm_config.model_config if vllm_config else None
         model = config.model if config else args.model
@@ -88,10 +88,10 @@ def server_status(model: str, base: Path | None = None) -> dict[str, Any]:
 
 
 def guard_status(vllm_config: Any) -> dict[str, Any]:
-    """The guard of requests that ask for none, and whether they may ask.
+    """The guard of requests that do not ask for one, and the options with which they may ask.
 
-    `available` is false where this server cannot guard, or serves no engine. What a request may
-    give is listed by name, without the values: an error names these.
+    `available` is false where this server cannot guard, or has no engine. The options are listed
+    by name only: an error about a wrong value lists the values.
     """
     settings = settings_of(vllm_config).guard if vllm_config else None
     if settings is None or not settings.attached:
@@ -108,9 +108,9 @@ def guard_status(vllm_config: Any) -> dict[str, Any]:
 def pruner_status(
     pruning: PromptPruning | None, measured: BreakEven | None = None
 ) -> dict[str, Any]:
-    """The input pruner: what ranks, what requests get that ask for nothing, and its cache.
+    """The input pruner: its ranker, its cache, and what a request gets that asks for nothing.
 
-    `min_tokens` None: nothing is pruned unless a request says from how many tokens on.
+    With `min_tokens` None, nothing is pruned unless the request itself gives `min_tokens`.
     """
     if pruning is None or pruning.settings is None or pruning.ranker is None:
         return {"available": False}
@@ -128,12 +128,12 @@ def pruner_status(
 
 
 def _shown_options(options: PruneOptions) -> dict[str, Any]:
-    """Without what the answer tells by itself."""
+    """The options without those that the answer shows elsewhere."""
     return {k: v for k, v in asdict(options).items() if k not in ("min_tokens", "scorer")}
 
 
 def _public_name(base: BaseReference) -> str:
-    """The base as a hub id; of a local folder only its last part."""
+    """The base as a hub id, or the last part of a local folder."""
     local = base.reference == base.path or Path(base.reference).expanduser().is_absolute()
     return Path(base.reference).name if local or "\\" in base.reference else base.reference
 

@@ -1,9 +1,9 @@
 """Load format `kprune`: the base weights, with only the kept rows of the vocabulary tensors.
 
-The overlay holds no weights. vLLM's own safetensors reader streams the base; the tensors that the
-manifest names are cut down on their way, straight from the memory-mapped file, so that the whole
-embedding is never in memory. Everything after that (tensor parallel shards, tied heads, quantised
-layers) is vLLM's default loader, unchanged.
+The overlay has no weights. vLLM's own safetensors reader streams the base, and the tensors that the
+manifest names are cut on the way, straight from the memory-mapped file, so that the whole embedding
+is never in memory. Everything after that (tensor parallel shards, tied heads, quantised layers) is
+vLLM's default loader, unchanged. Imported only where the seam table's loader names fit.
 """
 
 from collections.abc import Generator

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm_kprune.serving.command import command_wraps, refuse_flags_in_vain
-from vllm_kprune.serving.compat import requests, seams
+from vllm_kprune.serving.compat import requests, seams_engine, seams_requests
 from vllm_kprune.serving.compat.engine import endpoint_plugins_allowed, settle_tied_head
 from vllm_kprune.serving.compat.installer import Wraps, hook, installer
 from vllm_kprune.serving.guard.hooks import guard_wraps
@@ -28,7 +28,7 @@ def register() -> None:
     if os.environ.get(DISABLE, "0") not in ("", "0"):
         return
     hook(all_wraps())
-    installer.when_usable(seams.LOADER_SEAMS, _register_loader)
+    installer.when_usable(seams_engine.LOADER_SEAMS, _register_loader)
     refuse_flags_in_vain()
 
 
@@ -36,9 +36,9 @@ def all_wraps() -> Wraps:
     """Everything that kprune puts around functions of vLLM."""
     return {
         **command_wraps(),
-        seams.CREATE_ENGINE_CONFIG: _create_engine_config,
-        seams.CREATE_MODEL_CONFIG: _create_model_config,
-        seams.LOAD_ENDPOINTS: _load_endpoint_plugins,
+        seams_engine.CREATE_ENGINE_CONFIG: _create_engine_config,
+        seams_engine.CREATE_MODEL_CONFIG: _create_model_config,
+        seams_requests.LOAD_ENDPOINTS: _load_endpoint_plugins,
         **requests.at_start(_require_engine_features),
         **requests.check_adapter_requests(_check_adapter),
         **requests.check_adapter_loads(_check_adapter),

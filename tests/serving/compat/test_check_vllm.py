@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 from support.made_up_vllm import Change, source_files
 
-from vllm_kprune.serving.compat import seams
-from vllm_kprune.serving.compat.seams import SEAMS, VERSIONS
+from vllm_kprune.serving.compat import seams_engine, seams_guard, seams_requests
+from vllm_kprune.serving.compat.features import VERSIONS
+from vllm_kprune.serving.compat.seams import SEAMS
 
 ROOT = Path(__file__).parents[3] / "packaging"
 KNOWN = {
@@ -28,10 +29,10 @@ KNOWN = {
     "0.33.0": set(),
 }
 CHANGES = [
-    Change(seams.VALIDATE_PARAMS, "gone"),
-    Change(seams.VALIDATE_PARAMS, "parameters"),
-    Change(seams.SERVE_COMMAND, "binding"),
-    Change(seams.V2_CONTEXT, "parameters"),
+    Change(seams_requests.VALIDATE_PARAMS, "gone"),
+    Change(seams_requests.VALIDATE_PARAMS, "parameters"),
+    Change(seams_engine.SERVE_COMMAND, "binding"),
+    Change(seams_guard.V2_CONTEXT, "parameters"),
 ]
 
 
@@ -80,7 +81,7 @@ def test_a_wheel_that_changed_a_name_fails_and_says_which(
 def test_a_name_that_servers_start_without_is_shown_and_no_failure(
     check_vllm: Any, wheel: Any, capsys: Any
 ) -> None:
-    assert check_vllm.main([str(wheel(Change(seams.BEAM_SEARCH, "gone")))]) == 0
+    assert check_vllm.main([str(wheel(Change(seams_requests.BEAM_SEARCH, "gone")))]) == 0
     assert "they run unguarded [one warning at start]" in capsys.readouterr().out
 
 

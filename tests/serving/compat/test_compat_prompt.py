@@ -14,7 +14,7 @@ from support.tiny_models import CHAT_TEMPLATE
 
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.serving.compat import prompts as compat_prompt
-from vllm_kprune.serving.compat import seams
+from vllm_kprune.serving.compat import seams_prompts
 from vllm_kprune.serving.options import NAMED
 from vllm_kprune.serving.pruning import hooks as prune_hooks
 from vllm_kprune.serving.pruning.metrics import RequestReport, current_report
@@ -63,7 +63,7 @@ def complete(config: Any, pruning: PromptPruning | None, prompts: Any, **values:
     """Texts of a completion request's prompts."""
     from vllm.entrypoints.openai.completion.protocol import CompletionRequest
 
-    request = CompletionRequest(prompt="", **{"vllm_xargs": HALF, **values})
+    request = CompletionRequest(prompt="in the body", **{"vllm_xargs": HALF, **values})
     online = online_renderer(config, pruning)
     return [text_of(one) for one in asyncio.run(online.preprocess_cmpl(request, prompts))]
 
@@ -90,7 +90,7 @@ def test_the_pruner_is_made_before_a_server_is_ready(config: Any) -> None:
     online, made = online_renderer(config, None), []
     del online.renderer.kprune_pruning
     wraps = compat_prompt.prune_online(made.append)
-    assert wraps[seams.WARM_UP](lambda one: "warm", online) == "warm"
+    assert wraps[seams_prompts.WARM_UP](lambda one: "warm", online) == "warm"
     assert made == [online.renderer]
 
 
@@ -125,7 +125,7 @@ def given_to_vllm(seam: Any, given: Any, *rest: Any) -> Any:
 def test_parts_that_can_be_read_only_once_are_read_once() -> None:
     parts = iter([{"type": "text", "text": LONG}, {"type": "image_url", "image_url": {}}])
     messages = [{"role": "user", "content": parts}, LAST]
-    given = given_to_vllm(seams.PREPROCESS_CHAT, messages, "template")
+    given = given_to_vllm(seams_prompts.PREPROCESS_CHAT, messages, "template")
     assert given[0]["content"][0]["text"] == SHORT
     assert given[0]["content"][1] == {"type": "image_url", "image_url": {}}
 
@@ -150,7 +150,7 @@ def test_texts_are_pruned_and_token_ids_left_alone(config: Any) -> None:
 
 
 def test_embeddings_are_left_alone() -> None:
-    given = given_to_vllm(seams.PREPROCESS_COMPLETION, [LONG, b"embeds", [1, 2, 3]])
+    given = given_to_vllm(seams_prompts.PREPROCESS_COMPLETION, [LONG, b"embeds", [1, 2, 3]])
     assert given == [SHORT, b"embeds", [1, 2, 3]]
 
 
@@ -163,7 +163,7 @@ def test_what_only_counts_tokens_loses_marks_alone(config: Any) -> None:
     from vllm.entrypoints.serve.tokenize.protocol import TokenizeCompletionRequest
 
     online = online_renderer(config, pruning_of(LengthScores(), keep=0.5))
-    request = TokenizeCompletionRequest(prompt="")
+    request = TokenizeCompletionRequest(prompt="in the body")
     prompts = [f"<kprune>{LONG}</kprune>"]
     (prompt,) = asyncio.run(online.preprocess_cmpl(request, prompts))
     assert text_of(prompt) == LONG
@@ -189,7 +189,7 @@ def test_the_headers_are_told_what_the_model_saw(config: Any) -> None:
 
     async def run() -> Any:
         current_report.set(report)
-        request = CompletionRequest(prompt="", vllm_xargs=HALF)
+        request = CompletionRequest(prompt="in the body", vllm_xargs=HALF)
         return await online.preprocess_cmpl(request, [LONG, [1, 2]])
 
     rendered = asyncio.run(run())
@@ -225,7 +225,7 @@ def test_every_prompt_of_an_llm_has_the_options_of_its_own_parameters(llm: Any) 
 
 def test_other_keys_of_a_prompt_are_kept() -> None:
     around = compat_prompt.prune_offline(lambda renderer: pruning_of(LengthScores()))
-    given = around[seams.OFFLINE_PROMPTS](
+    given = around[seams_prompts.OFFLINE_PROMPTS](
         lambda llm, prompts, params: prompts,
         SimpleNamespace(renderer=None),
         [{"prompt": LONG, "more": 1}],
@@ -267,7 +267,9 @@ def test_beams_of_an_llm_lose_their_marks(llm: Any, monkeypatch: pytest.MonkeyPa
 def test_more_parameters_than_prompts_are_vllms_to_refuse(
     llm: Any, prompts: int, count: int
 ) -> None:
-    with pytest.raises(ValueError, match="must be the same") as error:
+    from vllm.exceptions import VLLMValidationError
+
+    with pytest.raises(VLLMValidationError, match="must be the same") as error:
         add(llm, [LONG] * prompts, [params(HALF)] * count)
     assert not isinstance(error.value, KPruneError)
 

@@ -71,7 +71,7 @@ def test_an_llm_that_did_not_ask_runs_and_says_nothing_of_kprune(
 
 def test_a_command_that_did_not_ask_is_configured_as_ever(renamed: Renamed) -> None:
     """Up to the model, which is not there: vLLM says so itself."""
-    done = run(renamed(["ServeSubcommand", "InputProcessor"]), _SERVE, "serve", "./no-such-model")
+    done = run(renamed(OWNERS), _SERVE, "serve", "./no-such-model")
     assert done.returncode == 1
     assert "no-such-model" in done.stderr
     assert "kprune" not in (done.stdout + done.stderr).lower()

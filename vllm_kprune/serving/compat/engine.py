@@ -7,8 +7,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from vllm_kprune.serving.compat.features import GUARD
 from vllm_kprune.serving.compat.installer import why_off
-from vllm_kprune.serving.compat.seams import GUARD
 
 __all__ = [
     "adapter_folder",

@@ -9,6 +9,7 @@ module is imported, or by `require` from the source if that comes first. Request
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -49,12 +50,12 @@ class Installer:
     def hook(self, wraps: Wraps) -> None:
         """Put `around(original, …)` around each seam once its module is imported; once each."""
         for seam, around in wraps.items():
-            self._when_imported(seam, lambda one, s=seam, a=around: self._wrap(s, a, one))
+            self._when_imported(seam, partial(self._wrap, seam, around))
 
     def when_usable(self, seams: Iterable[Seam], action: Callable[[], None]) -> None:
         """Call `action()` when the module of the first seam is imported, if all fit."""
         first, *_ = seams = tuple(seams)
-        self._when_imported(first, lambda module: self._act(seams, action, module))
+        self._when_imported(first, partial(self._act, seams, action))
 
     def _when_imported(self, seam: Seam, action: Callable[[ModuleType], None]) -> None:
         if seam in self._hooked:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from http import HTTPStatus
 from typing import Any
 
-from vllm_kprune.serving.compat import seams
+from vllm_kprune.serving.compat import seams_prompts
 from vllm_kprune.serving.compat.installer import Around, Wraps
 from vllm_kprune.serving.compat.requests import client_errors
 
@@ -88,9 +88,9 @@ def prune_online(pruning_of: PruningOf) -> Wraps:
         return inputs
 
     return {
-        seams.WARM_UP: warm_up,
-        seams.PREPROCESS_CHAT: chat,
-        seams.PREPROCESS_COMPLETION: completion,
+        seams_prompts.WARM_UP: warm_up,
+        seams_prompts.PREPROCESS_CHAT: chat,
+        seams_prompts.PREPROCESS_COMPLETION: completion,
     }
 
 
@@ -136,9 +136,9 @@ def prune_offline(pruning_of: PruningOf) -> Wraps:
         return original(llm, prompts, *rest, **how)
 
     return {
-        seams.OFFLINE_PROMPTS: completions,
-        seams.OFFLINE_CHATS: chats,
-        seams.OFFLINE_BEAMS: search,
+        seams_prompts.OFFLINE_PROMPTS: completions,
+        seams_prompts.OFFLINE_CHATS: chats,
+        seams_prompts.OFFLINE_BEAMS: search,
     }
 
 

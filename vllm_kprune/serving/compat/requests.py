@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from vllm_kprune.errors import KPruneError
-from vllm_kprune.serving.compat import seams
+from vllm_kprune.serving.compat import seams_requests
 from vllm_kprune.serving.compat.installer import Around, Wraps
 from vllm_kprune.serving.compat.log import logger
 
@@ -56,7 +56,7 @@ def at_start(check: Callable[[Any], None]) -> Wraps:
         check(vllm_config)
         original(processor, vllm_config, *rest, **how)
 
-    return {seams.INPUT_PROCESSOR: init}
+    return {seams_requests.INPUT_PROCESSOR: init}
 
 
 def check_adapter_requests(check: Callable[[str, str], None]) -> Wraps:
@@ -70,7 +70,7 @@ def check_adapter_requests(check: Callable[[str, str], None]) -> Wraps:
                 check(processor.model_config.model, lora_request.lora_path)
         return original(processor, lora_request, *rest, **how)
 
-    return {seams.VALIDATE_LORA: validate}
+    return {seams_requests.VALIDATE_LORA: validate}
 
 
 def check_adapter_loads(check: Callable[[str, str], None]) -> Wraps:
@@ -88,7 +88,7 @@ def check_adapter_loads(check: Callable[[str, str], None]) -> Wraps:
             return create_error_response(message=str(error))
         return None
 
-    return {seams.CHECK_LORA_LOAD: validate}
+    return {seams_requests.CHECK_LORA_LOAD: validate}
 
 
 def check_requests(check: Callable[[Any, Any], None]) -> Wraps:
@@ -102,7 +102,7 @@ def check_requests(check: Callable[[Any, Any], None]) -> Wraps:
             check(processor.vllm_config, getattr(params, "extra_args", None))
         return original(processor, params, *rest, **how)
 
-    return {seams.VALIDATE_PARAMS: validate}
+    return {seams_requests.VALIDATE_PARAMS: validate}
 
 
 def check_beam_searches(check: Callable[[Any], None]) -> Wraps:
@@ -117,7 +117,7 @@ def check_beam_searches(check: Callable[[Any], None]) -> Wraps:
                 check(processor.vllm_config)
         return original(processor, params, *rest, **how)
 
-    return {seams.BEAM_SEARCH: resolve}
+    return {seams_requests.BEAM_SEARCH: resolve}
 
 
 def check_beam_options(check: Callable[[Any], None]) -> Wraps:
@@ -131,7 +131,7 @@ def check_beam_options(check: Callable[[Any], None]) -> Wraps:
             check(request.vllm_xargs)
         return original(request, *rest, **how)
 
-    return {seams.COMPLETION_BEAMS: convert, seams.CHAT_BEAMS: convert}
+    return {seams_requests.COMPLETION_BEAMS: convert, seams_requests.CHAT_BEAMS: convert}
 
 
 def explain_failures(explain: Callable[[], str | None]) -> Wraps:
@@ -155,4 +155,4 @@ def explain_failures(explain: Callable[[], str | None]) -> Wraps:
             raise GenerationError(message)
         return original(serving, finish_reason, request_id, *rest, **how)
 
-    return {seams.RAISE_IF_ERROR: raise_error}
+    return {seams_requests.RAISE_IF_ERROR: raise_error}

@@ -1,10 +1,10 @@
 """Counters that engine processes write and every API server reads: one small file per process.
 
-vLLM samples in other processes than the one that answers `/metrics`, and several API servers may
-answer. Each writer has its own file, so that nothing is locked or counted twice; a reader adds them
-up. Their folder is made before the engine starts and named in the environment, which all processes
-of a server share (and not in `additional_config`: vLLM would compile the model again for each new
-name). An engine on another machine finds no such folder, and its counts are not shown.
+vLLM does not sample in the process that answers `/metrics`, and several API servers may answer.
+Each writer has its own file, so that nothing is locked or counted twice; a reader adds them up. The
+folder is made before the engine starts and named in the environment, which all processes of a
+server share. (In `additional_config`, each new name would make vLLM compile the model again.) An
+engine on another machine does not find the folder, and its counts are not shown.
 """
 
 import atexit
@@ -39,13 +39,13 @@ _RECORD = np.dtype(
 
 
 def counter_folder() -> Path | None:
-    """The folder of this server's counter files; None if it has none, or not on this machine."""
+    """The folder of this server's counter files; None if there is none on this machine."""
     name = os.environ.get(COUNTER_FOLDER)
     return Path(name) if name and Path(name).is_dir() else None
 
 
 def ensure_folder() -> Path:
-    """Make the folder unless a process of this server did; it goes when its maker ends."""
+    """Make the folder unless a process of this server has; it is deleted when its maker ends."""
     if folder := counter_folder():
         return folder
     made = tempfile.mkdtemp(prefix="kprune-counters-")
@@ -60,9 +60,9 @@ def _remove(folder: str, maker: int) -> None:
 
 
 class CounterFile:
-    """This process's counts, by label: the first 32 labels by name, the others as "other".
+    """This process's counts, by label: the first 32 by name, all others as "other" (slot 0).
 
-    Slot 0 is "other". Without a folder it counts in memory only.
+    Without a folder it counts in memory only.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -80,7 +80,7 @@ class CounterFile:
         return len(self._records)
 
     def slot(self, label: str) -> int:
-        """The slot of a label, taken at its first use."""
+        """The slot of a label, which it gets at its first use."""
         if label not in self._slots and len(self._slots) < _SETS:
             self._slots[label] = len(self._slots) + 1
             self._records["label"][self._slots[label]] = label.encode()[:64]
@@ -101,7 +101,7 @@ class CounterFile:
 
 
 def read_totals(folder: Path | None) -> dict[str, dict[str, int]]:
-    """Label -> counter -> number, over all processes; labels that counted nothing are left out."""
+    """Label -> counter -> number, over all processes; labels without counts are left out."""
     totals: dict[str, dict[str, int]] = defaultdict(lambda: dict.fromkeys(COUNTERS, 0))
     for records in _all_records(folder):
         for record in records:
@@ -113,10 +113,10 @@ def read_totals(folder: Path | None) -> dict[str, dict[str, int]]:
 
 
 def explain_dead_end(folder: Path | None, now: float | None = None) -> str | None:
-    """What to tell a request that ended with an error, if a dead end was counted just before.
+    """Why a request ended with an error, if a dead end was counted just before; otherwise None.
 
-    vLLM's error has no reason, and the process that knows it does not know the request; dead ends
-    are rare, and so are other errors.
+    vLLM's error has no reason, and the process that knows the reason does not know the request.
+    Both dead ends and other errors are so rare that the time is enough to match them.
     """
     moments = [float(records["dead_end_at"].max()) for records in _all_records(folder)]
     latest = max(moments, default=0.0)

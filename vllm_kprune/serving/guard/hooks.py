@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from vllm_kprune.serving.compat import requests, seams
+from vllm_kprune.serving.compat import requests, seams_requests
 from vllm_kprune.serving.compat.installer import Wraps
 from vllm_kprune.serving.options import COUNTER_FOLDER, PREFIX
 
@@ -22,7 +22,7 @@ def guard_wraps() -> Wraps:
         **requests.check_beam_searches(_check_beam_search),
         **requests.check_beam_options(_check_beam_options),
         **requests.explain_failures(_explain_failure),
-        seams.REGISTRY: _registry,
+        seams_requests.REGISTRY: _registry,
     }
 
 

@@ -1,7 +1,8 @@
 """The guard's counts at `/metrics`, on every API server of a process group.
 
-With one API server, a collector in the registry that vLLM shows. With several, a registry is made
-for each scrape, of `prometheus_client`'s multi-process files alone; its collector also yields ours.
+With one API server, a collector joins the registry that vLLM shows. With several, vLLM makes a
+registry for each scrape, from `prometheus_client`'s multi-process files alone; the collector of
+these files then yields ours as well.
 """
 
 import os
@@ -28,7 +29,7 @@ _METRICS = {
     ),
     "dead_ends": (
         "kprune_guard_dead_ends",
-        "Answers ended because guard and grammar together left no token, by language set",
+        "Answers that ended because guard and grammar left no token, by language set",
     ),
 }
 
@@ -46,7 +47,7 @@ class GuardCollector(Collector):
             yield family
 
     def describe(self) -> Iterator[Any]:
-        """The families without numbers: registering reads nothing."""
+        """The families without numbers, so that registering reads no files."""
         for name, help in _METRICS.values():
             yield CounterMetricFamily(name, help, labels=["languages"])
 

@@ -1,8 +1,8 @@
 """The guard on vLLM's V1 model runner: a row of the logits is a request of the persistent batch.
 
-A row's state is what its request's own token list says. vLLM appends to that list and, when it
-schedules ahead, mends placeholders (-1) in it before processors run; a list that did not grow by
-one token since the last step (a resumed request, tokens that were discarded) is read again.
+A row's state follows from its request's own token list. vLLM appends to that list and, when it
+schedules ahead, replaces placeholders (-1) in it before processors run. A list that did not grow by
+exactly one token since the last step (a resumed request, discarded tokens) is read again.
 """
 
 from collections.abc import Iterable
@@ -21,9 +21,9 @@ __all__ = ["GuardedRows"]
 
 @dataclass(slots=True)
 class _Row:
-    """A guarded request: `output` is vLLM's own list, which grows; `end_id` ends its answer.
+    """A guarded request. `output` is vLLM's own list, which grows; `end_id` ends the answer.
 
-    `state` was found when the output had `length` tokens, the last of them `last`.
+    `state` belongs to the moment when the output had `length` tokens and ended with `last`.
     """
 
     automaton: Automaton
@@ -47,7 +47,7 @@ class _Row:
         return self.state
 
     def _still_holds(self) -> bool:
-        """Is the list that of the last step, with one more token at most?"""
+        """Is this the list of the last step, with at most one more token?"""
         known = self.length
         if not known <= len(self.output) <= known + 1:
             return False
@@ -107,10 +107,10 @@ class GuardedRows:
         return (row.automaton for row in self._rows.values())
 
     def _changed(self) -> None:
-        """What a step needs of the rows on the device, remembered until the batch changes.
+        """Put on the device what each step needs to know, once for each change of the batch.
 
-        Rows up to the last guarded one have a label slot and a flag; the flag of an unguarded one
-        is never set.
+        Every row up to the last guarded one has a label slot and a flag; the flag of an unguarded
+        row is never set.
         """
         constrained = {i: row for i, row in self._rows.items() if row.constrained}
         everything = range(1 + max(self._rows, default=-1))
@@ -143,10 +143,10 @@ class GuardedRows:
 def end_dead_rows(
     logits: torch.Tensor, indices: torch.Tensor, end_ids: torch.Tensor
 ) -> torch.Tensor:
-    """Rows with no token left get their end token, in place; which were they? bool [indices].
+    """Give rows with no token left their end token, in place. Returns which, bool [indices].
 
-    A grammar that does not allow the end there makes vLLM end the request with an error, which is
-    what it is. Without a grammar the answer ends.
+    If a grammar does not allow the end there, vLLM ends the request with an error, which is right.
+    Without a grammar the answer ends.
     """
     dead = logits.index_select(0, indices).amax(dim=1) == float("-inf")
     logits[indices, end_ids] = torch.where(dead, 0.0, logits[indices, end_ids])

@@ -1,9 +1,9 @@
 """The guard on vLLM's V2 model runner: states live on the device, by request slot.
 
-The last token is on the device only, so states are, too: nothing here waits for the GPU. A row of
-the logits is not a request: rows are reordered at every step, and with speculative decoding a
-request has one for each draft token. A slot keeps its state and how many tokens led to it; each
-step takes in the tokens committed since, and then the drafts, row by row.
+The last token is on the device only, so the states are there too, and nothing waits for the GPU. A
+row of the logits is not a request: rows are reordered at every step, and with speculative decoding
+a request has one for each draft token. A slot keeps its state and how many tokens led to it. Each
+step advances it by the tokens committed since, and then by the drafts, row by row.
 """
 
 from collections.abc import Iterable
@@ -46,7 +46,7 @@ class GuardedSlots:
         guards.when_given_up(self._give_up)
 
     def add_request(self, slot: int, params: Any) -> bool:
-        """A request enters a slot that may have had another; is it guarded?"""
+        """A request enters a slot that another may have left. True if it is guarded."""
         guard = self._guards.of_request(params, in_use=self._in_use())
         self._entered[slot] = None
         self._automata[slot] = guard.automaton if guard else None
@@ -65,7 +65,7 @@ class GuardedSlots:
         return True
 
     def apply_staged_writes(self) -> None:
-        """Bring what entered since the last step to the device, each in its own state."""
+        """Copy to the device the requests that entered since the last step, and their states."""
         if self._entered:
             self._device = {name: self._tensor(values) for name, values in self._host.items()}
             self._read_entered()
@@ -87,7 +87,7 @@ class GuardedSlots:
         return logits
 
     def _settle(self, logits: torch.Tensor, slots: torch.Tensor, likeliest: torch.Tensor) -> None:
-        """Count changed rows, and give rows with no token left their end token (see guard_rows)."""
+        """Count changed rows, and give rows with no token left their end token (see `rows`)."""
         left = logits.amax(dim=1)
         labels = self._device["label"][slots].clamp(min=0)
         guarded = self._device["number"][slots] != _UNGUARDED
@@ -101,7 +101,7 @@ class GuardedSlots:
     def _row_states(
         self, context: Any, slots: torch.Tensor, present: set[Automaton | None]
     ) -> torch.Tensor:
-        """The state of every row, int64 [rows]; what was committed since is taken in on the way."""
+        """The state of every row, int64 [rows], after the tokens committed since the last step."""
         local = context.expanded_local_pos.long()
         visible = context.pos.long() - local + 1  # tokens before the request's first row's sample
         tokens = self._states.all_token_ids.gpu
@@ -124,7 +124,7 @@ class GuardedSlots:
         state: torch.Tensor,
         token: torch.Tensor,
     ) -> torch.Tensor:
-        """The states after one more token each, by the automaton of each one's slot."""
+        """The states after one more token each, by the automaton of each row's slot."""
         after = torch.zeros_like(state)
         numbers = self._device["number"][slots]
         for number, automaton in self._used(present):
@@ -134,7 +134,7 @@ class GuardedSlots:
         return after
 
     def _read_entered(self) -> None:
-        """The states of what entered since the last step, from its own text so far."""
+        """Find the states of requests that entered since the last step, from their text so far."""
         for slot in self._entered:
             automaton, length = self._automata[slot], int(self._states.prefill_len.np[slot])
             if automaton is not None:
@@ -147,16 +147,16 @@ class GuardedSlots:
         self._entered = {}
 
     def _text(self, slot: int, length: int) -> list[int]:
-        """A slot's tokens, read back from the device, which waits for it."""
+        """A slot's tokens, read back from the device; this waits for the GPU."""
         ids: list[int] = self._states.all_token_ids.gpu[slot, :length].tolist()
         return ids
 
     def _used(self, present: Iterable[Automaton | None]) -> list[tuple[int, Automaton]]:
-        """The numbers of automatons, and these with their tables on the device."""
+        """Each automaton's number, and the automaton with its tables on the device."""
         return [self._table(automaton) for automaton in present if automaton is not None]
 
     def _table(self, automaton: Automaton) -> tuple[int, Automaton]:
-        """Its number, and the same automaton with its tables on the device."""
+        """The automaton's number, and the same automaton with its tables on the device."""
         if automaton not in self._tables:
             device = self._states.device
             there = replace(

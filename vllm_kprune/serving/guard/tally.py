@@ -1,8 +1,8 @@
-"""Count guarded rows where they are, on the device, and publish the totals without waiting for it.
+"""Count guarded rows on the device that they are on, and publish totals without waiting for it.
 
-On a GPU each step adds to a tensor there, and its copy to the host is only started; a thread writes
-what has arrived into the counter file about once a second, also when no further step comes. On a
-CPU it is known at once whether there is anything to count, which is rare: then it is written.
+On a GPU each step adds to a tensor there and starts its copy to the host. A thread writes what has
+arrived into the counter file about once a second, even when no further step comes. On a CPU it is
+known at once whether there is anything to count. That is rare, and then it is written.
 """
 
 import threading
@@ -21,8 +21,8 @@ _DEVICE_COUNTERS = ("changed_steps", "dead_ends")
 class Tally:
     """Totals of one process by label slot.
 
-    All ranks of a tensor-parallel group see every request, and every row unless the rows are
-    `sharded` between them: the first rank counts what all see.
+    All ranks of a tensor-parallel group see every request. They also see every row, unless rows are
+    `sharded` between them. The first rank counts what all of them see.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Tally:
             self._file.add("requests", slot)
 
     def rows(self, counter: str, slots: torch.Tensor, happened: torch.Tensor) -> None:
-        """Count rows: their slots (int64 [rows]) where it `happened` (bool [rows])."""
+        """Count the rows where it `happened` (bool [rows]), in their `slots` (int64 [rows])."""
         on_host = self._arrived is self._totals
         if not self._counts_rows or (on_host and True not in happened.tolist()):
             return
