@@ -121,7 +121,7 @@ class _Asking:
         kept = journal.get(self._suite, key)
         answer = None if kept is None else answer_from_json(kept)
         if answer is None or (answer.error and not answer.final):
-            answer = self._known.get(key)
+            answer = self._known.get(key)  # failed in this run: the next run asks again
         if answer is None:
             if self._context.dead_endpoints:
                 return

@@ -102,7 +102,8 @@ def chosen_suites(
 
 def _checked(options: OptionsT, prefix: str = "") -> OptionsT:
     """The options with checked values, since a Python caller may pass anything."""
-    table = options_of(type(options))
+    kind: type = type(options)
+    table = options_of(kind)
     given = {one.name: getattr(options, one.name) for one in table}
     checked = check_values(table, given, prefix=prefix)
     return replace(options, **checked) if checked else options  # type: ignore[type-var]

@@ -66,6 +66,7 @@ def _with_main(result: SuiteResult) -> SuiteResult:
         return result
     pattern = SUITES[result.suite].metrics[0]
     names = [*(one.metric.name for one in result.measurements), *result.unavailable]
+    # For a pattern such as `chrf_*`, the first metric that matches stands for the suite.
     plain = pattern.rstrip("*@_")
     matching = (name for name in names if fnmatchcase(name, pattern))
     return replace(result, main=plain if plain in names else next(matching, plain))

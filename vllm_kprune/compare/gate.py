@@ -124,6 +124,8 @@ def _why(gate: Gate, report: Report) -> str | None:
     if low is None or high is None:
         return f"{metric.title} cannot be checked: {metric.words}"
     holds = _OPERATORS[gate.operator]
+    # A comparison with a number holds on the whole interval exactly if it holds at both ends, and
+    # somewhere in it exactly if it holds at one of them.
     ends = [holds(low, gate.number), holds(high, gate.number)]
     if any(ends) if gate.doubt else all(ends):
         why = "so the condition is met" if all(ends) else "this cannot be ruled out"

@@ -123,7 +123,7 @@ class _File:
         self.values: dict[str, Any] = {}
         whole = self._read(settings) if path.is_file() else 0
         self.stream = path.open("ab", buffering=0)  # closing must not repeat a failed write
-        self.stream.truncate(whole)
+        self.stream.truncate(whole)  # an incomplete last line would spoil the next one
         self._whole = whole
         if not whole:
             digest = _digest(settings)
@@ -133,6 +133,7 @@ class _File:
 
     def append(self, key: str, value: Any) -> None:
         """Write one line, and read it back as a resumed run would."""
+        # Tuples become lists in JSON: a first and a resumed run must work with the same types.
         self.values[key] = json.loads(self._write({"key": key, "value": value}))["value"]
 
     def _write(self, line: Mapping[str, Any]) -> bytes:

@@ -171,6 +171,8 @@ class Client:
                 raise
             self._lives()
             return value
+        # A single prompt can make a server hang up each time. Several requests in a row that were
+        # given up mean that the server itself is in trouble.
         self._given_up += 1
         if self._given_up >= _GIVEN_UP_IN_A_ROW or not await self._is_there(trouble):
             raise EndpointDied(self.endpoint, str(trouble)) from None
@@ -198,6 +200,7 @@ class Client:
     def _wait(self, number: int, trouble: Trouble) -> float:
         """Seconds until the next attempt; `Retry-After` can only lengthen the wait."""
         longest = self._first_wait * min(2**number, _LONGEST[trouble.kind])
+        # Jitter keeps requests that failed together from coming back together.
         wait = float(longest * random.uniform(0.5, 1.0))
         if trouble.wait is None:
             return wait

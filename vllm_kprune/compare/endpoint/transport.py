@@ -75,6 +75,7 @@ class Transport:
             timeout=http.Timeout(timeout, connect=_CONNECT_SECONDS),
             trust_env=not endpoint.is_local,
             verify=not endpoint.url.startswith("http:"),  # loading certificates is slow
+            # The client limits concurrency. A queue for connections would add to measured times.
             limits=http.Limits(max_connections=None),
         )
 
@@ -115,19 +116,21 @@ class Transport:
         events, rest, done = [], b"", False
         async with aclosing(self._chunks("POST", url, body)) as chunks:
             async for chunk in chunks:
-                moment = time.perf_counter()
+                moment = time.perf_counter()  # before parsing, which must not be measured
+                # An event can be split over chunks: what follows the last line feed is kept.
                 *lines, rest = (rest + chunk).split(b"\n")
                 for line in lines:
                     data = line.removeprefix(b"data:").strip()
                     done = done or data == b"[DONE]"
                     if line.startswith(b"data:") and not done:
                         events.append((moment, self._event(data)))
-        if not done:
+        if not done:  # a server or proxy closed early, and the text may be incomplete
             raise Trouble("connection", "the stream broke off")
         return events
 
     def _event(self, data: bytes) -> Any:
         value = parse(data)
+        # Once a stream has begun with status 200, vLLM can only report an error inside it.
         if isinstance(value, dict) and "error" in value and not value.get("choices"):
             raise Trouble("server", _words(data, self.endpoint.api_key))
         return value

@@ -82,7 +82,7 @@ class _Reply(_Lenient):
     @field_validator("choices", mode="before")
     @classmethod
     def _no_choices(cls, value: Any) -> Any:
-        return value or ()
+        return value or ()  # some servers send null with the final usage
 
 
 class StreamChunk(_Lenient):
@@ -139,6 +139,7 @@ def whole_answer(chunks: Sequence[StreamChunk], started: float) -> Answer:
     """The answer that the chunks make up; times count from `started`, in seconds of that clock."""
     if not chunks:
         raise Malformed("a stream without a chunk")
+    # Chunks without a token (the role at the beginning, the usage at the end) have no time.
     arrived = [chunk.moment for chunk in chunks if chunk.tokens]
     usages = [chunk.usage for chunk in chunks if chunk.usage]
     usage = usages[-1] if usages else _Usage()
@@ -200,6 +201,7 @@ def _places(
     else:
         texts, values = found.tokens or (), found.token_logprobs or ()
         best = [place or {} for place in found.top_logprobs or ()]
+    # A single missing or infinite value would shift all later ones, so it discards the whole list.
     known = tuple(value for value in values if value is not None and math.isfinite(value))
     if not texts or not len(texts) == len(known) == len(values):
         return None, None, None

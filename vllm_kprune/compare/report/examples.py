@@ -49,6 +49,7 @@ def _visible(spans: Sequence[Span], answer: str) -> tuple[Span, ...]:
     shown: list[Span] = []
     end = 0
     for span in sorted(spans, key=lambda span: (span.start, span.end)):
+        # `end` is where the last span ended: a span that begins before loses its beginning.
         start, stop = max(span.start, end), min(span.end, len(answer), MOST_CHARACTERS)
         if start < stop:
             shown.append(Span(start, stop, shorten(span.why, _NAME)))

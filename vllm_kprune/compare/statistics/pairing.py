@@ -117,6 +117,7 @@ def pair(measurement: Measurement) -> Paired:
     if aggregate.quantile is not None:
         width = max(side.shape[1] for side in sides)
         sides = [_filled(side, width) for side in sides]
+    # For a quantile, NaN is padding, and an item is missing only if it has no value at all.
     together = np.all if aggregate.columns is None else np.any
     missing = np.any([together(np.isnan(side), axis=1) for side in sides], axis=0)
     kept = tuple(side[~missing] for side in sides)

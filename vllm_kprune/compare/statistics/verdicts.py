@@ -53,6 +53,7 @@ def judge(comparison: Comparison) -> Judgement:
     if -margin <= ends[0] and ends[1] <= margin:
         within = f" within {show_margin(metric)}" if metric.margin else ""
         return Judgement("equal", f"equal{within}")
+    # Values that are counted have no sampling error, so any difference is certain.
     p = 0.0 if not AGGREGATES[metric.aggregate].sampled else comparison.p_adjusted
     if p is not None and p < 1 - comparison.confidence and value:
         good = (value > 0) == (metric.better == "higher")
@@ -69,7 +70,7 @@ def _undecided(needed: int | None) -> Judgement:
 
 def _about(items: int) -> str:
     """The number rounded up to two digits, as the estimate is no more exact than that."""
-    step = 10 ** max(0, len(str(items)) - 2)
+    step = 10 ** max(0, len(str(items)) - 2)  # 1,234 has the step 100 and becomes 1,300
     return f"{ceil(items / step) * step:,}"
 
 

@@ -120,6 +120,8 @@ def find_loop(text: str) -> tuple[int, int] | None:
     tail = text.rstrip()[-_LOOP_TAIL:]
     codes = _codes(tail)
     for period in range(1, len(codes) // _LOOP_TIMES + 1):
+        # The text repeats itself from just after the last place where it differs from itself
+        # shifted by the period.
         different = np.flatnonzero(codes[period:] != codes[:-period])
         start = int(different[-1]) + 1 if len(different) else 0
         length = len(codes) - start
@@ -170,6 +172,7 @@ def _foreign(text: str, languages: set[str], prompt: str) -> Iterator[tuple[int,
     codes = _codes(text)
     allowed = allowed_characters(policy)[codes] | (codes == ord(_BROKEN))
     bad = np.flatnonzero(~allowed & ~np.isin(codes, _codes(prompt)))
+    # Split where indices are not consecutive: [3, 4, 9] has the runs [3, 4] and [9].
     for run in np.split(bad, np.flatnonzero(np.diff(bad) != 1) + 1):
         if len(run):
             yield int(run[0]), int(run[-1]) + 1

@@ -84,6 +84,8 @@ def lowered_places(original: Answer, pruned: Answer) -> list[int] | None:
 def _by_vocabulary(
     original: GreedyAnswer, pruned: GreedyAnswer, vocabularies: Vocabularies
 ) -> Divergence:
+    # Log-probabilities are never above zero: a higher value means raw logits, whose own precision
+    # then decides about ties.
     best = [value for place in original.best for value in place.values()]
     gap = None if any(value > 0 for value in best) else _TIE_GAP
     difference = explain(original, pruned, vocabularies, gap)

@@ -72,6 +72,8 @@ def marked(text: str) -> str:
     >>> marked("a <kprune> b")
     '<kprune>a \\<kprune> b</kprune>'
     """
+    # A backslash escapes a mark, so backslashes before a mark are doubled. Those at the end would
+    # otherwise escape the closing mark.
     escaped = _MARKS.sub(lambda found: found[1] * 2 + "\\" + found[2], text)
     slashes = len(escaped) - len(escaped.rstrip("\\"))
     return f"<kprune>{escaped}{slashes * chr(92)}</kprune>"

@@ -157,6 +157,7 @@ class _Rounds:
         settle = SETTLE_SECONDS if _must_settle(self.context) else 0.0
         requests = _requests(self.context, self.batch, number, self.tokens, again)
         turns = {}
+        # A B, B A, A B: the side that ended a round begins the next one, so drift hits both.
         for place, side in enumerate((0, 1) if number % 2 == 0 else (1, 0)):
             if settle and (place or again or not settled):
                 time.sleep(settle)

@@ -60,6 +60,7 @@ def likelihood(context: Answer | None, whole: Answer) -> Likelihood | None:
     if before is None or whole.prompt_logprobs is None:
         return None
     known = [value for value in whole.prompt_logprobs[before:] if value is not None]
+    # A gap among the tokens of the continuation would make it look more likely than it is.
     if not known or len(known) != len(whole.prompt_logprobs) - before:
         return None
     return Likelihood(sum(known), len(known))

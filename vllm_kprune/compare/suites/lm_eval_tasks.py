@@ -132,6 +132,7 @@ def _paired(
     for part, records in sides[0].items():
         chosen = _filter_of(records)
         tables = [{r["doc_id"]: r for r in side[part] if r["filter"] == chosen} for side in sides]
+        # Both sides judged the same documents, but lm-eval may list them in another order.
         for number in tables[0].keys() & tables[1].keys():
             pair = [table[number] for table in tables]
             if pair[0]["prompt_hash"] != pair[1]["prompt_hash"]:

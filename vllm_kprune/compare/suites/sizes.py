@@ -46,6 +46,7 @@ def _size(base: BaseModel, tokens: int, rows: int) -> ModelSize:
     names = {info.name for info in base.vocabulary_tensors}
     body = [info for info in base.tensors.values() if info.name not in names]
     body_bytes = sum(info.bytes for info in body)
+    # All rows of a vocabulary matrix have the same size, whatever its type.
     kept_bytes = [info.bytes // base.rows * rows for info in matrices]
     return ModelSize(
         tokens=tokens,
@@ -53,5 +54,5 @@ def _size(base: BaseModel, tokens: int, rows: int) -> ModelSize:
         parameters=sum(info.parameters for info in body)
         + sum(rows * info.shape[1] for info in matrices),
         weight_bytes=body_bytes + sum(kept_bytes),
-        step_bytes=body_bytes + kept_bytes[-1],
+        step_bytes=body_bytes + kept_bytes[-1],  # the LM head comes last; tied, it is the only one
     )

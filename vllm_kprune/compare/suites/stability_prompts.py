@@ -58,6 +58,8 @@ def pick(prompts: Sequence[Prompt], limit: int | None, seed: int) -> list[Prompt
     """At most `limit` prompts, evenly from all kinds, drawn by the seed, in the given order."""
     if limit is None or limit >= len(prompts):
         return list(prompts)
+    # The n-th prompt drawn of each kind has turn n. Sorted by turn, all kinds alternate, and the
+    # first `limit` prompts cover them evenly.
     chance = random.Random(f"{seed} prompts")
     turns: dict[str, int] = {}
     ranked: list[tuple[int, int, int]] = []
