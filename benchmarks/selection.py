@@ -21,9 +21,10 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from vllm_kprune.checkpoint.overlay import TokenizerPlan, make_tokenizer_plan, open_tokenizer
+from vllm_kprune.checkpoint.plan import TokenizerPlan, make_tokenizer_plan
 from vllm_kprune.profile import load_profile
 from vllm_kprune.tokenizer.bpe import parse_tokenizer, read_tokenizer
+from vllm_kprune.tokenizer.encoder import load_encoder
 from vllm_kprune.tokenizer.prune import prune_tokenizer
 from vllm_kprune.tokenizer.reach import unreachable_ids
 from vllm_kprune.vocabulary.evidence import read_corpus
@@ -63,7 +64,7 @@ class Pair:
         self.kept = plan.selection.kept_ids
         self.reasons = plan.selection.reasons
         self.data = prune_tokenizer(plan.base.tokenizer, self.kept)
-        self.original = open_tokenizer(folder)
+        self.original = load_encoder(folder)
         self.pruned = Tokenizer.from_str(json.dumps(self.data, ensure_ascii=False))
         self.new_ids = {old: new for new, old in enumerate(self.kept)}
         self.violations = self.lines = 0

@@ -9,7 +9,7 @@ from support.tiny_tokenizers import TINY, data_of
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.guard.automaton import REFUSED, Automaton, build_automaton
 from vllm_kprune.guard.policy import GuardPolicy
-from vllm_kprune.guard.tokens import BYTE, PRESENT, SPECIAL, Spellings, spell_tokens
+from vllm_kprune.guard.tokens import BYTE, PRESENT, SPECIAL, TokenSpellings, spell_tokens
 from vllm_kprune.tokenizer.bpe import byte_alphabet, parse_tokenizer
 
 ENKO = policy_of(languages="en,ko")
@@ -30,7 +30,7 @@ def state_of(automaton: Automaton, pending: bytes) -> int:
     return state
 
 
-def judged(spellings: Spellings, force: BruteForce, pending: bytes, token_id: int) -> bool:
+def judged(spellings: TokenSpellings, force: BruteForce, pending: bytes, token_id: int) -> bool:
     flags = spellings.flags_of(token_id)
     if flags & SPECIAL or not flags & PRESENT:
         return bool(flags & SPECIAL) and not pending

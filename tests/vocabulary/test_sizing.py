@@ -10,7 +10,7 @@ import pytest
 from support.tiny_tokenizers import SENTENCES, TINY
 from tokenizers import Tokenizer
 
-from vllm_kprune.checkpoint.overlay import Plan, count_evidence
+from vllm_kprune.checkpoint.plan import Plan, count_evidence
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.profile import Profile, parse_profile
 from vllm_kprune.tokenizer.bpe import parse_tokenizer

@@ -12,8 +12,8 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from vllm_kprune.checkpoint.base import read_json
 from vllm_kprune.checkpoint.families import FAMILIES
+from vllm_kprune.checkpoint.model_folder import read_json
 from vllm_kprune.errors import KPruneError
 
 __all__ = ["check_adapter"]

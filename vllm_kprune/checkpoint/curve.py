@@ -5,17 +5,18 @@ own files, or else on the evidence that the profile ranks tokens by. That is the
 chosen for, so other text of the same kind costs a little more.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from vllm_kprune.checkpoint.base import TokenizerFolder
+from vllm_kprune.checkpoint.base import TokenizerFolder, open_original_tokenizer
 from vllm_kprune.checkpoint.inspection import weight_sizes
-from vllm_kprune.checkpoint.overlay import count_evidence, evidence_sources, open_any_of
+from vllm_kprune.checkpoint.plan import count_evidence, evidence_sources
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.profile import Profile
+from vllm_kprune.progress import Progress, ShareDone, silent
 from vllm_kprune.vocabulary.cost import encode_texts, shrink
 from vllm_kprune.vocabulary.evidence import Source, read_corpus
 from vllm_kprune.vocabulary.selection import Ranking, rank_tokens
@@ -23,7 +24,6 @@ from vllm_kprune.vocabulary.sizing import cut_ranking
 
 __all__ = ["Curve", "CurvePoint", "measure_curve"]
 
-Progress = Callable[[str, float], None]
 # Shares of the tokens that evidence decides on. The strongest ones matter most.
 _SHARES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.85, 1)
 
@@ -59,22 +59,24 @@ def measure_curve(
     revision: str | None = None,
     corpora: Sequence[Path] = (),
     texts: Sequence[Path] = (),
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> Curve:
     """Measure a profile's curve on `texts`, or on its evidence when there are none."""
-    progress = progress or (lambda step, share: None)
     if profile.keeps_everything:
         raise KPruneError(f"profile {profile.name} keeps every token: it has no sizes to compare")
     own = [_text_source(path) for path in texts]
     sources = evidence_sources(profile, corpora)
-    base = open_any_of(model, revision)
+    base = open_original_tokenizer(model, revision, weights_if_any=True)
     tokenizer, rates, referenced = count_evidence(base, sources, progress)
     ranking = rank_tokens(base.tokenizer, tokenizer, profile, rates, referenced)
-    tell: Callable[[float], None] = lambda share: progress("select tokens", share)  # noqa: E731
-    chosen = len(cut_ranking(ranking, tokenizer, profile, tell).kept_ids)
+    chosen = len(cut_ranking(ranking, tokenizer, profile, _selecting(progress)).kept_ids)
     points = _points(base, ranking, tokenizer, own or sources, chosen, progress)
     measured_on = "text" if own else "evidence"
     return Curve(model, profile.name, measured_on, chosen, tuple(points))
+
+
+def _selecting(progress: Progress) -> ShareDone:
+    return lambda share: progress("select tokens", share)
 
 
 def _text_source(path: Path) -> Source:

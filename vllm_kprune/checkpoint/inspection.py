@@ -5,21 +5,18 @@ measured on word lists in the forms of running text, weighted by frequency, or o
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from vllm_kprune.checkpoint.base import BaseModel, TokenizerFolder
+from vllm_kprune.checkpoint.base import BaseModel, TokenizerFolder, open_original_tokenizer
 from vllm_kprune.checkpoint.manifest import is_overlay, load_manifest
-from vllm_kprune.checkpoint.overlay import (
-    choose_tokens,
-    evidence_sources,
-    open_any_of,
-    open_tokenizer,
-)
+from vllm_kprune.checkpoint.plan import choose_tokens, evidence_sources
 from vllm_kprune.profile import LANGUAGES, Profile
+from vllm_kprune.progress import Progress, silent
+from vllm_kprune.tokenizer.encoder import load_encoder
 from vllm_kprune.tokenizer.prune import pruned_tokenizer
 from vllm_kprune.vocabulary.evidence import WeightedText, read_corpus, weighted_batches, word_forms
 from vllm_kprune.vocabulary.scripts import main_script
@@ -27,7 +24,6 @@ from vllm_kprune.vocabulary.selection import REASONS, Selection
 
 __all__ = ["Change", "Inspection", "KeptToken", "inspect_model", "weight_sizes"]
 
-Progress = Callable[[str, float], None]
 _WORD_GROUPS = 10_000
 
 
@@ -84,13 +80,12 @@ def inspect_model(
     corpora: Sequence[Path] = (),
     texts: Sequence[Path] = (),
     languages: Sequence[str] = (),
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> Inspection:
     """Inspect a base model, a base model under a profile, or an overlay.
 
     `texts` are measured each by itself; `languages` are measured besides the profile's own.
     """
-    progress = progress or (lambda step, share: None)
     base, selection, profile = _open(model, profile, revision, corpora, progress)
     progress("measure tokens per character", 0.0)
     kept = set(selection.kept_ids) if selection else None
@@ -124,7 +119,7 @@ def _open(
     progress: Progress,
 ) -> tuple[TokenizerFolder, Selection | None, Profile | None]:
     sources = evidence_sources(profile, corpora) if profile else []
-    base = open_any_of(model, revision)
+    base = open_original_tokenizer(model, revision, weights_if_any=True)
     if profile is not None:
         return base, choose_tokens(base, profile, sources, progress)[0], profile
     if not is_overlay(model):
@@ -189,7 +184,7 @@ def _by_script(base: TokenizerFolder, kept: set[int] | None) -> dict[str, Change
 
 
 def _tokenizers(base: TokenizerFolder, selection: Selection | None) -> list[Tokenizer]:
-    original = open_tokenizer(base.folder)
+    original = load_encoder(base.folder)
     if selection is None:
         return [original]
     return [original, pruned_tokenizer(base.tokenizer, selection.kept_ids)]

@@ -9,12 +9,13 @@ import itertools
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from vllm_kprune.errors import KPruneError
+from vllm_kprune.progress import BytesDone
 
 __all__ = [
     "BLOCK_BYTES",
@@ -26,8 +27,6 @@ __all__ = [
     "read_shard",
     "write_cut",
 ]
-
-Advance = Callable[[int], None]
 
 BLOCK_BYTES = 4 << 20
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
@@ -148,7 +147,7 @@ def cut_size(shard: Shard, cut: RowCut) -> int:
     return len(_header(shard, cut)) + sum(map(cut.bytes, shard.tensors))
 
 
-def write_cut(shard: Shard, cut: RowCut, target: Path, advance: Advance | None = None) -> None:
+def write_cut(shard: Shard, cut: RowCut, target: Path, advance: BytesDone | None = None) -> None:
     """Write a file like `shard`, cut. `advance` is told the bytes of each block written."""
     with shard.path.open("rb", buffering=0) as source, target.open("wb", BLOCK_BYTES) as sink:
         sink.write(_header(shard, cut))
@@ -157,14 +156,14 @@ def write_cut(shard: Shard, cut: RowCut, target: Path, advance: Advance | None =
                 _copy_range(source.fileno(), offset, count, sink, advance)
 
 
-def copy_file(path: Path, target: Path, advance: Advance | None = None) -> None:
+def copy_file(path: Path, target: Path, advance: BytesDone | None = None) -> None:
     """Copy a file's content."""
     with path.open("rb", buffering=0) as source, target.open("wb", buffering=0) as sink:
         _copy_range(source.fileno(), 0, path.stat().st_size, sink, advance)
 
 
 def _copy_range(
-    source: int, offset: int, count: int, sink: BinaryIO, advance: Advance | None
+    source: int, offset: int, count: int, sink: BinaryIO, advance: BytesDone | None
 ) -> None:
     end = offset + count
     while offset < end:

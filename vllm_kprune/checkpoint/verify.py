@@ -8,19 +8,14 @@ of its base, bit for bit. The live tests show the rest.
 
 import itertools
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Encoding, Tokenizer
 
-from vllm_kprune.checkpoint.base import (
-    CONFIG_FILES,
-    TokenizerFolder,
-    open_tokenizer_folder,
-    read_json,
-)
+from vllm_kprune.checkpoint.base import TokenizerFolder, open_original_tokenizer
 from vllm_kprune.checkpoint.export import weights_of_overlay
 from vllm_kprune.checkpoint.manifest import (
     EXPORT_NAME,
@@ -29,17 +24,15 @@ from vllm_kprune.checkpoint.manifest import (
     is_export,
     load_manifest,
 )
-from vllm_kprune.checkpoint.overlay import (
-    TokenizerPlan,
-    make_plan,
-    make_tokenizer_plan,
-    open_tokenizer,
-    write_overlay,
-)
+from vllm_kprune.checkpoint.model_folder import CONFIG_FILES, read_json
+from vllm_kprune.checkpoint.overlay import write_overlay
+from vllm_kprune.checkpoint.plan import TokenizerPlan, make_plan, make_tokenizer_plan
 from vllm_kprune.checkpoint.token_ids import map_ids
 from vllm_kprune.checkpoint.verify_weights import compare_weights
 from vllm_kprune.profile import LANGUAGES
+from vllm_kprune.progress import Progress, silent
 from vllm_kprune.tokenizer.bpe import read_tokenizer
+from vllm_kprune.tokenizer.encoder import load_encoder
 from vllm_kprune.tokenizer.prune import prune_tokenizer
 from vllm_kprune.tokenizer.reach import unreachable_ids
 from vllm_kprune.vocabulary.evidence import word_forms
@@ -47,7 +40,6 @@ from vllm_kprune.vocabulary.selection import Selection
 
 __all__ = ["LawResult", "verify_overlay"]
 
-Progress = Callable[[str, float], None]
 _BATCH_TEXTS = 2000
 _DEFAULT_TEXTS = 5_000
 
@@ -69,25 +61,34 @@ class LawResult:
 
 
 def verify_overlay(
-    folder: Path,
+    folder: str | Path,
     texts: Iterable[str] | None = None,
     *,
-    corpora: Sequence[Path] = (),
-    base: Path | None = None,
-    progress: Progress | None = None,
+    corpora: Sequence[str | Path] = (),
+    base: str | Path | None = None,
+    progress: Progress = silent,
 ) -> list[LawResult]:
-    """Check laws 1, 2, 3, 5 and 6, and 4 of a standalone checkpoint (`kprune export`).
+    """Check the laws on a folder that `build_overlay` or `export_overlay` wrote.
 
-    `texts` are lines of the user's own (word lists without), `corpora` those that the overlay was
-    built with, `base` the base model's folder if it was moved. Raises `KPruneError` when
-    overlay or base were changed since the build.
+    This is what `kprune verify` does: laws 1, 2, 3, 5 and 6, and law 4 for a standalone checkpoint.
+
+    `texts` are texts of your own, for instance the lines of a file; without them, the word lists of
+    the profile's languages are used. `corpora` are those that the overlay was built with, `base` is
+    the folder of the base model if it was moved.
+
+    Raises `KPruneError` if the overlay or its base has changed since the build. A law that does not
+    hold is no error: look at `holds`.
+
+    >>> laws = verify_overlay(overlay, ["a text of your own"])
+    >>> [law.law for law in laws if law.holds]
+    [1, 2, 3, 5, 6]
     """
-    progress = progress or (lambda step, share: None)
+    folder, paths = Path(folder), [Path(path) for path in corpora]
     exported = is_export(folder)
     manifest = load_manifest(folder, EXPORT_NAME if exported else MANIFEST_NAME)
     manifest.check_files(folder)
-    base_folder = manifest.check_base(base)
-    pair = _Pair(open_tokenizer(base_folder), open_tokenizer(folder), manifest)
+    base_folder = manifest.check_base(Path(base) if base else None)
+    pair = _BothTokenizers(load_encoder(base_folder), load_encoder(folder), manifest)
     progress("encode and decode text", 0.0)
     results = list(pair.laws_1_and_2(texts if texts is not None else _default_texts(manifest)))
     progress("look for dead rows", 0.0)
@@ -95,14 +96,14 @@ def verify_overlay(
     if exported:
         results.append(_law_4(manifest, folder, base_folder, progress))
     progress("build again", 0.0)
-    results.append(_law_5(manifest, folder, base_folder, corpora))
+    results.append(_law_5(manifest, folder, base_folder, paths))
     progress("compare ids", 0.0)
-    results.append(_law_6(folder, open_tokenizer_folder(str(base_folder)), pair))
+    results.append(_law_6(folder, open_original_tokenizer(base_folder), pair))
     progress("compare ids", 1.0)
     return results
 
 
-class _Pair:
+class _BothTokenizers:
     """The original and the pruned tokenizer, and the map between their ids."""
 
     def __init__(self, original: Tokenizer, pruned: Tokenizer, manifest: Manifest) -> None:
@@ -158,7 +159,7 @@ def _default_texts(manifest: Manifest) -> Iterator[str]:
             yield from (text for text, _ in itertools.islice(word_forms(wordlist), _DEFAULT_TEXTS))
 
 
-def _law_3(manifest: Manifest, folder: Path, base_folder: Path, pair: _Pair) -> LawResult:
+def _law_3(manifest: Manifest, folder: Path, base_folder: Path, pair: _BothTokenizers) -> LawResult:
     """Tokens that the original never produces either are no fault, if others are built from them.
 
     Qwen3 has a few: the first bytes of a block of emoji, each of which is a token of its own.
@@ -191,7 +192,7 @@ def _law_5(
 ) -> LawResult:
     title = "building again gives the same files"
     plan_again = make_tokenizer_plan if manifest.tokenizer_only else make_plan
-    plan = plan_again(str(base_folder), manifest.profile, corpora=corpora)
+    plan = plan_again(base_folder, manifest.profile, corpora=corpora)
     note = "selection repeated"
     digests = [(r.source.name, r.source.digest) for r in plan.rates]
     if digests != [(e.source, e.digest) for e in manifest.evidence]:
@@ -216,7 +217,7 @@ def _with_selection(plan: TokenizerPlan, manifest: Manifest) -> TokenizerPlan:
     return replace(plan, selection=Selection(manifest.kept_ids, manifest.reasons, {}))
 
 
-def _law_6(folder: Path, base: TokenizerFolder, pair: _Pair) -> LawResult:
+def _law_6(folder: Path, base: TokenizerFolder, pair: _BothTokenizers) -> LawResult:
     """Each id in the overlay's files names the token that the base's file names there."""
     title = "every id in every file is mapped"
     checked = 0

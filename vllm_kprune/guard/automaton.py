@@ -24,12 +24,12 @@ from vllm_kprune.errors import KPruneError
 from vllm_kprune.guard.characters import allowed_characters
 from vllm_kprune.guard.classes import States, classify
 from vllm_kprune.guard.policy import GuardPolicy
-from vllm_kprune.guard.tokens import BYTE, PRESENT, SPECIAL, Spellings
+from vllm_kprune.guard.tokens import BYTE, PRESENT, SPECIAL, TokenSpellings
 from vllm_kprune.guard.utf8 import REFUSED, ByteTable, byte_table
+from vllm_kprune.tokenizer.utf8 import LONGEST_CHARACTER, unfinished
 
 __all__ = ["MOST_TOKENS_BACK", "REFUSED", "Automaton", "build_automaton"]
 
-_LONGEST_CHARACTER = 4
 # A prompt's end is looked at as far as this: empty and special tokens do not lead further back.
 MOST_TOKENS_BACK = 4096
 
@@ -48,7 +48,7 @@ class Automaton:
     class_next: torch.Tensor
     class_fallback: torch.Tensor
     broken: int
-    _spellings: Spellings = field(repr=False)
+    _spellings: TokenSpellings = field(repr=False)
     _bytes: ByteTable = field(repr=False)
 
     @property
@@ -96,7 +96,7 @@ class Automaton:
         """
         run, is_sound = self._last_bytes(token_ids)
         state = 0
-        for byte in _unfinished(run):
+        for byte in unfinished(run):
             state = int(self._bytes[state, byte])
         is_finishable = state >= 0 and bool((self._next[state] >= 0).any())
         return state if is_sound and is_finishable else self.broken
@@ -117,10 +117,10 @@ class Automaton:
                 break
             else:
                 parts[-1] = self._spellings.bytes_of(token_id) + parts[-1]
-                if not is_fallback and len(parts[-1]) >= _LONGEST_CHARACTER:
+                if not is_fallback and len(parts[-1]) >= LONGEST_CHARACTER:
                     break
         last, *earlier = parts
-        whole = last[: len(last) - len(_unfinished(last))]
+        whole = last[: len(last) - len(unfinished(last))]
         return last, not is_fallback or all(map(_is_utf8, (whole, *earlier)))
 
     @cached_property
@@ -137,12 +137,27 @@ class Automaton:
 
 
 def build_automaton(
-    spellings: Spellings, policy: GuardPolicy, num_rows: int, stop_ids: Collection[int] = ()
+    spellings: TokenSpellings,
+    policy: GuardPolicy,
+    num_rows: int | None = None,
+    stop_ids: Collection[int] = (),
 ) -> Automaton:
-    """Apply a policy to a tokenizer. `num_rows`: width of the logits; `stop_ids`: EOS and the like.
+    """Apply a policy to a tokenizer: which tokens may come next, in every state.
 
-    Rows past the tokenizer's ids are refused. Raises `KPruneError` if nothing would be left.
+    `spellings` come from `load_spellings`. `num_rows` is the width of the model's logits, by
+    default one row for each id of the tokenizer; rows without a token are always refused.
+    `stop_ids` are allowed between characters like special tokens: EOS, for instance.
+
+    Raises `KPruneError` if the policy leaves no token at all.
+
+    >>> korean = GuardPolicy(languages=("ko",))
+    >>> automaton = build_automaton(load_spellings(model), korean)
+    >>> state = automaton.advance(0, byte_id["<0xED>"])  # the first byte of many Hangul syllables
+    >>> refused = automaton.refused(state)  # bool [num_rows]
+    >>> bool(refused[byte_id["<0x95>"]]), bool(refused[byte_id["<0x41>"]])  # 0x95 continues, A not
+    (False, True)
     """
+    num_rows = spellings.num_tokens if num_rows is None else num_rows
     allowed = allowed_characters(policy)
     table = byte_table(allowed)
     classes = classify(spellings, allowed, table, num_rows, stop_ids)
@@ -160,17 +175,6 @@ def build_automaton(
         _spellings=spellings,
         _bytes=table,
     )
-
-
-def _unfinished(run: bytes) -> bytes:
-    """The beginning of a character that bytes end in, or nothing."""
-    for back, byte in enumerate(reversed(run[1 - _LONGEST_CHARACTER :]), start=1):
-        if byte >= 0xC0:
-            length = 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4
-            return run[-back:] if back < length else b""
-        if byte < 0x80:
-            break
-    return b""
 
 
 def _is_utf8(text: bytes) -> bool:

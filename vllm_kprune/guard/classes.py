@@ -20,7 +20,7 @@ from vllm_kprune.guard.tokens import (
     UNSPELLABLE,
     Fragments,
     Ints,
-    Spellings,
+    TokenSpellings,
 )
 from vllm_kprune.guard.utf8 import REFUSED, ByteTable, walk
 
@@ -49,7 +49,7 @@ class Classes(_Columns):
 
 
 def classify(
-    spellings: Spellings,
+    spellings: TokenSpellings,
     allowed: CharacterTable,
     table: ByteTable,
     num_rows: int,
@@ -76,7 +76,7 @@ def classify(
 
 
 def _whole(
-    spellings: Spellings, allowed: CharacterTable, num_states: int, broken: int
+    spellings: TokenSpellings, allowed: CharacterTable, num_states: int, broken: int
 ) -> tuple[States, _Columns]:
     """The class of each token by its whole characters alone, and the first four columns."""
     refused = np.zeros(len(spellings.code_points) + 1, np.int32)
@@ -95,7 +95,7 @@ def _whole(
 
 
 def _parts(
-    spellings: Spellings, good: npt.NDArray[np.bool_], table: ByteTable, broken: int
+    spellings: TokenSpellings, good: npt.NDArray[np.bool_], table: ByteTable, broken: int
 ) -> tuple[Ints, Ints, _Columns]:
     """Ids of the tokens with parts of characters, which column each has, and the columns."""
     heads, tails = spellings.heads, spellings.tails

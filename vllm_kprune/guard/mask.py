@@ -16,7 +16,7 @@ import torch
 
 from vllm_kprune.guard.automaton import Automaton
 
-__all__ = ["FEW", "Groups", "Mask"]
+__all__ = ["FEW", "Groups", "TokenMask"]
 
 Groups: TypeAlias = Mapping[tuple[Automaton, int], Sequence[int]]
 # Ids are few when they are at most this share of the row: from there on a pass over it is faster.
@@ -28,7 +28,7 @@ _CACHED_BYTES = 4 << 20
 _FREQUENT_COLUMNS = 8192
 
 
-class Mask:
+class TokenMask:
     """What one device needs of automatons; made on first use, kept until `forget`.
 
     Memory: a row of the logits' type for state 0 where a state refuses many tokens (1 MB in float32

@@ -16,12 +16,12 @@ import numpy as np
 import numpy.typing as npt
 
 from vllm_kprune.errors import KPruneError
-from vllm_kprune.guard.tokens import Spellings, spell_tokens
+from vllm_kprune.guard.tokens import TokenSpellings, spell_tokens
 from vllm_kprune.storage.digest import sha256_file
 from vllm_kprune.storage.folders import new_file
 from vllm_kprune.tokenizer.bpe import TokenKind, read_tokenizer
 
-__all__ = ["Spellings", "load_spellings"]
+__all__ = ["TokenSpellings", "load_spellings"]
 
 _FORMAT = 1
 _MOST_FILES = 8
@@ -38,12 +38,18 @@ _DTYPES = {
 _log = logging.getLogger(__name__)
 
 
-def load_spellings(folder: Path, cache: Path | None) -> Spellings:
-    """Spellings of `folder/tokenizer.json`, from the folder `cache` where it has them.
+def load_spellings(folder: str | Path, cache: Path | None = None) -> TokenSpellings:
+    """What each token of `folder/tokenizer.json` spells; `build_automaton` needs it.
 
-    With `cache` None nothing is kept. Raises `KPruneError` for a tokenizer that is not understood;
-    a cache that cannot be read or written is only logged.
+    With a folder `cache`, the result is read from there, or kept there for the next call; a cache
+    that cannot be read or written is only logged. Raises `KPruneError` for a tokenizer whose
+    decoder is not understood.
+
+    >>> spellings = load_spellings(model)
+    >>> spellings.bytes_of(byte_id["<0xED>"])
+    b'\\xed'
     """
+    folder = Path(folder)
     path = folder / "tokenizer.json"
     if cache is None or not path.is_file():
         return spell_tokens(read_tokenizer(folder))
@@ -59,7 +65,7 @@ def load_spellings(folder: Path, cache: Path | None) -> Spellings:
     return found
 
 
-def _read(path: Path) -> Spellings | None:
+def _read(path: Path) -> TokenSpellings | None:
     """What a cache file holds; None if there is none, or none that can be used."""
     try:
         if path.stat().st_size > _MOST_BYTES:
@@ -74,7 +80,7 @@ def _read(path: Path) -> Spellings | None:
         return None
 
 
-def _checked(arrays: dict[str, npt.NDArray[Any]]) -> Spellings:
+def _checked(arrays: dict[str, npt.NDArray[Any]]) -> TokenSpellings:
     """Arrays as a value; ValueError if they do not belong together."""
     kind = str(arrays.pop("kind"))
     num_tokens = len(arrays["flags"])
@@ -92,14 +98,14 @@ def _checked(arrays: dict[str, npt.NDArray[Any]]) -> Spellings:
     ]
     if num_tokens == 0 or not all(check() for check in checks):
         raise ValueError("its arrays do not belong together")
-    return Spellings(kind=kind, **arrays)  # type: ignore[arg-type]
+    return TokenSpellings(kind=kind, **arrays)  # type: ignore[arg-type]
 
 
 def _covers(starts: npt.NDArray[np.int32], parts: npt.NDArray[Any]) -> bool:
     return bool(starts[0] == 0 and starts[-1] == len(parts) and (np.diff(starts) >= 0).all())
 
 
-def _write(spellings: Spellings, path: Path) -> None:
+def _write(spellings: TokenSpellings, path: Path) -> None:
     arrays = {field.name: np.asarray(getattr(spellings, field.name)) for field in fields(spellings)}
     try:
         with new_file(path) as stream:

@@ -15,9 +15,17 @@ from vllm_kprune.guard.decoder import make_speller
 from vllm_kprune.tokenizer.bpe import BpeTokenizer, TokenKind
 from vllm_kprune.vocabulary.scripts import split_incomplete
 
-__all__ = ["BYTE", "PRESENT", "SPECIAL", "UNSPELLABLE", "Fragments", "Spellings", "spell_tokens"]
+__all__ = [
+    "BYTE",
+    "PRESENT",
+    "SPECIAL",
+    "UNSPELLABLE",
+    "Fragments",
+    "TokenSpellings",
+    "spell_tokens",
+]
 
-# Bits of `Spellings.flags`.
+# Bits of `TokenSpellings.flags`.
 PRESENT, SPECIAL, BYTE, UNSPELLABLE = 1, 2, 4, 8
 _MAX_TOKENS = 1 << 23
 _MOST_FRAGMENT_BYTES = 3
@@ -40,7 +48,7 @@ class Fragments:
 
 
 @dataclass(frozen=True)
-class Spellings:
+class TokenSpellings:
     """What each token spells. A token's share of a flat array is `starts[i]:starts[i + 1]`.
 
     `spelled` uint8: the bytes, by `starts`. `code_points` uint32: the whole characters among them,
@@ -94,7 +102,7 @@ class Spellings:
         )
 
 
-def spell_tokens(tokenizer: BpeTokenizer) -> Spellings:
+def spell_tokens(tokenizer: BpeTokenizer) -> TokenSpellings:
     """Spell every token. Raises `KPruneError` for a decoder that is not understood."""
     tokens, spell = tokenizer.tokens, make_speller(tokenizer)
     num_tokens = max(tokens, default=-1) + 1
@@ -109,7 +117,7 @@ def spell_tokens(tokenizer: BpeTokenizer) -> Spellings:
     return _flatten(tokenizer.kind, spelled, flags)
 
 
-def _flatten(kind: TokenKind, spelled: list[bytes], flags: Bytes) -> Spellings:
+def _flatten(kind: TokenKind, spelled: list[bytes], flags: Bytes) -> TokenSpellings:
     texts = []
     head_lengths, tail_lengths = np.zeros((2, len(spelled)), np.uint8)
     for token_id, token in enumerate(spelled):
@@ -122,7 +130,7 @@ def _flatten(kind: TokenKind, spelled: list[bytes], flags: Bytes) -> Spellings:
             else:
                 head_lengths[token_id], tail_lengths[token_id] = len(head), len(tail)
             texts.append(text)
-    return Spellings(
+    return TokenSpellings(
         kind=kind,
         spelled=np.frombuffer(b"".join(spelled), np.uint8),
         starts=_starts([len(token) for token in spelled]),

@@ -19,11 +19,11 @@ import numpy as np
 import numpy.typing as npt
 import regex
 
+from vllm_kprune.arrays import Floats
 from vllm_kprune.prompt.tokens import IsCancelled, Tokens
 
 __all__ = ["Rarity", "Words", "find_words"]
 
-Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 
 # Languages by script, of those that wordfreq has; of several the likeliest first.

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.tokenizer.bpe import BpeTokenizer
+from vllm_kprune.tokenizer.encoder import whole_texts
 
 __all__ = ["IdMap", "prune_tokenizer", "pruned_tokenizer", "referenced_ids"]
 
@@ -60,10 +61,7 @@ def prune_tokenizer(tokenizer: BpeTokenizer, kept_ids: Sequence[int]) -> dict[st
 
 def pruned_tokenizer(tokenizer: BpeTokenizer, kept_ids: Sequence[int]) -> Tokenizer:
     """The pruned tokenizer, ready to encode, without truncation or padding."""
-    pruned = Tokenizer.from_str(json.dumps(prune_tokenizer(tokenizer, kept_ids)))
-    pruned.no_truncation()
-    pruned.no_padding()
-    return pruned
+    return whole_texts(Tokenizer.from_str(json.dumps(prune_tokenizer(tokenizer, kept_ids))))
 
 
 def referenced_ids(tokenizer: BpeTokenizer) -> Iterator[int]:

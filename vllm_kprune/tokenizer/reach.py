@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from tokenizers import Tokenizer
 
 from vllm_kprune.tokenizer.bpe import BpeTokenizer
+from vllm_kprune.tokenizer.utf8 import character_length, is_continuation, unfinished
 
 __all__ = ["unreachable_ids", "witness_texts"]
 
@@ -56,17 +57,14 @@ def witness_texts(token: bytes) -> Iterator[str]:
 
 
 def _missing_bytes(text: bytes) -> int:
-    """How many bytes the last character of `text` lacks at most."""
-    for back, byte in enumerate(reversed(text[-3:]), start=1):
-        if byte >= 0xC0:
-            length = 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4
-            return max(length - back, 0)
-    return 0
+    """How many bytes the last character of `text` lacks."""
+    begun = unfinished(text)
+    return character_length(begun[0]) - len(begun) if begun else 0
 
 
 def _heads(token: bytes) -> Iterator[bytes]:
     """Beginnings that the token's leading continuation bytes may complete."""
-    if not token or token[0] & 0xC0 != 0x80:
+    if not token or not is_continuation(token[0]):
         yield b""
         yield b" "
         yield b"a"

@@ -14,11 +14,12 @@ import regex
 
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.profile import Profile
+from vllm_kprune.tokenizer.utf8 import character_length, is_continuation
 
 __all__ = [
     "SHARED_SCRIPTS",
     "ScriptJudge",
-    "Verdict",
+    "ScriptVerdict",
     "hanja_characters",
     "letter_set",
     "main_script",
@@ -44,7 +45,7 @@ _SCRIPTS_BY_FREQUENCY = (
 # a space before it.
 _MARKS = regex.compile(r" ?+[!-/:-@\[-`{-~\s]{2,}")
 
-Verdict = Literal["script", "shared", "foreign"]
+ScriptVerdict = Literal["script", "shared", "foreign"]
 
 
 class ScriptJudge:
@@ -58,7 +59,7 @@ class ScriptJudge:
         standards = (name for code in profile.languages for name in _STANDARDS.get(code, ()))
         self._han = hanja_characters(profile.hanja).union(*map(standard_characters, standards))
 
-    def __call__(self, token: bytes) -> Verdict:
+    def __call__(self, token: bytes) -> ScriptVerdict:
         """Judge a token's UTF-8 bytes, which may begin or end inside a character."""
         head, text, tail = split_incomplete(token)
         if not head and not tail and _MARKS.fullmatch(text):
@@ -100,7 +101,7 @@ def split_incomplete(token: bytes) -> tuple[bytes, str, bytes]:
     Bytes that no UTF-8 text contains are returned as the last part.
     """
     start = 0
-    while start < len(token) and token[start] & 0xC0 == 0x80:
+    while start < len(token) and is_continuation(token[start]):
         start += 1
     rest = token[start:]
     try:
@@ -113,8 +114,8 @@ def split_incomplete(token: bytes) -> tuple[bytes, str, bytes]:
 def _completions(tail: bytes) -> str:
     """Every character whose UTF-8 form begins with `tail`; empty if there is none."""
     lead = tail[0]
-    length = 2 if 0xC2 <= lead < 0xE0 else 3 if 0xE0 <= lead < 0xF0 else 4
-    continued = all(byte & 0xC0 == 0x80 for byte in tail[1:])
+    length = character_length(lead)
+    continued = all(map(is_continuation, tail[1:]))
     if lead > 0xF4 or lead < 0xC2 or len(tail) >= length or not continued:
         return ""
     return "".join(_characters(tail, length))

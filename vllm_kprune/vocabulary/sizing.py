@@ -5,13 +5,14 @@ tokens that must be kept, and `max_extra_tokens` the price that each source of e
 measured with the tokenizer pruned there.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.profile import Profile
+from vllm_kprune.progress import ShareDone
 from vllm_kprune.tokenizer.bpe import BpeTokenizer
 from vllm_kprune.vocabulary.cost import encode_texts, expected_extra, shrink
 from vllm_kprune.vocabulary.evidence import TokenRates
@@ -19,7 +20,6 @@ from vllm_kprune.vocabulary.selection import Ranking, Selection, rank_tokens, se
 
 __all__ = ["cut_ranking", "select_tokens"]
 
-Progress = Callable[[float], None]
 # Of a size; to find it more closely would cost more time than the few tokens are worth.
 _TOLERANCE = 1e-3
 
@@ -30,7 +30,7 @@ def select_tokens(
     profile: Profile,
     rates: Sequence[TokenRates],
     referenced: frozenset[str],
-    progress: Progress | None = None,
+    progress: ShareDone | None = None,
 ) -> Selection:
     """Select tokens for a profile.
 
@@ -46,7 +46,7 @@ def select_tokens(
 
 
 def cut_ranking(
-    ranking: Ranking, tokenizer: Tokenizer, profile: Profile, progress: Progress | None = None
+    ranking: Ranking, tokenizer: Tokenizer, profile: Profile, progress: ShareDone | None = None
 ) -> Selection:
     """The point of a ranking that a profile's sizing chooses; errors as for `select_tokens`."""
     if profile.target_size is not None:
@@ -91,7 +91,7 @@ def _covering(ranking: Ranking, coverage: float) -> int:
 
 
 def _cheap_enough(
-    ranking: Ranking, tokenizer: Tokenizer, profile: Profile, progress: Progress
+    ranking: Ranking, tokenizer: Tokenizer, profile: Profile, progress: ShareDone
 ) -> int:
     """The smallest size whose extra tokens are within the profile's bound on every source.
 

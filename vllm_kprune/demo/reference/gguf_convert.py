@@ -3,7 +3,7 @@
 Why not through transformers: that takes 70 s and 3 GB for Gemma-3 270M. This streams block after
 block of rows (a few seconds, memory bounded by one block) and needs no torch; a test compares
 the result with transformers' bit for bit.
-Covers the architectures of `_FAMILIES`. The arithmetic of the quantised blocks is the `gguf`
+Covers the architectures of `_ARCHITECTURES`. The arithmetic of the quantised blocks is the `gguf`
 package's, from the extra `demo`.
 """
 
@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from vllm_kprune.demo.reference.gguf_file import GgufFile, GgufTensor, MetaValue
 from vllm_kprune.errors import KPruneError
+from vllm_kprune.progress import ShareDone
 
 __all__ = ["model_config", "tied_by_head", "write_safetensors"]
 
@@ -101,7 +102,7 @@ def _rope(theta: float) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class _Family:
+class _Architecture:
     """What differs between architectures.
 
     `config` makes what config.json has besides the fields of all. Norms are stored plus
@@ -119,25 +120,25 @@ class _Family:
 
 
 _NO_INNER_NORMS = {"ffn_norm": "post_attention_layernorm"}
-_FAMILIES = {
-    "gemma3": _Family("Gemma3ForCausalLM", "gemma3_text", _gemma3_config, norm_offset=1.0),
-    "llama": _Family(
+_ARCHITECTURES = {
+    "gemma3": _Architecture("Gemma3ForCausalLM", "gemma3_text", _gemma3_config, norm_offset=1.0),
+    "llama": _Architecture(
         "LlamaForCausalLM",
         "llama",
         _llama_config,
         names=_NO_INNER_NORMS,
         paired=("attn_q", "attn_k"),
     ),
-    "qwen2": _Family("Qwen2ForCausalLM", "qwen2", _qwen2_config, names=_NO_INNER_NORMS),
+    "qwen2": _Architecture("Qwen2ForCausalLM", "qwen2", _qwen2_config, names=_NO_INNER_NORMS),
 }
 
 
-def _family(gguf: GgufFile) -> _Family:
+def _architecture(gguf: GgufFile) -> _Architecture:
     name = str(gguf.metadata.get("general.architecture"))
-    if name not in _FAMILIES:
-        known = ", ".join(sorted(_FAMILIES))
+    if name not in _ARCHITECTURES:
+        known = ", ".join(sorted(_ARCHITECTURES))
         raise KPruneError(f"GGUF architecture {name!r} cannot be converted (known: {known})")
-    return _FAMILIES[name]
+    return _ARCHITECTURES[name]
 
 
 def _list(value: MetaValue) -> list[MetaValue]:
@@ -166,7 +167,7 @@ def model_config(gguf: GgufFile) -> dict[str, Any]:
     Raises:
         KPruneError: the architecture is not in the table.
     """
-    family, meta = _family(gguf), gguf.metadata
+    family, meta = _architecture(gguf), gguf.metadata
 
     def number(name: str) -> Any:
         return meta[f"{meta['general.architecture']}.{name}"]
@@ -194,9 +195,7 @@ def model_config(gguf: GgufFile) -> dict[str, Any]:
     }
 
 
-def write_safetensors(
-    gguf: GgufFile, target: Path, progress: Callable[[float], None] | None = None
-) -> None:
+def write_safetensors(gguf: GgufFile, target: Path, progress: ShareDone | None = None) -> None:
     """Write all tensors as bf16 under the names that transformers uses.
 
     `progress` gets the share that is done, from 0 to 1.
@@ -204,7 +203,7 @@ def write_safetensors(
     Raises:
         KPruneError: unknown architecture or tensor, or the `gguf` package is missing.
     """
-    family, config = _family(gguf), model_config(gguf)
+    family, config = _architecture(gguf), model_config(gguf)
     tensors = sorted(((_name(t, family), t) for t in gguf.tensors), key=lambda pair: pair[0])
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -230,7 +229,7 @@ def write_safetensors(
                     progress(written / end)
 
 
-def _name(tensor: GgufTensor, family: _Family) -> str:
+def _name(tensor: GgufTensor, family: _Architecture) -> str:
     """Translate a name: blk.3.attn_q.weight -> model.layers.3.self_attn.q_proj.weight."""
     names = {**_BLOCK_NAMES, **family.names}
     match tensor.name.split("."):

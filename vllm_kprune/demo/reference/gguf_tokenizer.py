@@ -18,7 +18,7 @@ from typing import Any
 from vllm_kprune.demo.reference.gguf_file import MetaValue
 from vllm_kprune.errors import KPruneError
 
-__all__ = ["Pieces", "merges_of", "pieces_of", "tokenizer_config", "tokenizer_json"]
+__all__ = ["SentencePieces", "merges_of", "pieces_of", "tokenizer_config", "tokenizer_json"]
 
 _CONTROL, _USER_DEFINED, _UNUSED = 3, 4, 5  # tokenizer.ggml.token_type
 _SPACE = "\N{LOWER ONE EIGHTH BLOCK}"
@@ -76,7 +76,7 @@ _BYTE_LEVEL_KINDS = {  # by tokenizer.ggml.pre
 
 
 @dataclass(frozen=True)
-class Pieces:
+class SentencePieces:
     """The vocabulary in order of id: text, score and type of each piece."""
 
     texts: tuple[str, ...]
@@ -84,7 +84,7 @@ class Pieces:
     types: tuple[int, ...]
 
 
-def pieces_of(metadata: Mapping[str, MetaValue]) -> Pieces:
+def pieces_of(metadata: Mapping[str, MetaValue]) -> SentencePieces:
     """Take the vocabulary out of GGUF metadata, as SentencePiece has it.
 
     GGUF writes the spaces of user-defined pieces plainly and gives these pieces the score -1000;
@@ -101,7 +101,7 @@ def pieces_of(metadata: Mapping[str, MetaValue]) -> Pieces:
         )
     texts, scores, types = (_array(metadata, name) for name in ("tokens", "scores", "token_type"))
     user_defined = [kind == _USER_DEFINED for kind in types]
-    return Pieces(
+    return SentencePieces(
         tuple(t.replace(" ", _SPACE) if u else t for t, u in zip(texts, user_defined, strict=True)),
         tuple(0.0 if u else s for s, u in zip(scores, user_defined, strict=True)),
         tuple(types),
@@ -115,14 +115,14 @@ def _array(metadata: Mapping[str, MetaValue], name: str) -> list[Any]:
     return value
 
 
-def merges_of(pieces: Pieces) -> list[tuple[str, str]]:
+def merges_of(pieces: SentencePieces) -> list[tuple[str, str]]:
     """List the BPE merges in the order of the published files.
 
     Every split of a piece into two pieces is a merge. Splits of one piece are ordered by the ids
     of their parts; then all merges, stably, by falling (score, left length, right length). This
     is the SentencePiece extractor of transformers up to version 4, which the makers used.
 
-    >>> p = Pieces(("a", "b", "ab", "aba"), (-3.0, -2.0, 0.0, -1.0), (1, 1, 1, 1))
+    >>> p = SentencePieces(("a", "b", "ab", "aba"), (-3.0, -2.0, 0.0, -1.0), (1, 1, 1, 1))
     >>> merges_of(p)
     [('a', 'b'), ('ab', 'a')]
     """

@@ -13,12 +13,13 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from vllm_kprune.errors import KPruneError
+from vllm_kprune.progress import BytesDone, ShareDone
 
 __all__ = ["DownloadError", "Wheel", "fetch_wheels", "folder_bytes", "read_member"]
 
@@ -46,7 +47,7 @@ class Wheel:
 
 
 def fetch_wheels(
-    wheels: Sequence[Wheel], folder: Path, progress: Callable[[float], None] | None = None
+    wheels: Sequence[Wheel], folder: Path, progress: ShareDone | None = None
 ) -> dict[Wheel, Path]:
     """Download wheels with pip and check them; `progress` gets the share done, from 0 to 1.
 
@@ -75,7 +76,7 @@ def fetch_wheels(
     return paths
 
 
-def _fetch(wheel: Wheel, folder: Path, report: Callable[[int], None]) -> Path:
+def _fetch(wheel: Wheel, folder: Path, report: BytesDone) -> Path:
     scratch, target = folder / "pip", folder / "wheel"
     for path in target.glob("*.whl"):
         if _sha256(path) == wheel.sha256:

@@ -7,9 +7,9 @@ The class goes into vLLM's `logits_processors` of one engine. The entry point gr
 from functools import lru_cache
 from typing import Any
 
-from vllm_kprune.checkpoint.base import resolve_model
+from vllm_kprune.checkpoint.model_folder import resolve_model
 from vllm_kprune.errors import KPruneError
-from vllm_kprune.guard.spelling import Spellings, load_spellings
+from vllm_kprune.guard.spelling import TokenSpellings, load_spellings
 from vllm_kprune.serving import compat
 from vllm_kprune.serving.activation import asks_for_kprune
 from vllm_kprune.serving.guard.counters import ensure_folder
@@ -94,7 +94,7 @@ def refuse_beam_options(extra_args: Any) -> None:
         )
 
 
-def engine_spellings(config: Any) -> Spellings:
+def engine_spellings(config: Any) -> TokenSpellings:
     """What the tokens of an engine's tokenizer spell; made once, then from kprune's cache.
 
     Raises `KPruneError` for a tokenizer without `tokenizer.json`, or of a kind that the guard does
@@ -103,7 +103,7 @@ def engine_spellings(config: Any) -> Spellings:
     return _spellings(config.model_config.tokenizer, config.model_config.tokenizer_revision)
 
 
-def _spellings(tokenizer: str, revision: str | None) -> Spellings:
+def _spellings(tokenizer: str, revision: str | None) -> TokenSpellings:
     folder = resolve_model(tokenizer, revision, weights=False)
     if not (folder / "tokenizer.json").is_file():
         raise KPruneError(f"{folder} has no tokenizer.json, from which the guard knows the tokens")
