@@ -27,7 +27,7 @@ from vllm_kprune.tokenizer.bpe import parse_tokenizer, read_tokenizer
 from vllm_kprune.tokenizer.encoder import load_encoder
 from vllm_kprune.tokenizer.prune import prune_tokenizer
 from vllm_kprune.tokenizer.reach import unreachable_ids
-from vllm_kprune.vocabulary.evidence import read_corpus
+from vllm_kprune.vocabulary.corpus import read_corpus
 
 CODE = {".py", ".js", ".ts", ".c", ".cpp", ".h", ".rs", ".go", ".java", ".sql", ".sh"}
 BATCH = 2000

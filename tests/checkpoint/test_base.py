@@ -90,7 +90,7 @@ HEAD, EMBEDDING = "lm_head", "model.embed_tokens"
         (_write("config.json", b"{}"), "no 'architectures'"),
         (_write("config.json", b'{"architectures": ["New"]}'), "does not know the family New"),
         (_remove("tokenizer.json"), "no tokenizer.json"),
-        (_tokenizer_model("Unigram"), "the model is Unigram, and kprune prunes BPE only"),
+        (_tokenizer_model("Unigram"), "the model is Unigram, but kprune prunes only BPE"),
         (_tokenizer_model("WordPiece"), "the model is WordPiece"),
         (_remove("model.safetensors"), r"holds no \*.safetensors weights"),
         (_pickled, r"only pickled weights \(pytorch_model.bin\)"),

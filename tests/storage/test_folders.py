@@ -82,7 +82,7 @@ def test_an_error_inside_leaves_the_old_folder_as_it_was(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_is_said_plainly_and_leaves_nothing(tmp_path: Path, code: int) -> None:
-    full = pytest.raises(KPruneError, match=r"disk of .* is full; nothing was kept")
+    full = pytest.raises(KPruneError, match=r"disk of .* is full, so nothing was kept")
     with full, new_folder(tmp_path / "out") as folder:
         (folder / "mark").write_text("half")
         raise OSError(code, os.strerror(code))

@@ -1,9 +1,9 @@
 """Write a standalone checkpoint: a pruned model that plain vLLM and transformers load.
 
-Tokenizer, configs and licences are those of the overlay; the weights are the base's, shard by
-shard, with only the kept rows of the vocabulary tensors. Shards without a vocabulary tensor are
-copied, or hard-linked when asked: a link takes no room, but to edit one file in place is to edit
-both. `kprune.json` becomes `kprune-export.json`, so that nothing takes the folder for an overlay.
+Tokenizer, configs and licences come from the overlay. The weights are the base's, shard by shard,
+with only the kept rows of the vocabulary tensors. Shards without a vocabulary tensor are copied, or
+hard-linked on request: a link takes no room, but editing one file in place then edits the other.
+`kprune.json` becomes `kprune-export.json`, so that nothing takes the folder for an overlay.
 """
 
 import json
@@ -48,7 +48,7 @@ __all__ = [
     "write_standalone",
 ]
 
-# What --force lets an export replace.
+# An existing output folder with one of these may be replaced with --force.
 REPLACED_BY_EXPORT = (EXPORT_NAME, MANIFEST_NAME)
 _ROOM_FOR_OTHER_FILES = 64 << 20
 _REPORTED_BYTES = 32 << 20
@@ -56,7 +56,7 @@ _REPORTED_BYTES = 32 << 20
 
 @dataclass(frozen=True)
 class WeightsPlan:
-    """Which files an export writes, links or copies; made from headers alone."""
+    """Which files an export writes, links or copies. Made from headers alone."""
 
     base: Path
     cut: RowCut
@@ -75,19 +75,19 @@ class WeightsPlan:
 
     @property
     def bytes_to_write(self) -> int:
-        """Room that the weights take on disk."""
+        """Bytes that the weights take on disk."""
         copied = () if self.link else self.untouched
         return sum(cut_size(s, self.cut) for s in self.rewritten) + sum(map(_file_size, copied))
 
     def check_room(self, folder: Path) -> None:
-        """Raise `KPruneError` if the disk of `folder`, which exists, has no room for it."""
+        """Raise `KPruneError` if the disk of the existing `folder` has no room for the weights."""
         needed = self.bytes_to_write + _ROOM_FOR_OTHER_FILES
         free = shutil.disk_usage(folder).free
         if free >= needed:
             return
         sharing = ", or share the unchanged shards with --link" if self._can_share else ""
         raise KPruneError(
-            f"the export needs {needed / 1e9:,.2f} GB and the disk has {free / 1e9:,.2f} GB free; "
+            f"the export needs {needed / 1e9:,.2f} GB, but the disk has {free / 1e9:,.2f} GB free; "
             f"make room, or name a folder on another disk{sharing}"
         )
 
@@ -153,7 +153,7 @@ def checked_overlay(folder: Path) -> Manifest:
 
 
 def weights_of_overlay(manifest: Manifest, base: Path, link: bool = False) -> WeightsPlan:
-    """What the weights of an overlay are made from; `base` is its base's folder, checked."""
+    """What the weights of an overlay are made from. `base` is the checked folder of its base."""
     names = [name for name in manifest.base.files if name.endswith(".safetensors")]
     tensors = frozenset(manifest.vocabulary_tensors)
     cut = RowCut(tensors, manifest.original_rows, manifest.kept_rows)
@@ -161,7 +161,7 @@ def weights_of_overlay(manifest: Manifest, base: Path, link: bool = False) -> We
 
 
 def weights_of_plan(plan: Plan, link: bool = False) -> WeightsPlan:
-    """The same for a build whose overlay is not written yet."""
+    """What the weights of a build are made from, before its overlay is written."""
     base = plan.base
     kept = tuple(i for i in plan.selection.kept_ids if i < base.rows)
     tensors = frozenset(tensor.name for tensor in base.vocabulary_tensors)
@@ -183,7 +183,7 @@ def plan_weights(base: Path, names: Iterable[str], cut: RowCut, link: bool) -> W
 
 
 def refuse_base(output: Path, base: Path) -> None:
-    """Raise `KPruneError` if the output would replace the weights that it is made from."""
+    """Raise `KPruneError` if the output is the folder of the weights that it is made from."""
     if output.resolve() == base.resolve():
         raise KPruneError(f"{output} is the base model itself; name another folder")
 
@@ -225,12 +225,12 @@ def _link(path: Path, target: Path) -> None:
         os.link(path.resolve(), target)  # the hub's cache holds symbolic links
     except OSError as error:
         raise KPruneError(
-            f"{path} cannot be hard-linked: {error.strerror}; leave --link out to copy it"
+            f"{path} cannot be hard-linked: {error.strerror}; without --link it is copied"
         ) from None
 
 
 def _index(plan: WeightsPlan) -> dict[str, Any] | None:
-    """The index of the written shards; None for a single `model.safetensors`, which needs none."""
+    """The index of the written shards. A single `model.safetensors` needs none."""
     path = plan.base / INDEX_NAME
     index = read_json(path) if path.is_file() else None
     names = [shard.path.name for shard in plan.shards]

@@ -1,9 +1,12 @@
-"""Check the laws of a pruned vocabulary (design, section 3) on an overlay and the user's own text.
+"""Check the laws of a pruned vocabulary, on an overlay and the user's own text.
 
-1 covered text is unchanged; 2 nothing is lost; 3 no dead rows; 5 building again gives the same
-files, and pruning a pruned model changes nothing; 6 every id in every file is mapped. Of law 4 (the
-same model) the part that needs no running model: the weights of a standalone checkpoint are those
-of its base, bit for bit. The live tests show the rest.
+1. Covered text is unchanged: it is encoded to the same tokens.
+2. Nothing is lost in encoding and decoding.
+3. There are no dead rows: every kept token can be produced.
+4. The model is the same. Checked here is what needs no running model: the weights of a standalone
+   checkpoint are those of its base, bit for bit. Live tests of kprune itself show the rest.
+5. Building again gives the same files, and pruning a pruned model changes nothing.
+6. Every id in every file is mapped.
 """
 
 import itertools
@@ -35,8 +38,8 @@ from vllm_kprune.tokenizer.bpe import read_tokenizer
 from vllm_kprune.tokenizer.encoder import load_encoder
 from vllm_kprune.tokenizer.prune import prune_tokenizer
 from vllm_kprune.tokenizer.reach import unreachable_ids
-from vllm_kprune.vocabulary.evidence import word_forms
 from vllm_kprune.vocabulary.selection import Selection
+from vllm_kprune.vocabulary.wordlists import word_forms
 
 __all__ = ["LawResult", "verify_overlay"]
 
@@ -46,7 +49,7 @@ _DEFAULT_TEXTS = 5_000
 
 @dataclass(frozen=True)
 class LawResult:
-    """What a law's check found: how many cases, and the first counter-example, ready to read."""
+    """The result for one law: the number of cases, and the first counter-example if any."""
 
     law: int
     title: str
@@ -111,7 +114,7 @@ class _BothTokenizers:
         self.new_ids = {old: new for new, old in enumerate(manifest.kept_ids)}
 
     def laws_1_and_2(self, texts: Iterable[str]) -> Iterator[LawResult]:
-        """Encode and decode every text with both; texts are streamed in batches."""
+        """Encode and decode every text with both tokenizers, in batches."""
         seen = covered = 0
         first: dict[int, str] = {}
         iterator = iter(texts)
@@ -127,7 +130,7 @@ class _BothTokenizers:
                 covered += None not in image
                 if 1 not in first and None not in image and image != new.ids:
                     first[1] = _explain(text, old, new, image)
-        note = f"of {seen:,} texts; the others hold a token that was pruned"
+        note = f"of {seen:,} texts; the others need a token that was pruned"
         yield LawResult(1, "covered text is unchanged", covered, first.get(1), note)
         yield LawResult(2, "encoding and decoding lose nothing", seen, first.get(2))
 
@@ -138,7 +141,7 @@ class _BothTokenizers:
         new = self.pruned.decode_batch([e.ids for e in after], skip_special_tokens=False)
         for text, a, b in zip(batch, old, new, strict=True):
             if a != b:
-                return f"text {text!r}: the original gives back {a!r}, the pruned one {b!r}"
+                return f"text {text!r}: the original decodes to {a!r}, the pruned one to {b!r}"
         return None
 
 
@@ -146,13 +149,13 @@ def _explain(text: str, old: Encoding, new: Encoding, image: list[int | None]) -
     pairs = itertools.zip_longest(image, new.ids)
     at = next(n for n, (a, b) in enumerate(pairs) if a != b)
     return (
-        f"text {text!r}: from token {at} on the original has {old.tokens[at : at + 5]}, "
+        f"text {text!r}: from token {at} on, the original has {old.tokens[at : at + 5]}, "
         f"the pruned one {new.tokens[at : at + 5]}"
     )
 
 
 def _default_texts(manifest: Manifest) -> Iterator[str]:
-    """Words of the profile's languages (of English where it has none) in the forms of text."""
+    """Words of the profile's languages (English if it has none) in the forms of running text."""
     for code in manifest.profile.languages or ("en",):
         wordlist = LANGUAGES[code].wordlist
         if wordlist:
@@ -160,7 +163,7 @@ def _default_texts(manifest: Manifest) -> Iterator[str]:
 
 
 def _law_3(manifest: Manifest, folder: Path, base_folder: Path, pair: _BothTokenizers) -> LawResult:
-    """Tokens that the original never produces either are no fault, if others are built from them.
+    """A token may be unreachable if it is in the original too, and other tokens are built from it.
 
     Qwen3 has a few: the first bytes of a block of emoji, each of which is a token of its own.
     """
@@ -174,11 +177,11 @@ def _law_3(manifest: Manifest, folder: Path, base_folder: Path, pair: _BothToken
     if steps:
         steps = set(unreachable_ids(read_tokenizer(base_folder), pair.original, steps))
     found = [new for new in dead if manifest.kept_ids[new] not in steps]
-    told = f"{len(found)} unreachable tokens, first {parsed.tokens[found[0]]!r}" if found else None
+    first = f"{len(found)} unreachable tokens, first {parsed.tokens[found[0]]!r}" if found else None
     note = f"{len(found)} unreachable"
     if steps:
-        note += f"; {len(steps)} steps of merges, which the original never ends at either"
-    return LawResult(3, title, len(ids), told, note)
+        note += f"; {len(steps)} steps of merges, which the original never produces either"
+    return LawResult(3, title, len(ids), first, note)
 
 
 def _law_4(manifest: Manifest, folder: Path, base_folder: Path, progress: Progress) -> LawResult:
@@ -196,7 +199,7 @@ def _law_5(
     note = "selection repeated"
     digests = [(r.source.name, r.source.digest) for r in plan.rates]
     if digests != [(e.source, e.digest) for e in manifest.evidence]:
-        note = "selection not repeated: its evidence is not the same here (--corpus, versions)"
+        note = "selection not repeated: the evidence here is different (--corpus, versions)"
         plan = _with_selection(plan, manifest)
     with tempfile.TemporaryDirectory() as scratch:
         again = write_overlay(plan, Path(scratch))
@@ -218,7 +221,7 @@ def _with_selection(plan: TokenizerPlan, manifest: Manifest) -> TokenizerPlan:
 
 
 def _law_6(folder: Path, base: TokenizerFolder, pair: _BothTokenizers) -> LawResult:
-    """Each id in the overlay's files names the token that the base's file names there."""
+    """Each id in the overlay's files stands for the token that the base's file has there."""
     title = "every id in every file is mapped"
     checked = 0
     for name in CONFIG_FILES:
@@ -240,7 +243,7 @@ def _law_6(folder: Path, base: TokenizerFolder, pair: _BothTokenizers) -> LawRes
 
 
 def _named_tokens(value: dict[str, Any], tokenizer: Tokenizer) -> dict[str, str | None]:
-    """Place in the file -> the token that the id there stands for."""
+    """Place in a file -> the token that the id there stands for."""
     found: dict[str, str | None] = {}
 
     def note(token_id: int, where: str) -> int:

@@ -1,6 +1,6 @@
 """Compare the weights of a standalone checkpoint with those of its base, byte by byte.
 
-Row by row and without anything of what wrote them but the reader of headers, so that a mistake in
+This shares nothing with the code that writes them but the reader of headers, so that a mistake in
 writing cannot hide. Both sides are read in blocks.
 """
 
@@ -36,12 +36,12 @@ def compare_weights(
 
 
 def _differences(old: Shard, new: Shard, cut: RowCut) -> Iterator[str | None]:
-    """For each tensor or row: None if it is equal, otherwise what is not."""
+    """For each tensor or row: None if it is equal, otherwise the difference."""
     if old.path.samefile(new.path):
         yield from (None for _ in old.tensors)
         return
     if old.metadata != new.metadata:
-        yield f"metadata is {new.metadata}, of the base {old.metadata}"
+        yield f"metadata is {new.metadata}, in the base {old.metadata}"
     written = {tensor.name: tensor for tensor in new.tensors}
     if unknown := sorted(written.keys() - {tensor.name for tensor in old.tensors}):
         yield f"{unknown[0]} is not in the base"

@@ -20,7 +20,7 @@ from vllm_kprune.cli.options import JsonOption, TextOption
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.profile import load_profile
 from vllm_kprune.progress import Progress
-from vllm_kprune.vocabulary.evidence import read_corpus
+from vllm_kprune.vocabulary.corpus import read_corpus
 
 __all__ = ["keep_if_lawful", "register", "show_law"]
 

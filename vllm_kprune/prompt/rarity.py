@@ -249,7 +249,7 @@ def _likeliest_parts(run: str, nats: Mapping[str, float]) -> Sequence[_Part]:
 
 def _simplified(run: str) -> str:
     """A run of Chinese as the list has it; as long as before."""
-    from vllm_kprune.vocabulary.evidence import simplified_characters
+    from vllm_kprune.vocabulary.wordlists import simplified_characters
 
     return run.translate(simplified_characters())
 

@@ -1,8 +1,8 @@
 """Rewrite a BPE `tokenizer.json` for a set of kept ids.
 
-New ids are positions in the kept ids. A merge survives when its two parts and their result do, in
-the old order; so text whose original ids are all kept is encoded to the very same tokens (law 1).
-Every id in the file is mapped; an id that was not kept is an error, never a guess (law 6).
+New ids are positions in the list of kept ids. A merge survives if its two parts and its result do,
+and merges keep their order; so text whose original ids are all kept is encoded to the same tokens
+(law 1). Every id in the file is mapped; an id that was not kept is an error, never a guess (law 6).
 """
 
 import json
@@ -42,7 +42,7 @@ class IdMap(Mapping[int, int]):
 
 
 def prune_tokenizer(tokenizer: BpeTokenizer, kept_ids: Sequence[int]) -> dict[str, Any]:
-    """The pruned `tokenizer.json`, as parsed JSON; parts that do not depend on ids are shared."""
+    """The pruned `tokenizer.json`, as parsed JSON. Parts without ids are shared, not copied."""
     ids = IdMap(kept_ids)
     pruned = dict(tokenizer.data)
     pruned["model"] = _prune_model(tokenizer, ids)
@@ -110,4 +110,4 @@ def _map_post_processor(step: Mapping[str, Any], ids: IdMap) -> dict[str, Any]:
         return {**step, **mapped}
     if kind == "ByteLevel":
         return dict(step)
-    raise KPruneError(f"{where}: unknown kind, so its token ids cannot be mapped")
+    raise KPruneError(f"{where} is of an unknown kind, so its token ids cannot be mapped")
