@@ -205,6 +205,29 @@ def test_a_token_that_was_refused_and_came_all_the_same_leads_where_it_would_alo
             assert many.tolist() == [after, after]
 
 
+def test_the_example_of_the_module_is_right() -> None:
+    """The table at the top of `guard/automaton.py`."""
+    letters = {value: letter for letter, value in byte_alphabet().items()}
+    texts = {"a": b"a", "C3": b"\xc3", "A9": b"\xa9", "A9 61": b"\xa9a", "A9 C3": b"\xa9\xc3"}
+    texts["A3"] = b"\xa3"
+    vocab = {"".join(letters[byte] for byte in text): n for n, text in enumerate(texts.values())}
+    model = {"type": "BPE", "vocab": vocab, "merges": []}
+    eos = {"id": len(vocab), "content": "<eos>", "special": True}
+    data = {"model": model, "added_tokens": [eos], "decoder": {"type": "ByteLevel"}}
+    policy = GuardPolicy(scripts=("Common",), allow="aé")
+    automaton = build_automaton(spell_tokens(parse_tokenizer(data)), policy)
+    ids = {name: token_id for token_id, name in enumerate([*texts, "<eos>"])}
+    inside = automaton.advance(0, ids["C3"])
+    assert inside > 0
+
+    def allowed(state: int) -> dict[str, int]:
+        refused = automaton.refused(state)
+        return {name: automaton.advance(state, i) for name, i in ids.items() if not refused[i]}
+
+    assert allowed(0) == {"a": 0, "C3": inside, "<eos>": 0}
+    assert allowed(inside) == {"A9": 0, "A9 61": 0, "A9 C3": inside}
+
+
 def test_a_character_that_the_vocabulary_cannot_finish_is_not_begun() -> None:
     """Without the byte 80, "가" (EA B0 80) cannot be spelled, but "각" (EA B0 81) can."""
     data = data_of(TINY["byte_level"]())

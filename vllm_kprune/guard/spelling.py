@@ -1,8 +1,9 @@
-"""Spellings of a model's tokenizer, kept on disk: reading a large `tokenizer.json` takes a second.
+"""The spellings of a model's tokenizer, cached on disk.
 
-The cache holds one uncompressed NumPy file for each content of `tokenizer.json` and version of the
-format; no pickle is read or written. Files are written beside and renamed, and a file that is
-damaged is made again. The newest few are kept.
+Reading and spelling a large `tokenizer.json` takes a second, which every start would pay.
+The cache has one uncompressed NumPy file for each content of `tokenizer.json` and version of the
+format. No pickle is read or written. A file appears complete or not at all, a damaged one is made
+again, and only the newest few are kept.
 """
 
 import logging
@@ -66,7 +67,7 @@ def load_spellings(folder: str | Path, cache: Path | None = None) -> TokenSpelli
 
 
 def _read(path: Path) -> TokenSpellings | None:
-    """What a cache file holds; None if there is none, or none that can be used."""
+    """The content of a cache file; None if it is missing or damaged."""
     try:
         if path.stat().st_size > _MOST_BYTES:
             raise ValueError("the file is too large")
@@ -81,7 +82,7 @@ def _read(path: Path) -> TokenSpellings | None:
 
 
 def _checked(arrays: dict[str, npt.NDArray[Any]]) -> TokenSpellings:
-    """Arrays as a value; ValueError if they do not belong together."""
+    """Turn arrays into a value; ValueError if they do not belong together."""
     kind = str(arrays.pop("kind"))
     num_tokens = len(arrays["flags"])
     lengths = {"starts": num_tokens + 1, "code_starts": num_tokens + 1}
@@ -112,7 +113,7 @@ def _write(spellings: TokenSpellings, path: Path) -> None:
             np.savez(stream, allow_pickle=False, **arrays)
         _forget_oldest(path)
     except OSError as error:
-        _log.warning("kprune guard: no cache for the next start: %s (%s)", path, error)
+        _log.warning("kprune guard: no cache for the next start: cannot write %s (%s)", path, error)
 
 
 def _forget_oldest(written: Path) -> None:

@@ -1,6 +1,6 @@
 """What every token of a tokenizer spells, as flat arrays: whole characters, and parts at its ends.
 
-It depends on the tokenizer alone: policies are applied to it by `guard/automaton.py`.
+This depends only on the tokenizer; `guard/automaton.py` applies policies to it.
 """
 
 from dataclasses import dataclass
@@ -36,9 +36,9 @@ Ints: TypeAlias = npt.NDArray[np.int32]
 
 @dataclass(frozen=True)
 class Fragments:
-    """Parts of characters, each once: `parts` uint8 [n, 3], padded with 0; `lengths` int32 [n].
+    """Distinct parts of characters: `parts` uint8 [n, 3], padded with 0; `lengths` int32 [n].
 
-    `token_ids` are the tokens that have one, `index` says which one each of them has.
+    `token_ids` are the tokens that have a part; `index` says which one each of them has.
     """
 
     parts: Bytes
@@ -52,9 +52,13 @@ class TokenSpellings:
     """What each token spells. A token's share of a flat array is `starts[i]:starts[i + 1]`.
 
     `spelled` uint8: the bytes, by `starts`. `code_points` uint32: the whole characters among them,
-    by `code_starts`. `head_lengths` uint8 [num_tokens]: bytes before these, which end a character;
-    `tail_lengths`: bytes after them, which begin one. `flags` uint8 [num_tokens]: has the id a
-    token, is it special, is it a byte token of byte fallback, is it never part of valid UTF-8.
+    by `code_starts`. `head_lengths` uint8 [num_tokens]: number of bytes before these, which end a
+    character; `tail_lengths`: number of bytes after these, which begin one. `flags` uint8
+    [num_tokens]: PRESENT (the id has a token), SPECIAL, BYTE (a byte token of byte fallback),
+    UNSPELLABLE (never part of valid UTF-8).
+
+    The token 9C 20 ED 95 (the end of a syllable, a space, the beginning of the next) has one code
+    point, a head of length 1 and a tail of length 2.
     """
 
     kind: TokenKind
@@ -68,11 +72,11 @@ class TokenSpellings:
 
     @property
     def num_tokens(self) -> int:
-        """The largest id, plus one; ids between may have no token."""
+        """The largest id, plus one. Ids below may have no token."""
         return len(self.flags)
 
     def bytes_of(self, token_id: int) -> bytes:
-        """The bytes that a token spells, which may be part of a character."""
+        """The bytes that a token spells. They may be part of a character."""
         return self.spelled[self.starts[token_id] : self.starts[token_id + 1]].tobytes()
 
     def flags_of(self, token_id: int) -> int:
@@ -107,7 +111,7 @@ def spell_tokens(tokenizer: BpeTokenizer) -> TokenSpellings:
     tokens, spell = tokenizer.tokens, make_speller(tokenizer)
     num_tokens = max(tokens, default=-1) + 1
     if num_tokens > _MAX_TOKENS or min(tokens, default=0) < 0:
-        raise KPruneError(f"tokenizer.json: ids from 0 to {_MAX_TOKENS - 1:,} were expected")
+        raise KPruneError(f"tokenizer.json: expected ids from 0 to {_MAX_TOKENS - 1:,}")
     flags = np.zeros(num_tokens, np.uint8)
     spelled = [b""] * num_tokens
     for token_id, token in tokens.items():
