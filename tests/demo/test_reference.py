@@ -266,7 +266,7 @@ def test_too_little_space_is_said_before_anything_is_fetched(
     tiny: ReferenceModel, cache: Path
 ) -> None:
     model = dataclasses.replace(tiny, disk_bytes=10**18)
-    with pytest.raises(KPruneError, match="GB are needed: make room, or set KPRUNE_CACHE"):
+    with pytest.raises(KPruneError, match="GB are needed; make room, or set KPRUNE_CACHE"):
         demo_model("tiny", cache, models={"tiny": model})
 
 
