@@ -59,7 +59,7 @@ def start_up(folder: Path) -> tuple[dict[str, float], TokenSpellings]:
 def candidates(
     automaton: Automaton, state: int, logits: torch.Tensor
 ) -> Iterator[tuple[str, Callable[[], object]]]:
-    """Ways of writing -inf over `logits`, by name; the last are those of the package."""
+    """Ways of writing -inf to `logits`, by name. The last ones are the package's own."""
     refused = automaton.refused(state)
     ids, ceiling = refused.nonzero().flatten(), torch.full(refused.shape, torch.inf)
     ceiling.masked_fill_(refused, -torch.inf)
@@ -120,7 +120,7 @@ def measure(folder: Path, columns: int | None, languages: str) -> dict[str, Any]
 
 
 def show(result: dict[str, Any]) -> None:
-    """One tokenizer's figures as text."""
+    """One tokenizer's results as text."""
     print(f"\n## {result['tokenizer']}, {result['columns']:,} columns")
     for name, value in result.items():
         if isinstance(value, float):

@@ -1,4 +1,4 @@
-"""A model folder is checked before anything long; each reason to refuse it is said."""
+"""A model folder is checked before any long work; a refusal names its reason."""
 
 import pickle
 from collections.abc import Callable

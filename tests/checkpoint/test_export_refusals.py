@@ -1,4 +1,4 @@
-"""Exports that cannot be: refused in one line before anything long, and nothing is left."""
+"""Impossible exports are refused in one line before any long work, and leave nothing behind."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""What is refused has to be, what is allowed is UTF-8; prompts, padding, dead ends."""
+"""Only what must be refused is, and what is allowed is UTF-8; prompts, padding, dead ends."""
 
 import numpy as np
 import pytest

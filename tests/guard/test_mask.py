@@ -1,4 +1,4 @@
-"""Refused tokens get -inf, nothing else changes, and rows that changed are told."""
+"""Refused tokens get -inf, nothing else changes, and changed rows are reported."""
 
 from collections.abc import Callable
 

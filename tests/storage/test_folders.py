@@ -1,4 +1,4 @@
-"""A folder appears whole or not at all, whatever goes wrong while it is made."""
+"""A folder appears complete or not at all, whatever goes wrong while it is made."""
 
 import errno
 import os
