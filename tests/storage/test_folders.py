@@ -111,7 +111,7 @@ def test_a_folder_that_is_not_empty_is_refused_unless_forced(tmp_path: Path) -> 
 def test_force_does_not_replace_what_kprune_did_not_make(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("years of work")
-    with pytest.raises(KPruneError, match=r"did not make \(no mark\), so --force"):
+    with pytest.raises(KPruneError, match=r"did not make \(there is no mark\), so --force"):
         make(tmp_path / "out", "mark")
     assert left(tmp_path / "out") == ["thesis.txt"]
 

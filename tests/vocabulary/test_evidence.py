@@ -1,4 +1,4 @@
-"""Corpora are streamed, whatever they contain; what cannot be counted is refused by name and line."""
+"""Corpora are streamed, whatever they contain; others are refused with name and line."""
 
 import gzip
 import json

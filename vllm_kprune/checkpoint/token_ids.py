@@ -49,12 +49,12 @@ def _map_entry(key: str, item: Any, map_id: MapId, where: str) -> Any:
         return _map_all(item, map_id, where)
     if key in _MIXED_NAMES and item:
         raise KPruneError(
-            f"{where} mixes token ids with other numbers, which kprune does not map; remove it "
+            f"{where} holds token ids among other numbers, which kprune does not map; remove it "
             "from the file, and set it where the model is used"
         )
     if "token" in key and not _COUNT_NAME.search(key) and _holds_whole_numbers(item):
         raise KPruneError(
-            f"{where} is {item!r}, and kprune does not know whether that is a token id; "
+            f"{where} holds {item!r}, and kprune does not know whether that is a token id; "
             "please report it with the model's name"
         )
     return map_ids(item, map_id, where)
@@ -67,7 +67,7 @@ def _map_all(item: Any, map_id: MapId, where: str) -> Any:
         return map_id(item, where)
     if item is None or isinstance(item, int):
         return item
-    raise KPruneError(f"{where} is {item!r}, expected token ids")
+    raise KPruneError(f"{where} holds {item!r}, expected token ids")
 
 
 def _holds_whole_numbers(item: Any) -> bool:
