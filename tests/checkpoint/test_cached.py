@@ -9,16 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.counted_reads import count_reads, hashed_in
 from support.tiny_folders import contents, edit, save_model
 
-from vllm_kprune.checkpoint import base as base_module
 from vllm_kprune.checkpoint import cached as cached_module
 from vllm_kprune.checkpoint.cached import cached_overlay
 from vllm_kprune.checkpoint.manifest import MANIFEST_NAME, Manifest, load_manifest
 from vllm_kprune.checkpoint.overlay import write_overlay
 from vllm_kprune.checkpoint.plan import TokenizerPlan
 from vllm_kprune.profile import Profile
-from vllm_kprune.storage import digest as digest_module
 
 THAI = Profile(name="thai", languages=("th",), code=False)
 
@@ -45,22 +44,8 @@ def builds(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.fixture
 def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """How often each of these was read: `tokenizer`, a shard's `header`, and files hashed."""
-    counted: Counter[str] = Counter()
-
-    def count(module: Any, function: str, name_of: Any) -> None:
-        original = getattr(module, function)
-
-        def counting(path: Path, *rest: Any) -> Any:
-            counted[name_of(path)] += 1
-            return original(path, *rest)
-
-        monkeypatch.setattr(module, function, counting)
-
-    count(base_module, "read_tokenizer", lambda folder: "tokenizer")
-    count(base_module, "read_shard", lambda path: f"header of {path.name}")
-    count(digest_module, "sha256_file", lambda path: f"hash of {path.parent.name}/{path.name}")
-    return counted
+    """How often the base is opened, and each file hashed."""
+    return count_reads(monkeypatch)
 
 
 def folder_of(model: Path, profile: Profile = THAI) -> Path:
@@ -70,35 +55,23 @@ def folder_of(model: Path, profile: Profile = THAI) -> Path:
 def test_the_first_build_opens_the_base_once_and_reads_each_file_once(
     tmp_path: Path, cache: Path, reads: Counter[str]
 ) -> None:
-    model = save_model(tmp_path / "model")
-    overlay = cached_overlay(model, THAI)
-    assert {name for name in overlay.manifest.base.files} == {
-        name.removeprefix("hash of model/") for name in reads if name.startswith("hash of model/")
-    }
-    assert set(reads.values()) == {1}
-    assert {"tokenizer", "header of model.safetensors"} < reads.keys()
+    overlay = cached_overlay(save_model(tmp_path / "model"), THAI)
+    assert hashed_in(reads, "model") == dict.fromkeys(overlay.manifest.base.files, 1)
+    assert (reads["tokenizer"], reads["header"]) == (1, 1)
 
 
-def test_a_later_start_opens_the_base_once_and_hashes_nothing_of_it(
-    tmp_path: Path, cache: Path, reads: Counter[str]
+@pytest.mark.parametrize("touched", [[], ["model.safetensors"]])
+def test_a_later_start_opens_the_base_once_and_hashes_only_files_that_were_touched(
+    tmp_path: Path, cache: Path, reads: Counter[str], touched: list[str]
 ) -> None:
     model = save_model(tmp_path / "model")
     folder_of(model)
     reads.clear()
+    for name in touched:
+        os.utime(model / name, ns=(1, 1))
     folder_of(model)
-    assert reads == {"tokenizer": 1, "header of model.safetensors": 1}
-
-
-def test_after_a_touch_only_the_touched_file_is_hashed_again_and_once(
-    tmp_path: Path, cache: Path, reads: Counter[str]
-) -> None:
-    model = save_model(tmp_path / "model")
-    folder_of(model)
-    reads.clear()
-    os.utime(model / "model.safetensors", ns=(1, 1))
-    folder_of(model)
-    hashed = {name: count for name, count in reads.items() if name.startswith("hash")}
-    assert hashed == {"hash of model/model.safetensors": 1}
+    assert hashed_in(reads, "model") == dict.fromkeys(touched, 1)
+    assert (reads["tokenizer"], reads["header"]) == (1, 1)
 
 
 def test_what_is_returned_fits_together(tmp_path: Path, cache: Path) -> None:

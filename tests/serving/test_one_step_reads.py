@@ -1,45 +1,19 @@
 """`vllm serve MODEL --kprune-profile P`: the base is opened and read once."""
 
-from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+from support.counted_reads import count_reads, hashed_in
 from support.tiny_folders import save_model
 
-from vllm_kprune.checkpoint import base as base_module
-from vllm_kprune.checkpoint import manifest as manifest_module
 from vllm_kprune.serving.activation import LOAD_FORMAT, activate
-from vllm_kprune.storage import digest as digest_module
 
 pytestmark = pytest.mark.usefixtures("vllm_ready")
 PROFILE = "languages: [th]\ncode: false\n"
 
 
-@pytest.fixture
-def reads(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """How often a tokenizer, a shard's header and the content of each file were read."""
-    counted: Counter[str] = Counter()
-
-    def count(module: Any, function: str, name_of: Callable[[Path], str]) -> None:
-        original = getattr(module, function)
-
-        def counting(path: Path, *rest: Any) -> Any:
-            counted[name_of(path)] += 1
-            return original(path, *rest)
-
-        monkeypatch.setattr(module, function, counting)
-
-    count(base_module, "read_tokenizer", lambda folder: "tokenizer")
-    count(base_module, "read_shard", lambda path: "header")
-    for module in (digest_module, manifest_module):  # each holds the name
-        count(module, "sha256_file", lambda path: f"{path.parent.name}/{path.name}")
-    return counted
-
-
 def test_one_step_opens_the_base_once_and_hashes_each_file_of_it_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reads: Counter[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from vllm.engine.arg_utils import EngineArgs
 
@@ -50,19 +24,20 @@ def test_one_step_opens_the_base_once_and_hashes_each_file_of_it_once(
     options = {"kprune": {"profile": str(profile)}}
     args = EngineArgs(model=str(model), skip_tokenizer_init=True, additional_config=options)
 
+    reads = count_reads(monkeypatch)
     assert activate(args)
     assert args.load_format == LOAD_FORMAT
     assert args.model_weights == str(model)
     assert Path(args.model).is_relative_to(tmp_path / "cache")
-    of_base = {name: n for name, n in reads.items() if name.startswith("model/")}
+    of_base = hashed_in(reads, "model")
     assert set(of_base.values()) == {1}
-    assert "model/model.safetensors" in of_base
+    assert "model.safetensors" in of_base
     assert (reads["tokenizer"], reads["header"]) == (1, 1)
 
     reads.clear()
     again = EngineArgs(model=str(model), skip_tokenizer_init=True, additional_config=options)
     assert activate(again)
     assert again.model == args.model
-    assert not [name for name in reads if name.startswith("model/")]
-    assert {n for name, n in reads.items() if "/" in name} == {1}  # the overlay's own files
+    assert hashed_in(reads, "model") == {}
+    assert set(hashed_in(reads, Path(args.model).name).values()) == {1}
     assert (reads["tokenizer"], reads["header"]) == (1, 1)
