@@ -2,8 +2,8 @@
 
 .venv/bin/python benchmarks/build_overlay.py [MODEL] [--runs 5]
 
-MODEL is the reference model by default. Prints median, minimum and maximum; name the hardware
-when you quote them, as the machine may be busy.
+MODEL is the reference model by default. Prints median, minimum and maximum. Name the hardware when
+you quote them, and use an idle machine.
 """
 
 import argparse
@@ -32,7 +32,7 @@ def build_once(model: str, output: Path) -> tuple[float, float, int, int]:
 
 
 def main() -> None:
-    """Run and print a line for each figure."""
+    """Run, and print a line for each measurement."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("model", nargs="?")
     parser.add_argument("--runs", type=int, default=5)

@@ -2,9 +2,9 @@
 
 .venv/bin/python benchmarks/export_large.py [--gigabytes 3 20] [--shards 1 4] [--folder DIR]
 
-Writes sparse dummies (holes, no data) with the reference model's tokenizer and exports each as a
-user does, in a process of its own. A single shard is the worst case: the whole file is written
-again. Exports are real bytes: leave as much room as the largest model, in DIR or this folder.
+Writes sparse dummy models (holes instead of data) with the reference model's tokenizer, and exports
+each in a process of its own, as a user does. A single shard is the worst case: the whole file is
+written again. Exports take real room: as much as the largest model, in DIR or the current folder.
 """
 
 import argparse
@@ -69,7 +69,7 @@ def run(*words: object) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Run each size with each number of shards and print a line for each step."""
+    """Run each size with each number of shards, and print a line for each step."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--gigabytes", type=float, nargs="+", default=[3.0, 20.0])
     parser.add_argument("--shards", type=int, nargs="+", default=[1, 4])

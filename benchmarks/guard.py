@@ -3,11 +3,11 @@
 .venv/bin/python benchmarks/guard.py TOKENIZER_FOLDER... [--columns N] [--languages en,ko]
     [--json FILE]
 
-For each folder with a tokenizer.json: seconds to spell the tokens (cold, and from the cache), to
-build automatons, their size, and milliseconds of one masked step at batch 1, 8 and 32, best and
-median of many, for every way of writing -inf that was thought of and for `Mask` itself, with and
-without telling which rows changed. Logits are float32, as vLLM's sampler has them. Run it on an
-idle machine, with OMP_NUM_THREADS as vLLM has it.
+For each folder with a tokenizer.json: seconds to spell the tokens (cold, and from the cache) and to
+build automatons; their size; milliseconds of one masked step at batch 1, 8 and 32, best and median
+of many, for several ways of writing -inf and for `TokenMask` itself, with and without reporting
+which rows changed. Logits are float32, as in vLLM's sampler. Run it on an idle machine, with
+OMP_NUM_THREADS set as vLLM sets it.
 """
 
 import argparse
@@ -22,9 +22,9 @@ from typing import Any
 import torch
 
 from vllm_kprune.guard.automaton import Automaton, build_automaton
-from vllm_kprune.guard.mask import Mask
+from vllm_kprune.guard.mask import TokenMask
 from vllm_kprune.guard.policy import parse_policy
-from vllm_kprune.guard.spelling import Spellings, load_spellings
+from vllm_kprune.guard.spelling import TokenSpellings, load_spellings
 
 POLICIES = ({"languages": "ko"}, {"languages": "ko,en,ja,zh"}, {"scripts": "Hangul"})
 BATCHES = (1, 8, 32)
@@ -48,7 +48,7 @@ def repeated(run: Callable[[], object]) -> tuple[float, float]:
     return min(times), statistics.median(times)
 
 
-def start_up(folder: Path) -> tuple[dict[str, float], Spellings]:
+def start_up(folder: Path) -> tuple[dict[str, float], TokenSpellings]:
     """Seconds to load spellings, cold and cached."""
     with tempfile.TemporaryDirectory() as cache:
         cold, spellings = timed(lambda: load_spellings(folder, Path(cache)))
@@ -59,7 +59,7 @@ def start_up(folder: Path) -> tuple[dict[str, float], Spellings]:
 def candidates(
     automaton: Automaton, state: int, logits: torch.Tensor
 ) -> Iterator[tuple[str, Callable[[], object]]]:
-    """Ways of writing -inf over `logits`, by name; the last are those of the package."""
+    """Ways of writing -inf to `logits`, by name. The last ones are the package's own."""
     refused = automaton.refused(state)
     ids, ceiling = refused.nonzero().flatten(), torch.full(refused.shape, torch.inf)
     ceiling.masked_fill_(refused, -torch.inf)
@@ -69,10 +69,10 @@ def candidates(
     yield "add_", lambda: logits.add_(addend)
     yield "minimum", lambda: torch.minimum(logits, ceiling, out=logits)
     yield "argmax, for scale", lambda: logits.argmax(dim=-1)
-    mask, groups = Mask(), {(automaton, state): range(len(logits))}
+    mask, groups = TokenMask(), {(automaton, state): range(len(logits))}
     changed = torch.zeros(len(logits), dtype=torch.bool)
-    yield "Mask", lambda: mask.apply_(logits, groups)
-    yield "Mask, changed rows", lambda: mask.apply_(logits, groups, changed)
+    yield "TokenMask", lambda: mask.apply_(logits, groups)
+    yield "TokenMask, changed rows", lambda: mask.apply_(logits, groups, changed)
 
 
 def masks(automaton: Automaton) -> Iterator[dict[str, Any]]:
@@ -120,7 +120,7 @@ def measure(folder: Path, columns: int | None, languages: str) -> dict[str, Any]
 
 
 def show(result: dict[str, Any]) -> None:
-    """One tokenizer's figures as text."""
+    """One tokenizer's results as text."""
     print(f"\n## {result['tokenizer']}, {result['columns']:,} columns")
     for name, value in result.items():
         if isinstance(value, float):

@@ -71,12 +71,12 @@ def parse() -> argparse.Namespace:
 
 def default_models() -> list[str]:
     """The reference model, and its overlay in kprune's cache."""
-    from vllm_kprune.checkpoint.overlay import cached_overlay
+    from vllm_kprune.checkpoint.cached import cached_overlay
     from vllm_kprune.demo.reference.build import demo_model
     from vllm_kprune.profile import load_profile
 
     original = str(demo_model("gemma-3-270m"))
-    return [original, str(cached_overlay(original, load_profile("enko")))]
+    return [original, str(cached_overlay(original, load_profile("enko")).folder)]
 
 
 def in_own_process(model: str, options: argparse.Namespace, leaks: int) -> dict[str, Any]:

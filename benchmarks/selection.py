@@ -1,13 +1,13 @@
-"""What profiles keep of tokenizers, and what that costs on text that is no evidence.
+"""What profiles keep of tokenizers, and what that costs on text that is not evidence.
 
 .venv/bin/python benchmarks/selection.py TOKENIZER_FOLDER... --profile enko --profile enkozh \
     --text en=FILE --text ko=FILE --text code=FOLDER [--reduction 0.6 | --coverage 0.998]
 
 Prints a Markdown row for each tokenizer and profile: tokens kept, extra tokens for each name of
-text, tokens that no text reaches, and lines that break law 1 (covered text is unchanged) or law 2
-(nothing is lost). Several --text may share a name. A folder stands for its files of code; .json is
-read for its strings. `--lines N` bounds the lines of each text; a million of them is this
-benchmark's long form.
+text, unreachable tokens, and lines that break law 1 (covered text is unchanged) or law 2 (nothing
+is lost). Several --text may share a name. A folder stands for its source files; of a .json file the
+strings are read. `--lines N` bounds the lines of each text; the long form of this benchmark has a
+million.
 """
 
 import argparse
@@ -21,12 +21,13 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from vllm_kprune.checkpoint.overlay import TokenizerPlan, make_tokenizer_plan, open_tokenizer
+from vllm_kprune.checkpoint.plan import TokenizerPlan, make_tokenizer_plan
 from vllm_kprune.profile import load_profile
 from vllm_kprune.tokenizer.bpe import parse_tokenizer, read_tokenizer
+from vllm_kprune.tokenizer.encoder import load_encoder
 from vllm_kprune.tokenizer.prune import prune_tokenizer
 from vllm_kprune.tokenizer.reach import unreachable_ids
-from vllm_kprune.vocabulary.evidence import read_corpus
+from vllm_kprune.vocabulary.corpus import read_corpus
 
 CODE = {".py", ".js", ".ts", ".c", ".cpp", ".h", ".rs", ".go", ".java", ".sql", ".sh"}
 BATCH = 2000
@@ -63,13 +64,13 @@ class Pair:
         self.kept = plan.selection.kept_ids
         self.reasons = plan.selection.reasons
         self.data = prune_tokenizer(plan.base.tokenizer, self.kept)
-        self.original = open_tokenizer(folder)
+        self.original = load_encoder(folder)
         self.pruned = Tokenizer.from_str(json.dumps(self.data, ensure_ascii=False))
         self.new_ids = {old: new for new, old in enumerate(self.kept)}
         self.violations = self.lines = 0
 
     def extra(self, texts: Iterator[str]) -> float:
-        """Extra tokens as a share; counts lines that break law 1 or 2 on the way."""
+        """Share of extra tokens; also counts the lines that break law 1 or 2."""
         before = after = 0
         while batch := list(itertools.islice(texts, BATCH)):
             old = self.original.encode_batch_fast(batch, add_special_tokens=False)
@@ -85,7 +86,7 @@ class Pair:
         return after / before - 1
 
     def dead(self, folder: Path) -> str:
-        """Tokens that no text reaches, and beside them merge steps that none reached before."""
+        """Unreachable tokens, and merge steps that the original never produces either, as text."""
         parsed, base = parse_tokenizer(self.data), read_tokenizer(folder)
         ids = [new for new, letter in enumerate(self.reasons) if letter not in "sb"]
         found = {self.kept[new] for new in unreachable_ids(parsed, self.pruned, ids)}

@@ -24,7 +24,7 @@ from filelock import FileLock
 from hypothesis import HealthCheck, settings
 from support.published import PROFILES, PUBLISHED
 
-from vllm_kprune.checkpoint.overlay import Plan, make_plan
+from vllm_kprune.checkpoint.plan import Plan, make_plan
 from vllm_kprune.demo.reference.build import demo_model
 from vllm_kprune.demo.reference.wheels import DownloadError
 from vllm_kprune.profile import load_profile

@@ -1,7 +1,7 @@
-"""The errors that kprune raises for a user's mistake.
+"""The error that kprune raises for a user's mistake.
 
-Every message says what was got, what was expected and what to do. The command line prints it on
-one line and exits with 2; inside vLLM it is a `ValueError`, which its servers already show plainly.
+Every message says what was found, what was expected, and what to do. The command prints it on one
+line and exits with code 2. Inside vLLM it is a `ValueError`, whose message vLLM's servers show.
 """
 
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ __all__ = ["KPruneError", "nearest", "shown"]
 
 
 class KPruneError(ValueError):
-    """Something that the user can put right."""
+    """A mistake that the user can correct."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -27,6 +27,10 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def shown(value: object) -> str:
-    """A hostile value for a message: short, and on one line."""
+    """A value from outside, made safe for a message: short, and on one line.
+
+    >>> shown("one\\nline")
+    "'one\\\\nline'"
+    """
     text = repr(value[:64] if isinstance(value, str) else value)
     return text if len(text) <= 80 else f"{text[:77]}..."

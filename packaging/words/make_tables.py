@@ -3,13 +3,13 @@
 python packaging/words/make_tables.py DOWNLOADS     (needs pip, npm, and apt-get with deb-src)
 
 kprune ranks tokens by the text that they serve, and word lists do not say how words are written:
-capitalised, after a quote, in names of programs, between marks. These tables do. They hold counts
-alone: the pieces that tokenizers split text into, and their rates per million. The packages, and
-the weight of each kind of text, stand in `sources.yaml`.
+capitalised, after a quote, inside identifiers, between punctuation. These tables do. They contain
+only counts: the pieces that tokenizers split text into, and their rates per million. The packages
+and the weight of each kind of text are listed in `sources.yaml`.
 
-A package counts by its rates and the square root of its size, so that no package's own names
-dominate. Files that are long-lined (minified, generated) or larger than 400 kB are left out; of
-manuals those larger than 3 MB, and those in other languages.
+A package counts by its rates times the square root of its size, so that the names in one package do
+not dominate. Files with long lines (minified, generated) or of more than 400 kB are left out. So
+are manuals of more than 3 MB, or in other languages.
 """
 
 import argparse
@@ -32,7 +32,7 @@ import zstandard
 
 HERE = Path(__file__).parent
 TABLES = HERE.parents[1] / "vllm_kprune" / "vocabulary" / "words"
-# As the tokenizers of GPT-4 and Llama-3 split: no merge goes across.
+# How the tokenizers of GPT-4 and Llama-3 split text; no merge crosses a split.
 PIECE = regex.compile(
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -47,7 +47,7 @@ LINE_CHARACTERS = 250
 NOT_LIBRARY = {"site-packages", "test", "tests", "idlelib", "lib2to3"}
 LONGEST_PIECE = 40
 Rates = defaultdict[str, float]
-# Files of manuals, with marks to take out or without.
+# Endings of manuals, with markup to remove or without.
 MARKED = (".html", ".htm", ".xhtml", ".xml", ".docbook", ".page")
 MANUALS = dict.fromkeys((*MARKED, ".txt", ".rst", ".md"), "manuals")
 MARKUP = regex.compile(
@@ -68,7 +68,7 @@ NOT_WRITTEN = (
 
 
 def fetch(packages: dict[str, dict[str, list[str]]], folder: Path) -> None:
-    """Download what is missing of the listed packages."""
+    """Download the listed packages that are missing."""
     commands = {
         "pypi": ["pip", "download", "-q", "--no-deps", "--only-binary", ":all:"],
         "npm": ["npm", "pack", "--silent"],
@@ -103,12 +103,12 @@ def members(archive: Path, largest: int = FILE_BYTES) -> Iterator[tuple[str, byt
 
 
 def pieces_of(text: str) -> list[str]:
-    """The pieces of a text, as both kinds of tokenizers split it."""
+    """The pieces of a text, split in both ways."""
     return PIECE.findall(text) + INDENT.findall(text)
 
 
 def read_text(name: str, content: bytes, manual: bool) -> str:
-    """A file's text; empty if it is not UTF-8, or has lines that nobody wrote."""
+    """A file's text; empty if it is not UTF-8, or its lines are too long to be written by hand."""
     text = content.decode(errors="replace")
     if "\0" in text or "\ufffd" in text:
         return ""
@@ -146,7 +146,7 @@ def count_package(archive: Path, kinds: dict[str, str]) -> dict[str, tuple[int, 
 
 
 def count_packages(folder: Path, kinds: dict[str, str]) -> dict[str, Rates]:
-    """For each kind of text the rates of its pieces, summed over the packages."""
+    """For each kind of text, the rates of its pieces, summed over the packages."""
     sums: dict[str, Rates] = {}
     endings = (".whl", ".tgz", ".deb", ".orig.tar.gz", ".orig.tar.xz", ".orig.tar.bz2")
     for archive in sorted(folder.rglob("*")):
@@ -173,7 +173,7 @@ def standard_library() -> Counter[str]:
 
 
 def reddit(wheel: Path) -> Rates:
-    """Words of running English as they are written (spaCy's table of probabilities)."""
+    """Words of English as they are written, from spaCy's table of probabilities."""
     content = zipfile.ZipFile(wheel).read("spacy_lookups_data/data/en_lexeme_prob.json.gz")
     pieces: Rates = defaultdict(float)
     for word, logarithm in json.loads(gzip.decompress(content)).items():
@@ -217,7 +217,7 @@ def sentences(package: Path) -> Counter[str]:
 
 
 def wikipedia(wheel: Path) -> Counter[str]:
-    """Second words of word pairs of Wikipedia, which a generator of sentences learned."""
+    """Second words of Wikipedia's word pairs, from the model of a sentence generator."""
     content = zipfile.ZipFile(wheel).read("essential_generators/markov_textgen.json")
     pieces: Counter[str] = Counter()
     for pair in json.loads(content).values():
@@ -238,7 +238,7 @@ def mixed(parts: Mapping[str, Mapping[str, float]], weights: dict[str, float]) -
 
 
 def write_table(name: str, rates: Rates, size: int) -> None:
-    """The `size` most frequent pieces with their rates, as one JSON object, compressed."""
+    """Write the `size` most frequent pieces with their rates, as one compressed JSON object."""
     entries = ((p, r) for p, r in rates.items() if len(p) <= LONGEST_PIECE)
     ranked = sorted(entries, key=lambda entry: (-entry[1], entry[0]))[:size]
     table = {"pieces": [p for p, _ in ranked], "rates": [float(f"{r:.3g}") for _, r in ranked]}

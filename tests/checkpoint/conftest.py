@@ -7,7 +7,7 @@ from support.tiny_exports import save_sharded
 from support.tiny_folders import KOREAN, save_model
 from support.tiny_tokenizers import TINY
 
-from vllm_kprune.checkpoint.overlay import Plan, make_plan
+from vllm_kprune.checkpoint.plan import Plan, make_plan
 from vllm_kprune.profile import Profile
 
 PROFILE = Profile(name="tiny", languages=("ko",), code=False, coverage=0.9)
@@ -34,7 +34,7 @@ def tiny_model(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 @pytest.fixture
 def small_profile(monkeypatch: pytest.MonkeyPatch) -> Profile:
     """Korean, on the user's corpus alone: the word list is left out to save time."""
-    monkeypatch.setattr("vllm_kprune.checkpoint.overlay.profile_sources", _corpora_only)
+    monkeypatch.setattr("vllm_kprune.checkpoint.plan.profile_sources", _corpora_only)
     return PROFILE
 
 

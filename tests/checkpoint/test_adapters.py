@@ -1,4 +1,4 @@
-"""LoRA adapters fit a pruned model when they leave the vocabulary alone, in any of PEFT's forms."""
+"""LoRA adapters fit a pruned model if they leave the vocabulary alone, in any of PEFT's forms."""
 
 from pathlib import Path
 from typing import Any

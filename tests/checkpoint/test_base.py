@@ -1,4 +1,4 @@
-"""A model folder is checked before anything long; each reason to refuse it is said."""
+"""A model folder is checked before any long work; a refusal names its reason."""
 
 import pickle
 from collections.abc import Callable
@@ -11,7 +11,8 @@ import pytest
 from support.tiny_folders import edit, read, save_model, save_weights, write_json
 from support.tiny_tokenizers import TINY
 
-from vllm_kprune.checkpoint.base import open_base, resolve_model
+from vllm_kprune.checkpoint.base import open_base
+from vllm_kprune.checkpoint.model_folder import resolve_model
 from vllm_kprune.checkpoint.overlay import build_overlay
 from vllm_kprune.checkpoint.rows import read_pruned_weights
 from vllm_kprune.errors import KPruneError
@@ -81,7 +82,7 @@ HEAD, EMBEDDING = "lm_head", "model.embed_tokens"
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (_remove("config.json"), "no config.json: not a model folder"),
+        (_remove("config.json"), "no config.json, so it is not a model folder"),
         (_write("config.json", b"{"), "config.json is not readable JSON"),
         (_write("config.json", b"[]"), "expected a JSON object, got list"),
         (_write("config.json", b"[" * 100_000), "not readable JSON"),
@@ -89,7 +90,7 @@ HEAD, EMBEDDING = "lm_head", "model.embed_tokens"
         (_write("config.json", b"{}"), "no 'architectures'"),
         (_write("config.json", b'{"architectures": ["New"]}'), "does not know the family New"),
         (_remove("tokenizer.json"), "no tokenizer.json"),
-        (_tokenizer_model("Unigram"), "the model is Unigram, and kprune prunes BPE only"),
+        (_tokenizer_model("Unigram"), "the model is Unigram, but kprune prunes only BPE"),
         (_tokenizer_model("WordPiece"), "the model is WordPiece"),
         (_remove("model.safetensors"), r"holds no \*.safetensors weights"),
         (_pickled, r"only pickled weights \(pytorch_model.bin\)"),

@@ -1,4 +1,4 @@
-"""A manifest is believed only when it is whole, and its base only when it is the same."""
+"""A manifest is trusted only if it is complete, and its base only if it is unchanged."""
 
 import json
 import os

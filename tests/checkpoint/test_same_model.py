@@ -16,7 +16,8 @@ from tokenizers import Tokenizer
 
 from vllm_kprune.checkpoint.families import FAMILIES
 from vllm_kprune.checkpoint.manifest import Manifest, load_manifest
-from vllm_kprune.checkpoint.overlay import Plan, build_overlay, write_overlay
+from vllm_kprune.checkpoint.overlay import build_overlay, write_overlay
+from vllm_kprune.checkpoint.plan import Plan
 from vllm_kprune.checkpoint.rows import read_pruned_weights
 from vllm_kprune.profile import Profile
 

@@ -1,4 +1,4 @@
-"""Every token id of a configuration is mapped; what may be one is never guessed (law 6)."""
+"""Every token id in a configuration is mapped, and doubtful numbers are refused (law 6)."""
 
 from typing import Any
 

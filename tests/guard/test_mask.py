@@ -1,4 +1,4 @@
-"""Refused tokens get -inf, nothing else changes, and rows that changed are told."""
+"""Refused tokens get -inf, nothing else changes, and changed rows are reported."""
 
 from collections.abc import Callable
 
@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from support.guard_oracle import SETTINGS, Vocabulary, policy_of
 
 from vllm_kprune.guard.automaton import Automaton
-from vllm_kprune.guard.mask import FEW, Mask
+from vllm_kprune.guard.mask import FEW, TokenMask
 
 ENKO = policy_of(languages="en,ko")
 HANGUL = policy_of(scripts="Hangul")
@@ -52,7 +52,7 @@ def test_rows_of_any_states_get_their_own_mask(
     wanted = expected(logits, groups)
     changed = torch.zeros(len(rows), dtype=torch.bool)
 
-    mask = Mask()
+    mask = TokenMask()
     told = mask.apply_(logits.clone(), groups, changed)
     assert torch.equal(changed, logits.amax(dim=-1) > wanted.amax(dim=-1))
     assert torch.equal(told, wanted)
@@ -70,7 +70,7 @@ def test_rows_whose_most_likely_token_was_refused_are_told(automatons: list[Auto
             logits[2, [bad, good]] = 1.0  # a tie is no change
             logits[3, bad], logits[3, good] = 3.0, 2.0
             changed = torch.tensor([False, True, True, False])
-            Mask().apply_(logits, {(automaton, state): [0, 1, 2, 3]}, changed)
+            TokenMask().apply_(logits, {(automaton, state): [0, 1, 2, 3]}, changed)
             assert changed.tolist() == [True, False, False, True]
 
 
@@ -80,7 +80,7 @@ def test_rows_of_a_large_batch_are_told_each(automatons: list[Automaton]) -> Non
     logits[::3] -= 5 * automatons[0].refused(0).float()
     changed = torch.zeros(40, dtype=torch.bool)
     before = logits.argmax(dim=-1)
-    Mask().apply_(logits, {(automatons[0], 0): range(40)}, changed)
+    TokenMask().apply_(logits, {(automatons[0], 0): range(40)}, changed)
     assert torch.equal(changed, automatons[0].refused(0)[before])
     assert not changed[::3].any()
     assert changed.any()
@@ -92,7 +92,7 @@ def test_infinite_logits_stay_what_they_are(automatons: list[Automaton]) -> None
             refused = automaton.refused(state)
             for value in (torch.inf, -torch.inf):
                 logits = torch.full((1, automaton.num_rows), value)
-                Mask().apply_(logits, {(automaton, state): [0]})
+                TokenMask().apply_(logits, {(automaton, state): [0]})
                 assert torch.equal(logits[0] == -torch.inf, refused | (value < 0))
                 assert not logits.isnan().any()
 
@@ -104,14 +104,14 @@ def test_logits_are_changed_in_place_even_in_a_slice(automatons: list[Automaton]
     for automaton in automatons:
         for state in (0, 1):
             wide.zero_()
-            assert Mask().apply_(logits, {(automaton, state): [0, 2]}) is logits
+            assert TokenMask().apply_(logits, {(automaton, state): [0, 2]}) is logits
             assert torch.equal(logits[0] == -torch.inf, automaton.refused(state))
             assert not wide[1].any()
             assert not wide[:, automaton.num_rows :].any()
 
 
 def test_what_a_forgotten_automaton_needed_is_freed(automatons: list[Automaton]) -> None:
-    mask = Mask()
+    mask = TokenMask()
     logits = torch.zeros(1, automatons[0].num_rows)
     for automaton in automatons:
         mask.apply_(logits, {(automaton, 0): [0], (automaton, 1): [0]})

@@ -1,4 +1,4 @@
-"""Options of a request: equal requests are equal, everything else is an error that helps."""
+"""Options of a request: equal options give equal policies, mistakes a helpful error."""
 
 from typing import Any
 

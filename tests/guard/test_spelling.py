@@ -13,16 +13,16 @@ from support.tiny_tokenizers import TINY, data_of
 from tokenizers import AddedToken, Tokenizer, decoders
 
 from vllm_kprune.errors import KPruneError
-from vllm_kprune.guard.spelling import Spellings, load_spellings
+from vllm_kprune.guard.spelling import TokenSpellings, load_spellings
 from vllm_kprune.guard.tokens import BYTE, PRESENT, SPECIAL, UNSPELLABLE, spell_tokens
 from vllm_kprune.tokenizer.bpe import parse_tokenizer
 
 
-def spell(tokenizer: Tokenizer) -> Spellings:
+def spell(tokenizer: Tokenizer) -> TokenSpellings:
     return spell_tokens(parse_tokenizer(json.loads(tokenizer.to_str())))
 
 
-def misspelled(spellings: Spellings, tokenizer: Tokenizer) -> list[int]:
+def misspelled(spellings: TokenSpellings, tokenizer: Tokenizer) -> list[int]:
     """Ids that the tokenizer decodes otherwise."""
     ids = [i for i in range(spellings.num_tokens) if spellings.flags[i] & PRESENT]
     decoded = tokenizer.decode_batch([[i] for i in ids], skip_special_tokens=False)
@@ -98,7 +98,7 @@ def test_bytes_that_no_text_has_are_told_apart() -> None:
 )
 def test_a_decoder_that_could_do_anything_is_refused(decoder: dict[str, Any]) -> None:
     data = data_of(TINY["byte_fallback"]()) | {"decoder": decoder}
-    with pytest.raises(KPruneError, match="cannot answer for"):
+    with pytest.raises(KPruneError, match="cannot work with"):
         spell_tokens(parse_tokenizer(data))
 
 
@@ -118,11 +118,11 @@ def test_decoders_that_strip_a_leading_space_are_understood(first: Any) -> None:
     assert texts == ["a" + spellings.bytes_of(i).decode() for i in ids]
 
 
-def same(one: Spellings, two: Spellings) -> bool:
+def same(one: TokenSpellings, two: TokenSpellings) -> bool:
     return one.kind == two.kind and all(
         np.array_equal(getattr(one, name), getattr(two, name))
         and getattr(one, name).dtype == getattr(two, name).dtype
-        for name in Spellings.__dataclass_fields__
+        for name in TokenSpellings.__dataclass_fields__
         if name != "kind"
     )
 

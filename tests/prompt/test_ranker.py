@@ -224,7 +224,8 @@ def test_bfloat16_weights_in_the_file_are_read_as_they_are(tmp_path: Path) -> No
 
 
 def test_an_overlay_ranks_as_its_base_does(tmp_path: Path, ranker_folder: Folder) -> None:
-    from vllm_kprune.checkpoint.overlay import make_plan, write_overlay
+    from vllm_kprune.checkpoint.overlay import write_overlay
+    from vllm_kprune.checkpoint.plan import make_plan
     from vllm_kprune.profile import Profile
 
     base, folder = ranker_folder("qwen3-tied"), tmp_path / "overlay"

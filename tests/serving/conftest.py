@@ -18,7 +18,8 @@ from support.tiny_models import (
     save_untied_model,
 )
 
-from vllm_kprune.checkpoint.overlay import Plan, write_overlay
+from vllm_kprune.checkpoint.overlay import write_overlay
+from vllm_kprune.checkpoint.plan import Plan
 from vllm_kprune.demo.servers import VllmServer, log_tail
 
 

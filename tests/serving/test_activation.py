@@ -147,7 +147,7 @@ def test_a_size_replaces_the_profiles_own(
         asked.append(profile)
         raise KPruneError("enough")
 
-    monkeypatch.setattr("vllm_kprune.checkpoint.overlay.cached_overlay", build)
+    monkeypatch.setattr("vllm_kprune.checkpoint.cached.cached_overlay", build)
     with pytest.raises(KPruneError, match="enough"):
         activate(engine_args(tied_model, additional_config={"kprune": {"profile": "enko", **size}}))
     assert asked == [load_profile("enko", **size)]

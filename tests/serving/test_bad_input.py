@@ -22,7 +22,7 @@ CASES = {
     "keep without a pruner": "--kprune-keep needs --kprune-input-pruner MODEL, or self",
     "unknown scorer": "scorer: got 'best', expected one of",
     "unknown plugin": "no vLLM plugin 'kprun'; did you mean 'kprune'?",
-    "edited manifest": "kprune.json was edited (its fingerprint does not fit); build it again",
+    "edited manifest": "kprune.json was edited (its fingerprint does not match); build it again",
     "broken manifest": "not a manifest",
     "changed base": "model.safetensors changed since the overlay was built from it",
     "moved base": "--kprune-base",

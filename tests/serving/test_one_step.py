@@ -61,9 +61,9 @@ def environment(reference_model: Path, tmp_path_factory: pytest.TempPathFactory)
 
 _BUILD = """
 import sys
-from vllm_kprune.checkpoint.overlay import cached_overlay
+from vllm_kprune.checkpoint.cached import cached_overlay
 from vllm_kprune.profile import load_profile
-print(cached_overlay(sys.argv[1], load_profile("enko"), revision="v1.0"))
+print(cached_overlay(sys.argv[1], load_profile("enko"), revision="v1.0").folder)
 """
 
 

@@ -1,4 +1,4 @@
-"""A folder appears whole or not at all, whatever goes wrong while it is made."""
+"""A folder appears complete or not at all, whatever goes wrong while it is made."""
 
 import errno
 import os
@@ -82,7 +82,7 @@ def test_an_error_inside_leaves_the_old_folder_as_it_was(tmp_path: Path) -> None
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_is_said_plainly_and_leaves_nothing(tmp_path: Path, code: int) -> None:
-    full = pytest.raises(KPruneError, match=r"disk of .* is full; nothing was kept")
+    full = pytest.raises(KPruneError, match=r"disk of .* is full, so nothing was kept")
     with full, new_folder(tmp_path / "out") as folder:
         (folder / "mark").write_text("half")
         raise OSError(code, os.strerror(code))
@@ -111,7 +111,7 @@ def test_a_folder_that_is_not_empty_is_refused_unless_forced(tmp_path: Path) -> 
 def test_force_does_not_replace_what_kprune_did_not_make(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("years of work")
-    with pytest.raises(KPruneError, match=r"did not make \(no mark\), so --force"):
+    with pytest.raises(KPruneError, match=r"did not make \(there is no mark\), so --force"):
         make(tmp_path / "out", "mark")
     assert left(tmp_path / "out") == ["thesis.txt"]
 

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from support.tiny_tokenizers import TINY
 from vllm_kprune.guard.automaton import Automaton, build_automaton
 from vllm_kprune.guard.policy import parse_policy
-from vllm_kprune.guard.spelling import Spellings, load_spellings
+from vllm_kprune.guard.spelling import TokenSpellings, load_spellings
 from vllm_kprune.serving.settings import GUARD_CLASS_PATH
 
 # Some end inside a character: of two, three and four bytes, and one that no answer may finish.
@@ -91,7 +91,7 @@ class Engine:
 
 
 @cache
-def spellings(folder: Path) -> Spellings:
+def spellings(folder: Path) -> TokenSpellings:
     return load_spellings(folder, None)
 
 

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from vllm_kprune.guard.automaton import Automaton, build_automaton
 from vllm_kprune.guard.characters import allowed_characters
 from vllm_kprune.guard.policy import GuardPolicy, parse_policy
-from vllm_kprune.guard.spelling import Spellings
+from vllm_kprune.guard.spelling import TokenSpellings
 from vllm_kprune.profile import LANGUAGES
 
 # Width of the logits: Qwen3's embedding has rows past its tokenizer, Gemma-3's lacks a token's.
@@ -29,7 +29,7 @@ def policy_of(**options: object) -> GuardPolicy:
 class Vocabulary:
     """A published tokenizer, its spellings, and automatons for it."""
 
-    def __init__(self, name: str, path: Path, spellings: Spellings) -> None:
+    def __init__(self, name: str, path: Path, spellings: TokenSpellings) -> None:
         self.name = name
         self.num_rows = NUM_ROWS[name]
         self.tokenizer = Tokenizer.from_file(str(path))

@@ -8,16 +8,17 @@ from support.tiny_tokenizers import TINY
 from support.tokenizer_cases import Pair, pair_of
 
 from vllm_kprune.checkpoint.manifest import load_manifest
-from vllm_kprune.checkpoint.overlay import Plan, open_tokenizer
+from vllm_kprune.checkpoint.plan import Plan
 from vllm_kprune.profile import Profile
 from vllm_kprune.tokenizer.bpe import parse_tokenizer, read_tokenizer
+from vllm_kprune.tokenizer.encoder import load_encoder
 from vllm_kprune.vocabulary.sizing import select_tokens
 
 
 @pytest.fixture(scope="session")
 def gemma(enko_plan: Plan) -> Pair:
     """Gemma-3 and what `enko` keeps of it."""
-    original = open_tokenizer(enko_plan.base.folder)
+    original = load_encoder(enko_plan.base.folder)
     return Pair(enko_plan.base.tokenizer, original, enko_plan.selection.kept_ids)
 
 
@@ -40,7 +41,7 @@ def published(request: pytest.FixtureRequest, pruned_tokenizers: dict[str, Path]
     """A tokenizer that a maker published, and what a shipped profile keeps of it."""
     manifest = load_manifest(pruned_tokenizers[request.param])
     folder = manifest.check_base()
-    return Pair(read_tokenizer(folder), open_tokenizer(folder), manifest.kept_ids)
+    return Pair(read_tokenizer(folder), load_encoder(folder), manifest.kept_ids)
 
 
 @pytest.fixture(scope="session", params=["gemma", *sorted(TINY)])

@@ -103,7 +103,7 @@ def _without_byte(value: int) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ({"model": {"type": "Unigram", "vocab": []}}, "Unigram.*BPE only"),
+        ({"model": {"type": "Unigram", "vocab": []}}, "Unigram.*only BPE"),
         ({"model": {"type": "WordPiece", "vocab": {}}}, "WordPiece.*BPE only"),
         ({"model": None}, "missing"),
         ([], "missing"),

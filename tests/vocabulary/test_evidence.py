@@ -1,4 +1,4 @@
-"""Corpora are streamed whatever they hold; what cannot be counted is refused by name and line."""
+"""Corpora are streamed, whatever they contain; others are refused with name and line."""
 
 import gzip
 import json
@@ -15,14 +15,11 @@ from support.tiny_tokenizers import byte_level_tokenizer
 
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.profile import Profile
-from vllm_kprune.vocabulary import evidence
-from vllm_kprune.vocabulary.evidence import (
-    Source,
-    count_source,
-    profile_sources,
-    read_corpus,
-    word_forms,
-)
+from vllm_kprune.vocabulary import batches
+from vllm_kprune.vocabulary import corpus as corpus_module
+from vllm_kprune.vocabulary.corpus import read_corpus
+from vllm_kprune.vocabulary.evidence import Source, count_source, profile_sources
+from vllm_kprune.vocabulary.wordlists import word_forms
 
 TEXT = "첫 줄이다.\nthe second\r\n\n  last"
 PACKED: dict[str, Callable[[bytes], bytes]] = {
@@ -101,7 +98,7 @@ def test_an_empty_corpus_is_refused(tmp_path: Path, content: bytes) -> None:
     path = corpus(tmp_path, "a.jsonl", content)
     profile = Profile(name="th", languages=("th",), code=False)
     source = profile_sources(profile, [path])[-1]
-    with pytest.raises(KPruneError, match=r"corpus a.jsonl holds no text"):
+    with pytest.raises(KPruneError, match=r"corpus a.jsonl contains no text"):
         count_source(byte_level_tokenizer(), source, 1000)
 
 
@@ -123,7 +120,7 @@ def test_a_very_long_line_is_read_in_pieces_and_whole(tmp_path: Path) -> None:
 def test_a_long_corpus_is_read_up_to_its_bound(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evidence, "_CORPUS_CHARACTERS", 1000)
+    monkeypatch.setattr(corpus_module, "_MOST_CHARACTERS", 1000)
     read = "".join(read_corpus(corpus(tmp_path, "a.txt", b"0123456789\n" * 1000)))
     assert 1000 <= len(read) <= 1011
 
@@ -134,7 +131,7 @@ def test_counting_a_large_corpus_takes_memory_of_a_batch_only(tmp_path: Path) ->
     path = corpus(tmp_path, "a.txt.gz", gzip.compress(line.encode() * 100_000, 1))
     total = 0
     tracemalloc.start()
-    for batch in evidence.weighted_batches((text, 1.0) for text in read_corpus(path)):
+    for batch in batches.weighted_batches((text, 1.0) for text in read_corpus(path)):
         total += len(batch)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -156,7 +153,7 @@ def test_batches_do_not_change_the_counts(monkeypatch: pytest.MonkeyPatch) -> No
     texts = [(f"the cat {n}", 1.0 + n % 3) for n in range(50)]
     source = Source("x", "y", lambda: iter(texts))
     whole = count_source(byte_level_tokenizer(), source, 1000)
-    monkeypatch.setattr(evidence, "_BATCH_TEXTS", 7)
+    monkeypatch.setattr(batches, "_BATCH_TEXTS", 7)
     parts = count_source(byte_level_tokenizer(), source, 1000)
     assert np.allclose(whole.per_million, parts.per_million)
     assert whole.tokens == parts.tokens

@@ -9,10 +9,11 @@ import pytest
 from support.tiny_tokenizers import TINY, byte_fallback_tokenizer, byte_level_tokenizer
 from tokenizers import Tokenizer
 
-from vllm_kprune.checkpoint.overlay import Plan, open_tokenizer
+from vllm_kprune.checkpoint.plan import Plan
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.profile import Profile, parse_profile
 from vllm_kprune.tokenizer.bpe import BpeTokenizer, parse_tokenizer
+from vllm_kprune.tokenizer.encoder import load_encoder
 from vllm_kprune.vocabulary.evidence import Source, TokenRates, count_source
 from vllm_kprune.vocabulary.selection import Selection, select_everything
 from vllm_kprune.vocabulary.sizing import select_tokens
@@ -254,7 +255,7 @@ def test_ancestors_of_every_token_that_enko_keeps_of_gemma_are_kept(enko_plan: P
 
 
 def test_a_size_for_gemma_is_met_exactly(enko_plan: Plan) -> None:
-    tokenizer = open_tokenizer(enko_plan.base.folder)
+    tokenizer = load_encoder(enko_plan.base.folder)
     profile = Profile(name="th", languages=("th",), target_size=20_000)
     rates = [replace(rate) for rate in enko_plan.rates]
     selection = select_tokens(enko_plan.base.tokenizer, tokenizer, profile, rates, frozenset())

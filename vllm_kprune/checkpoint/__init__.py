@@ -1,1 +1,1 @@
-"""Model folders: the base checkpoint, the overlay that kprune builds from it, and its manifest."""
+"""Model folders: the base model, the overlay that kprune builds from it, and its manifest."""

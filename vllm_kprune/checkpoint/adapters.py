@@ -1,8 +1,8 @@
-"""May a LoRA adapter that was trained on the original be used with the pruned model?
+"""Does a LoRA adapter that was trained on the original fit the pruned model?
 
-Yes when it leaves embedding and LM head alone: everything between them is unchanged. An adapter of
-the vocabulary has a row or column for every original token, so it is refused. The names of its
-tensors decide, and its configuration where that says more.
+It does if it leaves embedding and LM head alone, because everything between them is unchanged. An
+adapter of the vocabulary has a row or column for every original token, so it is refused. That is
+decided by the names of its tensors and by its configuration.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,13 +12,13 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from vllm_kprune.checkpoint.base import read_json
 from vllm_kprune.checkpoint.families import FAMILIES
+from vllm_kprune.checkpoint.model_folder import read_json
 from vllm_kprune.errors import KPruneError
 
 __all__ = ["check_adapter"]
 
-# "embed_tokens", "lm_head": a module's own name, whatever it is nested in.
+# The modules' own names ("embed_tokens", "lm_head"), without what they are nested in.
 _VOCABULARY = frozenset(
     name.split(".")[-2] for family in FAMILIES.values() for name in (family.embedding, family.head)
 )
@@ -29,13 +29,13 @@ _PICKLED = ("adapter_model.bin", "adapter_model.pt")
 def check_adapter(folder: Path) -> None:
     """Raise `KPruneError` if the adapter in `folder` (PEFT's files) touches the vocabulary.
 
-    A folder that is no adapter at all is left to vLLM to complain of.
+    A folder without an adapter is accepted: vLLM reports that itself.
     """
     if not (folder / _WEIGHTS).is_file():
         for name in _PICKLED:
             if (folder / name).is_file():
                 raise KPruneError(
-                    f"LoRA adapter {folder}: {name} is pickled, so kprune cannot tell whether it "
+                    f"LoRA adapter {folder}: {name} is pickled, so kprune cannot check whether it "
                     f"fits a pruned vocabulary; save it as {_WEIGHTS}"
                 )
         return
@@ -43,9 +43,9 @@ def check_adapter(folder: Path) -> None:
     touched = next(chain(_in_config(config), _in_weights(folder / _WEIGHTS)), None)
     if touched:
         raise KPruneError(
-            f"LoRA adapter {folder} changes the vocabulary ({touched}), whose rows a pruned model "
-            "does not all have; use an adapter without embedding and LM head, "
-            "or serve the original model"
+            f"LoRA adapter {folder} changes the vocabulary ({touched}), but a pruned model lacks "
+            "some of its rows; use an adapter without embedding and LM head, or serve the original "
+            "model"
         )
 
 

@@ -1,15 +1,16 @@
-"""Read a base model's folder: find it, check it before anything long, describe its vocabulary.
+"""Open a base model: check it before any long work, and describe its vocabulary.
 
-A tokenizer can be pruned alone: its folder is the same without weights, and without the rows that
-these have. Only headers of the weights are read. Nothing is executed: pickled weights and code in
-the folder are refused or ignored.
+A tokenizer can be pruned without a model: its folder has no weights, and so no rows. Weights are
+not read, only their headers.
+
+Three functions open a folder. `open_base` opens exactly what it is given. `open_original` and
+`open_original_tokenizer` also accept a folder that kprune made, and open what it was made from.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from vllm_kprune.checkpoint.families import (
     Family,
@@ -17,48 +18,39 @@ from vllm_kprune.checkpoint.families import (
     implied_ids,
     with_implied_ids,
 )
+from vllm_kprune.checkpoint.manifest import is_overlay, load_manifest
+from vllm_kprune.checkpoint.model_folder import (
+    CONFIG_FILES,
+    INDEX_NAME,
+    has_weights,
+    read_json,
+    resolve_model,
+    weight_files,
+)
 from vllm_kprune.checkpoint.shards import StoredTensor, read_shard
 from vllm_kprune.errors import KPruneError
-from vllm_kprune.storage.digest import FileDigest, digest_file
+from vllm_kprune.progress import BytesDone
+from vllm_kprune.storage.digest import FileDigest, digest_file, remembered_digest
 from vllm_kprune.tokenizer.bpe import BpeTokenizer, read_tokenizer
 
 __all__ = [
-    "INDEX_NAME",
     "BaseModel",
     "TokenizerFolder",
-    "has_weights",
     "open_base",
-    "open_tokenizer_folder",
-    "read_json",
-    "resolve_model",
-    "weight_files",
+    "open_original",
+    "open_original_tokenizer",
 ]
 
-_MAX_JSON_BYTES = 64 << 20
-INDEX_NAME = "model.safetensors.index.json"
-_PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _PLAIN_DTYPES = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}
 _DTYPE_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-
-# Files of the base that an overlay is made from; all others (code above all) are left alone.
-CONFIG_FILES = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "hf_quant_config.json",
-    "quantize_config.json",
-)
 
 
 @dataclass(frozen=True)
 class TokenizerFolder:
-    """A checked folder with a tokenizer and the configuration files beside it, of any model."""
+    """A checked folder with a tokenizer and its configuration files, of any model.
+
+    `reference` is the model as the user named it: a folder or a hub id.
+    """
 
     reference: str
     revision: str | None
@@ -67,25 +59,34 @@ class TokenizerFolder:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """Every file that what is built from the folder depends on."""
+        """Every file that affects what is built from the folder."""
         configs = (self.folder / name for name in CONFIG_FILES)
         return tuple(path for path in configs if path.is_file())
 
-    def digests(self, advance: Callable[[int], None] | None = None) -> dict[str, FileDigest]:
-        """Size, time and SHA-256 of each of its files. Reads them all."""
-        return {path.name: digest_file(path, advance) for path in self.files}
+    def digests(
+        self, advance: BytesDone | None = None, memory: Path | None = None
+    ) -> dict[str, FileDigest]:
+        """Name -> size, time and SHA-256 of each of `files`.
+
+        Reads them all, weights included; with a folder `memory`, only those that are not remembered
+        there.
+        """
+        if memory is None:
+            return {path.name: digest_file(path, advance) for path in self.files}
+        return {path.name: remembered_digest(path, memory, advance) for path in self.files}
 
     def read_config(self, name: str) -> dict[str, Any]:
-        """A configuration file; config.json with the ids that it implies, where these are known."""
+        """A configuration file; config.json with the token ids that it leaves to defaults."""
         value = read_json(self.folder / name)
         if name == "config.json":
             return with_implied_ids(value, implied_ids(value), self.tokenizer.tokens)
         return value
 
     def fit_config(self, config: dict[str, Any], kept_ids: Sequence[int]) -> None:
-        """Make a config.json that is pruned to `kept_ids` tell the number of rows that they have.
+        """Set the number of rows in a config.json that is pruned to `kept_ids`.
 
-        Only where it tells one: of a model without weights nothing else is known.
+        Only where it already has one: without weights, the number of rows is known from nowhere
+        else.
         """
         for part in (config, config.get("text_config")):
             if isinstance(part, dict) and isinstance(rows := part.get("vocab_size"), int):
@@ -94,7 +95,7 @@ class TokenizerFolder:
 
 @dataclass(frozen=True)
 class BaseModel(TokenizerFolder):
-    """A checked model folder: configuration, tokenizer, and its tensors' headers by name."""
+    """A checked model folder: configuration, tokenizer, and the headers of its tensors by name."""
 
     config: Mapping[str, Any]
     family: Family
@@ -103,80 +104,58 @@ class BaseModel(TokenizerFolder):
 
     @property
     def vocabulary_tensors(self) -> tuple[StoredTensor, ...]:
-        """Embedding and, where the checkpoint has one of its own, LM head: [rows, hidden]."""
+        """The embedding, and the LM head if the checkpoint stores one: [rows, hidden]."""
         names = (self.family.embedding, self.family.head)
         return tuple(self.tensors[name] for name in names if name in self.tensors)
 
     @property
     def dtype(self) -> str | None:
-        """Data type of the weights as transformers names it ("bfloat16"), if it is a usual one."""
+        """Data type of the weights as transformers names it ("bfloat16"); None for rare ones."""
         return _DTYPE_NAMES.get(self.vocabulary_tensors[0].dtype)
 
     @property
     def rows(self) -> int:
-        """Rows of the embedding."""
+        """Rows of the embedding. Some models have more rows than tokens, some have fewer."""
         return self.vocabulary_tensors[0].shape[0]
 
     @property
     def tied(self) -> bool:
         """Do embedding and LM head share their weights?
 
-        Also when the checkpoint stores a copy of the head: vLLM goes by the configuration.
+        They can even if the checkpoint stores the head as well: vLLM follows the configuration.
         """
         if self.family.head not in self.tensors:
             return True
-        said = (self.family.text(self.config), self.config)
-        ties = [part["tie_word_embeddings"] for part in said if "tie_word_embeddings" in part]
+        parts = (self.family.text(self.config), self.config)
+        ties = [part["tie_word_embeddings"] for part in parts if "tie_word_embeddings" in part]
         return bool(ties[0]) if ties else self.family.ties_by_default
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """Every file that an overlay depends on."""
+        """Every file that affects an overlay, weights included."""
         index = self.folder / INDEX_NAME
         shards = (self.folder / name for name in self.shards)
         return (*super().files, *([index] if index.is_file() else []), *shards)
 
     def fit_config(self, config: dict[str, Any], kept_ids: Sequence[int]) -> None:
-        """Write the number of rows that `kept_ids` have, and the data type, into a config.json."""
+        """Set the number of rows that `kept_ids` have, and the data type, in a config.json."""
         text = config[self.family.text_config] if self.family.text_config else config
         if self.dtype and "dtype" not in text and "torch_dtype" not in text:
-            text["dtype"] = self.dtype  # vLLM would look it up in the weights
+            text["dtype"] = self.dtype  # vLLM would look it up in the weights, which are not here
         text["vocab_size"] = sum(i < self.rows for i in kept_ids)
 
 
-def resolve_model(model: str, revision: str | None = None, *, weights: bool = True) -> Path:
-    """The folder of `model`: a path, or a hub id whose snapshot is found or downloaded.
+_Folder = TypeVar("_Folder", bound=TokenizerFolder)
 
-    Without `weights` these are not downloaded. Raises `KPruneError` for a folder that does not
-    exist and a hub id that cannot be had.
+
+def open_base(model: str | Path, revision: str | None = None) -> BaseModel:
+    """Find and check a model with weights: exactly this folder or hub id.
+
+    Every reason to refuse a model is found here, before the long work. Raises `KPruneError`.
     """
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        return folder
-    if folder.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1:
-        raise KPruneError(f"model folder {model} does not exist")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    patterns = ["*.json", "*.jinja", "LICENSE*", "NOTICE*", "*.md"]
-    if weights:
-        patterns.append("*.safetensors")
-    try:
-        return Path(snapshot_download(model, revision=revision, allow_patterns=patterns))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise KPruneError(
-            f"{model} is neither a folder nor a model that the hub gives "
-            f"({type(error).__name__}: {reason}); for a gated model accept its terms and set "
-            "HF_TOKEN"
-        ) from None
-
-
-def open_base(model: str, revision: str | None = None) -> BaseModel:
-    """Find and check a model; every reason to refuse it is found here, before the long part."""
     folder = resolve_model(model, revision)
     if not (folder / "config.json").is_file():
-        raise KPruneError(f"{folder} has no config.json: not a model folder")
+        raise KPruneError(f"{folder} has no config.json, so it is not a model folder")
     config = read_json(folder / "config.json")
     family = find_family(config, str(folder / "config.json"))
     shards = weight_files(folder)
@@ -188,58 +167,50 @@ def open_base(model: str, revision: str | None = None) -> BaseModel:
     family = family.spelled_in(tensors)
     _check_vocabulary(tensors, family, folder)
     tokenizer = read_tokenizer(folder)
-    return BaseModel(model, revision, folder, tokenizer, config, family, tensors, shards)
+    return BaseModel(str(model), revision, folder, tokenizer, config, family, tensors, shards)
 
 
-def open_tokenizer_folder(model: str, revision: str | None = None) -> TokenizerFolder:
-    """Find and check a tokenizer; weights are neither needed nor looked at."""
+def open_original(model: str | Path, revision: str | None = None) -> BaseModel:
+    """The original model with its weights. For an overlay, that is the base that it prunes."""
+    return _follow(model, revision, open_base)
+
+
+def open_original_tokenizer(
+    model: str | Path, revision: str | None = None, *, weights_if_any: bool = False
+) -> TokenizerFolder:
+    """The original tokenizer. For a folder that kprune made, that is the one that it prunes.
+
+    Weights are neither needed nor looked at. With `weights_if_any`, a model that has weights is
+    opened as a `BaseModel`.
+    """
+    folder = Path(model).expanduser()
+    if weights_if_any and _has_weights(folder):
+        return open_original(model, revision)
+    return _follow(model, revision, _open_tokenizer_folder)
+
+
+def _has_weights(folder: Path) -> bool:
+    if is_overlay(folder):
+        return not load_manifest(folder).tokenizer_only
+    return not folder.is_dir() or has_weights(folder)  # a model on the hub has weights
+
+
+def _open_tokenizer_folder(model: str | Path, revision: str | None) -> TokenizerFolder:
     folder = resolve_model(model, revision, weights=False)
-    return TokenizerFolder(model, revision, folder, read_tokenizer(folder))
+    return TokenizerFolder(str(model), revision, folder, read_tokenizer(folder))
 
 
-def has_weights(folder: Path) -> bool:
-    """Does a folder hold weights of any format, or the index of some?"""
-    patterns = (INDEX_NAME, "*.safetensors", *_PICKLED)
-    return any(path.is_file() for pattern in patterns for path in folder.glob(pattern))
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file, bounded in size."""
-    try:
-        if path.stat().st_size > _MAX_JSON_BYTES:
-            raise KPruneError(f"{path} is larger than {_MAX_JSON_BYTES >> 20} MiB")
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except KPruneError:
-        raise
-    except (OSError, ValueError, RecursionError) as error:
-        raise KPruneError(f"{path} is not readable JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise KPruneError(f"{path}: expected a JSON object, got {type(value).__name__}")
-    return value
-
-
-def weight_files(folder: Path) -> tuple[str, ...]:
-    """Names of a folder's safetensors files; `KPruneError` if there are none, or pickled ones."""
-    index = folder / INDEX_NAME
-    if index.is_file():
-        weight_map = read_json(index).get("weight_map")
-        if not isinstance(weight_map, dict):
-            raise KPruneError(f"{index}: no 'weight_map'")
-        names = sorted({str(name) for name in weight_map.values()})
-    else:
-        names = sorted(path.name for path in folder.glob("*.safetensors"))
-    for name in names:
-        if Path(name).name != name or not (folder / name).is_file():
-            raise KPruneError(f"{folder} lacks the weight file {name} that its index names")
-    if names:
-        return tuple(names)
-    pickled = [path.name for pattern in _PICKLED for path in folder.glob(pattern)]
-    if pickled:
-        raise KPruneError(
-            f"{folder} holds only pickled weights ({pickled[0]}), which can run code when read; "
-            "save them as safetensors first"
-        )
-    raise KPruneError(f"{folder} holds no *.safetensors weights")
+def _follow(
+    model: str | Path,
+    revision: str | None,
+    open_folder: Callable[[str | Path, str | None], _Folder],
+) -> _Folder:
+    folder = Path(model).expanduser()
+    if not is_overlay(folder):
+        return open_folder(model, revision)
+    manifest = load_manifest(folder)
+    base = open_folder(manifest.check_base(), None)
+    return replace(base, reference=manifest.base.reference, revision=manifest.base.revision)
 
 
 def _check_vocabulary(tensors: Mapping[str, StoredTensor], family: Family, folder: Path) -> None:
@@ -263,9 +234,10 @@ def _check_vocabulary(tensors: Mapping[str, StoredTensor], family: Family, folde
 
 
 def _refuse_companions(name: str, tensors: Mapping[str, StoredTensor], folder: Path) -> None:
-    """Refuse what a quantised layer has beside its weight: scales, zeros, packed numbers.
+    """Refuse what a quantised layer stores with its weight: scales, zero points, packed numbers.
 
-    Every format has other names for them, but all are inside the layer, as is a bias.
+    Formats differ in the names, but all of them put these tensors into the layer, as they do a
+    bias.
     """
     stem = name.removesuffix("weight")
     for other in sorted(tensors):

@@ -1,37 +1,39 @@
 """Size against cost: what each size of a profile's vocabulary saves, and what it costs.
 
-The cost is extra tokens, measured by encoding with the tokenizer pruned to that size: on the user's
-own files, or else on the evidence that the profile ranks tokens by. That is the text that they were
-chosen for, so other text of the same kind costs a little more.
+The cost is extra tokens, measured by encoding with the tokenizer pruned to that size. The texts are
+the user's own files, or else the evidence that the profile ranks tokens by. Tokens are chosen for
+just that evidence, so other text of the same kind costs a little more.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from vllm_kprune.checkpoint.base import TokenizerFolder
+from vllm_kprune.checkpoint.base import TokenizerFolder, open_original_tokenizer
 from vllm_kprune.checkpoint.inspection import weight_sizes
-from vllm_kprune.checkpoint.overlay import count_evidence, evidence_sources, open_any_of
+from vllm_kprune.checkpoint.plan import count_evidence, evidence_sources
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.profile import Profile
+from vllm_kprune.progress import Progress, ShareDone, silent
+from vllm_kprune.vocabulary.corpus import read_corpus
 from vllm_kprune.vocabulary.cost import encode_texts, shrink
-from vllm_kprune.vocabulary.evidence import Source, read_corpus
+from vllm_kprune.vocabulary.evidence import Source
 from vllm_kprune.vocabulary.selection import Ranking, rank_tokens
 from vllm_kprune.vocabulary.sizing import cut_ranking
 
 __all__ = ["Curve", "CurvePoint", "measure_curve"]
 
-Progress = Callable[[str, float], None]
-# Shares of the tokens that evidence decides on. The strongest ones matter most.
+# Sizes to measure, as shares of the tokens that evidence decides on. The cost falls fastest at the
+# small sizes, so they are closer together.
 _SHARES = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.85, 1)
 
 
 @dataclass(frozen=True)
 class CurvePoint:
     """A vocabulary: its size, the bytes of its weights (None without weights), and for each text
-    the share of tokens that it needs more than with the original."""
+    the share of extra tokens over the original (0.02 is 2 % more)."""
 
     tokens: int
     vocabulary_bytes: int | None
@@ -40,9 +42,9 @@ class CurvePoint:
 
 @dataclass(frozen=True)
 class Curve:
-    """Points from the smallest vocabulary to the original one; `chosen` is the profile's own size.
+    """Points from the smallest vocabulary to the original; `chosen` is the profile's own size.
 
-    `measured_on` says whose texts they are: "evidence" or "text".
+    `measured_on` says which texts were encoded: "evidence", or "text" for the user's own.
     """
 
     model: str
@@ -59,22 +61,26 @@ def measure_curve(
     revision: str | None = None,
     corpora: Sequence[Path] = (),
     texts: Sequence[Path] = (),
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> Curve:
     """Measure a profile's curve on `texts`, or on its evidence when there are none."""
-    progress = progress or (lambda step, share: None)
     if profile.keeps_everything:
-        raise KPruneError(f"profile {profile.name} keeps every token: it has no sizes to compare")
+        raise KPruneError(
+            f"profile {profile.name} keeps every token, so there are no sizes to compare"
+        )
     own = [_text_source(path) for path in texts]
     sources = evidence_sources(profile, corpora)
-    base = open_any_of(model, revision)
+    base = open_original_tokenizer(model, revision, weights_if_any=True)
     tokenizer, rates, referenced = count_evidence(base, sources, progress)
     ranking = rank_tokens(base.tokenizer, tokenizer, profile, rates, referenced)
-    tell: Callable[[float], None] = lambda share: progress("select tokens", share)  # noqa: E731
-    chosen = len(cut_ranking(ranking, tokenizer, profile, tell).kept_ids)
+    chosen = len(cut_ranking(ranking, tokenizer, profile, _selecting(progress)).kept_ids)
     points = _points(base, ranking, tokenizer, own or sources, chosen, progress)
     measured_on = "text" if own else "evidence"
     return Curve(model, profile.name, measured_on, chosen, tuple(points))
+
+
+def _selecting(progress: Progress) -> ShareDone:
+    return lambda share: progress("select tokens", share)
 
 
 def _text_source(path: Path) -> Source:
@@ -91,7 +97,7 @@ def _points(
     chosen: int,
     progress: Progress,
 ) -> list[CurvePoint]:
-    """Measured from the largest to the smallest, as each is encoded from the one before."""
+    """Measure from the largest size to the smallest: each is encoded from the one before."""
     optional = ranking.most - ranking.least
     sizes = {ranking.least + round(share * optional) for share in _SHARES} | {chosen}
     progress("measure extra tokens", 0.0)

@@ -1,9 +1,9 @@
 """Write a standalone checkpoint: a pruned model that plain vLLM and transformers load.
 
-Tokenizer, configs and licences are those of the overlay; the weights are the base's, shard by
-shard, with only the kept rows of the vocabulary tensors. Shards without a vocabulary tensor are
-copied, or hard-linked when asked: a link takes no room, but to edit one file in place is to edit
-both. `kprune.json` becomes `kprune-export.json`, so that nothing takes the folder for an overlay.
+Tokenizer, configs and licences come from the overlay. The weights are the base's, shard by shard,
+with only the kept rows of the vocabulary tensors. Shards without a vocabulary tensor are copied, or
+hard-linked on request: a link takes no room, but editing one file in place then edits the other.
+`kprune.json` becomes `kprune-export.json`, so that nothing takes the folder for an overlay.
 """
 
 import json
@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vllm_kprune.checkpoint.base import INDEX_NAME, read_json
 from vllm_kprune.checkpoint.manifest import (
     EXPORT_NAME,
     MANIFEST_NAME,
@@ -23,9 +22,9 @@ from vllm_kprune.checkpoint.manifest import (
     is_overlay,
     load_manifest,
 )
-from vllm_kprune.checkpoint.overlay import Plan
+from vllm_kprune.checkpoint.model_folder import INDEX_NAME, read_json
+from vllm_kprune.checkpoint.plan import Plan
 from vllm_kprune.checkpoint.shards import (
-    Advance,
     RowCut,
     Shard,
     copy_file,
@@ -34,13 +33,14 @@ from vllm_kprune.checkpoint.shards import (
     write_cut,
 )
 from vllm_kprune.errors import KPruneError
+from vllm_kprune.progress import BytesDone, Progress, silent
 from vllm_kprune.storage.folders import new_folder
 
 __all__ = [
     "REPLACED_BY_EXPORT",
     "WeightsPlan",
+    "checked_overlay",
     "export_overlay",
-    "open_overlay",
     "plan_weights",
     "refuse_base",
     "weights_of_overlay",
@@ -48,17 +48,15 @@ __all__ = [
     "write_standalone",
 ]
 
-Progress = Callable[[str, float], None]
-
-# What --force lets an export replace.
+# An existing output folder with one of these may be replaced with --force.
 REPLACED_BY_EXPORT = (EXPORT_NAME, MANIFEST_NAME)
 _ROOM_FOR_OTHER_FILES = 64 << 20
-_TOLD_BYTES = 32 << 20
+_REPORTED_BYTES = 32 << 20
 
 
 @dataclass(frozen=True)
 class WeightsPlan:
-    """Which files an export writes, links or copies; made from headers alone."""
+    """Which files an export writes, links or copies. Made from headers alone."""
 
     base: Path
     cut: RowCut
@@ -77,19 +75,19 @@ class WeightsPlan:
 
     @property
     def bytes_to_write(self) -> int:
-        """Room that the weights take on disk."""
+        """Bytes that the weights take on disk."""
         copied = () if self.link else self.untouched
         return sum(cut_size(s, self.cut) for s in self.rewritten) + sum(map(_file_size, copied))
 
     def check_room(self, folder: Path) -> None:
-        """Raise `KPruneError` if the disk of `folder`, which exists, has no room for it."""
+        """Raise `KPruneError` if the disk of the existing `folder` has no room for the weights."""
         needed = self.bytes_to_write + _ROOM_FOR_OTHER_FILES
         free = shutil.disk_usage(folder).free
         if free >= needed:
             return
         sharing = ", or share the unchanged shards with --link" if self._can_share else ""
         raise KPruneError(
-            f"the export needs {needed / 1e9:,.2f} GB and the disk has {free / 1e9:,.2f} GB free; "
+            f"the export needs {needed / 1e9:,.2f} GB, but the disk has {free / 1e9:,.2f} GB free; "
             f"make room, or name a folder on another disk{sharing}"
         )
 
@@ -99,23 +97,34 @@ class WeightsPlan:
 
 
 def export_overlay(
-    overlay: Path,
-    output: Path,
+    overlay: str | Path,
+    output: str | Path,
     *,
-    base: Path | None = None,
+    base: str | Path | None = None,
     link: bool = False,
     force: bool = False,
     check: Callable[[Path], None] | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> WeightsPlan:
-    """Write the standalone checkpoint of `overlay` to `output`; returns what it was made from.
+    """Write the standalone checkpoint of `overlay` to `output`, for plain vLLM and transformers.
 
-    `base` is the base model's folder if it was moved. With `force` an overlay or export that is at
-    `output` is replaced. `check` is given the finished folder before it appears under its name;
+    This is what `kprune export` does. Returns which files the weights were made from, and how.
+
+    `base` is the folder of the base model if it was moved. With `link`, weight files that do not
+    change are hard-linked instead of copied. `force` replaces an overlay or export that is at
+    `output` already. `check` is called with the finished folder before it appears under its name;
     if it raises, nothing is kept.
+
+    Raises `KPruneError` if `overlay` is not an overlay, it or its base has changed since the build,
+    or the disk has no room.
+
+    >>> weights = export_overlay(overlay, output)
+    >>> [shard.path.name for shard in weights.rewritten]
+    ['model.safetensors']
     """
-    manifest = open_overlay(overlay)
-    weights = weights_of_overlay(manifest, manifest.check_base(base), link)
+    overlay, output = Path(overlay), Path(output)
+    manifest = checked_overlay(overlay)
+    weights = weights_of_overlay(manifest, manifest.check_base(Path(base) if base else None), link)
     refuse_base(output, weights.base)
     with new_folder(output, REPLACED_BY_EXPORT if force else None) as folder:
         weights.check_room(folder)
@@ -127,11 +136,13 @@ def export_overlay(
     return weights
 
 
-def open_overlay(folder: Path) -> Manifest:
-    """The manifest of an overlay that nobody edited; `KPruneError` for any other folder."""
+def checked_overlay(folder: Path) -> Manifest:
+    """The manifest of an overlay whose files nobody edited; `KPruneError` for other folders."""
     if not is_overlay(folder):
         if is_export(folder):
-            raise KPruneError(f"{folder} is a standalone checkpoint already; nothing to export")
+            raise KPruneError(
+                f"{folder} is a standalone checkpoint already, so there is nothing to export"
+            )
         raise KPruneError(
             f"{folder} has no {MANIFEST_NAME}; give a folder made by `kprune build`, or prune and "
             "export a model in one step with `kprune build MODEL --export`"
@@ -142,7 +153,7 @@ def open_overlay(folder: Path) -> Manifest:
 
 
 def weights_of_overlay(manifest: Manifest, base: Path, link: bool = False) -> WeightsPlan:
-    """What the weights of an overlay are made from; `base` is its base's folder, checked."""
+    """What the weights of an overlay are made from. `base` is the checked folder of its base."""
     names = [name for name in manifest.base.files if name.endswith(".safetensors")]
     tensors = frozenset(manifest.vocabulary_tensors)
     cut = RowCut(tensors, manifest.original_rows, manifest.kept_rows)
@@ -150,7 +161,7 @@ def weights_of_overlay(manifest: Manifest, base: Path, link: bool = False) -> We
 
 
 def weights_of_plan(plan: Plan, link: bool = False) -> WeightsPlan:
-    """The same for a build whose overlay is not written yet."""
+    """What the weights of a build are made from, before its overlay is written."""
     base = plan.base
     kept = tuple(i for i in plan.selection.kept_ids if i < base.rows)
     tensors = frozenset(tensor.name for tensor in base.vocabulary_tensors)
@@ -172,42 +183,40 @@ def plan_weights(base: Path, names: Iterable[str], cut: RowCut, link: bool) -> W
 
 
 def refuse_base(output: Path, base: Path) -> None:
-    """Raise `KPruneError` if the output would replace the weights that it is made from."""
+    """Raise `KPruneError` if the output is the folder of the weights that it is made from."""
     if output.resolve() == base.resolve():
         raise KPruneError(f"{output} is the base model itself; name another folder")
 
 
-def write_standalone(plan: WeightsPlan, folder: Path, progress: Progress | None = None) -> None:
+def write_standalone(plan: WeightsPlan, folder: Path, progress: Progress = silent) -> None:
     """Turn an overlay that was just written into `folder` into a standalone checkpoint."""
-    advance = _told_in_steps(progress, plan.bytes_to_write)
-    for shard in plan.untouched:  # links first: where they are not possible it fails at once
+    advance = _in_large_steps(progress, plan.bytes_to_write)
+    for shard in plan.untouched:  # first: where links are not possible, this fails at once
         if plan.link:
             _link(shard.path, folder / shard.path.name)
         else:
             copy_file(shard.path, folder / shard.path.name, advance)
     for shard in plan.rewritten:
         write_cut(shard, plan.cut, folder / shard.path.name, advance)
-    if progress:
-        progress("write weights", 1.0)
+    progress("write weights", 1.0)
     if index := _index(plan):
         text = json.dumps(index, ensure_ascii=False, indent=2)
         (folder / INDEX_NAME).write_text(text + "\n", encoding="utf-8")
     (folder / MANIFEST_NAME).rename(folder / EXPORT_NAME)
 
 
-def _told_in_steps(progress: Progress | None, total: int) -> Advance:
-    """Adds up bytes and tells the share done now and then: rows come by the hundred thousand."""
-    done = told = 0
+def _in_large_steps(progress: Progress, total: int) -> BytesDone:
+    """Add up bytes and report them now and then: rows are written by the hundred thousand."""
+    done = reported = 0
 
     def advance(count: int) -> None:
-        nonlocal done, told
+        nonlocal done, reported
         done += count
-        if progress and done - told >= _TOLD_BYTES:
-            told = done
+        if done - reported >= _REPORTED_BYTES:
+            reported = done
             progress("write weights", min(done / total, 1.0))
 
-    if progress:
-        progress("write weights", 0.0)
+    progress("write weights", 0.0)
     return advance
 
 
@@ -216,12 +225,12 @@ def _link(path: Path, target: Path) -> None:
         os.link(path.resolve(), target)  # the hub's cache holds symbolic links
     except OSError as error:
         raise KPruneError(
-            f"{path} cannot be hard-linked: {error.strerror}; leave --link out to copy it"
+            f"{path} cannot be hard-linked: {error.strerror}; without --link it is copied"
         ) from None
 
 
 def _index(plan: WeightsPlan) -> dict[str, Any] | None:
-    """The index of the written shards; None for a single `model.safetensors`, which needs none."""
+    """The index of the written shards. A single `model.safetensors` needs none."""
     path = plan.base / INDEX_NAME
     index = read_json(path) if path.is_file() else None
     names = [shard.path.name for shard in plan.shards]

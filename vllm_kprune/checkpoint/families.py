@@ -1,9 +1,9 @@
 """The model families whose vocabulary tensors kprune knows: one row each.
 
-To add a family: its architecture (as in config.json), the names of its embedding and LM-head
-tensors in the checkpoint, the key under which config.json nests the text model, if it does, and
-what transformers' configuration class assumes of token ids and of tying where config.json is
-silent.
+To add a family, give its architecture as in config.json, the names of the embedding and LM-head
+tensors in its checkpoints, and the key under which config.json nests the text model, if it does.
+Then look up in transformers' configuration class which token ids and which tying it assumes if
+config.json does not say.
 """
 
 from collections.abc import Container, Mapping
@@ -19,9 +19,9 @@ __all__ = ["FAMILIES", "Family", "find_family", "implied_ids", "with_implied_ids
 class Family:
     """Where a family keeps its vocabulary: tensor names, and the text model's place in the config.
 
-    `head` may be absent from a checkpoint whose head is tied to the embedding. `spellings` are
-    other (embedding, head) names that checkpoints of the same family use. `implied_ids` are the
-    token ids of a config.json that does not name them, nested as they would be there.
+    A checkpoint whose head is tied to the embedding may have no `head`. `spellings` are other
+    (embedding, head) names in checkpoints of the same family. `implied_ids` are the token ids that
+    apply if config.json does not name them, nested as they would be there.
     """
 
     architecture: str
@@ -85,12 +85,12 @@ def find_family(config: Mapping[str, Any], source: str) -> Family:
         return family
     raise KPruneError(
         f"{source}: kprune does not know the family {architectures[0]} (known: "
-        f"{', '.join(sorted(FAMILIES))}); a row in vllm_kprune/checkpoint/families.py adds it"
+        f"{', '.join(sorted(FAMILIES))}); to add it, see vllm_kprune/checkpoint/families.py"
     )
 
 
 def implied_ids(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The token ids that a parsed config.json implies, as far as its family is known."""
+    """The token ids that a parsed config.json implies; none if its family is not known."""
     family = _known_family(config.get("architectures"))
     return family.implied_ids if family else {}
 
@@ -106,8 +106,8 @@ def with_implied_ids(
 ) -> dict[str, Any]:
     """A parsed config.json with the token ids that it leaves to transformers' defaults.
 
-    Left out, they would name other tokens after pruning. An id that is not `known` to the tokenizer
-    names nothing, before or after, and stays out.
+    After pruning, transformers' defaults would name other tokens, so the ids are written out. An id
+    that is not `known` to the tokenizer names no token, before or after, and is left out.
 
     >>> with_implied_ids({"eos_token_id": 9}, {"bos_token_id": 1, "eos_token_id": 2}, range(10))
     {'bos_token_id': 1, 'eos_token_id': 9}

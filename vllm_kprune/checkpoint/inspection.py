@@ -1,46 +1,44 @@
 """Describe a model's vocabulary, and what a profile makes of it, in numbers.
 
-Parameters and bytes count a tied head once. Tokens per character say what a language pays: they are
+Parameters and bytes count a tied head once. Tokens per character are what a language pays: they are
 measured on word lists in the forms of running text, weighted by frequency, or on the user's files.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from vllm_kprune.checkpoint.base import BaseModel, TokenizerFolder
+from vllm_kprune.checkpoint.base import BaseModel, TokenizerFolder, open_original_tokenizer
 from vllm_kprune.checkpoint.manifest import is_overlay, load_manifest
-from vllm_kprune.checkpoint.overlay import (
-    choose_tokens,
-    evidence_sources,
-    open_any_of,
-    open_tokenizer,
-)
+from vllm_kprune.checkpoint.plan import choose_tokens, evidence_sources
 from vllm_kprune.profile import LANGUAGES, Profile
+from vllm_kprune.progress import Progress, silent
+from vllm_kprune.tokenizer.encoder import load_encoder
 from vllm_kprune.tokenizer.prune import pruned_tokenizer
-from vllm_kprune.vocabulary.evidence import WeightedText, read_corpus, weighted_batches, word_forms
+from vllm_kprune.vocabulary.batches import WeightedText, weighted_batches
+from vllm_kprune.vocabulary.corpus import read_corpus
 from vllm_kprune.vocabulary.scripts import main_script
 from vllm_kprune.vocabulary.selection import REASONS, Selection
+from vllm_kprune.vocabulary.wordlists import word_forms
 
 __all__ = ["Change", "Inspection", "KeptToken", "inspect_model", "weight_sizes"]
 
-Progress = Callable[[str, float], None]
 _WORD_GROUPS = 10_000
 
 
 @dataclass(frozen=True)
 class Change:
-    """A figure of the original, and of the pruned model where there is one."""
+    """A number for the original, and for the pruned model if there is one."""
 
     original: float
     pruned: float | None = None
 
     @property
     def ratio(self) -> float | None:
-        """Pruned over original."""
+        """Pruned divided by original; None if that is not known."""
         if self.pruned is None or not self.original:
             return None
         return self.pruned / self.original
@@ -48,7 +46,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class KeptToken:
-    """A kept token: its ids before and after, why it was kept, and how the vocabulary spells it."""
+    """A kept token: ids before and after, why it is kept, and its spelling in the vocabulary."""
 
     original_id: int
     id: int
@@ -59,9 +57,10 @@ class KeptToken:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What `kprune inspect` shows; counts are tokens, sizes are parameters and bytes.
+    """What `kprune inspect` shows: `tokens`, `by_script` and `by_reason` count tokens.
 
-    A tokenizer alone has no sizes.
+    `parameters`, `bytes` and `vocabulary_bytes` are None for a tokenizer without a model.
+    `tokens_per_character` has an entry for each language and each of the user's texts.
     """
 
     model: str
@@ -84,13 +83,12 @@ def inspect_model(
     corpora: Sequence[Path] = (),
     texts: Sequence[Path] = (),
     languages: Sequence[str] = (),
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> Inspection:
     """Inspect a base model, a base model under a profile, or an overlay.
 
-    `texts` are measured each by itself; `languages` are measured besides the profile's own.
+    Each of `texts` is measured separately. `languages` are measured besides the profile's own.
     """
-    progress = progress or (lambda step, share: None)
     base, selection, profile = _open(model, profile, revision, corpora, progress)
     progress("measure tokens per character", 0.0)
     kept = set(selection.kept_ids) if selection else None
@@ -124,7 +122,7 @@ def _open(
     progress: Progress,
 ) -> tuple[TokenizerFolder, Selection | None, Profile | None]:
     sources = evidence_sources(profile, corpora) if profile else []
-    base = open_any_of(model, revision)
+    base = open_original_tokenizer(model, revision, weights_if_any=True)
     if profile is not None:
         return base, choose_tokens(base, profile, sources, progress)[0], profile
     if not is_overlay(model):
@@ -134,9 +132,9 @@ def _open(
 
 
 def weight_sizes(base: TokenizerFolder, kept: set[int] | None) -> dict[str, Change | None]:
-    """Parameters and bytes of the whole model and bytes of its vocabulary; a tied head counts once.
+    """Parameters and bytes of the model, and bytes of its vocabulary; a tied head counts once.
 
-    Of a tokenizer alone nothing is known: each is None.
+    For a tokenizer without a model, each is None.
     """
     if not isinstance(base, BaseModel):
         return dict.fromkeys(("parameters", "bytes", "vocabulary_bytes"))
@@ -189,7 +187,7 @@ def _by_script(base: TokenizerFolder, kept: set[int] | None) -> dict[str, Change
 
 
 def _tokenizers(base: TokenizerFolder, selection: Selection | None) -> list[Tokenizer]:
-    original = open_tokenizer(base.folder)
+    original = load_encoder(base.folder)
     if selection is None:
         return [original]
     return [original, pruned_tokenizer(base.tokenizer, selection.kept_ids)]
@@ -200,7 +198,7 @@ def _tokens_per_character(
     texts: Iterable[WeightedText],
     most: int | None = _WORD_GROUPS,
 ) -> Change:
-    """Weighted tokens over weighted characters."""
+    """Weighted tokens divided by weighted characters."""
     characters, counts = 0.0, [0.0] * len(tokenizers)
     for batch in weighted_batches(texts, most):
         weights = [weight for _, weight in batch]

@@ -1,10 +1,10 @@
 """`kprune.json`: what an overlay was made from, what it keeps, and proof that neither changed.
 
-A tokenizer that was pruned alone has the same manifest, without family, rows and tensors.
+A tokenizer that was pruned without a model has the same manifest, without family, rows and tensors.
 
-The manifest is read by servers, so it is treated as hostile: bounded in size, checked field by
-field, and refused when its own fingerprint does not fit (it was edited) or the base weights are not
-the ones it was built from. File names in it never leave their folder.
+Servers read the manifest, so it is treated as hostile. It is bounded in size and checked field by
+field. It is refused if its own fingerprint does not match (it was edited) or the base weights are
+not those it was built from. File names in it cannot lead out of their folder.
 """
 
 import itertools
@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 MANIFEST_NAME = "kprune.json"
-# The same content in a standalone checkpoint: where it comes from, for people; no server reads it.
+# The same content in a standalone checkpoint, where it only records the origin: no server reads it.
 EXPORT_NAME = "kprune-export.json"
 _MAX_BYTES = 64 << 20
 
@@ -59,7 +59,7 @@ class _Strict(BaseModel):
 
 
 class BaseReference(_Strict):
-    """The model that an overlay prunes: as the user named it, where it was, and its files."""
+    """The model that an overlay prunes: its name as the user gave it, its folder, and its files."""
 
     reference: str
     revision: str | None = None
@@ -68,7 +68,7 @@ class BaseReference(_Strict):
 
 
 class Evidence(_Strict):
-    """One source that tokens were counted on: its name, and what pins its content."""
+    """A source that tokens were counted in: name, digest of its content, number of tokens."""
 
     source: str
     digest: str
@@ -78,10 +78,11 @@ class Evidence(_Strict):
 class Manifest(_Strict):
     """An overlay's manifest.
 
-    `kept_ids` are ids of the original tokenizer in increasing order: position is the new id.
-    `reasons` has one letter for each of them (`vocabulary.selection.REASONS`). Kept ids at or above
-    `original_rows` have no embedding row, before or after. `vocabulary_tensors` are the tensors of
-    the base checkpoint whose rows (dimension 0) are gathered; a tokenizer alone has none.
+    `kept_ids` are ids of the original tokenizer in increasing order; the position of an id is the
+    new id. `reasons` has one letter for each of them (`vocabulary.selection.REASONS`). Kept ids at
+    or above `original_rows` have no embedding row, before or after. `vocabulary_tensors` are the
+    tensors of the base checkpoint whose rows (dimension 0) are gathered; a tokenizer without a
+    model has none.
     """
 
     format: Literal[1] = 1
@@ -100,7 +101,7 @@ class Manifest(_Strict):
 
     @property
     def tokenizer_only(self) -> bool:
-        """Is this a tokenizer that was pruned without a model's weights?"""
+        """Was only a tokenizer pruned, without a model's weights?"""
         return not self.vocabulary_tensors
 
     @property
@@ -113,17 +114,17 @@ class Manifest(_Strict):
         return self.model_copy(update={"fingerprint": self._fingerprint()})
 
     def write(self, folder: Path) -> "Manifest":
-        """Write `kprune.json` into `folder`; returns what was written: this, sealed."""
+        """Write `kprune.json` into `folder`. Returns what was written: this manifest, sealed."""
         sealed = self.sealed()
         text = canonical_json(sealed.model_dump(mode="json"))
         (folder / MANIFEST_NAME).write_text(text + "\n", encoding="utf-8")
         return sealed
 
     def check_base(self, path: Path | None = None) -> Path:
-        """Folder of the base weights, after comparing every file with what was built from.
+        """The folder of the base weights, after checking that no file changed since the build.
 
-        `path` overrides the folder recorded at build time (the base was moved). Raises
-        `KPruneError` when the folder is gone or a file differs.
+        `path` replaces the recorded folder if the base was moved. Raises `KPruneError` if the
+        folder is gone or a file differs.
         """
         folder = path or Path(self.base.path)
         if not folder.is_dir():
@@ -142,7 +143,7 @@ class Manifest(_Strict):
         return folder
 
     def check_files(self, folder: Path) -> None:
-        """Raise `KPruneError` if a file of the overlay itself was edited or is missing."""
+        """Read every file of the overlay; `KPruneError` if one was edited or is missing."""
         for name, sha256 in self.files.items():
             file = folder / name
             if not file.is_file() or sha256_file(file) != sha256:
@@ -176,7 +177,7 @@ def is_export(model: str | Path) -> bool:
 
 
 def load_manifest(folder: Path, name: str = MANIFEST_NAME) -> Manifest:
-    """Read and check `folder/kprune.json`; the base weights are not looked at yet."""
+    """Read and check `folder/kprune.json`. The base weights are not looked at yet."""
     path = folder / name
     try:
         if path.exists() and not path.is_file():
@@ -194,7 +195,7 @@ def load_manifest(folder: Path, name: str = MANIFEST_NAME) -> Manifest:
             raise
         raise KPruneError(f"{path}: not a manifest: {error}; build the overlay again") from None
     if manifest.fingerprint != manifest._fingerprint():
-        raise KPruneError(f"{path} was edited (its fingerprint does not fit); build it again")
+        raise KPruneError(f"{path} was edited (its fingerprint does not match); build it again")
     return manifest
 
 

@@ -1,7 +1,7 @@
-"""Gather the kept rows of vocabulary tensors: the one thing that pruning does to weights.
+"""Gather the kept rows of vocabulary tensors: all that pruning does to weights.
 
-Works on a stream of (name, tensor), so that memory is bounded by one tensor, and bit for bit on any
-data type. vLLM's loader brings its own stream; `read_pruned_weights` is for everything else.
+Works on a stream of (name, tensor), so that memory is bounded by one tensor, and on any data type,
+bit for bit. vLLM's loader brings its own stream; `read_pruned_weights` reads a folder.
 """
 
 import logging
@@ -24,8 +24,8 @@ def prune_weights(
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Cut the manifest's vocabulary tensors to the kept rows; pass all others through.
 
-    Raises `KPruneError` when a vocabulary tensor has not the recorded number of rows, or never
-    came.
+    Raises `KPruneError` if a vocabulary tensor does not have the recorded number of rows, or is
+    missing from the stream.
     """
     rows = torch.tensor(manifest.kept_rows, dtype=torch.int64, device="cpu")
     missing = set(manifest.vocabulary_tensors)
@@ -43,7 +43,7 @@ def prune_weights(
             "build the overlay again"
         )
     logger.info(
-        "kprune: kept %d of %d vocabulary rows (profile %s), %.1f MiB less to hold",
+        "kprune: kept %d of %d vocabulary rows (profile %s), saving %.1f MiB",
         len(rows),
         manifest.original_rows,
         manifest.profile.name,
@@ -57,13 +57,13 @@ def gather_rows(
     """`tensor[rows]`, bit for bit, for any dtype; dimension 0 must have `original_rows`."""
     if tensor.ndim == 0 or tensor.shape[0] != original_rows:
         raise KPruneError(
-            f"{name} has shape {list(tensor.shape)}, the overlay was built for {original_rows} "
+            f"{name} has shape {list(tensor.shape)}, but the overlay was built for {original_rows} "
             "rows; build the overlay again"
         )
     rows = rows.to(tensor.device)
     if tensor.element_size() > 1:
         return tensor.index_select(0, rows)
-    # PyTorch gathers no float8; as bytes it does, and bytes are all that matters here.
+    # PyTorch cannot gather rows of float8, but it can gather the same rows as bytes.
     kept = tensor.view(torch.uint8).index_select(0, rows)
     return kept.view(tensor.dtype)
 
@@ -71,12 +71,12 @@ def gather_rows(
 def read_pruned_weights(
     manifest: Manifest, base: Path | None = None
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """(name, tensor) of all weights of an overlay, one at a time, from its checked base folder."""
+    """(name, tensor) of all weights of an overlay, one at a time. Checks the base folder first."""
     yield from prune_weights(_read_weights(manifest, manifest.check_base(base)), manifest)
 
 
 def _read_weights(manifest: Manifest, base: Path) -> Iterator[tuple[str, torch.Tensor]]:
     for shard in sorted(name for name in manifest.base.files if name.endswith(".safetensors")):
         with safe_open(base / shard, framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118 - no dict
+            for name in file.keys():  # noqa: SIM118 - not a dict
                 yield name, file.get_tensor(name)

@@ -1,20 +1,21 @@
-"""Cut vocabulary tensors in a safetensors file down to their kept rows, streamed to a new file.
+"""Cut the vocabulary tensors of a safetensors file to their kept rows, streamed to a new file.
 
-The format is simple: 8 bytes with the length of a JSON header (tensor name -> data type, shape and
-place of its data), then the data. Rows are copied as bytes: any data type comes out bit for bit,
-and never more than one block of a file is in memory, whatever the size of the model.
+The format is simple: 8 bytes with the length of a JSON header, the header (tensor name -> data
+type, shape and place of its data), then the data. Rows are copied as bytes, so any data type is
+kept bit for bit, and memory is bounded by one block whatever the size of the model.
 """
 
 import itertools
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from vllm_kprune.errors import KPruneError
+from vllm_kprune.progress import BytesDone
 
 __all__ = [
     "BLOCK_BYTES",
@@ -27,8 +28,6 @@ __all__ = [
     "write_cut",
 ]
 
-Advance = Callable[[int], None]
-
 BLOCK_BYTES = 4 << 20
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
 _METADATA = "__metadata__"
@@ -36,7 +35,7 @@ _METADATA = "__metadata__"
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor of a file: `offset` is where its data begins, counted from the file's start."""
+    """A tensor in a file. Its data begins at `offset`, counted from the start of the file."""
 
     name: str
     dtype: str
@@ -46,7 +45,7 @@ class StoredTensor:
 
     @property
     def parameters(self) -> int:
-        """Number of its elements."""
+        """Number of elements."""
         return math.prod(self.shape)
 
     @property
@@ -57,7 +56,7 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class Shard:
-    """A safetensors file: its tensors in the order of their data, and its own metadata if any."""
+    """A safetensors file: its tensors in the order of their data, and its metadata, if any."""
 
     path: Path
     tensors: tuple[StoredTensor, ...]
@@ -66,14 +65,14 @@ class Shard:
 
 @dataclass(frozen=True)
 class RowCut:
-    """Which tensors lose rows: `tensors` keep `rows`, in increasing order, of `original_rows`."""
+    """Which tensors lose rows: of `original_rows`, `tensors` keep `rows`, in increasing order."""
 
     tensors: frozenset[str]
     original_rows: int
     rows: tuple[int, ...]
 
     def runs(self) -> Iterator[tuple[int, int]]:
-        """Kept rows that lie side by side: (first row, number of rows).
+        """Runs of neighbouring kept rows: (first row, number of rows).
 
         >>> list(RowCut(frozenset(), 9, (0, 1, 2, 7)).runs())
         [(0, 3), (7, 1)]
@@ -90,7 +89,7 @@ class RowCut:
             yield first, count
 
     def touches(self, shard: Shard) -> bool:
-        """Does the file hold a tensor that loses rows?"""
+        """Does the file have a tensor that loses rows?"""
         return any(tensor.name in self.tensors for tensor in shard.tensors)
 
     def shape(self, tensor: StoredTensor) -> tuple[int, ...]:
@@ -100,13 +99,13 @@ class RowCut:
         return (len(self.rows), *tensor.shape[1:])
 
     def bytes(self, tensor: StoredTensor) -> int:
-        """The bytes of the tensor's data afterwards."""
+        """Bytes of the tensor's data afterwards."""
         if tensor.name not in self.tensors:
             return tensor.bytes
         return len(self.rows) * tensor.row_bytes
 
     def ranges(self, tensor: StoredTensor) -> Iterator[tuple[int, int]]:
-        """Where the bytes that stay are in the original file: (offset, count)."""
+        """Ranges of the original file whose bytes are kept: (offset, count)."""
         if tensor.name not in self.tensors:
             yield tensor.offset, tensor.bytes
             return
@@ -115,7 +114,7 @@ class RowCut:
             yield tensor.offset + first * width, count * width
 
     def check(self, shard: Shard) -> None:
-        """Raise `KPruneError` if a tensor that is to lose rows has not the expected number."""
+        """Raise `KPruneError` if a tensor that loses rows does not have `original_rows`."""
         for tensor in shard.tensors:
             if tensor.name not in self.tensors:
                 continue
@@ -148,8 +147,8 @@ def cut_size(shard: Shard, cut: RowCut) -> int:
     return len(_header(shard, cut)) + sum(map(cut.bytes, shard.tensors))
 
 
-def write_cut(shard: Shard, cut: RowCut, target: Path, advance: Advance | None = None) -> None:
-    """Write a file like `shard`, cut. `advance` is told the bytes of each block written."""
+def write_cut(shard: Shard, cut: RowCut, target: Path, advance: BytesDone | None = None) -> None:
+    """Write the cut file to `target`. `advance` is called after each block."""
     with shard.path.open("rb", buffering=0) as source, target.open("wb", BLOCK_BYTES) as sink:
         sink.write(_header(shard, cut))
         for tensor in _in_order(shard):
@@ -157,14 +156,14 @@ def write_cut(shard: Shard, cut: RowCut, target: Path, advance: Advance | None =
                 _copy_range(source.fileno(), offset, count, sink, advance)
 
 
-def copy_file(path: Path, target: Path, advance: Advance | None = None) -> None:
+def copy_file(path: Path, target: Path, advance: BytesDone | None = None) -> None:
     """Copy a file's content."""
     with path.open("rb", buffering=0) as source, target.open("wb", buffering=0) as sink:
         _copy_range(source.fileno(), 0, path.stat().st_size, sink, advance)
 
 
 def _copy_range(
-    source: int, offset: int, count: int, sink: BinaryIO, advance: Advance | None
+    source: int, offset: int, count: int, sink: BinaryIO, advance: BytesDone | None
 ) -> None:
     end = offset + count
     while offset < end:
@@ -186,7 +185,7 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
             raise ValueError(f"its header cannot have {length} bytes")
         header = json.loads(stream.read(length))
     if not isinstance(header, dict):
-        raise ValueError("its header is no JSON object")
+        raise ValueError("its header is not a JSON object")
     return header, 8 + length, size
 
 
@@ -194,7 +193,7 @@ def _stored_tensor(name: str, entry: Mapping[str, Any], begin: int) -> StoredTen
     (start, end), dtype = entry["data_offsets"], str(entry["dtype"])
     shape = tuple(entry["shape"])
     if not all(isinstance(n, int) and n >= 0 for n in (start, end, *shape)) or start > end:
-        raise ValueError(f"{name} has the shape {list(shape)} and the place {[start, end]}")
+        raise ValueError(f"{name} has the shape {list(shape)} and data_offsets {[start, end]}")
     if end - start != math.ceil(math.prod(shape) * _bits(dtype) / 8):
         raise ValueError(f"{name} has {end - start} bytes for {dtype}{list(shape)}")
     return StoredTensor(name, dtype, shape, begin + start, end - start)
@@ -207,15 +206,15 @@ def _bits(dtype: str) -> int:
 
 
 def _in_order(shard: Shard) -> Sequence[StoredTensor]:
-    """The tensors as they are written: wider elements first, so that all are aligned.
+    """The tensors in the order of writing: wider elements first, so that all are aligned.
 
-    So do the libraries that write such files, and for theirs this changes nothing.
+    The usual libraries write files in this order too; for those, nothing is reordered.
     """
     return sorted(shard.tensors, key=lambda tensor: -_bits(tensor.dtype))
 
 
 def _header(shard: Shard, cut: RowCut) -> bytes:
-    """The cut file's header with its length in front, padded so that data begins aligned."""
+    """The header of the cut file after its length, padded so that the data begins aligned."""
     header: dict[str, Any] = {} if shard.metadata is None else {_METADATA: shard.metadata}
     offset = 0
     for tensor in _in_order(shard):

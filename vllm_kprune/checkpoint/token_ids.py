@@ -1,8 +1,8 @@
 """Find and map every token id in a model's configuration files (law 6).
 
 Ids are recognised by the names that transformers gives them (`eos_token_id`, `image_token_index`,
-`suppress_tokens`, …), at any depth. A whole number under a name that mentions tokens and is not
-known, as an id or as a count, is an error: kprune does not guess.
+`suppress_tokens`, …), at any depth. A whole number under another name that mentions tokens is an
+error unless the name is known to be a count (`max_new_tokens`): kprune does not guess.
 """
 
 import re
@@ -20,7 +20,7 @@ _ID_NAME = re.compile(
     r"|(^|_)(bos|eos|pad|unk|sep|cls|mask)_(id|ids|idx|index)$"
     r"|^(begin_)?suppress_tokens$|^bad_words_ids$"
 )
-# Token ids side by side with positions or weights, which look the same.
+# These mix token ids with positions or weights, which look the same.
 _MIXED_NAMES = frozenset({"forced_decoder_ids", "sequence_bias"})
 _COUNT_NAME = re.compile(
     r"(^|_)(max|min|num|n|per|total|length|len|size|count|dropout|weight|penalty|router|type"
@@ -32,7 +32,10 @@ _TEXT_NAME = re.compile(r"(^|_)token$|^(additional|extra)_special_tokens$")
 def map_ids(value: Any, map_id: MapId, where: str) -> Any:
     """A copy of parsed JSON with `map_id(id, place)` applied to every token id.
 
-    Negative ids and null mean "none" and stay. `where` names the file in errors.
+    Negative ids and null mean "none" and are kept. `where` names the file in errors.
+
+    >>> map_ids({"eos_token_id": [7, -1], "max_new_tokens": 7}, lambda i, where: i - 2, "config")
+    {'eos_token_id': [5, -1], 'max_new_tokens': 7}
     """
     if isinstance(value, list):
         return [map_ids(item, map_id, where) for item in value]
@@ -46,8 +49,8 @@ def _map_entry(key: str, item: Any, map_id: MapId, where: str) -> Any:
         return _map_all(item, map_id, where)
     if key in _MIXED_NAMES and item:
         raise KPruneError(
-            f"{where} holds token ids among other numbers, which kprune does not map; "
-            "remove it from the file, and set it where the model is used"
+            f"{where} holds token ids among other numbers, which kprune does not map; remove it "
+            "from the file, and set it where the model is used"
         )
     if "token" in key and not _COUNT_NAME.search(key) and _holds_whole_numbers(item):
         raise KPruneError(

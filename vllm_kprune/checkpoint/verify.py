@@ -1,26 +1,24 @@
-"""Check the laws of a pruned vocabulary (design, section 3) on an overlay and the user's own text.
+"""Check the laws of a pruned vocabulary, on an overlay and the user's own text.
 
-1 covered text is unchanged; 2 nothing is lost; 3 no dead rows; 5 building again gives the same
-files, and pruning a pruned model changes nothing; 6 every id in every file is mapped. Of law 4 (the
-same model) the part that needs no running model: the weights of a standalone checkpoint are those
-of its base, bit for bit. The live tests show the rest.
+1. Covered text is unchanged: it is encoded to the same tokens.
+2. Nothing is lost in encoding and decoding.
+3. There are no dead rows: every kept token can be produced.
+4. The model is the same. Checked here is what needs no running model: the weights of a standalone
+   checkpoint are those of its base, bit for bit. Live tests of kprune itself show the rest.
+5. Building again gives the same files, and pruning a pruned model changes nothing.
+6. Every id in every file is mapped.
 """
 
 import itertools
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Encoding, Tokenizer
 
-from vllm_kprune.checkpoint.base import (
-    CONFIG_FILES,
-    TokenizerFolder,
-    open_tokenizer_folder,
-    read_json,
-)
+from vllm_kprune.checkpoint.base import TokenizerFolder, open_original_tokenizer
 from vllm_kprune.checkpoint.export import weights_of_overlay
 from vllm_kprune.checkpoint.manifest import (
     EXPORT_NAME,
@@ -29,32 +27,29 @@ from vllm_kprune.checkpoint.manifest import (
     is_export,
     load_manifest,
 )
-from vllm_kprune.checkpoint.overlay import (
-    TokenizerPlan,
-    make_plan,
-    make_tokenizer_plan,
-    open_tokenizer,
-    write_overlay,
-)
+from vllm_kprune.checkpoint.model_folder import CONFIG_FILES, read_json
+from vllm_kprune.checkpoint.overlay import write_overlay
+from vllm_kprune.checkpoint.plan import TokenizerPlan, make_plan, make_tokenizer_plan
 from vllm_kprune.checkpoint.token_ids import map_ids
 from vllm_kprune.checkpoint.verify_weights import compare_weights
 from vllm_kprune.profile import LANGUAGES
+from vllm_kprune.progress import Progress, silent
 from vllm_kprune.tokenizer.bpe import read_tokenizer
+from vllm_kprune.tokenizer.encoder import load_encoder
 from vllm_kprune.tokenizer.prune import prune_tokenizer
 from vllm_kprune.tokenizer.reach import unreachable_ids
-from vllm_kprune.vocabulary.evidence import word_forms
 from vllm_kprune.vocabulary.selection import Selection
+from vllm_kprune.vocabulary.wordlists import word_forms
 
 __all__ = ["LawResult", "verify_overlay"]
 
-Progress = Callable[[str, float], None]
 _BATCH_TEXTS = 2000
 _DEFAULT_TEXTS = 5_000
 
 
 @dataclass(frozen=True)
 class LawResult:
-    """What a law's check found: how many cases, and the first counter-example, ready to read."""
+    """The result for one law: the number of cases, and the first counter-example if any."""
 
     law: int
     title: str
@@ -69,25 +64,34 @@ class LawResult:
 
 
 def verify_overlay(
-    folder: Path,
+    folder: str | Path,
     texts: Iterable[str] | None = None,
     *,
-    corpora: Sequence[Path] = (),
-    base: Path | None = None,
-    progress: Progress | None = None,
+    corpora: Sequence[str | Path] = (),
+    base: str | Path | None = None,
+    progress: Progress = silent,
 ) -> list[LawResult]:
-    """Check laws 1, 2, 3, 5 and 6, and 4 of a standalone checkpoint (`kprune export`).
+    """Check the laws on a folder that `build_overlay` or `export_overlay` wrote.
 
-    `texts` are lines of the user's own (word lists without), `corpora` those that the overlay was
-    built with, `base` the base model's folder if it was moved. Raises `KPruneError` when
-    overlay or base were changed since the build.
+    This is what `kprune verify` does: laws 1, 2, 3, 5 and 6, and law 4 for a standalone checkpoint.
+
+    `texts` are texts of your own, for instance the lines of a file; without them, the word lists of
+    the profile's languages are used. `corpora` are those that the overlay was built with, `base` is
+    the folder of the base model if it was moved.
+
+    Raises `KPruneError` if the overlay or its base has changed since the build. A law that does not
+    hold is no error: look at `holds`.
+
+    >>> laws = verify_overlay(overlay, ["a text of your own"])
+    >>> [law.law for law in laws if law.holds]
+    [1, 2, 3, 5, 6]
     """
-    progress = progress or (lambda step, share: None)
+    folder, paths = Path(folder), [Path(path) for path in corpora]
     exported = is_export(folder)
     manifest = load_manifest(folder, EXPORT_NAME if exported else MANIFEST_NAME)
     manifest.check_files(folder)
-    base_folder = manifest.check_base(base)
-    pair = _Pair(open_tokenizer(base_folder), open_tokenizer(folder), manifest)
+    base_folder = manifest.check_base(Path(base) if base else None)
+    pair = _BothTokenizers(load_encoder(base_folder), load_encoder(folder), manifest)
     progress("encode and decode text", 0.0)
     results = list(pair.laws_1_and_2(texts if texts is not None else _default_texts(manifest)))
     progress("look for dead rows", 0.0)
@@ -95,14 +99,14 @@ def verify_overlay(
     if exported:
         results.append(_law_4(manifest, folder, base_folder, progress))
     progress("build again", 0.0)
-    results.append(_law_5(manifest, folder, base_folder, corpora))
+    results.append(_law_5(manifest, folder, base_folder, paths))
     progress("compare ids", 0.0)
-    results.append(_law_6(folder, open_tokenizer_folder(str(base_folder)), pair))
+    results.append(_law_6(folder, open_original_tokenizer(base_folder), pair))
     progress("compare ids", 1.0)
     return results
 
 
-class _Pair:
+class _BothTokenizers:
     """The original and the pruned tokenizer, and the map between their ids."""
 
     def __init__(self, original: Tokenizer, pruned: Tokenizer, manifest: Manifest) -> None:
@@ -110,7 +114,7 @@ class _Pair:
         self.new_ids = {old: new for new, old in enumerate(manifest.kept_ids)}
 
     def laws_1_and_2(self, texts: Iterable[str]) -> Iterator[LawResult]:
-        """Encode and decode every text with both; texts are streamed in batches."""
+        """Encode and decode every text with both tokenizers, in batches."""
         seen = covered = 0
         first: dict[int, str] = {}
         iterator = iter(texts)
@@ -126,7 +130,7 @@ class _Pair:
                 covered += None not in image
                 if 1 not in first and None not in image and image != new.ids:
                     first[1] = _explain(text, old, new, image)
-        note = f"of {seen:,} texts; the others hold a token that was pruned"
+        note = f"of {seen:,} texts; the others need a token that was pruned"
         yield LawResult(1, "covered text is unchanged", covered, first.get(1), note)
         yield LawResult(2, "encoding and decoding lose nothing", seen, first.get(2))
 
@@ -137,7 +141,7 @@ class _Pair:
         new = self.pruned.decode_batch([e.ids for e in after], skip_special_tokens=False)
         for text, a, b in zip(batch, old, new, strict=True):
             if a != b:
-                return f"text {text!r}: the original gives back {a!r}, the pruned one {b!r}"
+                return f"text {text!r}: the original decodes to {a!r}, the pruned one to {b!r}"
         return None
 
 
@@ -145,21 +149,21 @@ def _explain(text: str, old: Encoding, new: Encoding, image: list[int | None]) -
     pairs = itertools.zip_longest(image, new.ids)
     at = next(n for n, (a, b) in enumerate(pairs) if a != b)
     return (
-        f"text {text!r}: from token {at} on the original has {old.tokens[at : at + 5]}, "
+        f"text {text!r}: from token {at} on, the original has {old.tokens[at : at + 5]}, "
         f"the pruned one {new.tokens[at : at + 5]}"
     )
 
 
 def _default_texts(manifest: Manifest) -> Iterator[str]:
-    """Words of the profile's languages (of English where it has none) in the forms of text."""
+    """Words of the profile's languages (English if it has none) in the forms of running text."""
     for code in manifest.profile.languages or ("en",):
         wordlist = LANGUAGES[code].wordlist
         if wordlist:
             yield from (text for text, _ in itertools.islice(word_forms(wordlist), _DEFAULT_TEXTS))
 
 
-def _law_3(manifest: Manifest, folder: Path, base_folder: Path, pair: _Pair) -> LawResult:
-    """Tokens that the original never produces either are no fault, if others are built from them.
+def _law_3(manifest: Manifest, folder: Path, base_folder: Path, pair: _BothTokenizers) -> LawResult:
+    """A token may be unreachable if it is in the original too, and other tokens are built from it.
 
     Qwen3 has a few: the first bytes of a block of emoji, each of which is a token of its own.
     """
@@ -173,11 +177,11 @@ def _law_3(manifest: Manifest, folder: Path, base_folder: Path, pair: _Pair) -> 
     if steps:
         steps = set(unreachable_ids(read_tokenizer(base_folder), pair.original, steps))
     found = [new for new in dead if manifest.kept_ids[new] not in steps]
-    told = f"{len(found)} unreachable tokens, first {parsed.tokens[found[0]]!r}" if found else None
+    first = f"{len(found)} unreachable tokens, first {parsed.tokens[found[0]]!r}" if found else None
     note = f"{len(found)} unreachable"
     if steps:
-        note += f"; {len(steps)} steps of merges, which the original never ends at either"
-    return LawResult(3, title, len(ids), told, note)
+        note += f"; {len(steps)} steps of merges, which the original never produces either"
+    return LawResult(3, title, len(ids), first, note)
 
 
 def _law_4(manifest: Manifest, folder: Path, base_folder: Path, progress: Progress) -> LawResult:
@@ -191,11 +195,11 @@ def _law_5(
 ) -> LawResult:
     title = "building again gives the same files"
     plan_again = make_tokenizer_plan if manifest.tokenizer_only else make_plan
-    plan = plan_again(str(base_folder), manifest.profile, corpora=corpora)
+    plan = plan_again(base_folder, manifest.profile, corpora=corpora)
     note = "selection repeated"
     digests = [(r.source.name, r.source.digest) for r in plan.rates]
     if digests != [(e.source, e.digest) for e in manifest.evidence]:
-        note = "selection not repeated: its evidence is not the same here (--corpus, versions)"
+        note = "selection not repeated: the evidence here is different (--corpus, versions)"
         plan = _with_selection(plan, manifest)
     with tempfile.TemporaryDirectory() as scratch:
         again = write_overlay(plan, Path(scratch))
@@ -216,8 +220,8 @@ def _with_selection(plan: TokenizerPlan, manifest: Manifest) -> TokenizerPlan:
     return replace(plan, selection=Selection(manifest.kept_ids, manifest.reasons, {}))
 
 
-def _law_6(folder: Path, base: TokenizerFolder, pair: _Pair) -> LawResult:
-    """Each id in the overlay's files names the token that the base's file names there."""
+def _law_6(folder: Path, base: TokenizerFolder, pair: _BothTokenizers) -> LawResult:
+    """Each id in the overlay's files stands for the token that the base's file has there."""
     title = "every id in every file is mapped"
     checked = 0
     for name in CONFIG_FILES:
@@ -239,7 +243,7 @@ def _law_6(folder: Path, base: TokenizerFolder, pair: _Pair) -> LawResult:
 
 
 def _named_tokens(value: dict[str, Any], tokenizer: Tokenizer) -> dict[str, str | None]:
-    """Place in the file -> the token that the id there stands for."""
+    """Place in a file -> the token that the id there stands for."""
     found: dict[str, str | None] = {}
 
     def note(token_id: int, where: str) -> int:

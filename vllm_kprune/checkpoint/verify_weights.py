@@ -1,23 +1,22 @@
 """Compare the weights of a standalone checkpoint with those of its base, byte by byte.
 
-Row by row and without anything of what wrote them but the reader of headers, so that a mistake in
+This shares nothing with the code that writes them but the reader of headers, so that a mistake in
 writing cannot hide. Both sides are read in blocks.
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from vllm_kprune.checkpoint.export import WeightsPlan
 from vllm_kprune.checkpoint.shards import BLOCK_BYTES, RowCut, Shard, StoredTensor, read_shard
+from vllm_kprune.progress import Progress, silent
 
 __all__ = ["compare_weights"]
 
-Progress = Callable[[str, float], None]
-
 
 def compare_weights(
-    weights: WeightsPlan, folder: Path, progress: Progress | None = None
+    weights: WeightsPlan, folder: Path, progress: Progress = silent
 ) -> tuple[int, str | None]:
     """Compare every tensor, and each row of vocabulary tensors, with the base's.
 
@@ -25,8 +24,7 @@ def compare_weights(
     """
     checked = 0
     for number, shard in enumerate(weights.shards):
-        if progress:
-            progress("compare weights", number / len(weights.shards))
+        progress("compare weights", number / len(weights.shards))
         name = shard.path.name
         if not (folder / name).is_file():
             return checked, f"{name} is missing"
@@ -38,12 +36,12 @@ def compare_weights(
 
 
 def _differences(old: Shard, new: Shard, cut: RowCut) -> Iterator[str | None]:
-    """For each tensor or row: None if it is equal, otherwise what is not."""
+    """For each tensor or row: None if it is equal, otherwise the difference."""
     if old.path.samefile(new.path):
         yield from (None for _ in old.tensors)
         return
     if old.metadata != new.metadata:
-        yield f"metadata is {new.metadata}, of the base {old.metadata}"
+        yield f"metadata is {new.metadata}, in the base {old.metadata}"
     written = {tensor.name: tensor for tensor in new.tensors}
     if unknown := sorted(written.keys() - {tensor.name for tensor in old.tensors}):
         yield f"{unknown[0]} is not in the base"
@@ -52,11 +50,11 @@ def _differences(old: Shard, new: Shard, cut: RowCut) -> Iterator[str | None]:
             if tensor.name not in written:
                 yield f"{tensor.name} is missing"
                 continue
-            pair = _Pair(before.fileno(), after.fileno(), tensor, written[tensor.name])
+            pair = _StoredTwice(before.fileno(), after.fileno(), tensor, written[tensor.name])
             yield from pair.rows(cut) if tensor.name in cut.tensors else pair.whole()
 
 
-class _Pair:
+class _StoredTwice:
     """The same tensor in two files (given as file descriptors)."""
 
     def __init__(self, before: int, after: int, old: StoredTensor, new: StoredTensor) -> None:

@@ -14,7 +14,8 @@ from vllm_kprune.checkpoint.export import (
     write_standalone,
 )
 from vllm_kprune.checkpoint.manifest import MANIFEST_NAME
-from vllm_kprune.checkpoint.overlay import Plan, make_plan, write_overlay
+from vllm_kprune.checkpoint.overlay import write_overlay
+from vllm_kprune.checkpoint.plan import Plan, make_plan
 from vllm_kprune.cli.console import error_console, steps, write_json
 from vllm_kprune.cli.export import export_figures, show_export
 from vllm_kprune.cli.options import (

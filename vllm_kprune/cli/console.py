@@ -20,6 +20,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from vllm_kprune import progress
 from vllm_kprune.errors import KPruneError
 
 __all__ = ["counts", "error_console", "log", "output_console", "say_error", "steps", "write_json"]
@@ -40,7 +41,7 @@ def log(line: str) -> None:
 
 
 @contextmanager
-def steps() -> Iterator[Callable[[str, float], None]]:
+def steps() -> Iterator[progress.Progress]:
     """A progress bar for each step, told as (step, share done); silent where nobody watches."""
     columns = (
         SpinnerColumn(),

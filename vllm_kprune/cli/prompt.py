@@ -10,7 +10,7 @@ import typer
 from rich.style import Style
 from rich.text import Text
 
-from vllm_kprune.checkpoint.base import resolve_model
+from vllm_kprune.checkpoint.model_folder import resolve_model
 from vllm_kprune.cli.console import error_console, output_console, write_json
 from vllm_kprune.cli.demo_model import make_demo_model
 from vllm_kprune.cli.options import JsonOptions, RevisionOptions

@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from vllm_kprune.checkpoint.manifest import Manifest
-from vllm_kprune.checkpoint.overlay import TokenizerPlan
+from vllm_kprune.checkpoint.plan import TokenizerPlan
 from vllm_kprune.cli.console import error_console
 
 __all__ = ["no_collection", "overlay_figures", "pruning_figures", "show_pruning"]

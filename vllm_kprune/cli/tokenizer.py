@@ -6,7 +6,8 @@ from pathlib import Path
 import typer
 
 from vllm_kprune.checkpoint.manifest import MANIFEST_NAME
-from vllm_kprune.checkpoint.overlay import make_tokenizer_plan, write_overlay
+from vllm_kprune.checkpoint.overlay import write_overlay
+from vllm_kprune.checkpoint.plan import make_tokenizer_plan
 from vllm_kprune.cli.console import error_console, steps, write_json
 from vllm_kprune.cli.options import BuildOptions, ForceOptions, JsonOptions
 from vllm_kprune.cli.pruning import no_collection, overlay_figures, pruning_figures, show_pruning

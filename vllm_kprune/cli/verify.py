@@ -2,7 +2,7 @@
 
 import itertools
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +11,8 @@ import typer
 from rich.markup import escape
 
 from vllm_kprune.checkpoint.manifest import MANIFEST_NAME, is_export, is_overlay
-from vllm_kprune.checkpoint.overlay import make_tokenizer_plan, write_overlay
+from vllm_kprune.checkpoint.overlay import write_overlay
+from vllm_kprune.checkpoint.plan import make_tokenizer_plan
 from vllm_kprune.checkpoint.verify import LawResult, verify_overlay
 from vllm_kprune.cli.console import output_console, say_error, steps, write_json
 from vllm_kprune.cli.options import BaseOptions, JsonOptions, TextOptions
@@ -19,7 +20,8 @@ from vllm_kprune.cli.typer_options import with_options
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.options import REQUIRED, option
 from vllm_kprune.profile import load_profile
-from vllm_kprune.vocabulary.evidence import read_corpus
+from vllm_kprune.progress import Progress
+from vllm_kprune.vocabulary.corpus import read_corpus
 
 __all__ = ["keep_if_lawful", "register", "show_law"]
 
@@ -79,7 +81,7 @@ def keep_if_lawful(
     *,
     corpora: Sequence[Path] = (),
     base: Path | None = None,
-    progress: Callable[[str, float], None],
+    progress: Progress,
 ) -> None:
     """Check a folder that is being made. If a law is broken, say which, and exit with 1."""
     results = verify_overlay(folder, corpora=corpora, base=base, progress=progress)
@@ -93,9 +95,7 @@ def keep_if_lawful(
 
 
 @contextmanager
-def _pruned(
-    folder: Path, options: _Options, progress: Callable[[str, float], None]
-) -> Iterator[Path]:
+def _pruned(folder: Path, options: _Options, progress: Progress) -> Iterator[Path]:
     """The pruned folder to check: `folder` itself, or its tokenizer pruned for a profile."""
     is_pruned = is_overlay(folder) or is_export(folder)
     if options.profile is None:

@@ -4,21 +4,21 @@
 small KV cache. Models are compiled unless `eager` is set, as they are in production.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from vllm_kprune.checkpoint.base import BaseModel, open_base
-from vllm_kprune.checkpoint.manifest import Manifest, load_manifest
-from vllm_kprune.checkpoint.overlay import cached_overlay
+from vllm_kprune.checkpoint.cached import cached_overlay
+from vllm_kprune.checkpoint.manifest import Manifest
 from vllm_kprune.demo.servers import ServerFailed, VllmServer, wait_all_ready
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.profile import Profile
+from vllm_kprune.progress import Progress, silent
 
 __all__ = ["NAMES", "ModelPair", "Servers", "make_pair", "serve_pair"]
 
-Progress = Callable[[str, float], None]
 Servers = tuple[VllmServer, VllmServer]
 
 NAMES = ("original", "pruned")  # the names under which the two models are served, in this order
@@ -47,13 +47,11 @@ class ModelPair:
         return self.base.folder.name if Path(reference).is_dir() else reference
 
 
-def make_pair(
-    model: str, profile: Profile, progress: Progress = lambda step, share: None
-) -> ModelPair:
+def make_pair(model: str, profile: Profile, progress: Progress = silent) -> ModelPair:
     """A base model, by folder or hub id, and its overlay, built in the cache if missing."""
     base = open_base(model)
     overlay = cached_overlay(str(base.folder), profile, progress=progress)
-    return ModelPair(base, overlay, load_manifest(overlay))
+    return ModelPair(base, overlay.folder, overlay.manifest)
 
 
 @contextmanager

@@ -24,13 +24,13 @@ from vllm_kprune.demo.served import Amounts, compare_served
 from vllm_kprune.demo.servers import VllmServer
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.profile import Profile
+from vllm_kprune.progress import Progress
 
 if TYPE_CHECKING:
     from openai import OpenAI
 
 __all__ = ["ARGUMENTS", "Sizes", "compare_demo", "prepare", "sizes", "stream", "unexplained"]
 
-Progress = Callable[[str, float], None]
 
 # Logits show ties more exactly than log-probabilities do.
 ARGUMENTS = (

@@ -1,17 +1,29 @@
 """Which tokens may come next, and the state after each: a policy applied to a tokenizer.
 
-A state is an unfinished character (`guard/utf8.py`); state 0 is between characters. Tokens that
-behave alike in every state form one class, so the table is states x classes (some hundred each)
-and not states x tokens. The guarantee: whatever is sampled from the allowed tokens is UTF-8 of
-allowed characters, cut off at most inside the last one.
+A state is an unfinished character (`guard/utf8.py`); state 0 is between characters. Tokens that act
+alike in every state share a class, so the table is states x classes (a few hundred each) and not
+states x tokens. The guarantee: whatever is sampled from the allowed tokens is UTF-8 of allowed
+characters, cut off at most inside the last one.
+
+An example: "é" is C3 A9 in UTF-8, and a policy allows "a" and "é", but not "ã" (C3 A3).
+
+    token    next state from 0    from s, after C3
+    a        0                    refused: C3 would be broken
+    C3       s                    refused
+    A9       refused              0: "é" is finished
+    A9 61    refused              0: "é", then "a"
+    A9 C3    refused              s: "é", then the beginning of another character
+    A3       refused              refused: "ã"
+    <eos>    0                    refused
 
 - Between characters, special tokens and the given stop tokens are always allowed. Inside a
-  character only tokens that continue it are, since decoding drops a special token and leaves a
-  broken character behind.
+  character, only tokens that continue it are: decoding drops a special token and leaves a broken
+  character behind.
 - A byte-fallback decoder turns a whole run of byte tokens into U+FFFD if one of them is wrong. A
-  prompt can end in such a run, which nothing can mend: state `broken` refuses byte tokens until
-  another token has ended the run. Byte-level text mends itself: there `broken` is state 0.
-- No dead ends: a state from which the vocabulary has no way to finish the character is not entered.
+  prompt can end in such a run, and no token can repair it: the state `broken` refuses byte tokens
+  until another token has ended the run. Byte-level text recovers by itself: there, `broken` is
+  state 0.
+- No dead ends: a state is not entered if the vocabulary has no way to finish the character.
 """
 
 from collections.abc import Collection, Sequence
@@ -24,13 +36,14 @@ from vllm_kprune.errors import KPruneError
 from vllm_kprune.guard.characters import allowed_characters
 from vllm_kprune.guard.classes import States, classify
 from vllm_kprune.guard.policy import GuardPolicy
-from vllm_kprune.guard.tokens import BYTE, PRESENT, SPECIAL, Spellings
+from vllm_kprune.guard.tokens import BYTE, PRESENT, SPECIAL, TokenSpellings
 from vllm_kprune.guard.utf8 import REFUSED, ByteTable, byte_table
+from vllm_kprune.tokenizer.utf8 import LONGEST_CHARACTER, unfinished
 
 __all__ = ["MOST_TOKENS_BACK", "REFUSED", "Automaton", "build_automaton"]
 
-_LONGEST_CHARACTER = 4
-# A prompt's end is looked at as far as this: empty and special tokens do not lead further back.
+# Tokens at the end of a prompt that are looked at. Without a bound, a long run of byte tokens would
+# be read to its beginning.
 MOST_TOKENS_BACK = 4096
 
 
@@ -38,9 +51,10 @@ MOST_TOKENS_BACK = 4096
 class Automaton:
     """A policy's tables for one tokenizer and width of logits.
 
-    `token_class` int16 [num_rows]; `class_next` int16 [num_states, num_classes], the next state or
-    REFUSED; `class_fallback` int16 [num_classes], the state after a token that was refused and came
-    all the same (in a prompt, say). `broken`: see above. Compares by identity.
+    `token_class` int16 [num_rows]: the class of each token. `class_next` int16 [num_states,
+    num_classes]: the next state, or REFUSED. `class_fallback` int16 [num_classes]: the state after
+    a token that is refused and comes all the same, in a prompt for instance. `broken`: see above.
+    Automatons compare by identity.
     """
 
     policy: GuardPolicy
@@ -48,7 +62,7 @@ class Automaton:
     class_next: torch.Tensor
     class_fallback: torch.Tensor
     broken: int
-    _spellings: Spellings = field(repr=False)
+    _spellings: TokenSpellings = field(repr=False)
     _bytes: ByteTable = field(repr=False)
 
     @property
@@ -63,7 +77,7 @@ class Automaton:
 
     @property
     def num_bytes(self) -> int:
-        """Memory of the tables in bytes; a mask adds its own (`guard/mask.py`)."""
+        """Bytes of the tables. A mask needs memory of its own (`guard/mask.py`)."""
         return self.token_class.nbytes + self.class_next.nbytes + self._bytes.nbytes
 
     def refused(self, state: int) -> torch.Tensor:
@@ -71,7 +85,7 @@ class Automaton:
         return torch.from_numpy((self._next[state] < 0)[self._classes])
 
     def next_states(self, states: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
-        """`advance` for many at once, on these tables' device; ids must be below `num_rows`."""
+        """`advance` for many tokens at once, on the tables' device; ids below `num_rows`."""
         classes = self.token_class[token_ids].int()
         following = self.class_next[states, classes]
         return torch.where(following < 0, self.class_fallback[classes], following)
@@ -79,8 +93,8 @@ class Automaton:
     def advance(self, state: int, token_id: int) -> int:
         """The state after one more token.
 
-        A token that was not allowed leads where it would at the beginning of a text; an id without
-        a token leads to state 0.
+        A token that was refused leads where it would at the beginning of a text. An id without a
+        token leads to state 0.
         """
         if not 0 <= token_id < self.num_rows:
             return 0
@@ -89,26 +103,27 @@ class Automaton:
         return following if following >= 0 else int(self._fallback[number])
 
     def state_after(self, token_ids: Sequence[int]) -> int:
-        """The state after a text, such as a prompt, that may have been written without the guard.
+        """The state after a text that may have been written without the guard, such as a prompt.
 
-        Only the last few tokens matter. What was begun and cannot become an allowed character
+        Only the last few tokens matter. An unfinished character that cannot become an allowed one
         leads to `broken`.
         """
         run, is_sound = self._last_bytes(token_ids)
         state = 0
-        for byte in _unfinished(run):
+        for byte in unfinished(run):
             state = int(self._bytes[state, byte])
         is_finishable = state >= 0 and bool((self._next[state] >= 0).any())
         return state if is_sound and is_finishable else self.broken
 
     def _last_bytes(self, token_ids: Sequence[int]) -> tuple[bytes, bool]:
-        """The bytes at a text's end that are decoded together with what follows them.
+        """The bytes at the end of a text that are decoded together with what follows.
 
-        Byte-level: the last few. Byte-fallback: the run of byte tokens. False if they are broken,
-        as they are too by a special token inside a character, which may or may not be decoded.
+        Byte-level: the last few bytes. Byte-fallback: the last run of byte tokens. Also returns
+        False if the run is broken. A special token inside a character breaks it too: whether the
+        decoder skips the token depends on the request.
         """
         is_fallback = self._spellings.kind == "byte_fallback"
-        parts = [b""]
+        parts = [b""]  # from the last part backwards; a special token begins a new one
         for token_id in reversed(token_ids[-MOST_TOKENS_BACK:]):
             flags = self._spellings.flags_of(token_id)
             if is_fallback and flags & SPECIAL:
@@ -117,10 +132,10 @@ class Automaton:
                 break
             else:
                 parts[-1] = self._spellings.bytes_of(token_id) + parts[-1]
-                if not is_fallback and len(parts[-1]) >= _LONGEST_CHARACTER:
+                if not is_fallback and len(parts[-1]) >= LONGEST_CHARACTER:
                     break
         last, *earlier = parts
-        whole = last[: len(last) - len(_unfinished(last))]
+        whole = last[: len(last) - len(unfinished(last))]
         return last, not is_fallback or all(map(_is_utf8, (whole, *earlier)))
 
     @cached_property
@@ -137,12 +152,27 @@ class Automaton:
 
 
 def build_automaton(
-    spellings: Spellings, policy: GuardPolicy, num_rows: int, stop_ids: Collection[int] = ()
+    spellings: TokenSpellings,
+    policy: GuardPolicy,
+    num_rows: int | None = None,
+    stop_ids: Collection[int] = (),
 ) -> Automaton:
-    """Apply a policy to a tokenizer. `num_rows`: width of the logits; `stop_ids`: EOS and the like.
+    """Apply a policy to a tokenizer: which tokens may come next, in every state.
 
-    Rows past the tokenizer's ids are refused. Raises `KPruneError` if nothing would be left.
+    `spellings` come from `load_spellings`. `num_rows` is the width of the model's logits, by
+    default one row for each id of the tokenizer; rows without a token are always refused.
+    `stop_ids` are allowed between characters like special tokens: EOS, for instance.
+
+    Raises `KPruneError` if the policy leaves no token at all.
+
+    >>> korean = GuardPolicy(languages=("ko",))
+    >>> automaton = build_automaton(load_spellings(model), korean)
+    >>> state = automaton.advance(0, byte_id["<0xED>"])  # the first byte of many Hangul syllables
+    >>> refused = automaton.refused(state)  # bool [num_rows]
+    >>> bool(refused[byte_id["<0x95>"]]), bool(refused[byte_id["<0x41>"]])  # 0x95 continues, A not
+    (False, True)
     """
+    num_rows = spellings.num_tokens if num_rows is None else num_rows
     allowed = allowed_characters(policy)
     table = byte_table(allowed)
     classes = classify(spellings, allowed, table, num_rows, stop_ids)
@@ -160,17 +190,6 @@ def build_automaton(
         _spellings=spellings,
         _bytes=table,
     )
-
-
-def _unfinished(run: bytes) -> bytes:
-    """The beginning of a character that bytes end in, or nothing."""
-    for back, byte in enumerate(reversed(run[1 - _LONGEST_CHARACTER :]), start=1):
-        if byte >= 0xC0:
-            length = 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4
-            return run[-back:] if back < length else b""
-        if byte < 0x80:
-            break
-    return b""
 
 
 def _is_utf8(text: bytes) -> bool:

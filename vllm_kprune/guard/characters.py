@@ -1,19 +1,20 @@
 """Which characters a policy allows, from Unicode data.
 
-The rules, in order (each has its row in the README's table and its test):
+The rules, in order (each has a test, and a row in the documentation's table):
 
 1. Characters whose Script_Extensions (UAX #24) name an allowed script.
-2. Characters of no script alone (Common, Inherited): digits, punctuation, symbols, emoji, white
-   space, control and format characters, combining marks, mathematical letters. A Common character
-   that lists scripts of its own (the Japanese prolonged sound mark, the Arabic comma) is allowed
-   with one of these, and where a shared script, Latin or Greek, is among them (the middle dot).
+2. Characters of no single script (Common, Inherited): digits, punctuation, symbols, emoji, white
+   space, control and format characters, combining marks, mathematical letters. Some Common
+   characters list the scripts that use them (the Japanese prolonged sound mark, the Arabic comma):
+   they are allowed with one of these scripts, and always if Latin or Greek is among them (the
+   middle dot).
 3. With `languages`, the 52 ASCII letters and Roman numerals (Ⅳ): every language has loan words,
-   units and code. `scripts` are literal.
+   units and code. `scripts` are taken literally.
 4. `hanja` adds the 4,888 Han characters of KS X 1001, or the script Han.
-5. `digits`, `punctuation` and `emoji`, switched off, take theirs away.
-6. Never: unassigned and private-use code points, which belong to no script, and U+FFFD, the trace
-   of a broken text.
-7. `allow` overrides all of these. (Surrogates are no characters, and no UTF-8 spells them.)
+5. `digits`, `punctuation` and `emoji` remove those characters if they are switched off.
+6. Never allowed: unassigned and private-use code points, which belong to no script, and U+FFFD, the
+   sign of a broken text.
+7. `allow` overrides all of these, except for surrogates, which UTF-8 cannot spell.
 """
 
 from functools import lru_cache
@@ -45,7 +46,7 @@ _MARKS = rf"[[\p{{P}}\p{{S}}]--{_EMOJI}]"
 
 @lru_cache(maxsize=16)
 def allowed_characters(policy: GuardPolicy) -> CharacterTable:
-    """Code point -> allowed?, bool [0x110000]; not to be written to."""
+    """Code point -> is it allowed? bool [0x110000], read-only."""
     scripts = {script for code in policy.languages for script in LANGUAGES[code].scripts}
     scripts |= {*policy.scripts, *(("Han",) if policy.hanja == "all" else ())}
     table = _members(letter_set(*sorted(scripts))).copy()
@@ -69,6 +70,7 @@ def _members(characters: str) -> CharacterTable:
     """The assigned characters of a `regex` set, bool [0x110000]."""
     code_points, text = _assigned()
     table = np.zeros(NUM_CODE_POINTS, np.bool_)
+    # One search over a text of all characters is much faster than a match for each of them.
     for run in regex.finditer(rf"(?V1){characters}+", text):
         table[code_points[run.start() : run.end()]] = True
     return table
@@ -76,7 +78,7 @@ def _members(characters: str) -> CharacterTable:
 
 @lru_cache(maxsize=1)
 def _assigned() -> tuple[npt.NDArray[np.uint32], str]:
-    """All characters but surrogates, private use and what Unicode has not assigned yet."""
+    """All characters except surrogates, private-use and unassigned code points."""
     points = np.arange(NUM_CODE_POINTS, dtype="<u4")
     points = points[(points < 0xD800) | (points >= 0xE000)]
     text = points.tobytes().decode("utf-32-le")

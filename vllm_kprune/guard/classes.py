@@ -1,8 +1,8 @@
-"""Tokens in classes of equal behaviour, for one table of allowed bytes.
+"""Group tokens into classes that act alike, for one table of allowed bytes.
 
 A vocabulary has some 100,000 tokens, but only a few hundred ways to act on a state: allowed text,
-refused text, control tokens, and one class for each pair of what a token finishes and what it
-leaves unfinished.
+refused text, control tokens, and one class for each combination of the bytes that finish a
+character and the state in which the token ends. `guard/automaton.py` has an example.
 """
 
 from collections.abc import Collection
@@ -20,22 +20,23 @@ from vllm_kprune.guard.tokens import (
     UNSPELLABLE,
     Fragments,
     Ints,
-    Spellings,
+    TokenSpellings,
 )
 from vllm_kprune.guard.utf8 import REFUSED, ByteTable, walk
 
 __all__ = ["Classes", "States", "classify"]
 
 States: TypeAlias = npt.NDArray[np.int16]
-# Classes with a meaning of their own; the others stand for parts of characters.
+# Four classes have a fixed meaning: never allowed, whole allowed text, special and stop tokens, and
+# ASCII byte tokens. The others are for tokens with parts of characters.
 _NEVER, _TEXT, _CONTROL, _ASCII_BYTE = range(4)
 _NO_HEAD = -1
 
 
 @dataclass(frozen=True)
 class _Columns:
-    """`following` int16 [num_states, num_classes]: the next state or REFUSED; `fallback` int16
-    [num_classes]: the state after a token of the class that was refused and came all the same."""
+    """`following` int16 [num_states, num_classes]: the next state or REFUSED. `fallback` int16
+    [num_classes]: the state after a token of the class that is refused and comes all the same."""
 
     following: States
     fallback: States
@@ -43,21 +44,21 @@ class _Columns:
 
 @dataclass(frozen=True)
 class Classes(_Columns):
-    """The columns, and `of_token` int16 [num_rows]: which of them each token has."""
+    """The columns, and `of_token` int16 [num_rows]: which column each token has."""
 
     of_token: States
 
 
 def classify(
-    spellings: Spellings,
+    spellings: TokenSpellings,
     allowed: CharacterTable,
     table: ByteTable,
     num_rows: int,
     stop_ids: Collection[int] = (),
 ) -> Classes:
-    """The classes of ids 0 to `num_rows - 1`; ids without a token are always refused.
+    """The classes of ids 0 to `num_rows - 1`. Ids without a token are always refused.
 
-    A byte-fallback vocabulary gets one state more than `table` has, the last: a broken run.
+    A byte-fallback vocabulary gets one more state than `table` has, the last one: a broken run.
     """
     broken = len(table) - 1 if spellings.kind == "byte_fallback" else 0
     of_token, whole = _whole(spellings, allowed, len(table) - 1 + (broken > 0), broken)
@@ -76,9 +77,11 @@ def classify(
 
 
 def _whole(
-    spellings: Spellings, allowed: CharacterTable, num_states: int, broken: int
+    spellings: TokenSpellings, allowed: CharacterTable, num_states: int, broken: int
 ) -> tuple[States, _Columns]:
-    """The class of each token by its whole characters alone, and the first four columns."""
+    """The class of each token by its whole characters only, and the first four columns."""
+    # refused[n]: refused characters among the first n of all tokens. A token has none if the count
+    # is the same at its beginning and its end.
     refused = np.zeros(len(spellings.code_points) + 1, np.int32)
     np.cumsum(~allowed[spellings.code_points], out=refused[1:])
     starts = spellings.code_starts
@@ -95,9 +98,9 @@ def _whole(
 
 
 def _parts(
-    spellings: Spellings, good: npt.NDArray[np.bool_], table: ByteTable, broken: int
+    spellings: TokenSpellings, good: npt.NDArray[np.bool_], table: ByteTable, broken: int
 ) -> tuple[Ints, Ints, _Columns]:
-    """Ids of the tokens with parts of characters, which column each has, and the columns."""
+    """Ids of the tokens with parts of characters, the column of each, and the columns."""
     heads, tails = spellings.heads, spellings.tails
     ids = np.union1d(heads.token_ids, tails.token_ids)
     head = np.full(len(ids), _NO_HEAD)
@@ -120,18 +123,22 @@ def _parts(
 
 
 def _after(kinds: npt.NDArray[np.int64], table: ByteTable, heads: Fragments) -> States:
-    """From every state over a head and what follows it: int16 [states, kinds]."""
+    """From every state, over a head and what follows it: int16 [states, kinds]."""
     states = np.arange(len(table) - 1, dtype=np.int16)
-    # Without a head a token begins where the last character has ended.
+    # A token without a head can only begin between characters.
     no_head = np.where(states == 0, 0, REFUSED)[:, None]
     reached = np.concatenate([walk(table, states, heads.parts, heads.lengths), no_head], axis=1)
     head, more, end, _ = kinds.T
+    # If more follows the head, the head must finish the character, and the token ends in `end`.
     after = np.where(more, np.where(reached[:, head] == 0, end, REFUSED), reached[:, head])
     return np.where(end == REFUSED, REFUSED, after).astype(np.int16)
 
 
 def _close_dead_ends(following: States, used: States) -> None:
-    """Refuse what leads to a state from which no `used` class leads back to state 0."""
+    """Refuse what leads to a state from which no `used` class leads back to state 0.
+
+    Searches backwards from state 0 until no more states are found.
+    """
     living = np.zeros(len(following) + 1, np.bool_)  # the last is what REFUSED points at
     living[0] = True
     before = 0

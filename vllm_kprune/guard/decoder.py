@@ -6,10 +6,10 @@ Two kinds of decoder are understood (`TokenKind`):
   character may begin in one token and end in the next. A token with a character outside GPT-2's
   alphabet (an added one) stands for its own UTF-8 bytes.
 - *Byte-fallback* (Gemma): only the byte tokens <0xNN> are parts of characters. An unbroken run of
-  them is decoded together, and if the run is not valid UTF-8 then every byte of it becomes U+FFFD.
-  Every other token is whole text.
+  them is decoded together. If the run is not valid UTF-8, every byte of it becomes U+FFFD. Every
+  other token is whole text.
 
-A decoder with any other step is refused: what it does to text could not be answered for.
+A decoder with any other step is refused, because the guard could then not keep its promise.
 """
 
 import re
@@ -21,7 +21,7 @@ from vllm_kprune.tokenizer.bpe import BpeTokenizer, TokenKind, byte_alphabet
 
 __all__ = ["Speller", "make_speller"]
 
-# Rust's u8::from_str_radix, with which the decoder reads the digits, takes a plus sign too.
+# The decoder reads the digits with Rust's u8::from_str_radix, which also accepts a plus sign.
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2}|\+[0-9A-Fa-f])>")
 # The types of the steps, each followed by a comma.
 _UNDERSTOOD: Mapping[TokenKind, str] = {
@@ -34,19 +34,19 @@ Speller: TypeAlias = Callable[[str], tuple[bytes, bool]]
 
 
 def make_speller(tokenizer: BpeTokenizer) -> Speller:
-    """The decoder of one token. Raises `KPruneError` if it has steps that are not understood."""
+    """The decoder of single tokens. Raises `KPruneError` for steps that are not understood."""
     steps = list(_steps(tokenizer.data.get("decoder")))
     types = "".join(f"{step.get('type')}," for step in steps)
     if not re.fullmatch(_UNDERSTOOD[tokenizer.kind], types):
         raise KPruneError(
             f"tokenizer.json: the decoder's steps are {types.rstrip(',')}; the guard understands "
-            "ByteLevel, or Replace, ByteFallback, Fuse and Strip, and cannot answer for others"
+            "ByteLevel, or Replace, ByteFallback, Fuse and Strip, and cannot work with others"
         )
     return _LevelSpeller() if tokenizer.kind == "byte_level" else _FallbackSpeller(steps)
 
 
 def _steps(decoder: Any) -> Iterator[Mapping[str, Any]]:
-    """The steps of a decoder, with those of a sequence one by one."""
+    """The steps of a decoder; those of a sequence one by one."""
     if isinstance(decoder, Mapping) and decoder.get("type") == "Sequence":
         for step in decoder.get("decoders") or ():
             yield from _steps(step)
@@ -58,7 +58,7 @@ class _LevelSpeller:
     """ByteLevel on one token: "Ġthe" -> b" the"."""
 
     def __init__(self) -> None:
-        # The 68 Latin-1 characters outside the alphabet must not pass for bytes.
+        # 68 Latin-1 characters are not in the alphabet, so they must not pass for bytes.
         self._table = dict.fromkeys(range(256), "\ufffd")
         self._table |= {ord(letter): chr(value) for letter, value in byte_alphabet().items()}
 
@@ -93,5 +93,5 @@ def _replacement(step: Mapping[str, Any]) -> tuple[str, str]:
     except (KeyError, TypeError):
         raise KPruneError(
             f"tokenizer.json: the decoder's step {dict(step)} is not a plain replacement of text, "
-            "and the guard cannot answer for it"
+            "and the guard cannot work with it"
         ) from None

@@ -1,12 +1,14 @@
-"""Refused tokens become -inf in logits, in place.
+"""Set the logits of refused tokens to -inf, in place.
 
-A step should cost no more than the memory traffic of its logits, so how rows are written depends on
-how many tokens a state refuses (`benchmarks/guard.py` measures all ways; `masked_fill_` is 13 to 30
-times slower than `minimum` on CPUs, where it is not vectorised):
+A step should cost no more than the memory traffic of its logits. So the way to write a row depends
+on how many tokens a state refuses:
 
-- few (a pruned vocabulary): `index_fill_` of their ids;
+- few (a pruned vocabulary): `index_fill_` at their ids;
 - many: `minimum` with a row that is -inf at refused tokens and +inf elsewhere;
-- nearly all (inside a character): the few allowed logits are put aside, the rest is filled.
+- nearly all (inside a character): save the few allowed logits, fill the row, put them back.
+
+`masked_fill_` is not used: on CPUs it is not vectorised, and 13 to 30 times slower than `minimum`.
+`benchmarks/guard.py` measures all ways.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,23 +18,24 @@ import torch
 
 from vllm_kprune.guard.automaton import Automaton
 
-__all__ = ["FEW", "Groups", "Mask"]
+__all__ = ["FEW", "Groups", "TokenMask"]
 
 Groups: TypeAlias = Mapping[tuple[Automaton, int], Sequence[int]]
-# Ids are few when they are at most this share of the row: from there on a pass over it is faster.
+# Up to this share of a row, writing single ids is faster than a pass over the row.
 FEW = 1 / 16
-# Three passes over this much of the logits find it in a CPU's cache.
+# Three passes over the logits are made in blocks of this size, which stay in a CPU's cache.
 _CACHED_BYTES = 4 << 20
-# So many columns from the left, where BPE has its most frequent tokens, mostly hold a logit that is
-# larger than that of every refused one.
+# BPE has its most frequent tokens at low ids. So these first columns usually have a logit above
+# those of all refused tokens, and the other columns need not be read.
 _FREQUENT_COLUMNS = 8192
 
 
-class Mask:
-    """What one device needs of automatons; made on first use, kept until `forget`.
+class TokenMask:
+    """Applies automatons to logits on one device.
 
-    Memory: a row of the logits' type for state 0 where a state refuses many tokens (1 MB in float32
-    for 262,144 tokens), a list of ids for the others (some kB at most).
+    What a state needs is made on first use and kept until `forget`: a row of the logits' type if it
+    refuses many tokens (1 MB in float32 for 262,144 tokens; usually only state 0), otherwise a list
+    of ids (a few kB).
     """
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
@@ -44,9 +47,9 @@ class Mask:
     ) -> torch.Tensor:
         """Write -inf to refused tokens; returns `logits`, float [rows, num_rows].
 
-        `groups`: (automaton, state) -> the rows in that state; rows in no group are left alone.
-        `changed`, bool [rows]: becomes True for rows of which a refused token had the largest
-        logit, False for the groups' other rows. A tie with an allowed token is no change.
+        `groups`: (automaton, state) -> the rows in that state. Rows in no group are not touched.
+        `changed`, bool [rows], becomes True for rows where a refused token had the largest logit,
+        and False for the other rows of the groups. A tie with an allowed token does not count.
         """
         for (automaton, state), rows in groups.items():
             refusal = self._refusal(automaton, state, logits.dtype)
@@ -59,7 +62,7 @@ class Mask:
         return logits
 
     def forget(self, automaton: Automaton) -> None:
-        """Free what an automaton needed here."""
+        """Free the memory that an automaton uses here."""
         for key in [key for key in self._refusals if key[0] is automaton]:
             del self._refusals[key]
 
@@ -77,7 +80,7 @@ class _Refusal(Protocol):
         """Write -inf."""
 
     def fill_and_compare_(self, block: torch.Tensor, changed: torch.Tensor) -> None:
-        """Write -inf, and whether the largest logit went, to `changed`, bool [rows]."""
+        """Write -inf, and to `changed`, bool [rows], whether the largest logit was refused."""
 
 
 def _refusal_of(refused: torch.Tensor, device: torch.device, dtype: torch.dtype) -> _Refusal:
@@ -111,7 +114,7 @@ class _RefuseFew:
         for row, (refused, allowed) in enumerate(
             zip(highest.tolist(), frequent.tolist(), strict=True)
         ):
-            if refused > allowed:  # which other columns may still make up for
+            if refused > allowed:  # unless another column has a larger allowed logit
                 changed[row] = refused > block[row].amax()
 
 

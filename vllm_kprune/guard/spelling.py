@@ -1,8 +1,9 @@
-"""Spellings of a model's tokenizer, kept on disk: reading a large `tokenizer.json` takes a second.
+"""The spellings of a model's tokenizer, cached on disk.
 
-The cache holds one uncompressed NumPy file for each content of `tokenizer.json` and version of the
-format; no pickle is read or written. Files are written beside and renamed, and a file that is
-damaged is made again. The newest few are kept.
+Reading and spelling a large `tokenizer.json` takes a second, which every start would pay.
+The cache has one uncompressed NumPy file for each content of `tokenizer.json` and version of the
+format. No pickle is read or written. A file appears complete or not at all, a damaged one is made
+again, and only the newest few are kept.
 """
 
 import logging
@@ -16,12 +17,12 @@ import numpy as np
 import numpy.typing as npt
 
 from vllm_kprune.errors import KPruneError
-from vllm_kprune.guard.tokens import Spellings, spell_tokens
+from vllm_kprune.guard.tokens import TokenSpellings, spell_tokens
 from vllm_kprune.storage.digest import sha256_file
 from vllm_kprune.storage.folders import new_file
 from vllm_kprune.tokenizer.bpe import TokenKind, read_tokenizer
 
-__all__ = ["Spellings", "load_spellings"]
+__all__ = ["TokenSpellings", "load_spellings"]
 
 _FORMAT = 1
 _MOST_FILES = 8
@@ -38,12 +39,18 @@ _DTYPES = {
 _log = logging.getLogger(__name__)
 
 
-def load_spellings(folder: Path, cache: Path | None) -> Spellings:
-    """Spellings of `folder/tokenizer.json`, from the folder `cache` where it has them.
+def load_spellings(folder: str | Path, cache: Path | None = None) -> TokenSpellings:
+    """What each token of `folder/tokenizer.json` spells; `build_automaton` needs it.
 
-    With `cache` None nothing is kept. Raises `KPruneError` for a tokenizer that is not understood;
-    a cache that cannot be read or written is only logged.
+    With a folder `cache`, the result is read from there, or kept there for the next call; a cache
+    that cannot be read or written is only logged. Raises `KPruneError` for a tokenizer whose
+    decoder is not understood.
+
+    >>> spellings = load_spellings(model)
+    >>> spellings.bytes_of(byte_id["<0xED>"])
+    b'\\xed'
     """
+    folder = Path(folder)
     path = folder / "tokenizer.json"
     if cache is None or not path.is_file():
         return spell_tokens(read_tokenizer(folder))
@@ -59,8 +66,8 @@ def load_spellings(folder: Path, cache: Path | None) -> Spellings:
     return found
 
 
-def _read(path: Path) -> Spellings | None:
-    """What a cache file holds; None if there is none, or none that can be used."""
+def _read(path: Path) -> TokenSpellings | None:
+    """The content of a cache file; None if it is missing or damaged."""
     try:
         if path.stat().st_size > _MOST_BYTES:
             raise ValueError("the file is too large")
@@ -74,8 +81,8 @@ def _read(path: Path) -> Spellings | None:
         return None
 
 
-def _checked(arrays: dict[str, npt.NDArray[Any]]) -> Spellings:
-    """Arrays as a value; ValueError if they do not belong together."""
+def _checked(arrays: dict[str, npt.NDArray[Any]]) -> TokenSpellings:
+    """Turn arrays into a value; ValueError if they do not belong together."""
     kind = str(arrays.pop("kind"))
     num_tokens = len(arrays["flags"])
     lengths = {"starts": num_tokens + 1, "code_starts": num_tokens + 1}
@@ -92,21 +99,21 @@ def _checked(arrays: dict[str, npt.NDArray[Any]]) -> Spellings:
     ]
     if num_tokens == 0 or not all(check() for check in checks):
         raise ValueError("its arrays do not belong together")
-    return Spellings(kind=kind, **arrays)  # type: ignore[arg-type]
+    return TokenSpellings(kind=kind, **arrays)  # type: ignore[arg-type]
 
 
 def _covers(starts: npt.NDArray[np.int32], parts: npt.NDArray[Any]) -> bool:
     return bool(starts[0] == 0 and starts[-1] == len(parts) and (np.diff(starts) >= 0).all())
 
 
-def _write(spellings: Spellings, path: Path) -> None:
+def _write(spellings: TokenSpellings, path: Path) -> None:
     arrays = {field.name: np.asarray(getattr(spellings, field.name)) for field in fields(spellings)}
     try:
         with new_file(path) as stream:
             np.savez(stream, allow_pickle=False, **arrays)
         _forget_oldest(path)
     except OSError as error:
-        _log.warning("kprune guard: no cache for the next start: %s (%s)", path, error)
+        _log.warning("kprune guard: no cache for the next start: cannot write %s (%s)", path, error)
 
 
 def _forget_oldest(written: Path) -> None:

@@ -1,6 +1,6 @@
 """What every token of a tokenizer spells, as flat arrays: whole characters, and parts at its ends.
 
-It depends on the tokenizer alone: policies are applied to it by `guard/automaton.py`.
+This depends only on the tokenizer; `guard/automaton.py` applies policies to it.
 """
 
 from dataclasses import dataclass
@@ -15,9 +15,17 @@ from vllm_kprune.guard.decoder import make_speller
 from vllm_kprune.tokenizer.bpe import BpeTokenizer, TokenKind
 from vllm_kprune.vocabulary.scripts import split_incomplete
 
-__all__ = ["BYTE", "PRESENT", "SPECIAL", "UNSPELLABLE", "Fragments", "Spellings", "spell_tokens"]
+__all__ = [
+    "BYTE",
+    "PRESENT",
+    "SPECIAL",
+    "UNSPELLABLE",
+    "Fragments",
+    "TokenSpellings",
+    "spell_tokens",
+]
 
-# Bits of `Spellings.flags`.
+# Bits of `TokenSpellings.flags`.
 PRESENT, SPECIAL, BYTE, UNSPELLABLE = 1, 2, 4, 8
 _MAX_TOKENS = 1 << 23
 _MOST_FRAGMENT_BYTES = 3
@@ -28,9 +36,9 @@ Ints: TypeAlias = npt.NDArray[np.int32]
 
 @dataclass(frozen=True)
 class Fragments:
-    """Parts of characters, each once: `parts` uint8 [n, 3], padded with 0; `lengths` int32 [n].
+    """Distinct parts of characters: `parts` uint8 [n, 3], padded with 0; `lengths` int32 [n].
 
-    `token_ids` are the tokens that have one, `index` says which one each of them has.
+    `token_ids` are the tokens that have a part; `index` says which one each of them has.
     """
 
     parts: Bytes
@@ -40,13 +48,17 @@ class Fragments:
 
 
 @dataclass(frozen=True)
-class Spellings:
+class TokenSpellings:
     """What each token spells. A token's share of a flat array is `starts[i]:starts[i + 1]`.
 
     `spelled` uint8: the bytes, by `starts`. `code_points` uint32: the whole characters among them,
-    by `code_starts`. `head_lengths` uint8 [num_tokens]: bytes before these, which end a character;
-    `tail_lengths`: bytes after them, which begin one. `flags` uint8 [num_tokens]: has the id a
-    token, is it special, is it a byte token of byte fallback, is it never part of valid UTF-8.
+    by `code_starts`. `head_lengths` uint8 [num_tokens]: number of bytes before these, which end a
+    character; `tail_lengths`: number of bytes after these, which begin one. `flags` uint8
+    [num_tokens]: PRESENT (the id has a token), SPECIAL, BYTE (a byte token of byte fallback),
+    UNSPELLABLE (never part of valid UTF-8).
+
+    The token 9C 20 ED 95 (the end of a syllable, a space, the beginning of the next) has one code
+    point, a head of length 1 and a tail of length 2.
     """
 
     kind: TokenKind
@@ -60,11 +72,11 @@ class Spellings:
 
     @property
     def num_tokens(self) -> int:
-        """The largest id, plus one; ids between may have no token."""
+        """The largest id, plus one. Ids below may have no token."""
         return len(self.flags)
 
     def bytes_of(self, token_id: int) -> bytes:
-        """The bytes that a token spells, which may be part of a character."""
+        """The bytes that a token spells. They may be part of a character."""
         return self.spelled[self.starts[token_id] : self.starts[token_id + 1]].tobytes()
 
     def flags_of(self, token_id: int) -> int:
@@ -94,12 +106,12 @@ class Spellings:
         )
 
 
-def spell_tokens(tokenizer: BpeTokenizer) -> Spellings:
+def spell_tokens(tokenizer: BpeTokenizer) -> TokenSpellings:
     """Spell every token. Raises `KPruneError` for a decoder that is not understood."""
     tokens, spell = tokenizer.tokens, make_speller(tokenizer)
     num_tokens = max(tokens, default=-1) + 1
     if num_tokens > _MAX_TOKENS or min(tokens, default=0) < 0:
-        raise KPruneError(f"tokenizer.json: ids from 0 to {_MAX_TOKENS - 1:,} were expected")
+        raise KPruneError(f"tokenizer.json: expected ids from 0 to {_MAX_TOKENS - 1:,}")
     flags = np.zeros(num_tokens, np.uint8)
     spelled = [b""] * num_tokens
     for token_id, token in tokens.items():
@@ -109,7 +121,7 @@ def spell_tokens(tokenizer: BpeTokenizer) -> Spellings:
     return _flatten(tokenizer.kind, spelled, flags)
 
 
-def _flatten(kind: TokenKind, spelled: list[bytes], flags: Bytes) -> Spellings:
+def _flatten(kind: TokenKind, spelled: list[bytes], flags: Bytes) -> TokenSpellings:
     texts = []
     head_lengths, tail_lengths = np.zeros((2, len(spelled)), np.uint8)
     for token_id, token in enumerate(spelled):
@@ -122,7 +134,7 @@ def _flatten(kind: TokenKind, spelled: list[bytes], flags: Bytes) -> Spellings:
             else:
                 head_lengths[token_id], tail_lengths[token_id] = len(head), len(tail)
             texts.append(text)
-    return Spellings(
+    return TokenSpellings(
         kind=kind,
         spelled=np.frombuffer(b"".join(spelled), np.uint8),
         starts=_starts([len(token) for token in spelled]),

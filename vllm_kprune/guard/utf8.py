@@ -1,8 +1,8 @@
 """A deterministic automaton over bytes: the UTF-8 of allowed characters, and nothing else.
 
-State 0 is between characters. The other states are unfinished characters; those with the same
-completions are one state, so Hangul's 11,172 syllables need few. A table of allowed characters is
-read in blocks of 64, since one continuation byte chooses within a block.
+State 0 is between characters. The other states are unfinished characters. Those with the same
+completions share a state, so Hangul's 11,172 syllables need only a few. A table of allowed
+characters is read in blocks of 64, because the last byte of a character chooses one of 64.
 """
 
 from typing import TypeAlias
@@ -15,7 +15,8 @@ from vllm_kprune.guard.characters import NUM_CODE_POINTS, CharacterTable
 __all__ = ["REFUSED", "ByteTable", "byte_table", "walk"]
 
 REFUSED = -1
-# int16 [num_states + 1, 256]; the last row is REFUSED throughout, where an index of -1 leads.
+# int16 [num_states + 1, 256]. The last row is all REFUSED. The index REFUSED (-1) leads there, so
+# what was refused once stays refused.
 ByteTable: TypeAlias = npt.NDArray[np.int16]
 
 _BLOCK = 64
@@ -23,11 +24,24 @@ _NUM_ROWS = NUM_CODE_POINTS // _BLOCK // _BLOCK
 
 
 def byte_table(allowed: CharacterTable) -> ByteTable:
-    """The state after each byte: `table[state, byte]`, REFUSED where no allowed character goes on.
+    """The state after each byte, `table[state, byte]`; REFUSED if no allowed character fits.
 
-    Surrogates must not be in `allowed`. Overlong forms are refused here: ASCII in two bytes, the
-    first 0x800 code points in three, the first 0x10000 in four.
+    "é" is C3 A9 and "è" is C3 A8. If only these and "a" are allowed, state 1 is "after C3":
+
+    >>> allowed = np.zeros(NUM_CODE_POINTS, np.bool_)
+    >>> allowed[[ord(character) for character in "aéè"]] = True
+    >>> table = byte_table(allowed)
+    >>> [int(table[0, byte]) for byte in b"ab\\xc3"]
+    [0, -1, 1]
+    >>> [int(table[1, byte]) for byte in b"\\xa8\\xa9\\xaaa"]
+    [0, 0, -1, -1]
+
+    Surrogates must not be in `allowed`. Overlong forms are refused: ASCII in two bytes, the first
+    0x800 code points in three, the first 0x10000 in four.
     """
+    # From the last byte of a character to its first. Each step cuts the code points into blocks of
+    # 64, and gives every distinct block a state.
+
     last = np.where(allowed.reshape(-1, _BLOCK), 0, REFUSED).astype(np.int16)
     last[: 0x80 // _BLOCK] = REFUSED
     one_left, rows_one = _merge(last, 1)
@@ -52,7 +66,7 @@ def byte_table(allowed: CharacterTable) -> ByteTable:
 def _merge(
     rows: npt.NDArray[np.int16], first_state: int
 ) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.int16]]:
-    """Equal rows become one state, from `first_state` up; rows that refuse all become REFUSED.
+    """Number distinct rows as states from `first_state` on; rows that refuse all become REFUSED.
 
     Returns the state of each row [n], and the rows of the states, in the order of their first use.
     """

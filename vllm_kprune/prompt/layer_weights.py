@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from vllm_kprune.checkpoint.base import weight_files
 from vllm_kprune.checkpoint.manifest import is_overlay, load_manifest
+from vllm_kprune.checkpoint.model_folder import weight_files
 from vllm_kprune.checkpoint.shards import StoredTensor, read_shard
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.prompt.layer_config import LayerConfig, Rope

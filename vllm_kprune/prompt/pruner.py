@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
-from vllm_kprune.checkpoint.base import resolve_model
+from vllm_kprune.checkpoint.model_folder import resolve_model
 from vllm_kprune.prompt.options import PruneRequest, parse_prune_request
 from vllm_kprune.prompt.pieces import Unit
 from vllm_kprune.prompt.result import PrunedMessages, PrunedPrompt, PrunedSegment

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from vllm_kprune.checkpoint.base import read_json, resolve_model
+from vllm_kprune.checkpoint.model_folder import read_json, resolve_model
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.prompt.attention import (
     LOG2_E,

@@ -23,12 +23,12 @@ import numpy as np
 import numpy.typing as npt
 import regex
 
+from vllm_kprune.arrays import Floats
 from vllm_kprune.prompt.tokens import IsCancelled, Tokens
 from vllm_kprune.prompt.word_lists import LANGUAGES, list_for, word_list
 
 __all__ = ["Rarity", "Words", "find_words"]
 
-Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 
 _UNSPACED = ("Han", "Hiragana", "Katakana", "Hangul", "Thai", "Lao", "Khmer", "Myanmar")
@@ -245,6 +245,6 @@ def _likeliest_parts(run: str, nats: Mapping[str, float]) -> Sequence[_Part]:
 
 def _simplified(run: str) -> str:
     """A run of Chinese in simplified characters, as in the list. Its length does not change."""
-    from vllm_kprune.vocabulary.evidence import simplified_characters
+    from vllm_kprune.vocabulary.wordlists import simplified_characters
 
     return run.translate(simplified_characters())

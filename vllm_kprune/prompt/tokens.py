@@ -8,6 +8,7 @@ from pathlib import Path
 from tokenizers import Encoding, Tokenizer
 
 from vllm_kprune.errors import KPruneError
+from vllm_kprune.tokenizer.encoder import whole_texts
 
 __all__ = [
     "Cancelled",
@@ -90,6 +91,4 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the tokenizers library raises plain Exception
         raise KPruneError(f"{path} is not a tokenizer: {error}") from None
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
+    return whole_texts(tokenizer)

@@ -4,13 +4,13 @@ Runs where engine arguments become a configuration, before vLLM has read anythin
 model that is not an overlay, without any kprune option, is left exactly as it was.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from vllm_kprune.checkpoint.manifest import MANIFEST_NAME, Manifest, is_overlay, load_manifest
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.profile import load_profile
+from vllm_kprune.progress import Progress
 from vllm_kprune.serving.compat import check_version, logger
 from vllm_kprune.serving.options import VocabularyOptions
 from vllm_kprune.serving.settings import ServerSettings, settings_of
@@ -86,23 +86,21 @@ def _serve_in_one_step(engine_args: Any, options: VocabularyOptions) -> None:
         raise KPruneError(_not_an_overlay(model, "--kprune-base"))
     profile = load_profile(options.profile, **options.sizing)
     # Only now: building needs tokenizers, word lists and Unicode tables; serving a folder does not.
-    from vllm_kprune.checkpoint.base import resolve_model
-    from vllm_kprune.checkpoint.overlay import cached_overlay
+    from vllm_kprune.checkpoint.cached import cached_overlay
 
     revision = engine_args.revision
     corpora = options.corpus
-    folder = cached_overlay(
+    overlay = cached_overlay(
         model, profile, revision=revision, corpora=corpora, progress=_log_steps(profile.name)
     )
-    # The cache is keyed by content: an equal model elsewhere may have built the entry.
-    base = resolve_model(model, revision)
     if not engine_args.served_model_name:
         engine_args.served_model_name = model
-    _apply(engine_args, folder, load_manifest(folder), base)
+    # Both folders were checked just now; `_apply` would read them again.
+    _point_at(engine_args, overlay.folder, overlay.base.folder)
     engine_args.revision = None  # of the hub model; the overlay is a plain folder
 
 
-def _log_steps(profile: str) -> Callable[[str, float], None]:
+def _log_steps(profile: str) -> Progress:
     """A log line for each step of a build, so that nobody wonders what the server waits for."""
     told: set[str] = set()
 
@@ -118,9 +116,13 @@ def _apply(engine_args: Any, folder: Path, manifest: Manifest, base: Path | None
     manifest.check_files(folder)
     dummy = engine_args.load_format == "dummy"
     weights = Path(manifest.base.path) if dummy else manifest.check_base(base)
-    engine_args.model = str(folder)
+    _point_at(engine_args, folder, weights)
+
+
+def _point_at(engine_args: Any, overlay: Path, weights: Path) -> None:
+    engine_args.model = str(overlay)
     engine_args.model_weights = str(weights)
-    if not dummy:
+    if engine_args.load_format != "dummy":
         engine_args.load_format = LOAD_FORMAT
 
 

@@ -1,1 +1,1 @@
-"""Files on disk: folders that appear whole or not at all, digests, kprune's cache."""
+"""Files on disk: folders that appear complete or not at all, digests, and kprune's cache."""

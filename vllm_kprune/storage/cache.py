@@ -1,4 +1,4 @@
-"""Where kprune keeps what it can make again: reference models, overlays built while serving."""
+"""Where kprune keeps what it can make again: reference models, and overlays for serving."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ __all__ = ["cache_dir"]
 def cache_dir() -> Path:
     """The cache folder: `$KPRUNE_CACHE`, else `kprune` in the user's cache folder.
 
-    It is not created here. The user's cache folder is `$XDG_CACHE_HOME` or `~/.cache`, on macOS
-    `~/Library/Caches`.
+    The user's cache folder is `$XDG_CACHE_HOME`, else `~/.cache`, or `~/Library/Caches` on macOS.
+    Nothing is created here.
     """
     if named := os.environ.get("KPRUNE_CACHE"):
         return Path(named).expanduser().absolute()

@@ -1,17 +1,18 @@
 """SHA-256 of files, remembered by size and modification time.
 
-Weights are gigabytes: they are read once when an overlay is built. Later starts compare size and
-modification time, and read the content again only when a copy or a `touch` changed the time.
+Weights are gigabytes: they are read once, when an overlay is built. Later starts compare size and
+modification time. They read the content again only if the time differs, as after a copy or `touch`.
 """
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from vllm_kprune.progress import BytesDone
 from vllm_kprune.storage.folders import new_file
 
 __all__ = [
@@ -23,7 +24,6 @@ __all__ = [
     "sha256_file",
 ]
 
-Advance = Callable[[int], None]
 _BLOCK_BYTES = 1 << 22
 
 
@@ -37,15 +37,15 @@ class FileDigest(BaseModel):
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
     def matches(self, path: Path) -> bool:
-        """Is `path` this very content? Reads it only if its modification time differs."""
+        """Has the file `path` this content? Reads it only if its modification time differs."""
         stat = path.stat()
         if stat.st_size != self.size:
             return False
         return stat.st_mtime_ns == self.mtime_ns or sha256_file(path) == self.sha256
 
 
-def sha256_file(path: Path, advance: Advance | None = None) -> str:
-    """SHA-256 of a file, read in blocks of 4 MiB; `advance` is told the bytes of each."""
+def sha256_file(path: Path, advance: BytesDone | None = None) -> str:
+    """SHA-256 of a file, read in blocks of 4 MiB; `advance` is called after each."""
     digest = hashlib.sha256()
     with path.open("rb") as stream:
         while block := stream.read(_BLOCK_BYTES):
@@ -55,18 +55,18 @@ def sha256_file(path: Path, advance: Advance | None = None) -> str:
     return digest.hexdigest()
 
 
-def digest_file(path: Path, advance: Advance | None = None) -> FileDigest:
-    """Read a file whole and describe it."""
+def digest_file(path: Path, advance: BytesDone | None = None) -> FileDigest:
+    """Read a whole file and describe it."""
     stat = path.stat()
     return FileDigest(
         size=stat.st_size, mtime_ns=stat.st_mtime_ns, sha256=sha256_file(path, advance)
     )
 
 
-def remembered_digest(path: Path, memory: Path) -> FileDigest:
-    """Like `digest_file`, but reads a file once: `memory` is a folder that keeps what was found.
+def remembered_digest(path: Path, memory: Path, advance: BytesDone | None = None) -> FileDigest:
+    """Like `digest_file`, but reads a file only once: the folder `memory` keeps its digest.
 
-    What is remembered holds for the very file: its path, size and modification time.
+    A digest is remembered for this path, size and modification time.
     """
     stat = path.stat()
     key = f"{path.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}"
@@ -76,8 +76,8 @@ def remembered_digest(path: Path, memory: Path) -> FileDigest:
         if (known.size, known.mtime_ns) == (stat.st_size, stat.st_mtime_ns):
             return known
     except (OSError, ValueError):
-        pass  # not remembered, or damaged: read the file
-    digest = digest_file(path)
+        pass  # not remembered, or the note is damaged: read the file
+    digest = digest_file(path, advance)
     with new_file(note) as stream:
         stream.write(digest.model_dump_json().encode())
     return digest

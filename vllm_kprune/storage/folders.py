@@ -1,7 +1,7 @@
-"""Write folders, and files, that appear whole or not at all.
+"""Write folders and files that appear complete or not at all.
 
-A folder is made beside its final place and renamed at the end, so a full disk, a failed check or a
-killed process leaves nothing that looks finished. What killed runs left is swept up by the next.
+A folder is made next to its final place and renamed at the end, so a full disk, a failed check or a
+killed process leaves nothing that looks finished. The next run removes what killed runs left.
 """
 
 import errno
@@ -26,16 +26,16 @@ __all__ = ["new_file", "new_folder"]
 def new_folder(target: Path, replace_if: str | Sequence[str] | None = None) -> Iterator[Path]:
     """Yield an empty folder that becomes `target` when the block ends without an error.
 
-    An existing `target` is replaced only if it is empty, or if it holds a file named `replace_if`
-    (or one of several). Two processes that make the same target wait for each other; the later one
-    then finds it there.
+    An existing `target` is replaced only if it is empty, or if it has a file named `replace_if` (or
+    one of several names). If two processes make the same target, the later one waits, and then
+    finds the target there. Raises `KPruneError` if the target may not be replaced or written.
     """
     target = target.absolute()
     marks = [replace_if] if isinstance(replace_if, str) else list(replace_if or ())
     try:
         _refuse_foreign(target, marks)
         target.parent.mkdir(parents=True, exist_ok=True)
-        # Where nothing can be written this fails at once, while a lock would be tried for ever.
+        # Fails at once if nothing can be written here; `FileLock` would try for ever.
         tempfile.TemporaryFile(dir=target.parent).close()
         with FileLock(target.parent / f".{target.name}.lock"):
             prefix = f".{target.name}.tmp-"
@@ -44,7 +44,7 @@ def new_folder(target: Path, replace_if: str | Sequence[str] | None = None) -> I
                 folder = Path(scratch) / "new"
                 folder.mkdir()
                 yield folder
-                _refuse_foreign(target, marks)
+                _refuse_foreign(target, marks)  # again: something may have appeared meanwhile
                 if target.exists():
                     target.rename(Path(scratch) / "replaced")
                 folder.rename(target)
@@ -56,7 +56,7 @@ def new_folder(target: Path, replace_if: str | Sequence[str] | None = None) -> I
 def new_file(target: Path) -> Iterator[IO[bytes]]:
     """Yield an empty file that becomes `target`, or replaces it, when the block ends.
 
-    Its mode follows the umask, as that of any file that a program writes.
+    Its mode follows the umask, like that of any new file (`tempfile` would make it private).
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     path = target.with_name(f"tmp{secrets.token_hex(8)}.tmp")
@@ -79,7 +79,7 @@ def _refuse_foreign(target: Path, marks: Sequence[str]) -> None:
     if not any((target / mark).is_file() for mark in marks):
         names = " or ".join(marks)
         raise KPruneError(
-            f"{target} holds something that kprune did not make (no {names}), so --force "
+            f"{target} has files that kprune did not make (there is no {names}), so --force "
             "does not replace it; name another folder"
         )
 
@@ -91,7 +91,7 @@ def _sweep(parent: Path, prefix: str) -> None:
 
 def _explain(error: OSError, target: Path) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"the disk of {target.parent} is full; nothing was kept: make room and try again"
+        return f"the disk of {target.parent} is full, so nothing was kept; make room and try again"
     reason = error.strerror or str(error)
     culprit = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else None
     if culprit and not culprit.absolute().is_relative_to(target.parent):

@@ -1,1 +1,1 @@
-"""Tokenizers as values: reading `tokenizer.json`, the derivation of each token, and pruning."""
+"""Tokenizers as values: read a `tokenizer.json`, derive each token, and prune."""

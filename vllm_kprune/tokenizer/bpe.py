@@ -1,9 +1,9 @@
 """A byte-pair-encoding `tokenizer.json` as a value: vocabulary, merges, added tokens, token bytes.
 
-Encoding itself is left to the `tokenizers` library. What that library does not tell, and pruning
-needs, is here: the bytes that a token stands for, and its *derivation*, the smaller tokens that
-BPE (Sennrich et al. 2016) passes through to reach it. Two kinds are understood: byte-level
-vocabularies (GPT-2's alphabet; Qwen, Llama-3, Aya) and byte-fallback ones (Gemma). Unigram and
+Encoding itself is left to the `tokenizers` library. This module has what pruning needs besides: the
+bytes that a token stands for, and its *derivation*, the smaller tokens that BPE (Sennrich et al.
+2016) passes through to build it. Two kinds of vocabulary are understood:
+byte-level ones (GPT-2's alphabet; Qwen, Llama-3, Aya) and byte-fallback ones (Gemma). Unigram and
 WordPiece models have no merges and are refused.
 """
 
@@ -27,7 +27,7 @@ TokenKind = Literal["byte_level", "byte_fallback"]
 
 @dataclass(frozen=True, slots=True)
 class AddedToken:
-    """A token that is matched in the text before BPE runs; it may lie outside the vocabulary."""
+    """A token that is matched in the text before BPE runs. It need not be in the vocabulary."""
 
     id: int
     content: str
@@ -38,8 +38,8 @@ class AddedToken:
 class BpeTokenizer:
     """A parsed `tokenizer.json`.
 
-    `data` is the parsed JSON and is never changed. `merges` are in rank order; a token's id and a
-    merge's rank are unrelated.
+    `data` is the parsed JSON, which is never changed. `merges` are in order of rank, which need not
+    be the order of their results' ids.
     """
 
     data: Mapping[str, Any]
@@ -50,7 +50,7 @@ class BpeTokenizer:
 
     @cached_property
     def tokens(self) -> Mapping[int, str]:
-        """Id to token, added tokens included; ids need not be contiguous."""
+        """id -> token, added tokens included. Ids may have gaps."""
         by_id = {i: token for token, i in self.vocab.items()}
         return by_id | {token.id: token.content for token in self.added}
 
@@ -61,7 +61,7 @@ class BpeTokenizer:
 
     @cached_property
     def byte_ids(self) -> frozenset[int]:
-        """Ids of the tokens that spell any text byte by byte: lossless encoding rests on them."""
+        """Ids of the tokens that spell any text byte by byte, so that no text is lost."""
         names = _BYTE_TOKENS if self.kind == "byte_fallback" else byte_alphabet()
         return frozenset(self.vocab[name] for name in names if name in self.vocab)
 
@@ -75,7 +75,7 @@ class BpeTokenizer:
     def token_bytes(self, token_id: int) -> bytes:
         """UTF-8 bytes that a token decodes to; they may be part of a character.
 
-        For Gemma: "▁the" -> b" the", "<0xEC>" -> b"\\xec". For Qwen: "Ġthe" -> b" the".
+        Gemma: "▁the" -> b" the", "<0xEC>" -> b"\\xec". Qwen: "Ġthe" -> b" the".
         """
         token = self.tokens[token_id]
         if token_id in self.added_ids and token_id not in self.byte_ids:
@@ -90,9 +90,11 @@ class BpeTokenizer:
     def derivation(self, token: str) -> Iterator[str]:
         """Every token that BPE passes through on the way to `token`, its characters included.
 
-        A token that BPE builds inside any text is built in this very way, because no merge ever
-        crossed its borders: so these ancestors are what a pruned tokenizer needs to reach it.
         For "the" with merges (t h), (th e): "t", "h", "e", "th", "the".
+
+        If BPE builds a token inside a longer text, it builds it in just this way: no merge crossed
+        the token's borders, or the token would not be there. So these ancestors are all that a
+        pruned tokenizer needs to build it.
         """
         rank, never = self._ranks.get, len(self.merges)
         parts = list(token)
@@ -100,6 +102,7 @@ class BpeTokenizer:
         scores = [rank(pair, never) for pair in itertools.pairwise(parts)]
         while scores and (best := min(scores)) < never:
             at = scores.index(best)
+            # Merge, then look up only the two pairs that changed: long tokens would take a second.
             parts[at : at + 2] = [parts[at] + parts[at + 1]]
             yield parts[at]
             del scores[at]
@@ -109,7 +112,7 @@ class BpeTokenizer:
                 scores[at - 1] = rank((parts[at - 1], parts[at]), never)
 
     def derivation_ids(self, token_id: int) -> KeysView[int]:
-        """Ids of a token's derivation, in order: parts come before what is built from them.
+        """Ids of a token's derivation, parts before what is built from them.
 
         Parts that are not in the vocabulary are left out.
         """
@@ -118,10 +121,11 @@ class BpeTokenizer:
         return dict.fromkeys(self.vocab[part] for part in parts if part in self.vocab).keys()
 
     def join(self, joined: dict[int, None], token_id: int) -> None:
-        """Add a token that BPE builds to `joined`, after what is missing there of its derivation.
+        """Add a token to the ordered set `joined`, after those of its ancestors that are missing.
 
-        `joined` must hold the derivation of all that it has: so does it afterwards. Where one merge
-        alone makes a token, it is the last of its derivation, and nothing is played through.
+        `joined` must have the ancestors of all its tokens; it has them afterwards too. If only one
+        merge makes a token, that is its last step, so its ancestors are its two parts and theirs,
+        and the merges need not be replayed.
         """
         waiting = [] if token_id in joined else [token_id]
         while waiting:
@@ -137,7 +141,7 @@ class BpeTokenizer:
 
     @cached_property
     def _only_merges(self) -> Mapping[str, tuple[int, int]]:
-        """The parts of tokens that one merge alone makes."""
+        """Token -> ids of its two parts, for tokens that only one merge makes."""
         parts: dict[str, tuple[int, int] | None] = {}
         for left, right in self.merges:
             made, known = left + right, left in self.vocab and right in self.vocab
@@ -147,11 +151,13 @@ class BpeTokenizer:
 
 
 def byte_alphabet() -> Mapping[str, int]:
-    """GPT-2's printable alphabet: character to the byte that it stands for."""
+    """GPT-2's printable alphabet: character -> the byte that it stands for."""
     return _ALPHABET
 
 
 def _build_alphabet() -> dict[str, int]:
+    # Bytes that are printable in Latin-1 stand for themselves; the others become U+0100 onwards, so
+    # that a space is "Ġ".
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [value for value in range(256) if value not in printable]
     table = {chr(value): value for value in printable}
@@ -162,11 +168,11 @@ _ALPHABET = _build_alphabet()
 
 
 def read_tokenizer(folder: Path) -> BpeTokenizer:
-    """Read `folder/tokenizer.json`. Raises `KPruneError` if there is none or it is not BPE."""
+    """Read `folder/tokenizer.json`. Raises `KPruneError` if it is missing or not BPE."""
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise KPruneError(
-            f"{folder} has no tokenizer.json; kprune needs a fast tokenizer: save one with "
+            f"{folder} has no tokenizer.json; kprune needs a fast tokenizer, so save one with "
             "transformers' AutoTokenizer.from_pretrained(…).save_pretrained(…)"
         )
     try:
@@ -181,12 +187,12 @@ def read_tokenizer(folder: Path) -> BpeTokenizer:
 
 
 def parse_tokenizer(data: Any, source: str = "tokenizer.json") -> BpeTokenizer:
-    """Make a value of parsed JSON; `source` is named in errors."""
+    """Turn parsed JSON into a value. `source` is named in errors."""
     model = data.get("model") if isinstance(data, dict) else None
     kind_of_model = model.get("type", "BPE") if isinstance(model, dict) else None
     if kind_of_model != "BPE" or not isinstance(model, dict) or "merges" not in model:
         raise KPruneError(
-            f"{source}: the model is {kind_of_model or 'missing'}, and kprune prunes BPE only "
+            f"{source}: the model is {kind_of_model or 'missing'}, but kprune prunes only BPE "
             "(Unigram and WordPiece vocabularies have no merges to follow)"
         )
     try:
@@ -217,10 +223,10 @@ def _kind(data: Mapping[str, Any], model: Mapping[str, Any], source: str) -> Tok
         missing = [name for name in _BYTE_TOKENS if name not in model["vocab"]]
         if not missing:
             return "byte_fallback"
-        raise KPruneError(f"{source}: byte fallback without the byte token {missing[0]}")
+        raise KPruneError(f"{source}: byte fallback lacks the byte token {missing[0]}")
     raise KPruneError(
-        f"{source}: decoder {sorted(steps) or 'missing'}: expected a byte-level or byte-fallback "
-        "vocabulary, since only those can spell every text after pruning"
+        f"{source}: the decoder is {sorted(steps) or 'missing'}; expected a byte-level or "
+        "byte-fallback vocabulary, because only those can spell every text after pruning"
     )
 
 

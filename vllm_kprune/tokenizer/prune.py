@@ -1,8 +1,8 @@
 """Rewrite a BPE `tokenizer.json` for a set of kept ids.
 
-New ids are positions in the kept ids. A merge survives when its two parts and their result do, in
-the old order; so text whose original ids are all kept is encoded to the very same tokens (law 1).
-Every id in the file is mapped; an id that was not kept is an error, never a guess (law 6).
+New ids are positions in the list of kept ids. A merge survives if its two parts and its result do,
+and merges keep their order; so text whose original ids are all kept is encoded to the same tokens
+(law 1). Every id in the file is mapped; an id that was not kept is an error, never a guess (law 6).
 """
 
 import json
@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.tokenizer.bpe import BpeTokenizer
+from vllm_kprune.tokenizer.encoder import whole_texts
 
 __all__ = ["IdMap", "prune_tokenizer", "pruned_tokenizer", "referenced_ids"]
 
@@ -41,7 +42,7 @@ class IdMap(Mapping[int, int]):
 
 
 def prune_tokenizer(tokenizer: BpeTokenizer, kept_ids: Sequence[int]) -> dict[str, Any]:
-    """The pruned `tokenizer.json`, as parsed JSON; parts that do not depend on ids are shared."""
+    """The pruned `tokenizer.json`, as parsed JSON. Parts without ids are shared, not copied."""
     ids = IdMap(kept_ids)
     pruned = dict(tokenizer.data)
     pruned["model"] = _prune_model(tokenizer, ids)
@@ -60,10 +61,7 @@ def prune_tokenizer(tokenizer: BpeTokenizer, kept_ids: Sequence[int]) -> dict[st
 
 def pruned_tokenizer(tokenizer: BpeTokenizer, kept_ids: Sequence[int]) -> Tokenizer:
     """The pruned tokenizer, ready to encode, without truncation or padding."""
-    pruned = Tokenizer.from_str(json.dumps(prune_tokenizer(tokenizer, kept_ids)))
-    pruned.no_truncation()
-    pruned.no_padding()
-    return pruned
+    return whole_texts(Tokenizer.from_str(json.dumps(prune_tokenizer(tokenizer, kept_ids))))
 
 
 def referenced_ids(tokenizer: BpeTokenizer) -> Iterator[int]:
@@ -112,4 +110,4 @@ def _map_post_processor(step: Mapping[str, Any], ids: IdMap) -> dict[str, Any]:
         return {**step, **mapped}
     if kind == "ByteLevel":
         return dict(step)
-    raise KPruneError(f"{where}: unknown kind, so its token ids cannot be mapped")
+    raise KPruneError(f"{where} is of an unknown kind, so its token ids cannot be mapped")

@@ -1,8 +1,15 @@
 """Which tokens can encoding produce at all? (law 3: no dead rows)
 
-A token is alive when some text is encoded to it. For a token of whole characters the text to try is
-its own. A token that begins or ends inside a character needs neighbours that complete it; the
-smallest completions are tried.
+A token is reachable if some text, a *witness*, is encoded to it. A token of whole characters is
+tried as it is. A token that begins or ends inside a character needs bytes around it:
+
+- The token ED 95 (two thirds of 한) is completed by each continuation byte. The first text is
+  ED 95 80, 핀; it proves nothing if the vocabulary has that whole character as one token, so the
+  next one is tried, until one is encoded with the token.
+- The token 95 9C (the last two thirds of 한) needs a beginning: EA makes ꕜ, ED makes 한.
+- The token 9C 20 ends a character of any length: C3 makes "Ü ", ED 95 makes "한 ".
+
+A token without a witness counts as unreachable, though a text that was not tried might produce it.
 """
 
 import itertools
@@ -11,23 +18,28 @@ from collections.abc import Iterable, Iterator
 from tokenizers import Tokenizer
 
 from vllm_kprune.tokenizer.bpe import BpeTokenizer
+from vllm_kprune.tokenizer.utf8 import character_length, is_continuation, unfinished
 
 __all__ = ["unreachable_ids", "witness_texts"]
 
 _BATCH = 20_000
 _CONTINUATIONS = range(0x80, 0xC0)
+# Two or three free bytes have 4,096 or 262,144 values. Five values for each of them suffice: they
+# only have to avoid what the vocabulary has as a whole.
 _SOME_CONTINUATIONS = (0x80, 0x8F, 0x9F, 0xAF, 0xBF)
+# Lead bytes of the characters that vocabularies know best, frequent ones first.
 _LEADS = (0xC3, 0xEA, 0xE3, 0xE4, 0xE2, 0xE1, 0xF0, 0xE5, 0xE6, 0xE7, 0xEB, 0xEC, 0xED, 0xD0, 0xCE)
 _MOST_WITNESSES = 4096
 
 
 def unreachable_ids(parsed: BpeTokenizer, tokenizer: Tokenizer, ids: Iterable[int]) -> list[int]:
-    """The ids that no witness text is encoded to, in the order given.
+    """The ids that no witness is encoded to, in the order given.
 
-    Byte tokens are not looked at: they are kept so that every text can be spelled, and valid UTF-8
-    never contains some of them.
+    Byte tokens are left out: they are kept so that every text can be spelled, though some of them
+    occur in no valid UTF-8.
     """
     ids = [i for i in ids if i not in parsed.byte_ids]
+    # First each token's own text, in large batches; witnesses only for the few that are left.
     doubtful: list[int] = []
     for start in range(0, len(ids), _BATCH):
         batch = ids[start : start + _BATCH]
@@ -43,10 +55,16 @@ def _has_witness(tokenizer: Tokenizer, token_id: int, token: bytes) -> bool:
 
 
 def witness_texts(token: bytes) -> Iterator[str]:
-    """Texts that contain the token's bytes, completed to whole characters, shortest first."""
+    r"""Texts that contain the token's bytes, completed to whole characters, shortest first.
+
+    >>> list(itertools.islice(witness_texts(b"\xed\x95"), 3))
+    ['핀', '핁', '핂']
+    >>> next(witness_texts(b"\x95\x9c"))
+    'ꕜ'
+    """
     for head in _heads(token):
         for missing in range(_missing_bytes(head + token) + 1):
-            # All tails of the first head would use up the number of texts that is tried.
+            # With all tails, the first head alone would use up the number of texts that are tried.
             choice = _CONTINUATIONS if missing == 1 and not head else _SOME_CONTINUATIONS
             for tail in itertools.product(choice, repeat=missing):
                 try:
@@ -56,17 +74,14 @@ def witness_texts(token: bytes) -> Iterator[str]:
 
 
 def _missing_bytes(text: bytes) -> int:
-    """How many bytes the last character of `text` lacks at most."""
-    for back, byte in enumerate(reversed(text[-3:]), start=1):
-        if byte >= 0xC0:
-            length = 2 if byte < 0xE0 else 3 if byte < 0xF0 else 4
-            return max(length - back, 0)
-    return 0
+    """How many bytes the last character of `text` lacks."""
+    begun = unfinished(text)
+    return character_length(begun[0]) - len(begun) if begun else 0
 
 
 def _heads(token: bytes) -> Iterator[bytes]:
-    """Beginnings that the token's leading continuation bytes may complete."""
-    if not token or token[0] & 0xC0 != 0x80:
+    """Beginnings of a character that the token's first bytes may complete."""
+    if not token or not is_continuation(token[0]):
         yield b""
         yield b" "
         yield b"a"

@@ -1,11 +1,11 @@
 """What a smaller vocabulary costs: the extra tokens that texts need with it.
 
-Texts are encoded with the pruned tokenizer itself, so nothing is estimated. Vocabularies of one
-ranking are nested, which saves time: a text whose tokens are all in the smaller one keeps its
-encoding (law 1), and only the others are encoded again. Texts are streamed anew each time; of each
-one, three numbers are remembered.
+Texts are encoded with the pruned tokenizer itself, so the cost is measured, not estimated.
+Vocabularies of one ranking are nested, which saves time: a text whose tokens are all in the smaller
+vocabulary keeps its encoding (law 1), and only the other texts are encoded again. Texts are
+streamed anew each time, and only three numbers are kept for each of them.
 
-`expected_extra` estimates the cost of all sizes at once, for deciding which of them to measure.
+`expected_extra` does estimate the cost, of all sizes at once, to decide which sizes to measure.
 """
 
 import itertools
@@ -20,12 +20,8 @@ from tokenizers import Tokenizer
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.tokenizer.bpe import BpeTokenizer
 from vllm_kprune.tokenizer.prune import pruned_tokenizer
-from vllm_kprune.vocabulary.evidence import (
-    Source,
-    TokenRates,
-    WeightedText,
-    weighted_batches,
-)
+from vllm_kprune.vocabulary.batches import WeightedText, weighted_batches
+from vllm_kprune.vocabulary.evidence import Source, TokenRates
 
 __all__ = ["EncodedTexts", "encode_texts", "expected_extra", "shrink"]
 
@@ -37,8 +33,8 @@ _Shares = npt.NDArray[np.float64]
 class EncodedTexts:
     """How one vocabulary of a ranking encodes the texts of a source.
 
-    For each text: its weight, its number of tokens, and the size of the smallest vocabulary that
-    has all of these tokens.
+    For each text: its weight, its number of tokens, and the size of the smallest vocabulary with
+    all of these tokens.
     """
 
     source: Source
@@ -47,17 +43,17 @@ class EncodedTexts:
     least_sizes: _Ids
 
     def extra(self, original: "EncodedTexts") -> float:
-        """Share of tokens that it needs more than the original's encoding of the same texts."""
+        """Share of extra tokens over the original's encoding of these texts: 0.02 is 2 % more."""
         before = float(original.weights @ original.lengths)
         return float(self.weights @ self.lengths) / before - 1
 
 
 def encode_texts(tokenizer: Tokenizer, source: Source, least_sizes: _Ids) -> EncodedTexts:
-    """Encode a source with the original tokenizer; `least_sizes` are the ranking's, by id."""
+    """Encode a source with the original tokenizer; `least_sizes` are `Ranking.least_sizes`."""
     weights = np.fromiter((weight for _, weight in source.texts()), dtype=np.float64)
     lengths, needed = _encode(tokenizer, source.texts(), len(weights), least_sizes)
     if not lengths.any():
-        raise KPruneError(f"{source.name} holds no text to measure")
+        raise KPruneError(f"{source.name} contains no text to measure; give another file")
     return EncodedTexts(source, weights, lengths, needed)
 
 
@@ -66,7 +62,7 @@ def shrink(
 ) -> list[EncodedTexts]:
     """The same texts with a vocabulary of `size` tokens, no larger than the one they have now.
 
-    `least_sizes` are the ranking's, by id of the original tokenizer `parsed`.
+    `least_sizes` are `Ranking.least_sizes`, by id of the original tokenizer `parsed`.
     """
     kept_ids = np.flatnonzero(least_sizes <= size)
     pruned = pruned_tokenizer(parsed, kept_ids.tolist())
@@ -84,7 +80,7 @@ def _shrunk(texts: EncodedTexts, pruned: Tokenizer, size: int, least_sizes: _Ids
 def _encode(
     tokenizer: Tokenizer, texts: Iterable[WeightedText], count: int, least_sizes: _Ids
 ) -> tuple[_Ids, _Ids]:
-    """Number of tokens of each of `count` texts, and the size that has all of them."""
+    """For each of `count` texts: its number of tokens, and the smallest size that has them all."""
     lengths, needed = np.zeros(count, np.int64), np.zeros(count, np.int64)
     start = 0
     for batch in weighted_batches(texts):
@@ -101,13 +97,16 @@ def _encode(
 def expected_extra(
     parsed: BpeTokenizer, rates: Sequence[TokenRates], least_sizes: _Ids, sizes: _Ids
 ) -> _Shares:
-    """About what each of `sizes` costs each source: shares of extra tokens [sources, sizes].
+    """Roughly what each of `sizes` costs each source: shares of extra tokens [sources, sizes].
 
-    A token that is missing takes one token more for each step of its derivation that is missing
-    too. Characters that must be spelled in bytes, and neighbours that merge in another way then,
-    are left out: this is an estimate, for which nothing is encoded.
+    A missing token costs one extra token for each merge of its derivation whose result is missing
+    too. If "the" and "th" are missing, "the" becomes t, h, e: two merges, two extra tokens. If only
+    "the" is missing, it becomes th, e: one. Not counted are characters that must be spelled in
+    bytes, and neighbours that then merge differently.
     """
     uses = np.stack([rate.per_million for rate in rates])
+    # Every (token, missing step) pair stops costing at the size that brings the step back. So the
+    # cost of a size is the sum over the pairs that need more: one cumulative sum serves all sizes.
     missed, steps = _missed_steps(parsed, np.flatnonzero(uses.any(axis=0)), least_sizes, sizes[0])
     order = np.argsort(least_sizes[steps])
     missed, needed = missed[order], least_sizes[steps][order]
@@ -118,11 +117,12 @@ def expected_extra(
 def _missed_steps(
     parsed: BpeTokenizer, ids: _Ids, least_sizes: _Ids, smallest: int
 ) -> tuple[_Ids, _Ids]:
-    """Pairs of a token and a step of its derivation, where the smallest vocabulary lacks both."""
+    """Pairs of a token and a result in its derivation, where the smallest vocabulary lacks both."""
     tokens, steps = array("q"), array("q")
     for token_id in ids[least_sizes[ids] > smallest].tolist():
         token = parsed.tokens[token_id]
         made = parsed.derivation(token) if token in parsed.vocab else ()
+        # A derivation begins with the token's characters, which are no merges.
         found = [parsed.vocab[step] for step in itertools.islice(made, len(token), None)]
         steps.extend(found)
         tokens.extend([token_id] * len(found))

@@ -1,8 +1,9 @@
 """Judge tokens by the Unicode scripts of their characters.
 
 Scripts come from Unicode data (Script_Extensions, UAX #24), never from hand-written ranges. A token
-that ends inside a character is judged by the characters that its bytes can still become; one that
-begins inside a character can belong to many scripts, and only evidence can tell.
+that ends inside a character is judged by the characters that its bytes can still become: ED 95 can
+only become Hangul. A token that begins inside a character can belong to many scripts, so only
+evidence decides.
 """
 
 import itertools
@@ -14,11 +15,12 @@ import regex
 
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.profile import Profile
+from vllm_kprune.tokenizer.utf8 import character_length, is_continuation
 
 __all__ = [
     "SHARED_SCRIPTS",
     "ScriptJudge",
-    "Verdict",
+    "ScriptVerdict",
     "hanja_characters",
     "letter_set",
     "main_script",
@@ -26,11 +28,12 @@ __all__ = [
     "standard_characters",
 ]
 
-# Scripts that serve many languages (and mathematics): their tokens are kept on evidence only.
+# Scripts that many languages share (and mathematics): their tokens are kept only on evidence.
 SHARED_SCRIPTS = ("Latin", "Greek")
-# Kept on evidence too, where a language is written in it; its standard characters are always kept.
+# Kept on evidence too, if a language is written in it. The standard characters of that language are
+# always kept.
 _HAN = "Han"
-# Python's codec for the national standard of the characters that a language is written with.
+# Python's codecs for the national standards of characters that a language is written with.
 _STANDARDS = {"zh": ("gb2312", "big5"), "ja": ("shift_jis",)}
 _NEUTRAL_SCRIPTS = ("Common", "Inherited")
 _SCRIPTS_BY_FREQUENCY = (
@@ -40,15 +43,15 @@ _SCRIPTS_BY_FREQUENCY = (
     *("Lao", "Oriya", "Tibetan", "Mongolian", "Thaana", "Syriac"),
 )
 
-# Runs of marks, as code has them: kept on evidence. One mark alone is always kept, with or without
-# a space before it.
+# Runs of punctuation, as in code, are kept on evidence. A single mark is always kept, with or
+# without a space before it.
 _MARKS = regex.compile(r" ?+[!-/:-@\[-`{-~\s]{2,}")
 
-Verdict = Literal["script", "shared", "foreign"]
+ScriptVerdict = Literal["script", "shared", "foreign"]
 
 
 class ScriptJudge:
-    """Judge token bytes for a profile: kept for its script, kept on evidence, or foreign."""
+    """Judges tokens for a profile: kept for their script, kept on evidence (shared), or foreign."""
 
     def __init__(self, profile: Profile) -> None:
         scripts = profile.scripts()
@@ -58,7 +61,7 @@ class ScriptJudge:
         standards = (name for code in profile.languages for name in _STANDARDS.get(code, ()))
         self._han = hanja_characters(profile.hanja).union(*map(standard_characters, standards))
 
-    def __call__(self, token: bytes) -> Verdict:
+    def __call__(self, token: bytes) -> ScriptVerdict:
         """Judge a token's UTF-8 bytes, which may begin or end inside a character."""
         head, text, tail = split_incomplete(token)
         if not head and not tail and _MARKS.fullmatch(text):
@@ -69,10 +72,10 @@ class ScriptJudge:
 
 
 def letter_set(*scripts: str) -> str:
-    """The characters of these scripts and those of no script alone, as a `regex` set (V1).
+    """The characters of these scripts and those of no single script, as a `regex` set (V1).
 
-    A few common marks (the middle dot, say) list in Script_Extensions all scripts that use them:
-    they count as common wherever a shared script does.
+    For a few common marks, such as the middle dot, Script_Extensions lists all scripts that use
+    them. They count as common if a shared script is among these.
     """
     own = "".join(rf"\p{{scx={script}}}" for script in (*scripts, *_NEUTRAL_SCRIPTS))
     shared = "".join(rf"\p{{scx={script}}}" for script in SHARED_SCRIPTS)
@@ -80,7 +83,7 @@ def letter_set(*scripts: str) -> str:
 
 
 class _Letters:
-    """Tests of text against `letter_set`."""
+    """Tests whether text consists of the characters of a `letter_set`."""
 
     def __init__(self, *scripts: str) -> None:
         letter = letter_set(*scripts)
@@ -88,19 +91,22 @@ class _Letters:
         self._letters = regex.compile(rf"(?V1){letter}*")
 
     def spell(self, text: str, tail: bytes) -> bool:
-        """Are all characters among them, and can the unfinished one become one of them?"""
+        """Are all characters in the set, and can the unfinished one become one that is?"""
         if not self._letters.fullmatch(text):
             return False
         return not tail or bool(self._letter.search(_completions(tail)))
 
 
 def split_incomplete(token: bytes) -> tuple[bytes, str, bytes]:
-    """Split into bytes that continue a character, whole characters, and a character's beginning.
+    r"""Split a token into the end of a character, whole characters, and the beginning of one.
 
-    Bytes that no UTF-8 text contains are returned as the last part.
+    The last part also takes what no UTF-8 text contains.
+
+    >>> split_incomplete(b"\x9c the \xed\x95")
+    (b'\x9c', ' the ', b'\xed\x95')
     """
     start = 0
-    while start < len(token) and token[start] & 0xC0 == 0x80:
+    while start < len(token) and is_continuation(token[start]):
         start += 1
     rest = token[start:]
     try:
@@ -113,8 +119,8 @@ def split_incomplete(token: bytes) -> tuple[bytes, str, bytes]:
 def _completions(tail: bytes) -> str:
     """Every character whose UTF-8 form begins with `tail`; empty if there is none."""
     lead = tail[0]
-    length = 2 if 0xC2 <= lead < 0xE0 else 3 if 0xE0 <= lead < 0xF0 else 4
-    continued = all(byte & 0xC0 == 0x80 for byte in tail[1:])
+    length = character_length(lead)
+    continued = all(map(is_continuation, tail[1:]))
     if lead > 0xF4 or lead < 0xC2 or len(tail) >= length or not continued:
         return ""
     return "".join(_characters(tail, length))
@@ -133,10 +139,10 @@ def _characters(prefix: bytes, length: int) -> Iterator[str]:
 
 
 def hanja_characters(choice: str) -> frozenset[str]:
-    """Han characters kept for Korean: none, the 4,888 of KS X 1001, or all that Unicode has.
+    """Han characters kept for Korean: none, the 4,888 of KS X 1001, or all of Unicode's.
 
-    KS X 1001 is derived from Python's `euc_kr` codec; its compatibility duplicates fold into the
-    unified characters that texts use, so both are in the set.
+    KS X 1001 comes from Python's `euc_kr` codec. The standard encodes a character once for each of
+    its readings, which Unicode has as compatibility characters: the set has these too.
     """
     if choice == "none":
         return frozenset()
@@ -163,9 +169,9 @@ def _script_pattern(script: str) -> "regex.Pattern[str]":
 
 
 def main_script(token: bytes) -> str:
-    """Script of a token's first character that has one of its own; for display.
+    """Script of the first character that has a script of its own; for display.
 
-    "Common" where there is none (digits, punctuation, emoji), "Incomplete" for a part of a
+    "Common" if no character has (digits, punctuation, emoji), "Incomplete" for a part of a
     character, "Other" for scripts that are rare in today's vocabularies.
     """
     head, text, tail = split_incomplete(token)

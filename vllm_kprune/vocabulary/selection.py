@@ -1,8 +1,9 @@
-"""Rank the tokens that a profile may keep, and cut the ranking at a size; nothing is changed here.
+"""Rank the tokens that a profile may keep, and cut the ranking at a size.
 
-Reasons, in this order: `special`, `byte`, `script`, `evidence`, `merge` (design, section 3). What
-must be kept is the first three with their BPE ancestors. Tokens of shared scripts follow in order
-of evidence, each after the ancestors that BPE needs to build it. Where to cut is `sizing`'s part.
+A token is kept for one of five reasons, in this order: `special`, `byte`, `script`, `evidence`,
+`merge`. The first three must be kept, with the ancestors that BPE needs to build them (`merge`).
+Tokens of shared scripts follow in order of evidence, each after its ancestors. Where to cut is
+decided in `sizing.py`; nothing is written here.
 """
 
 from collections import Counter
@@ -41,8 +42,8 @@ _RESERVED = regex.compile(
 class Selection:
     """Kept ids of the original tokenizer, increasing, with one reason letter for each.
 
-    `coverage` is, for each evidence source, the share of its tokens' occurrences that are kept,
-    among those that the profile's scripts allow.
+    `coverage`: for each source of evidence, the share of token occurrences that are kept, among
+    those that the profile's scripts allow.
     """
 
     kept_ids: tuple[int, ...]
@@ -56,26 +57,32 @@ class Selection:
 
 
 def select_everything(parsed: BpeTokenizer) -> Selection:
-    """The selection of a profile without languages (`original`): every id that has a token."""
+    """The selection of a profile without languages (`original`): every id that has a token.
+
+    All reasons but special and byte read as `script`.
+    """
     ids = sorted(parsed.tokens)
     letters = {i: "c" for i in ids}
     letters |= dict.fromkeys(parsed.byte_ids, "b") | dict.fromkeys(parsed.added_ids, "s")
     return Selection(tuple(ids), "".join(letters[i] for i in ids), {})
 
 
-# A size that no vocabulary has.
+# Larger than any vocabulary: the least size with a token that no vocabulary has.
 NEVER = np.iinfo(np.int64).max
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """Every token that a profile can keep of a tokenizer, in the order in which it is taken in.
+    """Every token that a profile can keep of a tokenizer, in the order in which it is added.
 
     `required` are the ids that must be kept, with a reason letter for each. `ranked` are the ids
     that evidence decides on, strongest first, and `strengths` their rates. `joining` are the ids
-    that these bring in, ancestors before what is built from them; so `required` with any beginning
-    of `joining` is a vocabulary, and each holds all smaller ones. `sizes[n]` is the size of the
-    vocabulary that has the first n of `ranked`.
+    that these add, ancestors before what is built from them. So `required` with any beginning of
+    `joining` is a vocabulary that can build all its tokens, and vocabularies are nested. `sizes[n]`
+    is the size of the vocabulary with the first n of `ranked`.
+
+    Say "the" is the strongest of `ranked`, its ancestor "th" is not there yet, and 500 tokens are
+    required: `joining` begins with "th", "the", and `sizes` with 500, 502.
     """
 
     parsed: BpeTokenizer
@@ -98,7 +105,7 @@ class Ranking:
 
     @cached_property
     def least_sizes(self) -> npt.NDArray[np.int64]:
-        """For each id, the size of the smallest vocabulary that has it; `NEVER` if none does."""
+        """For each id, the size of the smallest vocabulary with it; `NEVER` if there is none."""
         found = np.full(max(self.parsed.tokens) + 1, NEVER)
         found[list(self.required)] = self.least
         found[list(self.joining)] = np.arange(self.least + 1, self.most + 1)
@@ -109,12 +116,15 @@ class Ranking:
         return self._cut(count, int(self.sizes[count]))
 
     def of_size(self, size: int) -> "Selection":
-        """The vocabulary of exactly `size` tokens, from `least` to `most`."""
+        """The vocabulary of exactly `size` tokens, from `least` to `most`.
+
+        A size between two of `sizes` ends among the ancestors of a ranked token, without the token.
+        """
         count = int(np.searchsorted(self.sizes, size))
         return self._cut(count if self.sizes[count] == size else count - 1, size)
 
     def _cut(self, count: int, size: int) -> "Selection":
-        """The vocabulary of `size` tokens, in which the first `count` of `ranked` are evident."""
+        """The vocabulary of `size` tokens; the first `count` of `ranked` are kept on evidence."""
         reasons = dict(self.required) | dict.fromkeys(self.joining[: size - self.least], "m")
         reasons |= dict.fromkeys(self.ranked[:count], "e")
         ids = sorted(reasons)
@@ -124,7 +134,7 @@ class Ranking:
     def _coverage(self, kept_ids: Sequence[int]) -> dict[str, float]:
         kept = np.array(kept_ids, dtype=np.int64)
         allowed = np.union1d(kept, np.array(self.ranked, dtype=np.int64))
-        least = np.finfo(np.float64).tiny  # a source may hold nothing that the scripts allow
+        least = np.finfo(np.float64).tiny  # a source may have no token that the scripts allow
         return {
             r.source.name: round(
                 float(r.per_million[kept].sum() / max(r.per_million[allowed].sum(), least)), 6
@@ -142,7 +152,8 @@ def rank_tokens(
 ) -> Ranking:
     """Rank the tokens of a tokenizer for a profile that names languages.
 
-    `rates` are the evidence; `referenced` are token texts that configs or the chat template name.
+    `rates` are the evidence; `referenced` are texts of tokens that configs or the chat template
+    name.
     """
     required = _always_kept(parsed, _required_specials(parsed, profile, referenced))
     own, shared = _judge(parsed, tokenizer, profile, required)
@@ -170,7 +181,9 @@ def rank_tokens(
 def _always_kept(parsed: BpeTokenizer, specials: Sequence[int]) -> dict[int, str]:
     """Byte and special tokens, and the ancestors of those specials that merges reach."""
     kept = dict.fromkeys(sorted(parsed.byte_ids), "b") | dict.fromkeys(specials, "s")
-    for token_id in specials:  # texts reach some of them by merges: those that configs name
+    # Most special tokens are matched in the text before BPE runs. Some that configs name are
+    # ordinary tokens of the vocabulary, which BPE must still be able to build.
+    for token_id in specials:
         if token_id in (ancestors := parsed.derivation_ids(token_id)):
             kept |= dict.fromkeys(ancestors - kept.keys(), "m")
     return kept
@@ -179,9 +192,9 @@ def _always_kept(parsed: BpeTokenizer, specials: Sequence[int]) -> dict[int, str
 def _required_specials(
     parsed: BpeTokenizer, profile: Profile, referenced: frozenset[str]
 ) -> list[int]:
-    """Added tokens, without reserved ones that nothing refers to where the profile drops those.
+    """Added tokens, except reserved ones that nothing refers to, if the profile drops these.
 
-    Tokens of the vocabulary itself that a config names (an unknown token, say) are special too.
+    Tokens of the vocabulary itself are special too if a config names them: an unknown token, say.
     """
     added = [
         token.id
@@ -195,7 +208,7 @@ def _required_specials(
 def _judge(
     parsed: BpeTokenizer, tokenizer: Tokenizer, profile: Profile, kept: Mapping[int, str]
 ) -> tuple[list[int], list[int]]:
-    """Ids to keep for their script, and ids that evidence decides on; dead tokens in neither."""
+    """Ids kept for their script, and ids that evidence decides on. Dead tokens are in neither."""
     judge = ScriptJudge(profile)
     skipped = parsed.added_ids.union(kept)
     candidates = [i for i in sorted(parsed.vocab.values()) if i not in skipped]

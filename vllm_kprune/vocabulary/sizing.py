@@ -1,17 +1,18 @@
-"""Cut a ranking where a profile says: each of its sizings chooses a point on the same ranking.
+"""Cut a ranking where a profile says. Each kind of sizing chooses a point on the same ranking.
 
-`target_size` names the size, `min_count` the least evidence, `coverage` the share of the evidence's
-tokens that must be kept, and `max_extra_tokens` the price that each source of evidence may pay,
-measured with the tokenizer pruned there.
+`target_size` is the size itself, `min_count` the least evidence for a token, `coverage` the share
+of the evidence's tokens that must be kept. `max_extra_tokens` is the share of extra tokens that
+each source may cost, measured by encoding it with the tokenizer pruned to that size.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.profile import Profile
+from vllm_kprune.progress import ShareDone
 from vllm_kprune.tokenizer.bpe import BpeTokenizer
 from vllm_kprune.vocabulary.cost import encode_texts, expected_extra, shrink
 from vllm_kprune.vocabulary.evidence import TokenRates
@@ -19,8 +20,7 @@ from vllm_kprune.vocabulary.selection import Ranking, Selection, rank_tokens, se
 
 __all__ = ["cut_ranking", "select_tokens"]
 
-Progress = Callable[[float], None]
-# Of a size; to find it more closely would cost more time than the few tokens are worth.
+# Share of a size. A closer search would cost more time than a few tokens are worth.
 _TOLERANCE = 1e-3
 
 
@@ -30,14 +30,14 @@ def select_tokens(
     profile: Profile,
     rates: Sequence[TokenRates],
     referenced: frozenset[str],
-    progress: Progress | None = None,
+    progress: ShareDone | None = None,
 ) -> Selection:
     """Select tokens for a profile.
 
-    `rates` are the evidence; `referenced` are token texts that configs or the chat template name.
-    Raises `KPruneError` if the profile's sizing cannot be met: `target_size` is less than what must
-    be kept, or more than the profile's scripts can use, or no size is as cheap as
-    `max_extra_tokens`.
+    `rates` are the evidence; `referenced` are texts of tokens that configs or the chat template
+    name. Raises `KPruneError` if the profile's sizing cannot be met: `target_size` is smaller than
+    what must be kept or larger than what the profile's scripts can use, or even the largest size
+    costs more than `max_extra_tokens`.
     """
     if profile.keeps_everything:
         return select_everything(parsed)
@@ -46,9 +46,9 @@ def select_tokens(
 
 
 def cut_ranking(
-    ranking: Ranking, tokenizer: Tokenizer, profile: Profile, progress: Progress | None = None
+    ranking: Ranking, tokenizer: Tokenizer, profile: Profile, progress: ShareDone | None = None
 ) -> Selection:
-    """The point of a ranking that a profile's sizing chooses; errors as for `select_tokens`."""
+    """The selection that a profile's sizing chooses. Raises as `select_tokens` does."""
     if profile.target_size is not None:
         _check_size(ranking, profile.target_size, profile.name)
         return ranking.of_size(profile.target_size)
@@ -57,6 +57,7 @@ def cut_ranking(
     if profile.max_extra_tokens is not None:
         size = _cheap_enough(ranking, tokenizer, profile, progress or (lambda share: None))
         return ranking.of_size(size)
+    # Without any sizing, every token with evidence is kept: the least positive number decides.
     threshold = max(profile.min_count or 0.0, np.nextafter(0, 1))
     return ranking.first(int(np.count_nonzero(ranking.strengths >= threshold)))
 
@@ -77,7 +78,7 @@ def _check_size(ranking: Ranking, size: int, name: str) -> None:
 
 
 def _covering(ranking: Ranking, coverage: float) -> int:
-    """How many ranked tokens it takes until every source is covered; all, if it never is."""
+    """How many ranked tokens it takes to cover every source; all of them if that is never so."""
     required, joining = sorted(ranking.required), list(ranking.joining)
     allowed = np.unique([*required, *ranking.ranked])
     counts = ranking.sizes - ranking.least
@@ -91,12 +92,12 @@ def _covering(ranking: Ranking, coverage: float) -> int:
 
 
 def _cheap_enough(
-    ranking: Ranking, tokenizer: Tokenizer, profile: Profile, progress: Progress
+    ranking: Ranking, tokenizer: Tokenizer, profile: Profile, progress: ShareDone
 ) -> int:
-    """The smallest size whose extra tokens are within the profile's bound on every source.
+    """The smallest size whose share of extra tokens is within the bound on every source.
 
-    Up to a thousandth: it was measured, and so was a size above the bound that is smaller by no
-    more than that, or the next smaller one at which a ranked token ends.
+    Exact to a thousandth: both the result and a size that is too small were measured, and the two
+    differ by at most that, or are neighbours in the ranking.
     """
     bound = profile.max_extra_tokens
     assert bound is not None
@@ -112,10 +113,11 @@ def _cheap_enough(
 
 
 class _Search:
-    """Between `low`, above the bound, and `high`, within it: places in `sizes`, or just outside.
+    """Search between `low`, which costs too much, and `high`, which does not: indices of `sizes`.
 
-    `expected` is the estimate for all sizes, moved to agree with what was measured last. It is
-    close, so a few sizes are measured; were it wrong, more would be, with the same result.
+    At first they are just outside, -1 and `len(sizes)`. `expected` is an estimate for all sizes,
+    shifted to agree with the last measurement. It is close, so only a few sizes are measured. If it
+    were wrong, more would be, but the result would be the same.
     """
 
     def __init__(self, ranking: Ranking, tokenizer: Tokenizer, bound: float) -> None:
@@ -131,16 +133,18 @@ class _Search:
 
     @property
     def done(self) -> bool:
-        """Is nothing left to measure between the two?"""
+        """Is nothing left to measure between `low` and `high`?"""
         if self.low < 0 or self.high == len(self.sizes):
             return self.high - self.low <= 1
         close = self.sizes[self.low] >= self.sizes[self.high] * (1 - _TOLERANCE)
         return bool(close) or self.high - self.low <= 1
 
     def next_place(self) -> int:
-        """Where the estimate meets the bound, but beyond the last one measured by some tolerances.
+        """The size to measure next: where the estimate meets the bound, with a margin.
 
-        Far enough to end the search there, and further each time that it did not.
+        After a measurement the estimate often names that size again. A step of one tolerance beyond
+        it would end the search if the next measurement falls on the other side; while it does
+        not, the step is doubled.
         """
         fits = (self.expected <= self.bound).all(axis=0)
         place = int(np.argmax(fits)) if fits.any() else len(self.sizes) - 1
@@ -153,7 +157,7 @@ class _Search:
         return min(max(place, self.low + 1), self.high - 1)
 
     def measure(self, place: int) -> None:
-        """Encode the sources with a size's vocabulary; it becomes `high` or `low`."""
+        """Encode the sources with the vocabulary of a size, which becomes `low` or `high`."""
         parsed, least_sizes = self.ranking.parsed, self.ranking.least_sizes
         texts = shrink(parsed, self.texts, int(self.sizes[place]), least_sizes)
         pairs = zip(texts, self.original, strict=True)
@@ -169,11 +173,11 @@ class _Search:
         self._rose = rose
 
     def unreachable(self, profile: str) -> str:
-        """Why not even the largest size is within the bound; it was measured last."""
+        """The message if even the largest size, which was measured last, costs too much."""
         dearest = int(np.argmax(self.expected[:, -1]))
         name, extra = self.original[dearest].source.name, self.expected[dearest, -1]
         return (
-            f"max_extra_tokens {self.bound:g}: {name} needs {extra:.2%} more tokens with all "
-            f"{self.sizes[-1]} that the languages of profile {profile} can use; raise it, or add "
-            "a language"
+            f"max_extra_tokens {self.bound:g}: {name} needs {extra:.2%} more tokens even with all "
+            f"{self.sizes[-1]} tokens that the languages of profile {profile} can use; raise it, "
+            "or add a language"
         )

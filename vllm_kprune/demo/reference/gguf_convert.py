@@ -1,10 +1,11 @@
 """Turn a GGUF file into a model folder: bf16 safetensors, `config.json`, tokenizer.
 
-Why not through transformers: that takes 70 s and 3 GB for Gemma-3 270M. This streams block after
-block of rows (a few seconds, memory bounded by one block) and needs no torch; a test compares
-the result with transformers' bit for bit.
-Covers the architectures of `_FAMILIES`. The arithmetic of the quantised blocks is the `gguf`
-package's, from the extra `demo`.
+Why not with transformers: that takes 70 s and 3 GB for Gemma-3 270M. This streams the rows in
+blocks, takes a few seconds and needs no torch. A test compares the result with transformers', bit
+for bit.
+
+Covers the architectures in `_ARCHITECTURES`. Quantised blocks are decoded by the `gguf` package,
+from the extra `demo`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import numpy.typing as npt
 
 from vllm_kprune.demo.reference.gguf_file import GgufFile, GgufTensor, MetaValue
 from vllm_kprune.errors import KPruneError
+from vllm_kprune.progress import ShareDone
 
 __all__ = ["model_config", "tied_by_head", "write_safetensors"]
 
@@ -52,7 +54,7 @@ def _token_ids(meta: Mapping[str, MetaValue]) -> dict[str, Any]:
     return {f"{name}_token_id": meta[f"tokenizer.ggml.{keys[name]}_token_id"] for name in keys}
 
 
-Number = Callable[[str], Any]  # a value of the metadata by its name under the architecture's
+Number = Callable[[str], Any]  # metadata by its name after "llama."
 
 
 def _llama_config(number: Number) -> dict[str, Any]:
@@ -78,7 +80,7 @@ def _gemma3_config(number: Number) -> dict[str, Any]:
     return {
         "head_dim": number("attention.key_length"),
         "query_pre_attn_scalar": number("attention.key_length"),
-        # Every sixth layer sees everything, the others a window; GGUF does not say so.
+        # Every sixth layer attends to everything, the others to a window. GGUF does not say so.
         "layer_types": [
             "full_attention" if layer % 6 == 0 else "sliding_attention"
             for layer in range(1, number("block_count") + 1)
@@ -101,13 +103,12 @@ def _rope(theta: float) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class _Family:
+class _Architecture:
     """What differs between architectures.
 
-    `config` makes what config.json has besides the fields of all. Norms are stored plus
-    `norm_offset` in GGUF. `names` are those that deviate from `_BLOCK_NAMES`. In the tensors
-    `paired`, GGUF has the two halves of each head's rows interleaved, for llama.cpp's rotary
-    embedding.
+    `config` makes the fields of config.json that not all architectures have. GGUF stores norms with
+    `norm_offset` added. `names` are exceptions to `_BLOCK_NAMES`. In the tensors `paired`, GGUF
+    interleaves the two halves of each head's rows, for llama.cpp's rotary embedding.
     """
 
     architecture: str
@@ -119,25 +120,25 @@ class _Family:
 
 
 _NO_INNER_NORMS = {"ffn_norm": "post_attention_layernorm"}
-_FAMILIES = {
-    "gemma3": _Family("Gemma3ForCausalLM", "gemma3_text", _gemma3_config, norm_offset=1.0),
-    "llama": _Family(
+_ARCHITECTURES = {
+    "gemma3": _Architecture("Gemma3ForCausalLM", "gemma3_text", _gemma3_config, norm_offset=1.0),
+    "llama": _Architecture(
         "LlamaForCausalLM",
         "llama",
         _llama_config,
         names=_NO_INNER_NORMS,
         paired=("attn_q", "attn_k"),
     ),
-    "qwen2": _Family("Qwen2ForCausalLM", "qwen2", _qwen2_config, names=_NO_INNER_NORMS),
+    "qwen2": _Architecture("Qwen2ForCausalLM", "qwen2", _qwen2_config, names=_NO_INNER_NORMS),
 }
 
 
-def _family(gguf: GgufFile) -> _Family:
+def _architecture(gguf: GgufFile) -> _Architecture:
     name = str(gguf.metadata.get("general.architecture"))
-    if name not in _FAMILIES:
-        known = ", ".join(sorted(_FAMILIES))
+    if name not in _ARCHITECTURES:
+        known = ", ".join(sorted(_ARCHITECTURES))
         raise KPruneError(f"GGUF architecture {name!r} cannot be converted (known: {known})")
-    return _FAMILIES[name]
+    return _ARCHITECTURES[name]
 
 
 def _list(value: MetaValue) -> list[MetaValue]:
@@ -146,10 +147,10 @@ def _list(value: MetaValue) -> list[MetaValue]:
 
 
 def tied_by_head(gguf: GgufFile) -> GgufFile:
-    """The file with its LM head in the place of its embedding, so that both are one tensor.
+    """The file with its LM head in place of its embedding, so that both are one tensor.
 
-    For models whose head is tied although the file stores it apart: converters keep the head in a
-    finer type than the embedding, so it is the one nearer to what the makers published.
+    For models whose head is tied although the file stores it separately. Converters store the head
+    in a finer type than the embedding, so the head is closer to what the makers published.
     """
     head, embedding = "output.weight", "token_embd.weight"
     if all(tensor.name != head for tensor in gguf.tensors):
@@ -166,7 +167,7 @@ def model_config(gguf: GgufFile) -> dict[str, Any]:
     Raises:
         KPruneError: the architecture is not in the table.
     """
-    family, meta = _family(gguf), gguf.metadata
+    family, meta = _architecture(gguf), gguf.metadata
 
     def number(name: str) -> Any:
         return meta[f"{meta['general.architecture']}.{name}"]
@@ -175,7 +176,8 @@ def model_config(gguf: GgufFile) -> dict[str, Any]:
         "architectures": [family.architecture],
         "model_type": family.model_type,
         "dtype": "bfloat16",
-        # Of this layout. Without it transformers warns of a regex that Gemma's tokenizer lacks.
+        # The version of this layout. Without it, transformers warns about a regex that Gemma's
+        # tokenizer does not have.
         "transformers_version": "5.0.0",
         "vocab_size": len(_list(meta["tokenizer.ggml.tokens"])),
         "hidden_size": number("embedding_length"),
@@ -194,9 +196,7 @@ def model_config(gguf: GgufFile) -> dict[str, Any]:
     }
 
 
-def write_safetensors(
-    gguf: GgufFile, target: Path, progress: Callable[[float], None] | None = None
-) -> None:
+def write_safetensors(gguf: GgufFile, target: Path, progress: ShareDone | None = None) -> None:
     """Write all tensors as bf16 under the names that transformers uses.
 
     `progress` gets the share that is done, from 0 to 1.
@@ -204,7 +204,7 @@ def write_safetensors(
     Raises:
         KPruneError: unknown architecture or tensor, or the `gguf` package is missing.
     """
-    family, config = _family(gguf), model_config(gguf)
+    family, config = _architecture(gguf), model_config(gguf)
     tensors = sorted(((_name(t, family), t) for t in gguf.tensors), key=lambda pair: pair[0])
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -230,7 +230,7 @@ def write_safetensors(
                     progress(written / end)
 
 
-def _name(tensor: GgufTensor, family: _Family) -> str:
+def _name(tensor: GgufTensor, family: _Architecture) -> str:
     """Translate a name: blk.3.attn_q.weight -> model.layers.3.self_attn.q_proj.weight."""
     names = {**_BLOCK_NAMES, **family.names}
     match tensor.name.split("."):
@@ -242,7 +242,7 @@ def _name(tensor: GgufTensor, family: _Family) -> str:
 
 
 def _blocks(source: BinaryIO, tensor: GgufTensor) -> Iterator[npt.NDArray[np.float32]]:
-    """Yield the rows of a tensor as float32, a block at a time."""
+    """Yield the rows of a tensor as float32, block by block."""
     try:
         from gguf import GGMLQuantizationType
         from gguf.quants import dequantize, quant_shape_to_byte_shape
@@ -252,7 +252,7 @@ def _blocks(source: BinaryIO, tensor: GgufTensor) -> Iterator[npt.NDArray[np.flo
         ) from error
     kind = GGMLQuantizationType(tensor.ggml_type)
     num_rows = int(np.prod(tensor.shape[:-1]))
-    # GGUF knows no scalar type without blocks but floats, whose "byte shape" must be worked out.
+    # The package works out row sizes of quantised types only. The other types are these floats.
     width = {"F32": 4, "F16": 2, "BF16": 2}.get(kind.name, 0) * tensor.shape[-1]
     row_bytes = width or quant_shape_to_byte_shape((1, tensor.shape[-1]), kind)[-1]
     source.seek(tensor.offset)
@@ -268,12 +268,21 @@ def _blocks(source: BinaryIO, tensor: GgufTensor) -> Iterator[npt.NDArray[np.flo
 
 
 def _in_halves(rows: npt.NDArray[np.float32], head_dim: int) -> npt.NDArray[np.float32]:
-    """Rows of whole heads, whose pairs (0, 1), (2, 3), … become the two halves of a head."""
+    """Undo the interleaving in rows of whole heads.
+
+    Within each head, rows 0, 2, 4, … become its first half and rows 1, 3, 5, … its second.
+    """
     pairs = rows.reshape(-1, head_dim // 2, 2, rows.shape[-1])
     return pairs.swapaxes(1, 2).reshape(rows.shape)
 
 
 def _to_bf16(values: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:
-    """Round to bfloat16, ties to even, as torch does; the values must be finite."""
+    """Round to bfloat16, ties to even, as torch does. The values must be finite.
+
+    >>> [hex(bits) for bits in _to_bf16(np.array([1.0, 1.00390625, 1.01171875], np.float32))]
+    ['0x3f80', '0x3f80', '0x3f82']
+    """
+    # bfloat16 is the upper half of a float32. Adding 0x7FFF rounds the lower half, and the last bit
+    # that is kept decides ties.
     bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
     return ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype(np.uint16)

@@ -1,8 +1,8 @@
-"""Read a GGUF file: its metadata, and where each tensor lies.
+"""Read a GGUF file: its metadata, and where its tensors are.
 
-Why not the `gguf` package's reader: it visits every array element in Python (15 s for a vocabulary
-of 262,144, and transformers does so several times); this one takes about a second. Undoing the
-quantisation of a block is left to that package (`gguf.quants`).
+Why not with the `gguf` package's reader: it visits every array element in Python, which takes 15 s
+for a vocabulary of 262,144, and transformers does so several times. This one takes about a second.
+Quantised blocks are decoded with that package (`gguf.quants`).
 Covers little-endian GGUF 2 and 3. Format: docs/gguf.md in ggml-org/ggml.
 """
 
@@ -28,7 +28,7 @@ _DEFAULT_ALIGNMENT = 32
 
 @dataclass(frozen=True)
 class GgufTensor:
-    """One tensor: shape with rows first, ggml's number for its type, offset in the file."""
+    """One tensor: its shape with rows first, ggml's number for its type, its offset in the file."""
 
     name: str
     shape: tuple[int, ...]
@@ -38,7 +38,7 @@ class GgufTensor:
 
 @dataclass(frozen=True)
 class GgufFile:
-    """What the header of a GGUF file says."""
+    """The header of a GGUF file."""
 
     path: Path
     metadata: Mapping[str, MetaValue]
@@ -61,7 +61,7 @@ def read_gguf(path: Path) -> GgufFile:
 
 
 class _Cursor:
-    """A position in the file that moves over what is read."""
+    """A position in the file, which each read moves on."""
 
     def __init__(self, data: mmap.mmap) -> None:
         self.data = data
@@ -102,7 +102,7 @@ def _parse(path: Path, cursor: _Cursor) -> GgufFile:
     cursor.at = 4
     if magic != b"GGUF" or (version := cursor.integer("I")) not in (2, 3):
         raise KPruneError(
-            f"{path.name} is not a GGUF file of version 2 or 3 (starts with {magic!r}, "
+            f"{path.name} is not a GGUF file of version 2 or 3 (it starts with {magic!r}, "
             f"version {version})"
         )
     num_tensors, num_values = cursor.integer("Q"), cursor.integer("Q")

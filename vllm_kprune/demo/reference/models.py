@@ -1,6 +1,6 @@
-"""The reference models: which packages carry them, and the checksums of what must come out.
+"""The reference models: which packages contain them, and the checksums of the result.
 
-A further model is one more entry here; another architecture also needs one in `gguf_convert`.
+To add a model, add an entry here. A new architecture also needs an entry in `gguf_convert`.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ __all__ = ["REFERENCE_MODELS", "ReferenceModel"]
 
 @dataclass(frozen=True)
 class ReferenceModel:
-    """Where a model comes from and what must come out.
+    """Where a model comes from, and the checksums of what is made of it.
 
-    `special_tokens` are the pieces that the makers flag as special besides the named ones (None:
-    all control pieces), `past_vocabulary` special tokens after the last piece, `end_tokens` what
-    ends an answer besides the named end of text, in the makers' generation_config.json; none of
-    them is in the GGUF file. `tied`: the head is the embedding, though the file stores both.
-    `disk_bytes` is needed while making.
+    The GGUF file lacks three things that the makers' files have. `special_tokens` are the pieces
+    flagged as special besides the named ones (None: all control pieces). `past_vocabulary` are
+    special tokens after the last piece. `end_tokens` end an answer besides the named end of text.
+
+    `tied`: the head is the embedding, though the file stores both. `disk_bytes` are needed while
+    the model is made.
     """
 
     wheels: tuple[Wheel, ...]
@@ -75,7 +76,7 @@ _QWEN_PARTS = (
 def _parts(
     distribution: str, version: str, chunk: str, wheels: Sequence[tuple[int, str]]
 ) -> list[Wheel]:
-    """Wheels that differ in their number, from 1; a chunk's name may count from 0 (`index`)."""
+    """Wheels numbered from 1; the names of their chunks may count from 0 (`index`)."""
     return [
         Wheel(
             distribution=f"{distribution}{number}",
@@ -111,7 +112,7 @@ REFERENCE_MODELS: Mapping[str, ReferenceModel] = MappingProxyType(
                 ),
             ),
             gguf_sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
-            # Google's own file; it is rebuilt from the GGUF byte for byte.
+            # Google's own file, which is rebuilt from the GGUF byte for byte.
             tokenizer_sha256="4667f2089529e8e7657cfb6d1c19910ae71ff5f28aa7ab2ff2763330affad795",
             terms=(
                 "Gemma is provided under and subject to the Gemma Terms of Use found at "
@@ -137,11 +138,11 @@ REFERENCE_MODELS: Mapping[str, ReferenceModel] = MappingProxyType(
                 )
             ),
             gguf_sha256="cc324af070c2ecbfd324a30884d2f951a7ff756aba85cb811a6ec436933bb046",
-            # Equal to Alibaba's own file, object for object; that one orders its keys otherwise.
+            # Equal to Alibaba's own file object for object; only the order of keys differs.
             tokenizer_sha256="a8506e7111b80c6d8635951a02eab0f4e1a8e4e5772da83846579e97b16f61bf",
             terms=(
-                "Qwen2.5-Coder-1.5B-Instruct by Alibaba Cloud is licensed under Apache-2.0, as its "
-                "makers say; the packages that carry it hold no copy of the licence."
+                "Qwen2.5-Coder-1.5B-Instruct by Alibaba Cloud is licensed under Apache-2.0, "
+                "according to its makers; the packages that contain it have no copy of the licence."
             ),
             disk_bytes=5_600_000_000,
             special_tokens=(
@@ -176,7 +177,7 @@ REFERENCE_MODELS: Mapping[str, ReferenceModel] = MappingProxyType(
             # Hugging Face's own file, as for Gemma.
             tokenizer_sha256="9ca9acddb6525a194ec8ac7a87f24fbba7232a9a15ffa1af0c1224fcd888e47c",
             terms=(
-                "SmolLM2-135M-Instruct by Hugging Face, and the package that carries it, are "
+                "SmolLM2-135M-Instruct by Hugging Face, and the package that contains it, are "
                 "licensed under Apache-2.0; a copy is kept beside the model as LICENSE."
             ),
             disk_bytes=700_000_000,

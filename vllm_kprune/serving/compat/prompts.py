@@ -178,13 +178,12 @@ def target_tokenizer(renderer: Any) -> Any:
     """
     from tokenizers import Tokenizer
 
+    from vllm_kprune.tokenizer.encoder import whole_texts
+
     backend = getattr(renderer.tokenizer, "backend_tokenizer", None)
     if not isinstance(backend, Tokenizer):
         return None
-    copied = Tokenizer.from_str(backend.to_str())
-    copied.no_truncation()
-    copied.no_padding()
-    return copied
+    return whole_texts(Tokenizer.from_str(backend.to_str()))
 
 
 def accepts_key(args: Any, headers: Any) -> bool:

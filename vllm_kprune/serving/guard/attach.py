@@ -7,9 +7,9 @@ The class goes into vLLM's `logits_processors` of one engine. The entry point gr
 from dataclasses import replace
 from typing import Any
 
-from vllm_kprune.checkpoint.base import resolve_model
+from vllm_kprune.checkpoint.model_folder import resolve_model
 from vllm_kprune.errors import KPruneError
-from vllm_kprune.guard.spelling import Spellings, load_spellings
+from vllm_kprune.guard.spelling import TokenSpellings, load_spellings
 from vllm_kprune.serving import compat
 from vllm_kprune.serving.guard.counters import ensure_folder
 from vllm_kprune.serving.guard.settings import request_policy
@@ -88,7 +88,7 @@ def refuse_beam_options(extra_args: Any) -> None:
         )
 
 
-def engine_spellings(config: Any) -> Spellings:
+def engine_spellings(config: Any) -> TokenSpellings:
     """What the tokens of an engine's tokenizer spell; made once, then read from kprune's cache.
 
     Raises `KPruneError` for a tokenizer without `tokenizer.json`, or of a kind that the guard does

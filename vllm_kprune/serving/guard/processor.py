@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from vllm_kprune.guard.mask import Mask
+from vllm_kprune.guard.mask import TokenMask
 from vllm_kprune.guard.policy import GuardPolicy
 from vllm_kprune.serving.compat.engine import tensor_parallel_rank
 from vllm_kprune.serving.compat.processors import V1LogitsProcessor, V2LogitsProcessor
@@ -41,7 +41,7 @@ class LanguageGuard(V1LogitsProcessor, V2LogitsProcessor):
         )
         if isinstance(where, torch.device):
             guards = Guards(vllm_config, vllm_config.model_config.get_vocab_size())
-            self._rows = GuardedRows(guards, Mask(device), tally, device)
+            self._rows = GuardedRows(guards, TokenMask(device), tally, device)
         else:
             drafts = getattr(vllm_config.speculative_config, "num_speculative_tokens", 0)
             guards = Guards(vllm_config, where.vocab_size)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from vllm_kprune.guard.automaton import MOST_TOKENS_BACK, Automaton
-from vllm_kprune.guard.mask import Mask
+from vllm_kprune.guard.mask import TokenMask
 from vllm_kprune.serving.guard.requests import Guards
 from vllm_kprune.serving.guard.tally import Tally
 
@@ -57,7 +57,7 @@ class _Row:
 class GuardedRows:
     """The guarded requests of the batch, by row."""
 
-    def __init__(self, guards: Guards, mask: Mask, tally: Tally, device: torch.device) -> None:
+    def __init__(self, guards: Guards, mask: TokenMask, tally: Tally, device: torch.device) -> None:
         self._guards = guards
         self._mask = mask
         guards.when_given_up(mask.forget)

@@ -15,8 +15,8 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from vllm_kprune.checkpoint.base import resolve_model
 from vllm_kprune.checkpoint.manifest import is_overlay, load_manifest
+from vllm_kprune.checkpoint.model_folder import resolve_model
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.prompt.cache import SegmentCache
 from vllm_kprune.prompt.layer_config import Precision

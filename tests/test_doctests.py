@@ -1,0 +1,35 @@
+"""The examples in docstrings are right."""
+
+import doctest
+import importlib
+from pathlib import Path
+
+import pytest
+
+import vllm_kprune
+
+PACKAGE = Path(vllm_kprune.__file__).parent
+# Their examples need a model: tests/test_python_api.py runs them.
+NEED_A_MODEL = {"build_overlay", "export_overlay", "verify_overlay"} | {
+    "build_automaton",
+    "load_spellings",
+}
+FILES = [
+    path
+    for path in sorted(PACKAGE.rglob("*.py"))
+    if not {"compare", "serving"} & {*path.parts} and ">>> " in path.read_text(encoding="utf-8")
+]
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_the_examples_of_a_module_are_right(path: Path) -> None:
+    module = importlib.import_module(module_name(path).removesuffix(".__init__"))
+    runner = doctest.DocTestRunner()
+    for test in doctest.DocTestFinder().find(module):
+        if test.name.rpartition(".")[2] not in NEED_A_MODEL:
+            runner.run(test)
+    assert runner.failures == 0

@@ -1,0 +1,10 @@
+"""Array types that several rooms share. An axis or unit is named where the array is declared."""
+
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+__all__ = ["Floats"]
+
+Floats: TypeAlias = npt.NDArray[np.float64]
