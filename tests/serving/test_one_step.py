@@ -33,6 +33,7 @@ revision: v1.0
 api-server-count: 2
 enforce-eager: true
 max-model-len: 1024
+dtype: float32
 """
 
 

@@ -7,7 +7,7 @@ from urllib.request import Request, urlopen
 
 import pytest
 from openai import BadRequestError
-from support.live_client import bfloat16_step, client, complete, greedy_steps, model_name
+from support.live_client import client, complete, float32_error, greedy_steps, model_name
 from tokenizers import Tokenizer
 
 from vllm_kprune.checkpoint.manifest import load_manifest
@@ -85,7 +85,7 @@ def test_logits_are_those_of_the_original(
     mapped = {kept[token]: value for token, value in found.best.items()}
     assert mapped.keys() == expected.best.keys()
     for token, value in expected.best.items():
-        assert abs(mapped[token] - value) <= bfloat16_step(value)
+        assert abs(mapped[token] - value) <= float32_error(expected.highest)
 
 
 def test_several_answers_can_be_asked_for(pruned: VllmServer) -> None:

@@ -78,7 +78,7 @@ def test_plain_vllm_serves_it_with_the_overlays_greedy_ids(
     prompts = [tokenizer.encode(prompt).ids for prompt in PROMPTS]
     expected = [greedy_ids(pruned, ids) for ids in prompts]
     arguments = ["--enforce-eager", "--max-model-len", "1024"]
-    arguments += ["--logprobs-mode", "processed_logits"]
+    arguments += ["--logprobs-mode", "processed_logits", "--dtype", "float32"]  # as `pruned`
     with VllmServer(export, arguments, environment=without_kprune) as plain:
         answers = [greedy_ids(plain, ids) for ids in prompts]
     assert answers == expected

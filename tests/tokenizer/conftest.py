@@ -14,7 +14,7 @@ from vllm_kprune.tokenizer.bpe import parse_tokenizer, read_tokenizer
 from vllm_kprune.vocabulary.sizing import select_tokens
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def gemma(enko_plan: Plan) -> Pair:
     """Gemma-3 and what `enko` keeps of it."""
     original = open_tokenizer(enko_plan.base.folder)
@@ -35,7 +35,7 @@ def tiny(request: pytest.FixtureRequest) -> Pair:
     return _pair(request.param)
 
 
-@pytest.fixture(scope="session", params=["qwen3", "llama3_1", "aya_expanse"])
+@pytest.fixture(scope="module", params=["qwen3", "llama3_1", "aya_expanse"])
 def published(request: pytest.FixtureRequest, pruned_tokenizers: dict[str, Path]) -> Pair:
     """A tokenizer that a maker published, and what a shipped profile keeps of it."""
     manifest = load_manifest(pruned_tokenizers[request.param])
@@ -43,7 +43,7 @@ def published(request: pytest.FixtureRequest, pruned_tokenizers: dict[str, Path]
     return Pair(read_tokenizer(folder), open_tokenizer(folder), manifest.kept_ids)
 
 
-@pytest.fixture(scope="session", params=["gemma", *sorted(TINY)])
+@pytest.fixture(scope="module", params=["gemma", *sorted(TINY)])
 def pair(request: pytest.FixtureRequest) -> Pair:
     """Each tokenizer with its pruned form, the real one first."""
     if request.param == "gemma":
