@@ -1,7 +1,8 @@
 # make demo   the main job: original and pruned model side by side
 # make bench  time of a build, and the demo's figures as JSON
 # make paper  the paper's experiment, remade small: tables and reports in build/paper, 80 minutes
-# make test   linters, types, tests
+# make test   linters, types, tests: 20 minutes on two cores, 2 GB and the servers' own memory
+# make test-fast  the tests of a contributor's loop: no servers, no downloads, none that take long
 # Both set up .venv first, once. PYTHON=... picks the interpreter, TORCH_INDEX=... an index for the CPU torch.
 
 PYTHON ?= python3
@@ -11,10 +12,10 @@ BIN := .venv/bin
 STAMP := .venv/.kprune-setup-$(shell cat requirements/cpu.lock pyproject.toml packaging/vllm/pyproject.toml packaging/make_venv.py | cksum | cut -d' ' -f1)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo paper test lint bench clean
+.PHONY: help setup demo paper test test-fast lint bench clean
 
 help:
-	@echo "make setup | demo | paper | test | lint | bench | clean   (variables: PYTHON, TORCH_INDEX)"
+	@echo "make setup | demo | paper | test | test-fast | lint | bench | clean   (variables: PYTHON, TORCH_INDEX)"
 
 setup: $(STAMP)
 	@echo "setup: .venv is ready"
@@ -42,6 +43,10 @@ lint: $(STAMP)
 
 test: lint
 	$(BIN)/python -m pytest
+
+# PYTEST=... takes options of pytest, such as a folder or -k.
+test-fast: $(STAMP)
+	$(BIN)/python -m pytest -q -m "not server and not slow" --no-downloads $(PYTEST)
 
 # Figures for the README: run it on an idle machine.
 bench: $(STAMP)

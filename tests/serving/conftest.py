@@ -105,15 +105,21 @@ def servers(
 
 
 @pytest.fixture
-def original(servers: tuple[VllmServer, VllmServer]) -> VllmServer:
+def original(for_servers: None, servers: tuple[VllmServer, VllmServer]) -> VllmServer:
     """The server of the original model."""
     return servers[0]
 
 
 @pytest.fixture
-def pruned(servers: tuple[VllmServer, VllmServer]) -> VllmServer:
+def pruned(for_servers: None, servers: tuple[VllmServer, VllmServer]) -> VllmServer:
     """The server of the pruned model."""
     return servers[1]
+
+
+@pytest.fixture
+def for_servers(request: pytest.FixtureRequest) -> None:
+    """Refuse a test without the marker: `-m "not server"` has to leave out every server."""
+    assert request.node.get_closest_marker("server"), "mark it with pytest.mark.server"
 
 
 @pytest.hookimpl(wrapper=True)

@@ -43,7 +43,9 @@ def published(request: pytest.FixtureRequest, pruned_tokenizers: dict[str, Path]
     return Pair(read_tokenizer(folder), open_tokenizer(folder), manifest.kept_ids)
 
 
-@pytest.fixture(scope="module", params=["gemma", *sorted(TINY)])
+@pytest.fixture(
+    scope="module", params=[pytest.param("gemma", marks=pytest.mark.slow), *sorted(TINY)]
+)
 def pair(request: pytest.FixtureRequest) -> Pair:
     """Each tokenizer with its pruned form, the real one first."""
     if request.param == "gemma":
