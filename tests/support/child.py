@@ -27,13 +27,18 @@ def in_child(function: Callable[..., _Result], *arguments: object) -> _Result:
 
 def run_script(script: str, *arguments: object) -> str:
     """Run a script beside this file; gives what it wrote to standard output."""
-    folder = Path(__file__).parent
     done = subprocess.run(
-        [sys.executable, folder / script, *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path, str(folder.parent)])},
+        [sys.executable, Path(__file__).with_name(script), *map(str, arguments)],
+        env=script_environment(),
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout
+
+
+def script_environment() -> dict[str, str]:
+    """The environment of a script beside this file, which imports `support` as tests do."""
+    folders = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, folders))}

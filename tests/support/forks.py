@@ -1,7 +1,7 @@
 """Runs small jobs in forks of a process that has imported vLLM, which takes longest.
 
 `ask` starts such a script for a test, with the jobs in a file; the script calls `run_forked` and
-`tell`. Two jobs run at once: to start an engine is mostly Python, which keeps one CPU busy.
+`tell`. Two jobs run at once: starting an engine is mostly Python, which keeps one CPU busy.
 """
 
 import json
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from support.child import script_environment
 from support.tiny_models import ENVIRONMENT
 
 AT_ONCE = 2
@@ -25,7 +26,7 @@ def ask(script: str, jobs: Sequence[Any], folder: Path) -> list[Any]:
     (folder / "jobs.json").write_text(json.dumps(jobs))
     done = subprocess.run(
         [sys.executable, Path(__file__).with_name(script), folder / "jobs.json"],
-        env={**os.environ, **ENVIRONMENT},
+        env={**script_environment(), **ENVIRONMENT},
         capture_output=True,
         text=True,
         timeout=800,
