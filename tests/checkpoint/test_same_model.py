@@ -21,7 +21,7 @@ from vllm_kprune.checkpoint.overlay import build_overlay
 from vllm_kprune.checkpoint.rows import read_pruned_weights
 from vllm_kprune.profile import Profile
 
-# Thai script on the user's corpus: Korean and English are kept as far as they occur in it.
+# Thai, and a corpus: of Korean and English only what occurs in it is kept.
 PROFILE = Profile(name="tiny", languages=("th",), code=False)
 TEXTS = (KOREAN, "the weather in Seoul is fine", "ภาษาไทย 2024", "αβγ 日本語 😀 never seen")
 LARGEST_ERROR = 1e-5
@@ -31,7 +31,7 @@ Build = Callable[[str], tuple[Path, Path]]
 
 @pytest.fixture(scope="module")
 def build(tmp_path_factory: pytest.TempPathFactory) -> Build:
-    """A function that saves a tiny architecture and prunes it: (original, overlay), made once."""
+    """A function that saves a tiny architecture, prunes it once, and gives (original, overlay)."""
     made: dict[str, tuple[Path, Path]] = {}
 
     def make(name: str) -> tuple[Path, Path]:
@@ -55,7 +55,7 @@ def load_original(folder: Path, architecture: str) -> Any:
 
 
 def load_pruned(overlay: Path, manifest: Manifest) -> Any:
-    """The overlay as a transformers model: its own config, rows gathered from the base."""
+    """The overlay as a transformers model: with its own config, and rows gathered from the base."""
     import transformers
 
     network = getattr(transformers, manifest.family)

@@ -22,7 +22,7 @@ from vllm_kprune.demo.servers import VllmServer, log_tail
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """vLLM warns while it is imported and configured; that is not ours to mend."""
+    """Allow warnings: vLLM gives some when it is imported and configured."""
     for item in items:
         if item.path.is_relative_to(Path(__file__).parent):
             item.add_marker(pytest.mark.filterwarnings("default"))
@@ -79,7 +79,7 @@ def servers(
     arguments = [*SERVE, "--logprobs-mode", "processed_logits", "--trust-request-chat-template"]
     # CPUs without bfloat16 instructions compute a batch four times faster so, and without ties.
     arguments += ["--dtype", "float32"]
-    # A small base model fills a JSON document with white space wherever it may.
+    # Otherwise a small base model fills JSON documents with white space.
     arguments += ["--structured-outputs-config", _COMPACT_JSON]
     template = logs / "template.jinja"
     template.write_text(CHAT_TEMPLATE)

@@ -23,7 +23,7 @@ PROMPTS = (
 )
 TOKENS = 48
 
-# Python runs this at every start: neither the package nor its entry points are found.
+# Python runs this whenever it starts: it hides the package and its entry points.
 _HIDE_KPRUNE = """
 import importlib.metadata as metadata, sys
 
@@ -49,7 +49,7 @@ import vllm_kprune
 
 @pytest.fixture(scope="module")
 def without_kprune(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Environment variables of a process that cannot find kprune, checked to be so."""
+    """Environment variables with which a process cannot find kprune; this is checked first."""
     folder = tmp_path_factory.mktemp("hide")
     (folder / "sitecustomize.py").write_text(_HIDE_KPRUNE)
     environment = {**ENVIRONMENT, "PYTHONPATH": str(folder), "VLLM_KPRUNE_DISABLE": "1"}

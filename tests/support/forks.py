@@ -22,7 +22,7 @@ _MARK = "ANSWERS "
 
 
 def ask(script: str, jobs: Sequence[Any], folder: Path) -> list[Any]:
-    """What a script beside this file answers to each of the jobs; `folder` takes the file."""
+    """The answers of a script beside this file to these jobs; the file is written into `folder`."""
     (folder / "jobs.json").write_text(json.dumps(jobs))
     done = subprocess.run(
         [sys.executable, Path(__file__).with_name(script), folder / "jobs.json"],
@@ -39,13 +39,13 @@ def ask(script: str, jobs: Sequence[Any], folder: Path) -> list[Any]:
 
 
 def tell(answers: Sequence[Any]) -> None:
-    """Answer, from inside the script."""
+    """Send the answers from the script to the test."""
     sys.stdout.write(_MARK + json.dumps(answers) + "\n")
 
 
 @dataclass
 class Ended:
-    """A fork that has ended: what its function gave (None if it gave nothing), and its output."""
+    """A fork that has ended: what its function returned (or None), its status and its output."""
 
     result: Any
     status: int
@@ -53,7 +53,7 @@ class Ended:
 
 
 def run_forked(run: Callable[[Any], Any], jobs: Sequence[Any]) -> list[Ended]:
-    """Call `run` for each of the jobs, in a fork of its own; its result must be JSON."""
+    """Call `run` with each job in a fork of its own; what it returns must fit into JSON."""
     running: dict[int, tuple[int, int, int]] = {}
     ended: dict[int, Ended] = {}
 

@@ -2,9 +2,9 @@
 
     python kept_plan.py MODEL PROFILE FOLDER
 
-To count the evidence for a vocabulary of 262,144 tokens takes 25 s and 850 MB, which a process does
-not give back. `load_plan` reads the result in a second. The texts of the sources are functions,
-which cannot be saved: they are found again by name.
+Counting the evidence for a vocabulary of 262,144 tokens takes 25 s and 850 MB. `load_plan` reads
+the result in two seconds. The texts of the sources are functions, which cannot be saved: the
+sources are found again by name.
 """
 
 import pickle

@@ -48,13 +48,13 @@ def client(server: VllmServer) -> OpenAI:
 
 
 def model_name(server: VllmServer) -> str:
-    """The name that the server gives to its model."""
+    """The name under which the server offers its model."""
     with client(server) as api:
         return api.models.list().data[0].id
 
 
 def complete(server: VllmServer, prompt: Any, **options: Any) -> Any:
-    """A completion; greedy and of 16 tokens unless told otherwise."""
+    """A completion; by default greedy and 16 tokens long."""
     known = {key: options.pop(key) for key in _OPENAI_OPTIONS & options.keys()}
     request = {"model": server.model, "max_tokens": 16, "temperature": 0, **known}
     with client(server) as api:
