@@ -26,6 +26,7 @@ from support.child import run_script
 from support.kept_plan import OVERLAY, PLAN, load_plan
 from support.published import PROFILES, PUBLISHED
 from support.run_limits import mark_by_fixtures, peak_memory_mb, too_much_memory
+from support.word_caches import turn_off_word_caches
 
 from vllm_kprune.checkpoint.overlay import Plan
 from vllm_kprune.demo.reference.build import demo_model
@@ -41,6 +42,7 @@ settings.register_profile(
     suppress_health_check=list(HealthCheck),
 )
 settings.load_profile("kprune")
+turn_off_word_caches()
 
 NO_DOWNLOADS = "--no-downloads"
 
