@@ -11,6 +11,7 @@ code.
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -118,10 +119,20 @@ kprune's counters appear among vLLM's; [operating](../operating.md#metrics) list
 """
 
 
+_FLAT = re.compile(r"[\[{][^\[\]{}]*[\]}]")
+
+
 def _sample(name: str) -> str:
-    """A recorded body, laid out; long lists of pieces are cut."""
+    """A recorded body, laid out: what holds only plain values is one line, if it fits."""
     value = json.loads((SAMPLES / name).read_text(encoding="utf-8"))
-    return json.dumps(value, ensure_ascii=False, indent=2)
+    return _FLAT.sub(_joined, json.dumps(value, ensure_ascii=False, indent=2))
+
+
+def _joined(found: re.Match[str]) -> str:
+    """A list or an object on one line; as it was if that is too long."""
+    line = re.sub(r"\s*\n\s*", " ", found[0])
+    line = re.sub(r"^([\[{]) | ([\]}])$", r"\1\2", line)
+    return line if len(line) <= 90 else found[0]
 
 
 def _one_line(name: str) -> str:
