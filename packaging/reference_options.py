@@ -1,6 +1,7 @@
 """Reference pages of the command line and of the options of servers and requests."""
 
 import argparse
+import html
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
@@ -50,13 +51,18 @@ REQUEST_HELP: Mapping[str, tuple[str, str]] = {
 }
 
 
-_TAG = re.compile(r"(`[^`]*`)|(</?\w[^<>]*>)")
+_CODE = re.compile(r"(`[^`]*`)|(</?(?!code>)\w[^<>]*>)")
 
 
 def cell(text: str) -> str:
-    """Text for a table's cell: one line, pipes escaped, and what looks like a tag as code."""
-    line = _TAG.sub(lambda found: found[1] or f"`{found[2]}`", " ".join(text.split()))
-    return line.replace("|", "\\|")
+    """Text for a table's cell: one line; what looks like a tag is code."""
+    line = _CODE.sub(lambda found: code((found[1] or found[2]).strip("`")), " ".join(text.split()))
+    return line.replace("|", "&#124;")
+
+
+def code(text: str) -> str:
+    """Inline code. With a pipe, code hosts and the site's generator agree on HTML alone."""
+    return f"<code>{html.escape(text, quote=False)}</code>" if "|" in text else f"`{text}`"
 
 
 # ---- kprune ------------------------------------------------------------------------------------
@@ -81,9 +87,7 @@ def _command(name: str, command: Any) -> str:
     )
     parts = [f"## kprune {name}\n", _prose(command.help), f"```text\n{usage.strip()}\n```\n"]
     if arguments:
-        parts.append(
-            _table("argument", [(f"`{p.name.upper()}`", _described(p)) for p in arguments])
-        )
+        parts.append(_table("argument", [(f"`{_named(p)}`", _described(p)) for p in arguments]))
     for panel in dict.fromkeys(p.rich_help_panel for p in options):
         heading = f"**{panel}**\n\n" if panel else ""
         rows = [(_spelled(p), _described(p)) for p in options if p.rich_help_panel == panel]
@@ -96,18 +100,23 @@ def _command(name: str, command: Any) -> str:
     return "\n".join(parts)
 
 
+def _named(argument: Any) -> str:
+    return str(argument.metavar or argument.name.upper())
+
+
 def _usage(argument: Any) -> str:
-    name = argument.name.upper()
-    return name if argument.required else f"[{name}]"
+    return _named(argument) if argument.required else f"[{_named(argument)}]"
 
 
 def _spelled(option: Any) -> str:
-    names = sorted(option.opts, key=len, reverse=True)
+    *short, name = sorted(option.opts, key=len)
     given = "" if option.is_flag else f" {_kind(option)}"
-    return ", ".join([f"`{names[0]}{given}`", *(f"`{name}`" for name in names[1:])])
+    return ", ".join(code(text) for text in (*short, name + given))
 
 
 def _kind(option: Any) -> str:
+    if option.metavar:
+        return str(option.metavar)
     annotation = option.type_descriptor.annotation
     inner = next(iter(get_args(annotation)), annotation)
     return {"int": "N", "float": "X", "Path": "PATH", "str": "TEXT"}.get(
@@ -126,12 +135,15 @@ def _described(parameter: Any) -> str:
     if parameter.required:
         return text + " Required."
     default = parameter.default
+    if isinstance(parameter.show_default, str):  # the default in words
+        default = parameter.show_default
     shown = not (default is None or default is False or default == [] or callable(default))
     return text + (f" Default: `{default}`." if shown else "")
 
 
 def _table(first: str, rows: list[tuple[str, str]]) -> str:
-    lines = [f"| {first} | meaning |", "|---|---|", *(f"| {a} | {cell(b)} |" for a, b in rows)]
+    body = (f"| {cell(a)} | {cell(b)} |" for a, b in rows)
+    lines = [f"| {first} | meaning |", "|---|---|", *body]
     return "\n".join(lines) + "\n"
 
 
@@ -205,7 +217,7 @@ def _server_rows() -> Iterator[str]:
     yield "|---|---|"
     for action in serve_parser()._actions:
         spelled = f"{action.option_strings[0]} {action.metavar or ''}".rstrip()
-        yield f"| `{cell(spelled)}` | {cell(action.help or '')} |"
+        yield f"| {cell(code(spelled))} | {cell(action.help or '')} |"
 
 
 def _request_rows(names: Mapping[str, Any]) -> Iterator[str]:
