@@ -24,6 +24,7 @@ from support.markdown import (
     read,
     spans,
 )
+from test_layers import RANKS
 
 import vllm_kprune
 from vllm_kprune.cli.app import app
@@ -132,6 +133,14 @@ def test_every_environment_variable_is_documented(operating: str) -> None:
     }
     assert {"VLLM_KPRUNE_DISABLE", "KPRUNE_CACHE"} <= found
     assert sorted(found - set(spans(operating))) == []
+
+
+def test_the_parts_of_the_package_are_shown_in_their_order() -> None:
+    cells = re.findall(r"^\| \d+ \| `(\w+)/?`", read(DOCS / "architecture.md"), re.MULTILINE)
+    there = [
+        rank for rank in RANKS if list(PACKAGE.glob(f"{rank}.py")) or (PACKAGE / rank).is_dir()
+    ]
+    assert cells == there
 
 
 def test_every_metric_is_documented(operating: str) -> None:
