@@ -93,11 +93,24 @@ def _command(name: str, command: Any) -> str:
         rows = [(_spelled(p), _described(p)) for p in options if p.rich_help_panel == panel]
         parts.append(heading + _table("option", rows))
     if name == "compare":
-        rows = [(f"`{suite.name}`", suite.help) for suite in SUITES.values()]
-        parts.append(_table("suite", rows))
+        parts.append(_suites())
     if command.epilog:
         parts.append(_prose(command.epilog))
     return "\n".join(parts)
+
+
+_GATES = """
+A condition of `--fail-on` names a metric. A suite's name stands for the first of its metrics. `*` and
+`?` stand for what differs: a language, a number of requests, a share.
+"""
+
+
+def _suites() -> str:
+    lines = ["| suite | what it measures | metrics |", "|---|---|---|"]
+    for suite in SUITES.values():
+        metrics = ", ".join(f"`{name}`" for name in suite.metrics or ())
+        lines.append(f"| `{suite.name}` | {cell(suite.help)} | {cell(metrics)} |")
+    return "\n".join(lines) + "\n" + _GATES
 
 
 def _named(argument: Any) -> str:
