@@ -100,8 +100,8 @@ def _command(name: str, command: Any) -> str:
 
 
 _GATES = """
-A condition of `--fail-on` names a metric. A suite's name stands for the first of its metrics. `*` and
-`?` stand for what differs: a language, a number of requests, a share.
+A condition of `--fail-on` names a metric. A suite's name stands for the first of its metrics. `*`
+and `?` stand for what differs: a language, a number of requests, a share.
 """
 
 
