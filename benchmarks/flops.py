@@ -1,9 +1,9 @@
 """How many floating-point operations prefill and ranking take, from a model's config.json alone.
 
-Only matrix products are counted, a multiplication with its addition as 2: norms, softmax, rotation
-and activations are a few hundredths of the rest at most. Prefill computes
-logits of the last token only, as vLLM does, and attention of the pairs that the mask leaves (a
-kernel that fills whole blocks does somewhat more). Dense models with a gated MLP; no experts.
+Only matrix products are counted, and a multiplication with its addition counts as 2. Norms,
+softmax, rotation and activations add a few percent at most. Prefill computes the logits of the last
+token only, as vLLM does, and attention for the pairs that the mask allows; a kernel that works on
+whole blocks does somewhat more. Covers dense models with a gated MLP, not mixtures of experts.
 """
 
 from dataclasses import dataclass
@@ -18,8 +18,9 @@ _GATED = ("cohere", "cohere2", "gemma2", "gemma3_text", "llama", "mistral", "qwe
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes of a decoder. `windows`: for each layer how far a token looks back, None: to the
-    first token. `queries` and `keys` are heads x head dimension.
+    """The sizes of a decoder. `queries` and `keys` are heads x head dimension.
+
+    `windows` says, for each layer, how many tokens a token looks back; None means to the first.
     """
 
     hidden: int
@@ -31,7 +32,7 @@ class Shape:
 
 
 _ALTERNATE = (4096, None)
-# The paper's rankers and the smaller of its targets, as their published config.json has them.
+# The paper's rankers and the smaller of its targets, from their published config.json.
 PUBLISHED = {
     "llama-3.2-1b": Shape(2048, 8192, 32 * 64, 8 * 64, 128_256, (None,) * 16),
     "llama-3.1-8b": Shape(4096, 14336, 32 * 128, 8 * 128, 128_256, (None,) * 32),
@@ -54,7 +55,7 @@ def load_shape(model: str) -> Shape:
             f"{model} is no folder with a config.json, and no known model; "
             f"{nearest(model, PUBLISHED)}"
         )
-    from transformers import AutoConfig  # it knows what a config.json leaves out
+    from transformers import AutoConfig  # it has the defaults of missing fields
 
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config()
     if config.model_type not in _GATED:
@@ -74,7 +75,7 @@ def load_shape(model: str) -> Shape:
 
 
 def prefill_flops(shape: Shape, tokens: int) -> int:
-    """What the first token of an answer to a prompt of `tokens` tokens costs, without any cache."""
+    """FLOPs until the first token of an answer to `tokens` tokens, without a prefix cache."""
     attention = shape.hidden * (2 * shape.queries + 2 * shape.keys)  # q, k, v and output
     linear = len(shape.windows) * tokens * (attention + 3 * shape.hidden * shape.inner)
     pairs = sum(_pairs(tokens, window) for window in shape.windows)
@@ -82,7 +83,7 @@ def prefill_flops(shape: Shape, tokens: int) -> int:
 
 
 def _pairs(tokens: int, window: int | None) -> int:
-    """Pairs of a token and one that it sees: itself and those before, `window` at most.
+    """Pairs of a token and a token that it sees: itself and those before, at most `window`.
 
     >>> _pairs(4, None), _pairs(4, 2)
     (10, 7)
@@ -92,7 +93,7 @@ def _pairs(tokens: int, window: int | None) -> int:
 
 
 def ranking_flops(shape: Shape, tokens: int, *, whole_layer: bool = False) -> int:
-    """What ranking `tokens` tokens by the attention in the first layer costs, without any mask.
+    """FLOPs to rank `tokens` tokens by attention in the first layer, without a mask.
 
     `whole_layer`: algorithm 1 as printed, which calls the attention module and so also computes
     values, their weighted sums and the output projection. Otherwise what kprune computes, at most:

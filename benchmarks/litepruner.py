@@ -6,33 +6,35 @@
     .venv/bin/python benchmarks/litepruner.py dropping TOKENIZER TARGET --language en
 
 similarity (formula 1, tables 6, 7, 11-16): the first three layers of a model against those of
-another with the same tokenizer, or its own. RAD is the mean over tokens of |a - b|, where a and b
-are the attention that a token receives in two layers. The scores of a prompt of n tokens sum to 1,
-so RAD shrinks as 1/n whatever the layers do: "n x RAD" is the difference in units of the mean
-score, from 0 to 2, and can be compared between prompts. The cosine of two positive vectors is high
-as soon as both have the same few peaks: `--without-bos` leaves <bos> away, the usual one, and
-"shuffled" is the figure against the same scores in random order. "dropped alike" says what pruning
-notices: of the tokens that one drops at keep 0.7, the share that the other drops too (chance 30 %).
-`--causal` compares the layers as the models run, where early tokens are seen by more queries; the
-paper ranks without the mask and does not say which of the two its tables show.
+another model with the same tokenizer, or against its own. RAD is the mean over tokens of |a - b|,
+where a and b are the attention that a token receives in two layers. The scores of a prompt of n
+tokens sum to 1, so RAD shrinks as 1/n whatever the layers do. "n x RAD" is the difference in units
+of the mean score, from 0 to 2, and can be compared between prompts. The cosine of two positive
+vectors is high as soon as both have the same few peaks. <bos> is the usual peak, and
+`--without-bos` leaves it out; "shuffled" compares with the same scores in random order. "dropped
+alike" is what pruning notices: the share of the tokens dropped by one, at keep 0.7, that the other
+drops too (30 % by chance). `--causal` compares the layers as the models run, where early tokens are
+seen by more queries. The paper ranks without the mask and does not say which of the two its tables
+show.
 
-bleu (table 8): mean sentence BLEU (sacrebleu) between the texts that two rankers keep; they may
-have different tokenizers, and each keeps a share of its own tokens. "random" is two random
-droppings of the same size: the zero of the scale. Korean words are long for it: a part of one that
-is missing counts as the whole.
+bleu (table 8): mean sentence BLEU (sacrebleu) between the texts that two rankers keep. They may
+have different tokenizers, and each keeps a share of its own tokens. "random" compares two random
+droppings of the same size: the zero of the scale. Korean words are long for this measure: if a part
+of one is missing, the whole word counts as different.
 
-flops (figure 2): ranking and prefill against length, by formula (flops.py). "saved" is of prefill
-alone, minus what ranking costs, as a share of the unpruned prefill. A scorer without a model, such
-as `rarity`, has no ranking to subtract. Names instead of folders: flops.PUBLISHED.
+flops (figure 2): the cost of ranking and prefill by length, by formula (flops.py). "saved" is the
+saving in prefill minus the cost of ranking, as a share of the unpruned prefill. A scorer without a
+model, such as `rarity`, has no ranking to subtract. flops.PUBLISHED has names that can be given
+instead of folders.
 
-dropping (tables 9, 10): each token is dropped with probability p except the last ten, and the FLOPs
-that the target is spared. The tokens are counted as ids, as in the paper, and again after the text
-went through the tokenizer, as a server sees it: there, parts of words that now touch may join, or
-be cut otherwise. What random dropping does to quality is measured by litepruner_quality.py, where
-`random` is the baseline.
+dropping (tables 9, 10): every token except the last ten is dropped with probability p; the result
+is the FLOPs that the target saves. Tokens are counted as ids, as in the paper, and again after the
+text went through the tokenizer, as on a server, where parts of words that now touch may merge or be
+cut differently. litepruner_quality.py measures what random dropping does to quality: `random` is
+its baseline.
 
-Texts: passages of XQuAD (`en`, `zh`, ...) and KoBEST (`ko`) in $KPRUNE_DATA; without it a few
-sentences, enough to try the commands but not to quote their figures.
+The texts are passages of XQuAD (`en`, `zh`, ...) and KoBEST (`ko`) in $KPRUNE_DATA. Without it
+there are a few sentences: enough to try the commands, but not to quote the results.
 """
 
 import argparse
@@ -54,7 +56,7 @@ from vllm_kprune.prompt.scorers import SCORERS
 from vllm_kprune.prompt.tokens import load_tokenizer
 
 RATES = (0.9, 0.8, 0.7)
-WITHOUT_SPACES = {"zh": "zh", "th": "char"}  # how sacrebleu is to cut
+WITHOUT_SPACES = {"zh": "zh", "th": "char"}  # sacrebleu's tokenizer
 LENGTHS = (128, 512, 2048, 8192, 32768)
 SAMPLES = {
     "en": (
@@ -118,7 +120,7 @@ def flops(ranker: Path, target: Path, lengths: Sequence[int]) -> Rows:
 
 
 def dropping(folder: Path, target: Path, prompts: Sequence[str]) -> Rows:
-    """Tokens left of a prompt on average, and the mean share of the target's FLOPs saved."""
+    """Mean number of tokens left of a prompt, and mean share of the target's FLOPs saved."""
     tokenizer, shape = load_tokenizer(folder), load_shape(str(target))
     rng = np.random.default_rng(0)
     rows = []
@@ -161,7 +163,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--causal", action="store_true", help="similarity under the causal mask")
     parser.add_argument("--scorer", choices=SCORERS, default="attention", help="for bleu")
     parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS, help="for flops")
-    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--json", type=Path, help="write the results here")
     options = parser.parse_args()
     if options.other is None and options.what != "similarity":
         parser.error(f"{options.what} needs two models")
@@ -181,7 +183,7 @@ def measure(options: argparse.Namespace, language: str, prompts: Sequence[str]) 
 
 
 def main() -> None:
-    """Print the tables, write the figures."""
+    """Print the tables and write the results."""
     options = parse()
     models = " and ".join(p.name for p in (options.ranker, options.other) if p)
     how = [name for name in ("causal", "without_bos") if getattr(options, name)]

@@ -1,18 +1,18 @@
-"""Which score decides best what to drop: likelihood of answers given pruned passages.
+"""Which scorer prunes best, by the likelihood of answers after pruned passages.
 
 KPRUNE_DATA=FOLDER .venv/bin/python benchmarks/litepruner_quality.py TARGET --task xquad-en \
     --task xquad-zh --task kobest --scorer rarity/word --scorer attention@RANKER --items 60
 
 Every passage is pruned to `--keep` of its tokens *as the target counts them*, so that all scorers
-spend the same, and the target reads: <bos>, the pruned passage, then a question that is whole.
-Figures are nats per token of the gold answer (mean over its tokens), and differences to random
-dropping of tokens (mean of `--seeds` random choices) with 95 % intervals of a paired bootstrap over
+have the same budget. The target reads <bos>, the pruned passage, and the whole question. Results
+are nats per token of the gold answer (mean over its tokens), and differences from random dropping
+of tokens (mean of `--seeds` random choices), with 95 % intervals from a paired bootstrap over
 passages. Tasks: `xquad-LANGUAGE` (question and gold answer), `kobest` (BoolQ: log-probability of
-the gold answer against the other, and accuracy), `kobest-question` (the question itself: what of
-the passage is left to expect it), `continued-LANGUAGE` (the end of a passage whose beginning was
-pruned). A scorer is written NAME[/word][@RANKER_FOLDER]; the ranker is the target's folder if not
-given. `--skip` leaves out the passages that choices were made on. Answers are cached under
-`--cache`: a run that was stopped resumes.
+the gold answer against the other, and accuracy), `kobest-question` (the likelihood of the question
+itself after the passage), `continued-LANGUAGE` (the end of a passage whose beginning was pruned). A
+scorer is written NAME[/word][@RANKER_FOLDER]; without a folder, the target ranks. `--skip` leaves
+out the passages that were used to choose constants. Answers are cached under `--cache`, so an
+interrupted run resumes.
 """
 
 import argparse
@@ -34,8 +34,9 @@ import regex
 import torch
 from packed_likelihood import Probe, Target, Variant
 
-from vllm_kprune.prompt.pruner import InputPruner, PruneOptions
+from vllm_kprune.prompt.budget import PruneOptions
 from vllm_kprune.prompt.scorers import Scorer, make_scorer
+from vllm_kprune.prompt.text_pruner import TextPruner
 
 BASELINE = "random"
 _LABELS = {"zh": ("\n问题：", "\n答案："), "ko": ("\n질문: ", "\n정답:")}
@@ -46,7 +47,7 @@ Candidates = dict[str, Callable[[Path], Scorer]]
 
 @dataclass(frozen=True)
 class Item:
-    """A passage, questions on it with the gold answer first, and the question for rankers."""
+    """A passage, its questions with the gold answer first, and the questions for rankers."""
 
     passage: str
     probes: tuple[tuple[Probe, ...], ...]
@@ -69,14 +70,14 @@ def xquad(data: Path, language: str) -> Iterator[Item]:
 
 
 def _paragraphs(articles: Sequence[dict]) -> Iterator[dict]:
-    """One paragraph of every article, then the second of every one: few items are still various."""
+    """The first paragraph of every article, then the second of every one: few items still vary."""
     longest = max(len(article["paragraphs"]) for article in articles)
     for n in range(longest):
         yield from (a["paragraphs"][n] for a in articles if n < len(a["paragraphs"]))
 
 
 def kobest(data: Path, question: bool = False) -> Iterator[Item]:
-    """Korean passages with a yes/no question; of several questions on a passage the first."""
+    """Korean passages with a yes/no question, the first if a passage has several."""
     ask, answer = _LABELS["ko"]
     seen = set()
     with (data / "kobest-dev" / "boolq_first400.tsv").open(encoding="utf-8") as stream:
@@ -95,7 +96,7 @@ def kobest(data: Path, question: bool = False) -> Iterator[Item]:
 
 
 def continued(items: Iterator[Item]) -> Iterator[Item]:
-    """Passages cut at the end of a sentence; the rest, up to 200 characters, is to be expected."""
+    """Passages cut at the end of a sentence. The answer is the rest, up to 200 characters."""
     for item in items:
         text = item.passage
         ends = [m.end() for m in _END.finditer(text) if 0.4 < m.start() / len(text) < 0.8]
@@ -115,7 +116,7 @@ def items_of(
     longest: int = 400,
     skip: int = 0,
 ) -> list[Item]:
-    """Of a task's passages of 60 to `longest` tokens of the target, `most` after `skip`."""
+    """At most `most` passages of a task, after `skip`, with 60 to `longest` target tokens."""
     name, _, detail = task.partition("-")
     if name == "xquad":
         found = xquad(data, detail)
@@ -131,21 +132,21 @@ def items_of(
 
 @dataclass(frozen=True)
 class Method:
-    """A scorer on a ranker, and what is dropped as a whole."""
+    """A scorer on a ranker, and the unit that is kept or dropped as a whole."""
 
     label: str
-    pruner: InputPruner
+    pruner: TextPruner
     unit: str
     conditioned: bool
 
     def prune(self, text: str, keep: float, query: str, count: Callable[[str], int]) -> str:
-        """The text that is left within `keep` of the target's tokens."""
+        """What is left of the text within `keep` of the target's tokens."""
         options = PruneOptions(target_tokens=round(keep * count(text)), unit=self.unit)
         return self.pruner.prune(text, options, query=query or None, count=count).text
 
 
 def make_method(spec: str, default_ranker: Path, candidates: Candidates, seed: int = 0) -> Method:
-    """Read NAME[/word][@RANKER]; candidates are scorers that are tried and not shipped."""
+    """Read NAME[/word][@RANKER]; candidates are scorers that were tried but not shipped."""
     spec, _, ranker = spec.partition("@")
     name, _, unit = spec.partition("/")
     folder = Path(ranker).expanduser() if ranker else default_ranker
@@ -155,20 +156,20 @@ def make_method(spec: str, default_ranker: Path, candidates: Candidates, seed: i
             return candidates[wanted](folder)
         return make_scorer(wanted, folder, seed=seed)
 
-    pruner = InputPruner(_tokenizer(folder), make, name)
+    pruner = TextPruner(_tokenizer(folder), make, name)
     label = name + (f"/{unit}" if unit else "") + (f"@{folder.name}" if ranker else "")
     return Method(label, pruner, unit or "token", getattr(pruner.scorer(), "uses_query", False))
 
 
 @cache
 def _tokenizer(folder: Path):
-    return InputPruner.from_pretrained(folder, scorer=BASELINE).tokenizer
+    return TextPruner.from_pretrained(folder, scorer=BASELINE).tokenizer
 
 
 def variants_of(
     item: Item, method: Method, keep: float, count: Callable[[str], int]
 ) -> list[Variant]:
-    """What the target reads: one passage for all questions, or one for each."""
+    """What the target reads: one passage for all questions, or one per question."""
     if keep >= 1 or not method.conditioned:
         text = item.passage if keep >= 1 else method.prune(item.passage, keep, "", count)
         return [Variant(text, probes) for probes in item.probes]
@@ -177,7 +178,7 @@ def variants_of(
 
 
 def merged(variants: Sequence[Variant]) -> list[Variant]:
-    """Variants with the same passage as one."""
+    """Merge variants with the same passage."""
     by_text: dict[str, dict[Probe, None]] = {}
     for variant in variants:
         by_text.setdefault(variant.passage, {}).update(dict.fromkeys(variant.probes))
@@ -206,7 +207,7 @@ class Study:
         self.done = 0
 
     def run(self, methods: Sequence[tuple[str, list[Method]]], deadline: float, name: str) -> None:
-        """Methods of one label (random ones) are averaged. Stops at the deadline."""
+        """Average methods with the same label, the random ones. Stops at the deadline."""
         started = time.perf_counter()
         for item in self.items:
             if time.time() > deadline:
@@ -260,7 +261,7 @@ def bootstrap(differences: Sequence[npt.NDArray[np.float64]], times: int = 4000)
 
 
 def show(task: str, study: Study, labels: Sequence[str], against: Sequence[str]) -> list[dict]:
-    """Print a task's table and give its rows."""
+    """Print the table of a task and return its rows."""
     whole = np.concatenate(study.values["whole", 1.0]).mean(axis=0)
     questions = sum(len(v) for v in study.values["whole", 1.0])
     passages, questions = study.done, sum(map(len, study.values["whole", 1.0]))
@@ -286,7 +287,7 @@ def show(task: str, study: Study, labels: Sequence[str], against: Sequence[str])
 
 
 def load_candidates(path: Path | None) -> Candidates:
-    """`CANDIDATES` of a Python file: name to a function that makes a scorer of a folder."""
+    """`CANDIDATES` of a Python file: functions that make a scorer from a folder, by name."""
     if path is None:
         return {}
     sys.path.insert(0, str(path.resolve().parent))
@@ -294,7 +295,7 @@ def load_candidates(path: Path | None) -> Candidates:
 
 
 def main() -> None:
-    """Run the tasks, print their tables, write the figures."""
+    """Run the tasks, print their tables and write the results."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("target", type=Path)
     parser.add_argument("--task", action="append", required=True)
@@ -303,14 +304,14 @@ def main() -> None:
     parser.add_argument("--keep", type=float, action="append")
     parser.add_argument("--against", action="append", help="baselines among the scorers")
     parser.add_argument("--items", type=int, default=60)
-    parser.add_argument("--skip", type=int, default=0, help="passages to leave out first")
+    parser.add_argument("--skip", type=int, default=0, help="the number of passages to skip")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--minutes", type=float, default=1e9, help="stop after this time")
-    parser.add_argument("--longest", type=int, default=400, help="tokens of a passage, at most")
+    parser.add_argument("--longest", type=int, default=400, help="the most tokens of a passage")
     parser.add_argument("--pack-tokens", type=int, default=450)
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--cache", type=Path, default=Path("quality-cache.jsonl"))
-    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--json", type=Path, help="write the results here")
     options = parser.parse_args()
     data = Path(os.environ.get("KPRUNE_DATA") or sys.exit("set KPRUNE_DATA to the data's folder"))
     target = Target(

@@ -4,13 +4,14 @@
     [--threads N] [--scaling] [--json FILE]
 
 "Naive" is algorithm 1 of LitePruner on the same model: embedding, norm and the whole first
-attention layer in transformers with `output_attentions`, no mask, the float32 matrix [heads, n, n],
-its mean. Ours and naive take turns in one process; a ratio is that of one round. CPU seconds are
-given beside wall time, as they are steadier where other programs run. Peak memory is that of a
-process of its own: the highest resident size while ranking minus the size before (the pages of the
-mapped embedding, which belong to the file, were touched by then). `--scaling` also
-ranks 1k to 32k tokens, exactly and with a window of 2,048. Text: XQuAD of $KPRUNE_DATA, or made-up
-ids. Default model: Gemma-3 270M (`kprune demo-model`). Run it on an idle machine.
+attention layer in transformers with `output_attentions`, without a mask, and the mean of the
+float32 matrix [heads, n, n]. Ours and naive take turns in one process, and a ratio is that of one
+round. CPU seconds are printed beside wall time, because they vary less when other programs run.
+Peak memory is measured in a process of its own: the highest resident size while ranking minus the
+size before, when the pages of the mapped embedding, which belong to the file, are already loaded.
+`--scaling` also ranks 1k to 32k tokens, exactly and with a window of 2,048. The text is XQuAD from
+$KPRUNE_DATA, or made-up ids. The default model is Gemma-3 270M (`kprune demo-model`). Run it on an
+idle machine.
 """
 
 import argparse
@@ -38,7 +39,7 @@ Rank = Callable[[], Any]
 
 
 def token_ids(ranker: FirstLayer, count: int) -> list[int]:
-    """Real text if there is some, else ids that repeat as words do (Zipf)."""
+    """Ids of real text if there is any, otherwise ids that repeat as words do (Zipf)."""
     data = os.environ.get("KPRUNE_DATA")
     if not data:
         return (np.random.default_rng(0).zipf(1.3, count) % ranker.rows).tolist()
@@ -84,7 +85,7 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def race(folder: Path, tokens: int, rounds: int) -> dict[str, Any]:
-    """Each round times naive and ours in turn."""
+    """Time naive and ours in turn, round by round."""
     naive = naive_layer(folder)
     rankers = {name: FirstLayer.from_pretrained(folder, precision=name) for name in PRECISIONS}
     ids = token_ids(rankers["float32"], tokens)
@@ -105,20 +106,20 @@ def race(folder: Path, tokens: int, rounds: int) -> dict[str, Any]:
 
 
 def swapped(scores: np.ndarray, expected: np.ndarray, keep: float) -> int:
-    """Tokens that are dropped at `keep` by one ranking and not by the other."""
+    """The number of tokens that, at `keep`, one ranking drops and the other keeps."""
     count = len(scores) - round(keep * len(scores))
     ours, theirs = (set(np.argsort(s, kind="stable")[:count].tolist()) for s in (scores, expected))
     return len(ours - theirs)
 
 
 def peak_memory(folder: Path, which: str, tokens: int) -> float:
-    """MiB that ranking takes at most, measured here: this process does nothing else."""
+    """Peak MiB of ranking, measured in this process, which does nothing else."""
     ranker = FirstLayer.from_pretrained(folder, precision="int8" if which == "int8" else "float32")
     ids = token_ids(ranker, tokens)
     rank = naive_layer(folder) if which == "naive" else lambda ids: ranker.received_attention([ids])
     for start in range(0, len(ids), 128):  # pages of the mapped embedding belong to the file
         rank(ids[start : start + 128])
-    ctypes.CDLL(None).malloc_trim(0)  # or freed memory of the loading would hide what is taken
+    ctypes.CDLL(None).malloc_trim(0)  # memory freed after loading would hide what ranking takes
     before = status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     rank(ids)
@@ -126,7 +127,7 @@ def peak_memory(folder: Path, which: str, tokens: int) -> float:
 
 
 def status(name: str) -> int:
-    """KiB of a line of /proc/self/status."""
+    """The KiB in a line of /proc/self/status."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(name))
 

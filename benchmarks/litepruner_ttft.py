@@ -3,12 +3,12 @@
 .venv/bin/python benchmarks/litepruner_ttft.py [MODEL] [--tokens 512 2048 8192] [--keep 0.7]
     [--scorers rarity attention] [--rounds 9] [--window N] [--threads N] [--json FILE]
 
-MODEL is the reference model by default, and ranks for itself. A round sends, for each length, a
-prompt that was never sent before, whole and pruned by each scorer, in turns that change from round
-to round; neither vLLM's prefix cache nor the pruner's can help. A figure is the time from sending a
-streamed request to its first token; ratios are taken within a round. Text is XQuAD's English if
-KPRUNE_DATA names the data, else made of random words. Run it on an idle machine, and name the
-machine, and what else ran, with the figures.
+MODEL is the reference model by default, and is its own ranker. For each length, a round sends a
+prompt that was never sent before, whole and pruned by each scorer, in an order that changes from
+round to round, so neither vLLM's prefix cache nor the pruner's can help. A result is the time from
+sending a streamed request to its first token, and ratios are taken within a round. The text is
+XQuAD's English if KPRUNE_DATA names the data, otherwise random words. Run it on an idle machine,
+and publish the machine, and what else ran, with the results.
 """
 
 import argparse
@@ -73,7 +73,7 @@ def parse() -> argparse.Namespace:
 
 
 def arguments(options: argparse.Namespace) -> list[str]:
-    """Of `vllm serve`: no cache that would make a second sending cheaper."""
+    """Options of `vllm serve`: without a cache, which would make a second request cheaper."""
     found = ["--plugin", "kprune", "--kprune-input-pruner", "self", "--kprune-pruner-cache", "0"]
     found += ["--no-enable-prefix-caching", "--max-model-len", str(max(options.tokens) + 64)]
     for name in ("window", "threads"):
@@ -83,7 +83,7 @@ def arguments(options: argparse.Namespace) -> list[str]:
 
 
 def sentences() -> list[str]:
-    """Real sentences, or made-up ones."""
+    """Real sentences, or random words."""
     if folder := os.environ.get("KPRUNE_DATA"):
         with gzip.open(Path(folder) / "xquad" / "xquad.en.json.gz", "rt", encoding="utf-8") as file:
             articles = json.load(file)["data"]
@@ -95,7 +95,7 @@ def sentences() -> list[str]:
 
 
 def make_prompts(tokenizer: Tokenizer, texts: Sequence[str], seed: int) -> Any:
-    """Gives prompts of a number of tokens, each of other sentences in another order."""
+    """Makes prompts of a given length, each with other sentences in another order."""
     rng = random.Random(seed)
 
     def make(tokens: int) -> str:
@@ -110,10 +110,10 @@ def make_prompts(tokenizer: Tokenizer, texts: Sequence[str], seed: int) -> Any:
 
 
 def measure(server: VllmServer, options: argparse.Namespace, prompts: Any) -> Figures:
-    """Milliseconds to the first token: length -> how -> of each round."""
+    """Milliseconds to the first token: length -> method -> one per round."""
     figures: Figures = {n: {how: [] for how in (WHOLE, *options.scorers)} for n in options.tokens}
     with OpenAI(base_url=server.base_url, api_key="none", timeout=600, max_retries=0) as client:
-        for tokens in options.tokens:  # shapes, word lists and weights are met for the first time
+        for tokens in options.tokens:  # warm up: shapes, word lists and weights
             for how in figures[tokens]:
                 ttft_ms(client, server.model, prompts(tokens), how, options.keep)
         for number in range(options.rounds):
@@ -129,10 +129,10 @@ def measure(server: VllmServer, options: argparse.Namespace, prompts: Any) -> Fi
 
 def ttft_ms(client: OpenAI, model: str, prompt: str, how: str, keep: float) -> float:
     """Milliseconds from sending a prompt to its first token."""
-    wish: dict[str, Any] = {"kprune_keep": "off"}
+    asked: dict[str, Any] = {"kprune_keep": "off"}
     if how != WHOLE:
-        wish = {"kprune_keep": keep, "kprune_scorer": how, "kprune_min_tokens": 0}
-    extra = {"vllm_xargs": wish}
+        asked = {"kprune_keep": keep, "kprune_scorer": how, "kprune_min_tokens": 0}
+    extra = {"vllm_xargs": asked}
     started = time.perf_counter()
     stream = client.completions.create(
         model=model, prompt=prompt, max_tokens=1, temperature=0, stream=True, extra_body=extra
@@ -144,7 +144,7 @@ def ttft_ms(client: OpenAI, model: str, prompt: str, how: str, keep: float) -> f
 
 
 def show(figures: Figures, options: argparse.Namespace, status: Any) -> None:
-    """A table, and from where on each scorer saves time."""
+    """Print a table, and from which length on each scorer saves time."""
     sys.stdout.write(f"\nkeep {options.keep}; ms to the first token, median of {options.rounds}\n")
     for tokens, found in figures.items():
         sys.stdout.write(f"{tokens:>6} tokens: whole {statistics.median(found[WHOLE]):.0f}")
@@ -158,7 +158,7 @@ def show(figures: Figures, options: argparse.Namespace, status: Any) -> None:
 
 
 def spread(pruned: Sequence[float], whole: Sequence[float]) -> str:
-    """Median of the rounds' ratios, least and greatest."""
+    """Median, lowest and highest of the rounds' ratios."""
     ratios = [one / other for one, other in zip(pruned, whole, strict=True)]
     return f"{statistics.median(ratios):.3f}, {min(ratios):.3f} - {max(ratios):.3f}"
 

@@ -1,9 +1,8 @@
 """Log-probability of answers under a causal language model, many prompts in one forward pass.
 
-Prompts that begin alike share their beginning: a passage is computed once for all questions on it,
-and variants of a passage stand side by side in one sequence, with a mask that lets every token see
-its own prompt alone. Every result is kept on disk under a digest of the prompt, so that a run that
-was stopped resumes.
+Prompts share a common beginning: a passage is computed once for all questions on it. Variants of a
+passage are packed side by side into one sequence, with a mask that lets each token see only its own
+prompt. Results are stored on disk by a digest of the prompt, so an interrupted run resumes.
 """
 
 import hashlib
@@ -21,7 +20,7 @@ __all__ = ["Probe", "Target", "Variant"]
 
 @dataclass(frozen=True)
 class Probe:
-    """What is asked after a passage, and the text whose likelihood counts."""
+    """A question after a passage, and the answer whose likelihood is measured."""
 
     prompt: str
     answer: str
@@ -29,7 +28,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class Variant:
-    """A passage, pruned or not, and what is asked about it."""
+    """A passage, pruned or not, and the questions about it."""
 
     passage: str
     probes: tuple[Probe, ...]
@@ -37,15 +36,15 @@ class Variant:
 
 @dataclass(frozen=True)
 class _Node:
-    """A run of tokens in a pack; it sees its parent's tokens and what those see."""
+    """A run of tokens in a pack. It sees its parent's tokens and everything that they see."""
 
     parent: int
     ids: tuple[int, ...]
-    answer_from: int = 0  # first token of the answer; 0 where nothing is asked
+    answer_from: int = 0  # the first token of the answer; 0 if nothing is asked
 
 
 class Target:
-    """A causal model of transformers, with its tokenizer, and what it answered before."""
+    """A causal model of transformers, its tokenizer, and its earlier results."""
 
     def __init__(self, folder: Path, cache: Path, dtype: torch.dtype, pack_tokens: int) -> None:
         from transformers import AutoModelForCausalLM
@@ -59,15 +58,15 @@ class Target:
         self._known = dict(_read(cache))
 
     def count(self, text: str) -> int:
-        """Tokens of a text, without <bos>."""
+        """The tokens of a text, without <bos>."""
         return len(self._ids(text))
 
     def known(self, passage: str, probe: Probe) -> tuple[float, int] | None:
-        """Sum of the answer's log-probabilities in nats and its tokens, if they were computed."""
+        """Sum of the answer's log-probabilities in nats, and its number of tokens, if known."""
         return self._known.get(self._key(passage, probe))
 
     def compute(self, variants: Sequence[Variant]) -> int:
-        """Compute what is not known of the variants; gives the number of tokens run."""
+        """Compute what is not known of the variants; returns the number of tokens run."""
         missing = [
             Variant(v.passage, probes)
             for v in variants
@@ -119,7 +118,7 @@ class Target:
 
     @torch.inference_mode()
     def _likelihoods(self, nodes: Sequence[_Node]) -> list[tuple[float, int]]:
-        """Per node with an answer: sum of log-probabilities and number of the answer's tokens."""
+        """For each node with an answer: the sum of its log-probabilities and its token count."""
         ids = torch.tensor([i for node in nodes for i in node.ids])
         mask, positions = _mask(nodes)
         hidden = self.model.model(
@@ -160,7 +159,7 @@ def _mask(nodes: Sequence[_Node]) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _answers(nodes: Sequence[_Node]) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
-    """Rows that predict the answers' tokens, those tokens, and how many belong to each answer."""
+    """The rows that predict answer tokens, those tokens, and the token count of each answer."""
     rows, targets, sizes = [], [], []
     at = 0
     for node in nodes:

@@ -1,8 +1,8 @@
-"""How alike two rankers are: scores of the same tokens, and texts that they keep.
+"""How alike two rankers are: the scores they give the same tokens, and the texts they keep.
 
-`similarity` is what tables 6, 7 and 11-16 of the LitePruner paper show, and more, because scores
-that are all positive and sum to 1 look alike by RAD and cosine whatever they say; `bleu` is table
-8. benchmarks/litepruner.py prints both and says how to read them.
+`similarity` has the figures of tables 6, 7 and 11-16 of the LitePruner paper, and more. By RAD and
+cosine alone, any scores that are positive and sum to 1 look alike. `bleu` is table 8.
+benchmarks/litepruner.py prints both and explains how to read them.
 """
 
 from collections.abc import Sequence
@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vllm_kprune.errors import KPruneError
-from vllm_kprune.prompt.pruner import InputPruner, PruneOptions
+from vllm_kprune.prompt.budget import PruneOptions
 from vllm_kprune.prompt.ranker import FirstLayer
+from vllm_kprune.prompt.text_pruner import TextPruner
 from vllm_kprune.prompt.tokens import load_tokenizer
 
 __all__ = ["bleu", "cosine", "dropped_alike", "rad", "similarity"]
@@ -35,14 +36,14 @@ def cosine(a: Scores, b: Scores) -> float:
 
 
 def dropped_alike(a: Scores, b: Scores, keep: float = 0.7) -> float:
-    """Of the tokens that `a` drops, the share that `b` drops too."""
+    """The share of the tokens dropped by `a` that `b` drops too."""
     count = len(a) - int(np.ceil(keep * len(a)))
     drops = [set(np.argsort(scores, kind="stable")[:count].tolist()) for scores in (a, b)]
     return len(drops[0] & drops[1]) / max(count, 1)
 
 
 def compare(a: Scores, b: Scores, rng: np.random.Generator) -> dict[str, float]:
-    """The figures of one prompt and two layers."""
+    """How much two layers agree on one prompt."""
     shuffled = rng.permutation(b)
     return {
         "tokens": len(a),
@@ -58,7 +59,7 @@ def compare(a: Scores, b: Scores, rng: np.random.Generator) -> dict[str, float]:
 def encode_alike(
     folders: Sequence[Path], prompts: Sequence[str], special_tokens: bool
 ) -> list[list[int]]:
-    """Token ids of the prompts, which must be the same in both models: RAD is token by token."""
+    """Token ids of the prompts. Both models must give the same: RAD compares token by token."""
     ids = []
     for folder in folders:
         tokenizer = load_tokenizer(folder)
@@ -74,10 +75,10 @@ def encode_alike(
 def similarity(
     ranker: Path, other: Path, prompts: Sequence[str], *, bos: bool = True, causal: bool = False
 ) -> Rows:
-    """Every layer of `ranker` (first number) against every one of `other`, means over prompts.
+    """Compare every layer of `ranker` (first number) with every layer of `other`; prompt means.
 
     Raises:
-        KPruneError: the two cut a prompt into different tokens.
+        KPruneError: the two models cut a prompt into different tokens.
     """
     from transformers.utils import logging
 
@@ -102,7 +103,7 @@ def _means(rows: Sequence[dict[str, float]]) -> dict[str, float]:
 def bleu(
     folders: Sequence[Path], prompts: Sequence[str], rates: Sequence[float], scorer: str, cut: str
 ) -> Rows:
-    """Mean sentence BLEU of what the second of two rankers keeps against what the first does.
+    """Mean sentence BLEU of the text that the second ranker keeps against that of the first.
 
     `cut` is sacrebleu's tokenizer: "13a" where words have spaces, else "zh" or "char".
     """
@@ -110,11 +111,11 @@ def bleu(
         from sacrebleu.metrics import BLEU
     except ImportError:
         raise KPruneError("BLEU needs sacrebleu: pip install sacrebleu") from None
-    metric = BLEU(tokenize=cut, effective_order=True)  # of single texts
+    metric = BLEU(tokenize=cut, effective_order=True)  # the latter for single sentences
     pairs = {
-        scorer: [InputPruner.from_pretrained(f, scorer=scorer) for f in folders],
+        scorer: [TextPruner.from_pretrained(f, scorer=scorer) for f in folders],
         "random": [
-            InputPruner.from_pretrained(f, scorer="random", seed=n) for n, f in enumerate(folders)
+            TextPruner.from_pretrained(f, scorer="random", seed=n) for n, f in enumerate(folders)
         ],
     }
     rows = []

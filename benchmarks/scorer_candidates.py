@@ -1,6 +1,7 @@
-"""Scores that were tried for input pruning; for `litepruner_quality.py --candidates`.
+"""Scorers that were tried for input pruning, for `litepruner_quality.py --candidates`.
 
-What earned it is in `vllm_kprune/prompt`; the rest is here so that the table can be made again.
+The ones that proved useful are in `vllm_kprune/prompt`. The others are kept here, so that the table
+can be reproduced.
 """
 
 import itertools
@@ -21,7 +22,7 @@ Score = Callable[[Tokens, str | None], Floats]
 
 
 class Candidate:
-    """A function of tokens and question as a scorer."""
+    """Makes a scorer of a function of tokens and question."""
 
     def __init__(self, name: str, score: Score, conditioned: bool = False) -> None:
         self.name, self._score, self.uses_query = name, score, conditioned
@@ -34,7 +35,7 @@ class Candidate:
 
 
 def plain(score: Callable[[Tokens], Floats]) -> Callable[[str], Callable[[Path], Scorer]]:
-    """A candidate that reads nothing of the folder."""
+    """A candidate that reads nothing from the folder."""
     return lambda name: lambda folder: Candidate(name, lambda tokens, query: score(tokens))
 
 
@@ -44,12 +45,12 @@ def asking(score: Score) -> Callable[[str], Callable[[Path], Scorer]]:
 
 
 def ranks(values: Floats) -> Floats:
-    """Values replaced by their place in order, from 0 to 1."""
+    """Values replaced by their rank, from 0 to 1."""
     return values.argsort(kind="stable").argsort(kind="stable") / max(len(values) - 1, 1)
 
 
 def jitter(tokens: Tokens, width: float) -> Floats:
-    """Something small that breaks ties all over the text."""
+    """Small values that break ties evenly over the text."""
     return width * np.random.default_rng(len(tokens.ids)).random(len(tokens.ids))
 
 
@@ -57,12 +58,12 @@ def jitter(tokens: Tokens, width: float) -> Floats:
 
 
 def vocabulary_rank(folder: Path) -> Scorer:
-    """Ids as they are: the first measurement's `rarity`."""
+    """The token ids themselves, which the first measurement called `rarity`."""
     return Candidate("rank", lambda tokens, query: np.array(tokens.ids, dtype=float))
 
 
 def merge_rank(folder: Path) -> Scorer:
-    """Rank of the merge that makes a token; of a character, the first merge that it is part of."""
+    """The rank of the merge that makes a token; for a character, of the first merge it is in."""
     model = json.loads((folder / "tokenizer.json").read_text())["model"]
     merges = [m.split(" ") if isinstance(m, str) else m for m in model["merges"]]
     vocab = model["vocab"]
@@ -83,7 +84,7 @@ def merge_rank(folder: Path) -> Scorer:
 
 
 def embedding_norm(sign: float) -> Callable[[Path], Scorer]:
-    """Length of the ranker's embedding."""
+    """The length of a token's embedding in the ranker."""
 
     def make(folder: Path) -> Scorer:
         from safetensors import safe_open
@@ -113,10 +114,10 @@ def changed(
 ) -> Callable[[Tokens], Floats]:
     """Self-information of words, with variations.
 
-    `mark`, `blank`, `end` (of sentences): nats of these. `repeat`: share of log(1 + mentions
-    before) taken off. `near`: share of the neighbours' mean. `capital`: nats for a capital inside a
-    sentence. `tie`: nats of noise. `most`: nats at most. `density`: share of log(tokens of the
-    word) taken off.
+    `mark`, `blank` and `end` (of a sentence) are the nats of these. `repeat` is the share of log(1
+    + earlier mentions) that is subtracted. `near` is the share of the neighbours' mean. `capital`
+    is added for a capital inside a sentence. `tie` is the noise, in nats, and `most` the largest
+    score. `density` is the share of log(tokens of the word) that is subtracted.
     """
 
     def score(tokens: Tokens) -> Floats:
@@ -138,7 +139,7 @@ def changed(
             nats -= density * np.log(np.maximum(sizes, 1))
         table = np.append(nats, 5.0 if blank is None else blank)
         values = np.maximum(table[first], table[last])
-        if blank is None:  # as the token that follows
+        if blank is None:  # the same as the next token
             for at in np.flatnonzero(first < 0)[::-1]:
                 values[at] = values[at + 1] if at + 1 < len(values) else 5.0
         if near:
@@ -150,7 +151,7 @@ def changed(
 
 
 def keys_of(words: Words, text: str) -> list[str]:
-    """What the words are in lower case."""
+    """The words in lower case."""
     return [text[a:b].lower() for a, b in zip(words.starts, words.ends, strict=True)]
 
 
@@ -174,7 +175,7 @@ _SENTENCE = regex.compile(r"(?<=[.!?।]\s)|(?<=[。！？\n])")
 
 
 def sentence_relevance(tokens: Tokens, query: str, spread: float) -> Floats:
-    """[tokens] share, 0 to 1, of the question's information that the token's sentence holds."""
+    """[tokens] share of the question's information, 0 to 1, that is in the token's sentence."""
     asked: dict[str, float] = {}
     words = find_words(query)
     for key, nats in zip(keys_of(words, query), words.nats, strict=True):
@@ -212,7 +213,7 @@ def attention_with(combine: Callable[[Floats, Tokens], Floats]) -> Callable[[Pat
 
 
 def residual(values: Floats, tokens: Tokens) -> Floats:
-    """What a line through word information does not explain; the first token is a sink."""
+    """The residual of a linear fit to word information; the first token is a sink."""
     nats = changed()(tokens)
     design = np.stack([np.ones_like(nats), nats, nats**2, np.arange(len(nats)) == 0], axis=1)
     return values - design @ np.linalg.lstsq(design, values, rcond=None)[0]

@@ -1,4 +1,4 @@
-"""The cache of pruned segments: bounded in bytes, the least recently used go first."""
+"""The cache of pruned segments: limited in bytes; the least recently used go first."""
 
 from hypothesis import given, settings
 from hypothesis import strategies as st

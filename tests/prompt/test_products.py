@@ -1,4 +1,4 @@
-"""Products in int8: how far from exact, and what is not lost in rounding."""
+"""Products in int8: how far they are from exact, and what rounding must not lose."""
 
 import pytest
 import torch
@@ -13,8 +13,8 @@ DIM, KEYS = 32, 200
 
 
 def drawn(seed: int, *, outlier: float = 0.0, shift: float = 0.0) -> tuple[torch.Tensor, ...]:
-    """Queries [2, 40, DIM] and keys [KEYS, DIM]; one dimension of the keys is an outlier's, and
-    all of them have something in common."""
+    """Queries [2, 40, DIM] and keys [KEYS, DIM]; one dimension of the keys is an outlier, and
+    all keys have a common part."""
     generator = torch.Generator().manual_seed(seed)
     queries = torch.randn(2, 40, DIM, generator=generator)
     keys = torch.randn(KEYS, DIM, generator=generator) + shift

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllm_kprune.errors import KPruneError
+from vllm_kprune.prompt.budget import PruneOptions
 from vllm_kprune.prompt.options import OPTIONS, PruneRequest, parse_prune_request
-from vllm_kprune.prompt.pruner import PruneOptions
 
 _ANY = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=100),

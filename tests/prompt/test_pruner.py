@@ -15,9 +15,11 @@ from support.tiny_tokenizers import byte_fallback_tokenizer
 from tokenizers import Tokenizer
 
 from vllm_kprune.errors import KPruneError
+from vllm_kprune.prompt.budget import PruneOptions
 from vllm_kprune.prompt.pieces import cut_pieces
-from vllm_kprune.prompt.pruner import InputPruner, Pruned, PruneOptions
+from vllm_kprune.prompt.result import PrunedSegment
 from vllm_kprune.prompt.scorers import Scorer
+from vllm_kprune.prompt.text_pruner import TextPruner
 from vllm_kprune.prompt.tokens import Cancelled, control_tokens
 
 NAMES = ("qwen3", "llama3_1", "gemma3", "aya_expanse")
@@ -37,23 +39,23 @@ OPTIONS = st.builds(
 @pytest.fixture(scope="module", params=NAMES)
 def pruner(
     request: pytest.FixtureRequest, published_tokenizer: Callable[[str], Path]
-) -> InputPruner:
+) -> TextPruner:
     return pruner_of(Tokenizer.from_file(str(published_tokenizer(request.param))))
 
 
-def forced_tokens(pruned: Pruned) -> int:
+def forced_tokens(pruned: PrunedSegment) -> int:
     return int(pruned.pieces.sizes[pruned.piece_forced].sum())
 
 
 @given(text=UNICODE, options=OPTIONS)
 @settings(max_examples=80)
 def test_whole_characters_of_the_text_are_kept_in_their_order(
-    pruner: InputPruner, text: str, options: PruneOptions
+    pruner: TextPruner, text: str, options: PruneOptions
 ) -> None:
     check_pieces(text, pruner.prune(text, options))
 
 
-def test_ten_thousand_random_strings_are_cut_at_characters(pruner: InputPruner) -> None:
+def test_ten_thousand_random_strings_are_cut_at_characters(pruner: TextPruner) -> None:
     rng = random.Random(5)
     options = [PruneOptions(keep=0.6), PruneOptions(keep=0.4, unit="word")]
     for number in range(10_000 // len(NAMES)):
@@ -61,7 +63,7 @@ def test_ten_thousand_random_strings_are_cut_at_characters(pruner: InputPruner) 
         check_pieces(text, pruner.prune(text, options[number % 2]))
 
 
-def check_pieces(text: str, pruned: Pruned) -> None:
+def check_pieces(text: str, pruned: PrunedSegment) -> None:
     pieces = pruned.pieces
     bounds = list(zip(pieces.starts.tolist(), pieces.ends.tolist(), strict=True))
     assert "".join(text[start:end] for start, end in bounds) == text
@@ -74,7 +76,7 @@ def check_pieces(text: str, pruned: Pruned) -> None:
 @given(text=UNICODE, options=OPTIONS)
 @settings(max_examples=80)
 def test_no_more_is_kept_than_asked_for_or_forced(
-    pruner: InputPruner, text: str, options: PruneOptions
+    pruner: TextPruner, text: str, options: PruneOptions
 ) -> None:
     pruned = pruner.prune(text, options)
     assert pruned.tokens_after == len(pruner.tokenize(pruned.text).ids)
@@ -91,7 +93,7 @@ def test_no_more_is_kept_than_asked_for_or_forced(
 
 @given(text=UNICODE, options=OPTIONS)
 @settings(max_examples=60)
-def test_what_is_forced_stays(pruner: InputPruner, text: str, options: PruneOptions) -> None:
+def test_what_is_forced_stays(pruner: TextPruner, text: str, options: PruneOptions) -> None:
     pruned = pruner.prune(text, options)
     assert (pruned.piece_kept | ~pruned.piece_forced).all()
     if options.force_digits:
@@ -106,14 +108,14 @@ def test_what_is_forced_stays(pruner: InputPruner, text: str, options: PruneOpti
 @given(text=UNICODE, options=OPTIONS)
 @settings(max_examples=25)
 def test_the_same_text_is_pruned_the_same(
-    pruner: InputPruner, text: str, options: PruneOptions
+    pruner: TextPruner, text: str, options: PruneOptions
 ) -> None:
     assert pruner.prune(text, options).text == pruner.prune(text, options).text
 
 
 @given(text=UNICODE)
 @settings(max_examples=60)
-def test_words_are_kept_or_dropped_whole(pruner: InputPruner, text: str) -> None:
+def test_words_are_kept_or_dropped_whole(pruner: TextPruner, text: str) -> None:
     words = pruner.prune(text, PruneOptions(keep=0.5, unit="word")).pieces
     boundaries = {m.start() for m in regex.finditer(r"(?w)\b", text)} | {0, len(text)}
     assert set(words.starts.tolist()) <= boundaries
@@ -229,7 +231,7 @@ def test_a_scorer_that_cannot_be_made_is_tried_once(
         raise KPruneError("no weights")
 
     tokenizer = Tokenizer.from_file(str(published_tokenizer("qwen3")))
-    pruner = InputPruner(tokenizer, make, "test")
+    pruner = TextPruner(tokenizer, make, "test")
     for _ in range(2):
         with pytest.raises(KPruneError, match="no weights"):
             pruner.prune("a b c", PruneOptions(keep=0.5))
@@ -272,10 +274,10 @@ def test_half_a_surrogate_pair_is_the_users_mistake(
 
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(KPruneError, match=r"has no tokenizer\.json"):
-        InputPruner.from_pretrained(tmp_path)
+        TextPruner.from_pretrained(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(KPruneError, match="is not a tokenizer"):
-        InputPruner.from_pretrained(tmp_path)
+        TextPruner.from_pretrained(tmp_path)
 
 
 @given(text=st.text("ab \n", max_size=8), data=st.data())

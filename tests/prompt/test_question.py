@@ -1,5 +1,8 @@
 """The scorer that looks at the question: sentences that share its words stay."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -71,3 +74,28 @@ def test_words_are_matched_without_particles_and_spaces(
     text: str, asked: str, other: str, query: str
 ) -> None:
     assert mean(text, asked, query) > 0.5 > 0.2 > mean(text, other, query)
+
+
+def test_relevance_is_the_same_in_every_process() -> None:
+    """A sum of floats depends on its order, and the order of a set on the process."""
+    words = "Rhine Danube glacier Marseille vineyard parliament copper lantern violet Oslo quartz"
+    code = (
+        "import sys\n"
+        "from vllm_kprune.prompt.question import sentence_relevance\n"
+        "from vllm_kprune.prompt.tokens import Tokens\n"
+        "text = sys.argv[1]\n"
+        "for n in range(1, 12):\n"
+        "    words = ' '.join(text.split()[:n])\n"
+        "    print(sentence_relevance(Tokens(words, (1,), ((0, 5),)), text).tobytes().hex())"
+    )
+    outputs = {
+        subprocess.run(
+            [sys.executable, "-c", code, words],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={"PYTHONHASHSEED": seed, "PYTHONPATH": ":".join(sys.path)},
+        ).stdout
+        for seed in "123"
+    }
+    assert len(outputs) == 1

@@ -1,4 +1,4 @@
-"""The ranker's numbers are those of the whole model, whatever is computed at once."""
+"""The ranker's numbers are those of the whole model, in blocks of any size."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Folder = Callable[[str], Path]
 
 @pytest.fixture(scope="session")
 def ranker_folder(tmp_path_factory: pytest.TempPathFactory) -> Folder:
-    """A function that gives the folder of a name in `RANKERS`, made once."""
+    """A function that returns the folder of a name in `RANKERS`, made once."""
     root = tmp_path_factory.mktemp("rankers")
 
     def folder(name: str) -> Path:
@@ -178,7 +178,7 @@ def test_each_prompt_may_have_queries_of_its_own(llama: FirstLayer) -> None:
 def test_huge_logits_neither_overflow_nor_vanish(
     ranker_folder: Folder, tmp_path: Path, name: str
 ) -> None:
-    """Far above what exp can take in float32 (88) without the rows' maxima."""
+    """Logits far above 88, where exp overflows in float32 unless maxima are subtracted."""
     from transformers import AutoModel
 
     whole = AutoModel.from_pretrained(ranker_folder(name), dtype=torch.float32)
@@ -384,7 +384,7 @@ def edit_config(folder: Path, target: Path, **changes: object) -> Path:
         ({"num_key_value_heads": 3}, "4 heads, 3 key-value heads"),
         ({"attention_bias": True}, "q_proj.bias is missing"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 2}}, "of type 'yarn'"),
-        ({"rope_parameters": {"rope_type": "linear"}}, "'linear' without its 'factor'"),
+        ({"rope_parameters": {"rope_type": "linear"}}, "'linear' has no 'factor'"),
     ],
 )
 def test_a_config_that_cannot_be_followed_is_refused(

@@ -1,4 +1,4 @@
-"""Word information: words are found in any writing, and looked up in their own language."""
+"""Word information: words are found in any script and looked up in their own language."""
 
 from unicodedata import normalize
 
@@ -73,7 +73,7 @@ def test_what_turns_a_sentence_round_goes_last(text: str, negation: str) -> None
     assert min(found.values()) < 10
 
 
-def test_korean_particles_are_told_from_the_nouns_that_they_follow() -> None:
+def test_korean_particles_are_separated_from_the_nouns_before_them() -> None:
     found = nats("정당의 의석을 국회가 의결했다")
     assert max(found["의"], found["을"], found["가"]) < 5
     assert min(found["정당"], found["국회"]) > 7

@@ -143,7 +143,7 @@ def test_names_and_numbers_are_rarer_than_function_words(
         (CHINESE, ("世界", "航海", "博物馆", "格林尼治", "英国"), ("的", "是")),
     ],
 )
-def test_function_words_without_spaces_are_told_from_others(
+def test_function_words_without_spaces_score_below_others(
     folder: Path, tokenizer: Tokenizer, text: str, names: tuple[str, ...], marks: tuple[str, ...]
 ) -> None:
     tokens = tokens_of(tokenizer, text)

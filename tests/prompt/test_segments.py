@@ -1,32 +1,51 @@
 """Which parts of a request are pruned, and how marks are read."""
 
 import re
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vllm_kprune.prompt.segments import (
-    MarkError,
-    Segment,
-    prune_documents,
-    prune_messages,
-    prune_prompt,
-    split_marks,
-)
+from vllm_kprune.prompt.marks import MarkError, Segment, split_marks
+from vllm_kprune.prompt.segments import ROLES, RequestTexts
 
 _BITS = st.sampled_from(
     ["a", " ", "<kprune>", "</kprune>", '<kprune keep="0.5">', "\\", "<", "kprune", "/", ">", "한"]
 )
 
 
-def short(text: str, keep: float | None) -> str:
+Short = Callable[[Segment], str]
+
+
+def short(segment: Segment) -> str:
     """Stands for pruning: shows what it was called with."""
-    return f"[{text}|{keep}]"
+    return f"[{segment.text}|{segment.keep}]"
+
+
+def prune_prompt(prompt: str, prune: Short, *, marks: bool = True) -> str | None:
+    return RequestTexts(prompt=prompt).split(marks=marks).replaced(prune).prompt
+
+
+def prune_messages(
+    messages: Sequence[Any], prune: Short, roles: Sequence[str] = ROLES, **how: Any
+) -> Any:
+    """The messages of a chat; `documents` may be given, and `marks`."""
+    documents = how.pop("documents", None)
+    return RequestTexts(messages, documents).split(roles, **how).replaced(prune).messages
+
+
+def prune_documents(documents: Sequence[Any], prune: Short, messages: Sequence[Any] = ()) -> Any:
+    return RequestTexts(messages, documents).split().replaced(prune).documents
+
+
+MARKED_DOCUMENT = [{"text": "<kprune>x</kprune>"}]
+MARKED_CHAT = [{"role": "user", "content": "<kprune>x</kprune>"}]
 
 
 def escaped(text: str) -> str:
-    """The text so that it has no marks: a backslash before each, and doubled ones before it."""
+    """The text with its marks escaped: a backslash before each, and those before it doubled."""
     out, run = [], 0
     for at, character in enumerate(text):
         if re.match(r"</?kprune(?![\w-])", text[at:]):
@@ -88,7 +107,7 @@ def test_a_backslash_makes_a_mark_text() -> None:
         ('<kprune keep="two">a</kprune>', "expected a share above 0"),
         ('<kprune rate="0.5">a</kprune>', "expected <kprune>"),
         ("<kprune", "expected <kprune>"),
-        ("<kprune></kprune>" * 5000, "more than 2048 spans"),
+        ("<kprune></kprune>" * 5000, "more than 2048 marked spans"),
     ],
 )
 def test_malformed_marks_are_refused(text: str, message: str) -> None:
@@ -97,7 +116,7 @@ def test_malformed_marks_are_refused(text: str, message: str) -> None:
 
 
 def test_a_text_of_backslashes_or_marks_takes_no_longer() -> None:
-    """A search that began anew at each would take minutes."""
+    """A search that started again at each would take minutes."""
     many = "\\" * 300_000
     assert split_marks(many) == [Segment(many)]
     assert split_marks(many + "<kprune>a</kprune>") == [Segment(many[::2]), Segment("a", True)]
@@ -114,7 +133,6 @@ def test_a_plain_prompt_is_pruned_as_a_whole() -> None:
 def test_a_marked_prompt_is_pruned_in_its_marks_alone() -> None:
     text = 'a <kprune keep="0.5">b</kprune> c <kprune>d</kprune>'
     assert prune_prompt(text, short) == "a [b|0.5] c [d|None]"
-    assert prune_prompt("abc", short, marked=True) == "abc"
 
 
 CHAT = [
@@ -157,7 +175,7 @@ def test_a_marked_chat_is_pruned_in_its_marks_alone() -> None:
     pruned = prune_messages(chat, short)
     assert pruned[:6] == CHAT[:6]
     assert pruned[6]["content"] == "[D|None] Q?"
-    assert prune_messages(CHAT, short, marked=True) == CHAT
+    assert prune_messages(CHAT, short, documents=MARKED_DOCUMENT) == CHAT
 
 
 def test_escapes_go_from_messages_that_are_not_pruned_too() -> None:
@@ -174,7 +192,7 @@ def test_documents_are_pruned_without_their_titles() -> None:
     ]
     marked = [{"text": "a<kprune>b</kprune>"}, {"text": "c"}]
     assert prune_documents(marked, short) == [{"text": "a[b|None]"}, {"text": "c"}]
-    assert prune_documents(documents, short, marked=True) == documents
+    assert prune_documents(documents, short, MARKED_CHAT) == documents
 
 
 def test_marks_count_where_they_are_taken_away() -> None:

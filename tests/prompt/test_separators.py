@@ -13,10 +13,11 @@ from support.prompt_cases import UNICODE, GivenScores, pruner_of
 from support.tiny_tokenizers import byte_fallback_tokenizer
 from tokenizers import Tokenizer
 
+from vllm_kprune.prompt.budget import PruneOptions
 from vllm_kprune.prompt.pieces import cut_pieces
-from vllm_kprune.prompt.pruner import InputPruner, PruneOptions
 from vllm_kprune.prompt.rarity import Rarity
 from vllm_kprune.prompt.separators import Separators
+from vllm_kprune.prompt.text_pruner import TextPruner
 
 NUMBER = regex.compile(r"\p{Nd}+(?:[.,:]\p{Nd}+)*")
 PARTS = (
@@ -125,7 +126,7 @@ def test_separators_count_towards_what_may_be_kept() -> None:
     text = "1 2 3 4 5 6 7 8"
     tokens = pruner_of(tokenizer).tokenize(text)
     scores = [float(text[a:b].strip().isdigit()) for a, b in tokens.offsets]
-    pruner: InputPruner = pruner_of(tokenizer, GivenScores(scores))
+    pruner: TextPruner = pruner_of(tokenizer, GivenScores(scores))
     pruned = pruner.prune(text, PruneOptions(keep=0.5))
     assert int(pruned.kept.sum()) <= len(tokens.ids) // 2 + 1
     assert numbers(pruned.text) == list("12345678")[: len(numbers(pruned.text))]

@@ -8,8 +8,8 @@ import numpy.typing as npt
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from vllm_kprune.prompt.pruner import InputPruner
 from vllm_kprune.prompt.scorers import RandomScores, Scorer, Tokens
+from vllm_kprune.prompt.text_pruner import TextPruner
 
 HARD = (
     *("👩‍👩‍👧‍👦", "🏳️‍🌈", "👍🏽", "🇰🇷🇺🇸", "1️⃣", "e\u0301", "\u0301", "\u200d", "\ufe0f"),
@@ -23,7 +23,7 @@ UNICODE = st.lists(st.sampled_from(HARD) | _ANY, max_size=12).map("".join)
 
 
 def random_text(rng: random.Random) -> str:
-    """Any Unicode: characters of all planes, surrogates excluded, between texts of `HARD`."""
+    """Characters of all planes, without surrogates, between texts of `HARD`."""
     characters = (
         rng.choice((rng.randrange(0xD800), rng.randrange(0xE000, 0x110000)))
         for _ in range(rng.randrange(12))
@@ -34,7 +34,7 @@ def random_text(rng: random.Random) -> str:
 
 
 class GivenScores:
-    """Scores that a test chose, for texts whose tokens it knows."""
+    """The scores that a test chose, for a text whose tokens it knows."""
 
     name = "given"
     uses_query = False
@@ -53,6 +53,6 @@ class GivenScores:
         return np.array(self._scores, dtype=np.float32)
 
 
-def pruner_of(tokenizer: Tokenizer, scorer: Scorer | None = None) -> InputPruner:
-    """A pruner with this one scorer; random scores by default."""
-    return InputPruner(tokenizer, lambda name: scorer or RandomScores(), "test")
+def pruner_of(tokenizer: Tokenizer, scorer: Scorer | None = None) -> TextPruner:
+    """A pruner with one scorer, by default one of random scores."""
+    return TextPruner(tokenizer, lambda name: scorer or RandomScores(), "test")

@@ -1,4 +1,4 @@
-"""A pruner over a small trained tokenizer, in the shape that the serving tests need it."""
+"""A pruner with a small trained tokenizer, as the serving tests need it."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,18 +8,18 @@ import numpy as np
 
 from support.tiny_tokenizers import byte_level_tokenizer
 from vllm_kprune.prompt.cache import SegmentCache
-from vllm_kprune.prompt.pruner import InputPruner
 from vllm_kprune.prompt.scorers import Scorer, Tokens
+from vllm_kprune.prompt.segments import RequestTexts
+from vllm_kprune.prompt.text_pruner import TextPruner
 from vllm_kprune.serving.pruning.job import PruneJob
-from vllm_kprune.serving.pruning.service import PromptPruning, Ranker
+from vllm_kprune.serving.pruning.service import PromptPruning, Ranker, split_at_marks
 from vllm_kprune.serving.pruning.settings import PrunerSettings, pruner_settings, wish_of
-from vllm_kprune.serving.pruning.texts import RequestTexts
 
 LONG = "the cat sat on the mat, and the other cats sat there too. "
 
 
 class LengthScores:
-    """Long tokens are important. Writes down what it was asked, and does `before` first."""
+    """Long tokens are important. Records what it was asked, and calls `before` first."""
 
     name = "length"
 
@@ -41,19 +41,19 @@ class LengthScores:
         return np.array([end - begin for begin, end in tokens.offsets], dtype=np.float32)
 
 
-def pruner_of(scorer: Scorer) -> InputPruner:
-    return InputPruner(byte_level_tokenizer(), lambda name: scorer, "length")
+def pruner_of(scorer: Scorer) -> TextPruner:
+    return TextPruner(byte_level_tokenizer(), lambda name: scorer, "length")
 
 
 def settings_of(**values: Any) -> PrunerSettings:
-    """The settings of a server with a pruner; nothing is too short unless told."""
+    """The settings of a server with a pruner. Nothing is too short unless `values` say so."""
     found = pruner_settings({"kprune": {"input_pruner": "self", "min_tokens": 0, **values}})
     assert found
     return found
 
 
 def pruning_of(scorer: Scorer, **values: Any) -> PromptPruning:
-    """What a server with these options would have."""
+    """The pruning of a server with these options."""
     ranker = Ranker("tiny", Path("tiny"), pruner_of(scorer))
     return PromptPruning(settings_of(**values), ranker)
 
@@ -68,11 +68,11 @@ def job_of(
     **options: Any,
 ) -> PruneJob:
     """A request's job; `options` are those of its `vllm_xargs`, without their prefix."""
-    wish = wish_of(settings_of(), {f"kprune_{name}": value for name, value in options.items()})
+    asked = wish_of(settings_of(), {f"kprune_{name}": value for name, value in options.items()})
     pruner = pruner_of(scorer)
     return PruneJob(
-        texts if isinstance(texts, list) else [texts],
-        wish,
+        split_at_marks(texts if isinstance(texts, list) else [texts], asked),
+        asked,
         min_tokens,
         max_tokens,
         pruner,

@@ -1,4 +1,4 @@
-"""A tiny model of each family that can rank, and what transformers says its tokens receive."""
+"""A tiny model of each family that can rank, and the attention that transformers computes."""
 
 from __future__ import annotations
 
@@ -54,10 +54,10 @@ RANKERS: Mapping[str, TinyArchitecture] = {
 
 
 class WholeModel:
-    """The model in transformers, all of it, attention written out."""
+    """The whole model in transformers, with eager attention."""
 
     def __init__(self, folder: Path, layers: int | None = None) -> None:
-        """`layers`: only as many, to save time: their attention is the same."""
+        """Run only the first `layers`, to save time: their attention is the same."""
         from transformers import AutoModel
 
         model = AutoModel.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")

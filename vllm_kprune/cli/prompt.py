@@ -17,13 +17,12 @@ from vllm_kprune.cli.options import JsonOption, RevisionOption
 from vllm_kprune.cli.prompt_page import write_page
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.prompt.options import parse_prune_request
-from vllm_kprune.prompt.pruner import InputPruner, Pruned, PruneOptions
+from vllm_kprune.prompt.pruner import InputPruner
+from vllm_kprune.prompt.result import PrunedPrompt
 from vllm_kprune.prompt.scorers import DEFAULT_SCORER, SCORERS, Scorer
-from vllm_kprune.prompt.segments import split_marks
 
 __all__ = ["register"]
 
-_KEEP = 0.7
 _DEMO_MODEL = "gemma-3-270m"
 _MOST_BYTES = 20_000_000
 # From cold to hot, as colours of the 256 that terminals have in common.
@@ -95,28 +94,27 @@ def _run(
     )
     _check_files(file, html, json_to)
     text = _read(file)
-    pruner = InputPruner.from_pretrained(_ranker(ranker, revision), scorer=scorer or DEFAULT_SCORER)
-    _say_of_query(pruner.scorer(), query)
-    parts = _prune(pruner, text, options, query)
+    pruner = InputPruner(_ranker(ranker, revision), scorer=scorer or DEFAULT_SCORER)
+    _say_of_query(pruner.scorer, query)
+    pruned = pruner.prune(text, query=query, **options)
     if html:
-        how = f"{pruner.default_scorer}, tokens of {_name(ranker)}"
-        write_page(parts, html, title=file.name if file else "prompt", how=how)
+        how = f"{pruner.scorer.name}, tokens of {_name(ranker)}"
+        write_page(pruned.parts, html, title=file.name if file else "prompt", how=how)
     if json_to:
-        write_json(_figures(parts), json_to)
+        write_json(_figures(pruned), json_to)
     if kept_only:
-        sys.stdout.write(_left(parts))
+        sys.stdout.write(pruned.text)
     elif json_to != "-":
-        _show(parts)
+        _show(pruned)
     if html:
         error_console.print(f"written: {html}", markup=False)
 
 
-def _options(**given: Any) -> PruneOptions:
-    """What was given, checked as a server checks it."""
+def _options(**given: Any) -> Any:
+    """What was given, checked as a server checks it, before anything is read."""
     asked = {name: value for name, value in given.items() if value is not None}
-    if not asked.keys() & {"keep", "target_tokens"}:
-        asked["keep"] = _KEEP
-    return parse_prune_request(asked).options
+    parse_prune_request(asked)
+    return asked
 
 
 def _check_files(file: Path | None, html: Path | None, json_to: str | None) -> None:
@@ -171,52 +169,27 @@ def _name(ranker: str | None) -> str:
     return path.resolve().name if path.is_dir() else str(path)
 
 
-def _prune(
-    pruner: InputPruner, text: str, options: PruneOptions, query: str | None
-) -> list[str | Pruned]:
-    """The text in parts: as strings where it is left alone, else with what is kept of it."""
-    segments = split_marks(text)
-    marked = any(segment.marked for segment in segments)
-    parts: list[str | Pruned] = []
-    for segment in segments:
-        if marked and not segment.marked:
-            parts.append(segment.text)
-            continue
-        parts.append(pruner.prune(segment.text, options.marked(segment.keep), query=query))
-    return parts
-
-
-def _figures(parts: list[str | Pruned]) -> dict[str, Any]:
-    pruned = [part for part in parts if isinstance(part, Pruned)]
-    before, after = _tokens(parts)
+def _figures(pruned: PrunedPrompt) -> dict[str, Any]:
     return {
-        "tokens_before": before,
-        "tokens_after": after,
-        "text": _left(parts),
-        "segments": [[asdict(piece) for piece in part.list_pieces()] for part in pruned],
+        "tokens_before": pruned.tokens_before,
+        "tokens_after": pruned.tokens_after,
+        "text": pruned.text,
+        "segments": [
+            [asdict(piece) for piece in segment.list_pieces()] for segment in pruned.segments
+        ],
     }
 
 
-def _left(parts: list[str | Pruned]) -> str:
-    return "".join(part if isinstance(part, str) else part.text for part in parts)
-
-
-def _tokens(parts: list[str | Pruned]) -> tuple[int, int]:
-    """Of what was pruned, before and after."""
-    pruned = [part for part in parts if isinstance(part, Pruned)]
-    return sum(p.tokens_before for p in pruned), sum(p.tokens_after for p in pruned)
-
-
-def _show(parts: list[str | Pruned]) -> None:
-    before, after = _tokens(parts)
-    output_console.print(Text.assemble(*_styled(parts)), soft_wrap=True)
+def _show(pruned: PrunedPrompt) -> None:
+    before, after = pruned.tokens_before, pruned.tokens_after
+    output_console.print(Text.assemble(*_styled(pruned)), soft_wrap=True)
     share = after / before if before else 1.0
     error_console.print(f"{before:,} tokens -> {after:,} ({share:.0%})", markup=False)
 
 
-def _styled(parts: list[str | Pruned]) -> Iterator[tuple[str, Style] | str]:
+def _styled(pruned: PrunedPrompt) -> Iterator[tuple[str, Style] | str]:
     coloured = output_console.is_terminal and not output_console.no_color
-    for part in parts:
+    for part in pruned.parts:
         if isinstance(part, str):
             yield part
             continue

@@ -10,13 +10,13 @@ from pathlib import Path
 from string import Template
 
 from vllm_kprune.errors import KPruneError
-from vllm_kprune.prompt.pruner import Piece, Pruned
+from vllm_kprune.prompt.result import PrunedPiece, PrunedSegment
 from vllm_kprune.storage.folders import new_file
 
 __all__ = ["page", "write_page"]
 
 
-def write_page(parts: Sequence[str | Pruned], target: Path, *, title: str, how: str) -> None:
+def write_page(parts: Sequence[str | PrunedSegment], target: Path, *, title: str, how: str) -> None:
     """Write the page beside its place and rename it; `KPruneError` if that cannot be."""
     try:
         with new_file(target) as stream:
@@ -25,10 +25,10 @@ def write_page(parts: Sequence[str | Pruned], target: Path, *, title: str, how: 
         raise KPruneError(f"--html {target} cannot be written: {error.strerror}") from None
 
 
-def page(parts: Sequence[str | Pruned], *, title: str, how: str) -> str:
+def page(parts: Sequence[str | PrunedSegment], *, title: str, how: str) -> str:
     """HTML of a text in parts, strings being those that are left alone; `how` it was ranked."""
     template = files("vllm_kprune.cli").joinpath("prompt_page.html").read_text(encoding="utf-8")
-    pruned = [part for part in parts if isinstance(part, Pruned)]
+    pruned = [part for part in parts if isinstance(part, PrunedSegment)]
     before = sum(part.tokens_before for part in pruned)
     after = sum(part.tokens_after for part in pruned)
     share = after / before if before else 1.0
@@ -43,13 +43,13 @@ def page(parts: Sequence[str | Pruned], *, title: str, how: str) -> str:
     )
 
 
-def _html(part: str | Pruned) -> str:
+def _html(part: str | PrunedSegment) -> str:
     if isinstance(part, str):
         return f'<span class="plain">{escape(part)}</span>'
     return "".join(_span(piece) for piece in part.list_pieces())
 
 
-def _span(piece: Piece) -> str:
+def _span(piece: PrunedPiece) -> str:
     classes = "p" + (" f" if piece.forced else "") + ("" if piece.kept else " d")
     score = "" if piece.score is None else f"score {piece.score:.4g}, "
     return (

@@ -1,9 +1,21 @@
 """Attention that each token of a prompt receives in one layer, without the [n, n] matrix.
 
-A block of queries meets all keys in one matrix product into a buffer that is used again for every
-block; two passes over it give the sums of rows (the softmax) and of columns (what is received).
-Memory is O(block x n). Nothing else of the layer is computed: no values, no output projection.
-A window or a causal mask is asked for, never assumed; and so are rounded products (`products`).
+The score of token i is the mean over queries j of softmax(row j)[i]: a column sum of the attention
+matrix, whose rows have to be normalised first. Both can be done for a block of rows at a time:
+
+    logits, 2 of 4 rows   exp             row sums    rows / sums      add to the columns
+    [0   1   0   0]       [1   e   1   1]   3 + e     [.17 .48 .17 .17]
+    [2   0   0   0]       [e^2 1   1   1]   3 + e^2   [.71 .10 .10 .10]   [.89 .57 .27 .27]
+
+The other two rows follow in the same buffer, and the sums divided by 4 are the scores. So memory is
+O(block x n). The division and the column sum are one product of a matrix and a vector. Values and
+the output projection are not needed. A window, a causal mask and rounded products (`products`) are
+options.
+
+>>> ones = Projections(torch.ones(1, 1, 2), torch.ones(1, 1, 2), torch.zeros(4).long(), None)
+>>> how = {"softcap": None, "block": 2, "precision": "float32"}
+>>> received(ones, [0], range(4), mask=AttentionMask(), **how).tolist()
+[0.25, 0.25, 0.25, 0.25]
 """
 
 from __future__ import annotations
@@ -18,31 +30,32 @@ from vllm_kprune.prompt.layer_config import Precision
 from vllm_kprune.prompt.products import ExactProducts, Int8Products, Products
 from vllm_kprune.prompt.tokens import Cancelled, IsCancelled
 
-__all__ = ["LOG2_E", "Mask", "Projections", "received", "rotary_angles"]
+__all__ = ["LOG2_E", "AttentionMask", "Projections", "received", "rotary_angles"]
 
-# Logits are kept in base 2: exp2 takes a third of exp's time. Queries are scaled by this.
+# Queries are scaled by this: 2 ** (x * log2 e) = e ** x, and exp2 takes a third of exp's time.
 LOG2_E = math.log2(math.e)
-# Sums of exp2 between these lost nothing in float32 that counts, though no maximum was subtracted.
+# A softmax usually subtracts the maximum of a row, so that nothing overflows. That takes a pass
+# over the buffer. It is skipped while all row sums are between these: nothing that matters is lost.
 _SAFE_SUMS = (1e-25, 1e36)
-# Shorter prompts cost little and have large scores: they are always computed in float32.
+# Shorter prompts are always computed in float32: they take little time and have large scores.
 _ROUNDED_FROM = 512
 
 
 @dataclass(frozen=True)
-class Mask:
-    """Which keys a query sees: all; with `causal` none after it; with `window` |i - j| < window."""
+class AttentionMask:
+    """Which keys a query sees: all; if `causal` none after it; with `window`, |i - j| < window."""
 
     causal: bool = False
     window: int | None = None
 
     def span(self, start: int, stop: int, length: int) -> tuple[int, int]:
-        """Keys [first, last) that any query of [start, stop) sees."""
+        """The keys [first, last) that at least one query of [start, stop) sees."""
         first = 0 if self.window is None else max(0, start - self.window + 1)
         last = length if self.window is None else min(length, stop + self.window - 1)
         return first, min(last, stop) if self.causal else last
 
     def hidden(self, start: int, stop: int, first: int, last: int) -> torch.Tensor | None:
-        """Boolean [queries, keys] of what is not seen in a block, or None: everything is."""
+        """Boolean [queries, keys], true for what a query cannot see; None if all see everything."""
         queries = torch.arange(start, stop)[:, None]
         keys = torch.arange(first, last)[None, :]
         hidden = keys > queries if self.causal else None
@@ -54,11 +67,11 @@ class Mask:
 
 @dataclass(frozen=True)
 class Projections:
-    """Queries [heads, rows, dim], scaled, and keys [kv heads, rows, dim] before rotation, float32.
+    """Queries [heads, rows, dim] and keys [kv heads, rows, dim] before rotation, in float32.
 
-    Token i of the prompt has row `places[i]`: in the first layer equal tokens share one.
-    `angles` are cos and sin, [n, dim / 2] each, or None without positions. Products of queries and
-    keys, scaled by the logit scale and `LOG2_E`, are logits in base 2.
+    Token i of the prompt has row `places[i]`: in the first layer, equal tokens share a row.
+    `angles` are cos and sin, [n, dim / 2] each, or None without positions. Queries are scaled by
+    the logit scale and `LOG2_E`, so products of queries and keys are logits in base 2.
     """
 
     queries: torch.Tensor
@@ -67,11 +80,12 @@ class Projections:
     angles: tuple[torch.Tensor, torch.Tensor] | None
 
     def rotated(self, table: torch.Tensor, start: int, stop: int) -> torch.Tensor:
-        """Tokens [start, stop) of a table [some heads, rows, dim]: [some heads, tokens, dim]."""
+        """Rotated rows of a `table` [heads, rows, dim] for tokens [start, stop)."""
         x = table.index_select(1, self.places[start:stop])
         if self.angles is None:
             return x
         cos, sin = (angle[start:stop] for angle in self.angles)
+        # Dimensions d and d + dim / 2 are a pair, turned by the angle of the token's position.
         left, right = x.chunk(2, dim=-1)
         out = torch.empty(x.shape)
         turned_left, turned_right = out.chunk(2, dim=-1)
@@ -81,7 +95,7 @@ class Projections:
 
 
 def rotary_angles(frequencies: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and sines, [length, dim / 2] each, of positions counted from 0."""
+    """Cosines and sines, [length, dim / 2] each, for positions from 0."""
     angles = torch.arange(length, dtype=torch.float32)[:, None] * frequencies
     return angles.cos(), angles.sin_()
 
@@ -91,7 +105,7 @@ def received(
     heads: Sequence[int],
     queries: range,
     *,
-    mask: Mask,
+    mask: AttentionMask,
     softcap: float | None,
     block: int,
     precision: Precision,
@@ -104,20 +118,14 @@ def received(
     Raises:
         Cancelled: `cancelled`, asked before each block, was true.
     """
-    length, group = len(prompt.places), len(prompt.queries) // len(prompt.keys)
+    length = len(prompt.places)
     sums = torch.zeros(length)
     if not queries:
         return sums
     rounded = precision == "int8" and length >= _ROUNDED_FROM
     products = Int8Products(centred=softcap is None) if rounded else ExactProducts()
     logits = _Logits(products, softcap)
-    for kv_head in range(len(prompt.keys)):
-        members = [head for head in heads if head // group == kv_head]
-        if not members:
-            continue
-        keys = prompt.rotated(prompt.keys[kv_head : kv_head + 1], 0, length)[0]
-        whole = slice(kv_head * group, (kv_head + 1) * group)  # not copied, unlike some heads
-        table = prompt.queries[whole] if len(members) == group else prompt.queries[members]
+    for keys, table in _head_groups(prompt, heads):
         for start in range(queries.start, queries.stop, block):
             if cancelled is not None and cancelled():
                 raise Cancelled
@@ -133,8 +141,25 @@ def received(
     return sums.div_(len(heads) * len(queries))
 
 
+def _head_groups(
+    prompt: Projections, heads: Sequence[int]
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """For each key-value head in use, its rotated keys [n, dim] and the table of its query heads.
+
+    With grouped-query attention, several query heads share a key-value head.
+    """
+    group = len(prompt.queries) // len(prompt.keys)
+    for kv_head in range(len(prompt.keys)):
+        members = [head for head in heads if head // group == kv_head]
+        if not members:
+            continue
+        keys = prompt.rotated(prompt.keys[kv_head : kv_head + 1], 0, len(prompt.places))[0]
+        whole = slice(kv_head * group, (kv_head + 1) * group)  # a slice is not copied; a list is
+        yield keys, prompt.queries[whole] if len(members) == group else prompt.queries[members]
+
+
 class _Logits:
-    """Logits in base 2 of blocks of queries, in a buffer that is used again."""
+    """Logits in base 2 for blocks of queries, in one buffer for all blocks."""
 
     def __init__(self, products: Products, softcap: float | None) -> None:
         self._products = products
@@ -145,10 +170,11 @@ class _Logits:
     def powers(
         self, queries: Sequence[int], keys: int, hidden: torch.Tensor | None
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """2 to the logits of the products' queries [heads, block] and `keys` keys, and row sums.
+        """Yield, head by head, 2 ** logits as [block, keys] and their row sums as [block].
 
-        One head [block, keys] after the other, each row up to a factor, in the same buffer. Its
-        maximum is only subtracted from a row once a block turned out to need it.
+        `queries` is (heads, block). All heads use the same buffer, so each result is valid only
+        until the next. A row may be off by a factor, which its sum has too: maxima are subtracted
+        once a block needed it, and then for all later blocks.
         """
         heads, rows = queries
         if self._buffer.numel() < rows * keys:

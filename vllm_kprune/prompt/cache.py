@@ -1,4 +1,4 @@
-"""Remember what segments were pruned to: the least recently used go first, bounded in bytes."""
+"""Remember what segments were pruned to: those used most recently, within a limit of bytes."""
 
 import hashlib
 from collections import OrderedDict
@@ -7,13 +7,13 @@ from threading import Lock
 
 __all__ = ["CachedSegment", "SegmentCache"]
 
-# A key of 32 bytes, a few small objects and the links between them.
+# Bytes of an entry besides its text: a key of 32, a few small objects and links between them.
 _OVERHEAD = 512
 
 
 @dataclass(frozen=True)
 class CachedSegment:
-    """What is left of a segment, and its tokens before and after."""
+    """What is left of a segment, and its number of tokens before and after."""
 
     text: str
     tokens_before: int
@@ -21,10 +21,9 @@ class CachedSegment:
 
 
 class SegmentCache:
-    """Pruned segments by their text and all that decides what is kept of it; thread-safe.
+    """Pruned segments by their text and by everything that decides what is kept. Thread-safe.
 
-    Sizes are those of the texts in UTF-8 and a constant for each entry: close to, not exactly, what
-    the process holds.
+    An entry's size is its text in UTF-8 and a constant, which is close to the memory it takes.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -39,7 +38,7 @@ class SegmentCache:
         return len(self._entries)
 
     def get(self, text: str, how: str) -> CachedSegment | None:
-        """What `text` was pruned to under `how`, if it is still known."""
+        """What `text` was pruned to under `how`; None if it is not in the cache."""
         with self._lock:
             entry = self._entries.get(key := _key(text, how))
             if entry is None:
@@ -50,7 +49,7 @@ class SegmentCache:
             return entry[0]
 
     def put(self, text: str, how: str, segment: CachedSegment) -> None:
-        """Remember it; a segment larger than the whole cache is not kept."""
+        """Remember a pruned segment, unless it is larger than the whole cache."""
         size = len(segment.text.encode("utf-8", "surrogatepass")) + _OVERHEAD
         key = _key(text, how)
         with self._lock:
@@ -65,7 +64,7 @@ class SegmentCache:
 
 
 def _key(text: str, how: str) -> bytes:
-    """Texts come from strangers: the key must not collide, so the hash is a cryptographic one."""
+    """A cryptographic hash, because strangers send the texts and must not make keys collide."""
     digest = hashlib.blake2b(digest_size=32)
     for part in (how, text):
         data = part.encode("utf-8", "surrogatepass")

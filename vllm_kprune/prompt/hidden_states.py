@@ -1,7 +1,7 @@
-"""What enters a deeper layer of a model: for comparing layers, never for serving.
+"""The input of a deeper layer of a model: for comparing layers, never for serving.
 
-The layers before it run in transformers, in float32, with attention as wide as the ranking's:
-without any mask, or causal. transformers is imported only here and only when asked for.
+The layers before it run in transformers, in float32, and attend as the ranking does: without any
+mask, or causally. transformers is imported here only, and only if a deeper layer is asked for.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ __all__ = ["HiddenStates", "no_mask"]
 
 
 class HiddenStates:
-    """A model's first layers; called with ids of the base model, gives what enters `layer`."""
+    """A model's first layers. Called with ids of the base model, returns the input of `layer`."""
 
     def __init__(self, folder: Path, layer: int) -> None:
         try:
             from transformers import AutoConfig, AutoModel
         except ImportError as error:
             raise KPruneError(
-                "ranking by a deeper layer than the first needs transformers: "
+                "ranking with a layer above 0 needs transformers: "
                 "pip install 'vllm-kprune[demo]', or use layer 0"
             ) from error
         if is_overlay(folder):
@@ -40,14 +40,15 @@ class HiddenStates:
         )
         text = getattr(model, "language_model", model)
         text.set_attn_implementation("eager")
-        # What comes after is not needed. The layer itself stays: its input is then not normed.
+        # Later layers are not needed. `layer` itself stays: transformers applies the final norm to
+        # the output of the last layer, and what is wanted is the plain input of `layer`.
         text.layers = text.layers[: layer + 1]
         text.config.num_hidden_layers = layer + 1
         self._model = text.eval()
         self._layer = layer
 
     def __call__(self, ids: torch.Tensor, causal: bool) -> torch.Tensor:
-        """[n, hidden] before the layer's input norm."""
+        """[n, hidden] float32, before the layer's input norm."""
         given: dict[str, Any] = {}
         if not causal:
             given["attention_mask"] = no_mask(self._model.config, len(ids))
@@ -57,7 +58,7 @@ class HiddenStates:
 
 
 def no_mask(config: Any, length: int) -> Any:
-    """What tells a text model of transformers to hide nothing, not even behind a sliding window."""
+    """A mask for a text model of transformers that hides nothing, not even beyond a window."""
     zeros = torch.zeros(1, 1, length, length)
     kinds = set(getattr(config, "layer_types", None) or ())
     by_kind = "sliding_attention" in kinds or config.model_type.startswith(("gemma", "cohere2"))

@@ -1,28 +1,28 @@
-"""What a model's config.json says of one attention layer, of any family that can rank tokens.
+"""Read from config.json what one attention layer needs up to its softmax.
 
-Covers the families of `_FAMILIES`, in the spelling of transformers 5 (`rope_parameters`) and in the
-older one (`rope_theta`, `rope_scaling`, `rope_local_base_freq`), nested under `text_config` or not.
-What a config.json leaves out is what transformers' configuration class assumes.
-Source of each rule: transformers 5, `models/*/modeling_*.py` and `modeling_rope_utils.py`.
+Both spellings are read: that of transformers 5 (`rope_parameters`) and the older one (`rope_theta`,
+`rope_scaling`, `rope_local_base_freq`), nested under `text_config` or not. A missing field means
+what transformers' configuration class assumes. Each rule is taken from transformers 5,
+`models/*/modeling_*.py` and `modeling_rope_utils.py`. `layer_families` has what differs by family.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from vllm_kprune.errors import KPruneError, nearest
+from vllm_kprune.prompt.layer_families import FAMILIES, AttentionFamily, Norm
 
 __all__ = ["PRECISIONS", "LayerConfig", "Precision", "Rope", "parse_layer_config"]
 
-# Of products of queries and keys.
+# How products of queries and keys are computed.
 Precision = Literal["float32", "int8"]
 PRECISIONS: tuple[Precision, ...] = ("float32", "int8")
 
-Norm = Literal["rms", "rms_plus_one", "layer"]
 _ROPE_TYPES = ("default", "linear", "llama3")
 
 
@@ -42,8 +42,8 @@ class Rope:
 class LayerConfig:
     """One attention layer, up to its softmax.
 
-    `embedding_scale` multiplies embedding rows, `logit_scale` the products of queries and keys;
-    `softcap` c makes a logit x into c * tanh(x / c). No `rope`: the layer knows no positions.
+    `embedding_scale` multiplies embedding rows, `logit_scale` the products of queries and keys. A
+    `softcap` c turns a logit x into c * tanh(x / c). `rope` None: the layer ignores positions.
     """
 
     model_type: str
@@ -63,103 +63,28 @@ class LayerConfig:
     rope: Rope | None
 
 
-@dataclass(frozen=True)
-class _Family:
-    """What differs between families; `defaults` are those of the configuration class.
-
-    `qk_norm` and `qk_bias` may name the field of config.json that decides.
-    """
-
-    norm: Norm = "rms"
-    scaled_embedding: bool = False
-    softcap: bool = False
-    qk_norm: bool | str = False
-    qk_bias: bool | str = "attention_bias"
-    interleaved: bool = False
-    rope_only_if_sliding: bool = False
-    sliding_pattern: int = 0  # every so many layers one sees everything; 0: all do
-    local_theta: float | None = None
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-
-
-_GEMMA: dict[str, Any] = {
-    "hidden_size": 2304,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-    "num_hidden_layers": 26,
-    "head_dim": 256,
-    "query_pre_attn_scalar": 256,
-}
-_COHERE: dict[str, Any] = {
-    "hidden_size": 8192,
-    "num_attention_heads": 64,
-    "num_hidden_layers": 40,
-    "layer_norm_eps": 1e-5,
-}
-_SMALL: dict[str, Any] = {
-    "hidden_size": 4096,
-    "num_attention_heads": 32,
-    "num_hidden_layers": 32,
-}
-_QWEN3 = _Family(qk_norm=True, defaults={**_SMALL, "num_key_value_heads": 32, "head_dim": 128})
-
-_FAMILIES: Mapping[str, _Family] = {
-    "llama": _Family(defaults=_SMALL),
-    "qwen2": _Family(qk_bias=True, defaults={**_SMALL, "num_key_value_heads": 32}),
-    "qwen3": _QWEN3,
-    "gemma2": _Family(
-        norm="rms_plus_one",
-        scaled_embedding=True,
-        softcap=True,
-        sliding_pattern=2,
-        defaults={**_GEMMA, "attn_logit_softcapping": 50.0},
-    ),
-    "gemma3_text": _Family(
-        norm="rms_plus_one",
-        scaled_embedding=True,
-        qk_norm=True,
-        sliding_pattern=6,
-        local_theta=10_000.0,
-        defaults={**_GEMMA, "rope_theta": 1_000_000.0},
-    ),
-    "cohere": _Family(
-        norm="layer",
-        qk_norm="use_qk_norm",
-        interleaved=True,
-        defaults={**_COHERE, "rope_theta": 500_000.0},
-    ),
-    "cohere2": _Family(
-        norm="layer",
-        interleaved=True,
-        rope_only_if_sliding=True,
-        sliding_pattern=4,
-        defaults=_COHERE,
-    ),
-}
-
-
 def parse_layer_config(config: Mapping[str, Any], layer: int, source: Path) -> LayerConfig:
     """Read a parsed config.json for the layer with index `layer`, counted from 0.
 
     Raises:
-        KPruneError: an unknown family or rotary scaling, no such layer, or a senseless number.
+        KPruneError: an unknown family or rotary scaling, no such layer, or an impossible number.
     """
     nested = config.get("text_config")
     text = nested if isinstance(nested, Mapping) else config
     model_type = str(text.get("model_type", config.get("model_type")))
     model_type = {"gemma3": "gemma3_text"}.get(model_type, model_type)
-    if model_type not in _FAMILIES:
+    if model_type not in FAMILIES:
         raise KPruneError(
             f"{source}: models of type {model_type!r} cannot rank tokens; "
-            f"{nearest(model_type, _FAMILIES)}"
+            f"{nearest(model_type, FAMILIES)}"
         )
-    return _Reader(text, _FAMILIES[model_type], layer, source).read(model_type)
+    return _ConfigReader(text, FAMILIES[model_type], layer, source).read(model_type)
 
 
 @dataclass(frozen=True)
-class _Reader:
+class _ConfigReader:
     text: Mapping[str, Any]
-    family: _Family
+    family: AttentionFamily
     layer: int
     source: Path
 
@@ -167,16 +92,9 @@ class _Reader:
         layers = self.count("num_hidden_layers")
         if not 0 <= self.layer < layers:
             raise KPruneError(
-                f"{self.source}: no layer {self.layer}; it has {layers}, counted from 0"
+                f"{self.source}: there is no layer {self.layer}; it has {layers}, counted from 0"
             )
-        heads, hidden = self.count("num_attention_heads"), self.count("hidden_size")
-        kv_heads = self.count("num_key_value_heads", heads)
-        head_dim = self.count("head_dim", hidden // heads)
-        if heads % kv_heads or head_dim % 2:
-            raise KPruneError(
-                f"{self.source}: {heads} heads, {kv_heads} key-value heads of {head_dim}; expected "
-                "a multiple of the key-value heads, and an even size"
-            )
+        heads, kv_heads, head_dim, hidden = self.sizes()
         scalar = self.number("query_pre_attn_scalar", head_dim)
         eps = "layer_norm_eps" if self.family.norm == "layer" else "rms_norm_eps"
         return LayerConfig(
@@ -197,8 +115,20 @@ class _Reader:
             rope=self.rope(),
         )
 
+    def sizes(self) -> tuple[int, int, int, int]:
+        """Query heads, key-value heads, dimensions of a head, and of the model."""
+        heads, hidden = self.count("num_attention_heads"), self.count("hidden_size")
+        kv_heads = self.count("num_key_value_heads", heads)
+        head_dim = self.count("head_dim", hidden // heads)
+        if heads % kv_heads or head_dim % 2:
+            raise KPruneError(
+                f"{self.source}: {heads} heads, {kv_heads} key-value heads, {head_dim} dimensions; "
+                "expected a number of heads that the key-value heads divide, and even dimensions"
+            )
+        return heads, kv_heads, head_dim, hidden
+
     def field(self, name: str, default: Any = None) -> Any:
-        """A field, where it is missing or null what the configuration class assumes."""
+        """A field, or what the configuration class assumes if it is missing or null."""
         value = self.text.get(name)
         return self.family.defaults.get(name, default) if value is None else value
 
@@ -227,7 +157,7 @@ class _Reader:
         return self.number("attn_logit_softcapping")
 
     def sliding(self) -> bool:
-        """Does the layer see a sliding window only?"""
+        """True if the layer sees only a sliding window."""
         kinds = self.text.get("layer_types")
         if isinstance(kinds, list) and self.layer < len(kinds):
             return bool(kinds[self.layer] == "sliding_attention")
@@ -248,11 +178,11 @@ class _Reader:
         elif "full_attention" in said or "sliding_attention" in said:
             said = {}
         elif not said and not local and isinstance(self.text.get("rope_scaling"), Mapping):
-            said = dict(self.text["rope_scaling"])  # of the layers that see everything
+            said = dict(self.text["rope_scaling"])  # it scales only layers that see everything
         return self.parse_rope(said, self.theta(local))
 
     def theta(self, local: bool) -> float:
-        """The base, where the rotary parameters themselves do not tell it."""
+        """The base frequency, if the rotary parameters do not give it."""
         if local:
             return self.number("rope_local_base_freq", self.family.local_theta)
         return self.number("rope_theta", 10_000.0)
@@ -261,8 +191,8 @@ class _Reader:
         scaling = str(said.get("rope_type", said.get("type", "default")))
         if scaling not in _ROPE_TYPES or said.get("partial_rotary_factor", 1.0) != 1.0:
             raise KPruneError(
-                f"{self.source}: rotary embedding of type {scaling!r}, or of a part of each head, "
-                f"cannot be used for ranking (known: {', '.join(_ROPE_TYPES)}); use another model"
+                f"{self.source}: cannot rank with a rotary embedding of type {scaling!r}, or of "
+                f"part of each head (known types: {', '.join(_ROPE_TYPES)}); use another model"
             )
 
         def number(name: str, default: float) -> float:
@@ -272,7 +202,7 @@ class _Reader:
         if scaling == "default":
             return Rope(base)
         if "factor" not in said:
-            raise KPruneError(f"{self.source}: rotary embedding {scaling!r} without its 'factor'")
+            raise KPruneError(f"{self.source}: rotary embedding {scaling!r} has no 'factor'")
         if scaling == "linear":
             return Rope(base, scaling, number("factor", 1.0))
         positions = number(

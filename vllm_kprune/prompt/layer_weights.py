@@ -1,8 +1,8 @@
-"""Read one attention layer's tensors out of a model folder, lazily; map its embedding.
+"""Read the tensors of one attention layer from a model folder, and map its embedding.
 
-Only the embedding, the layer's input norm and its query and key projections are looked at. The
-embedding stays in the file: rows are read where they are used, and several processes share the
-pages. A folder of `kprune build` has no weights of its own: its rows are those of its base.
+Only the embedding, the layer's input norm and its query and key projections are read. The embedding
+stays in the file: its rows are read where they are used, and processes share the pages. A folder of
+`kprune build` has no weights of its own, so its rows come from its base.
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ _PLAIN = ("F32", "F16", "BF16")
 
 @dataclass(frozen=True)
 class LayerWeights:
-    """One layer's tensors; rotary dimensions are in the layout of halves, whatever the file's.
+    """The tensors of one layer. Rotary dimensions are in halves, whatever layout the file has.
 
-    `embedding` [rows, hidden] is mapped, in the file's data type. `kept_rows` are its rows by id of
-    a pruned tokenizer. All else is float32; `queries` [heads * dim, hidden], `keys` likewise.
+    `embedding` [rows, hidden] is mapped, in the file's data type. `kept_rows` has the row for each
+    id of a pruned tokenizer. The others are float32. `queries` is [heads * dim, hidden], and `keys`
+    [kv heads * dim, hidden].
     """
 
     embedding: torch.Tensor
@@ -49,34 +50,36 @@ class LayerWeights:
 
     @property
     def rows(self) -> int:
-        """Token ids below this have an embedding."""
+        """The number of token ids that have an embedding."""
         return len(self.embedding if self.kept_rows is None else self.kept_rows)
 
 
 def load_weights(folder: Path, config: LayerConfig) -> LayerWeights:
-    """Read what `config` describes from a model's or an overlay's folder.
+    """Read the layer that `config` describes from the folder of a model or an overlay.
 
     Raises:
-        KPruneError: a tensor is missing, quantised or has another shape, or the base has changed.
+        KPruneError: a tensor is missing, quantised or of another shape, or the base has changed.
     """
     kept_rows = None
     if is_overlay(folder):
         manifest = load_manifest(folder)
         if manifest.tokenizer_only:
-            raise KPruneError(f"{folder} is a pruned tokenizer without weights; name a model")
+            raise KPruneError(
+                f"{folder} is a pruned tokenizer without weights; name a model's folder instead"
+            )
         kept_rows = torch.tensor(manifest.kept_rows)
         folder = manifest.check_base()
-    return _Reader(folder, _stored(folder), config).read(kept_rows)
+    return _WeightReader(folder, _stored(folder), config).read(kept_rows)
 
 
 def _stored(folder: Path) -> Mapping[str, tuple[Path, StoredTensor]]:
-    """Every tensor's file and description by name; only headers are read."""
+    """The file and the description of every tensor, by name. Only headers are read."""
     paths = [folder / name for name in weight_files(folder)]
     return {tensor.name: (path, tensor) for path in paths for tensor in read_shard(path).tensors}
 
 
 @dataclass(frozen=True)
-class _Reader:
+class _WeightReader:
     folder: Path
     stored: Mapping[str, tuple[Path, StoredTensor]]
     config: LayerConfig
@@ -86,7 +89,10 @@ class _Reader:
         layer = f"{prefix}layers.{config.layer}."
         embedding = self.tensor(prefix + _EMBEDDING, (None, config.hidden_size))
         if kept_rows is not None and int(kept_rows[-1]) >= len(embedding):
-            raise KPruneError(f"{self.folder}: fewer rows than the overlay keeps; build it again")
+            raise KPruneError(
+                f"{self.folder} has {len(embedding)} embedding rows, but the overlay keeps row "
+                f"{int(kept_rows[-1])}; build the overlay again"
+            )
         norm = self.tensor(f"{layer}input_layernorm.weight", (config.hidden_size,)).float()
         return LayerWeights(
             embedding=embedding,
@@ -111,7 +117,7 @@ class _Reader:
         raise KPruneError(f"{self.folder}: no plain embedding, {reason}; use another model to rank")
 
     def tensor(self, name: str, shape: tuple[int | None, ...]) -> torch.Tensor:
-        """A tensor that stays in its file until it is used."""
+        """A tensor that is mapped: it stays in its file until it is used."""
         if name not in self.stored:
             raise KPruneError(f"{self.folder}: {name} is missing; use another model to rank")
         path, info = self.stored[name]
@@ -137,7 +143,7 @@ class _Reader:
         return self.in_halves(self.tensor(f"{name}.weight", shape), heads).float()
 
     def refuse_scales(self, name: str) -> None:
-        """Refuse a projection with companions: a quantised one may look plain (block FP8)."""
+        """Refuse a projection with scales: in block FP8, the weight itself looks plain."""
         for other in self.stored:
             if other.startswith(f"{name}.") and not other.endswith((".weight", ".bias")):
                 raise KPruneError(
@@ -151,7 +157,7 @@ class _Reader:
         return self.in_halves(self.tensor(f"{name}.bias", shape), heads).float()
 
     def qk_norm(self, name: str, heads: int) -> torch.Tensor | None:
-        """Weights [dim], or [heads, dim] where each head has its own (Cohere)."""
+        """Weights [dim], or [heads, dim] if each head has its own (Cohere)."""
         if not self.config.qk_norm:
             return None
         dim = self.config.head_dim
@@ -161,9 +167,11 @@ class _Reader:
         return weight + 1.0 if self.config.norm == "rms_plus_one" else weight.clone()
 
     def in_halves(self, tensor: torch.Tensor, heads: int) -> torch.Tensor:
-        """A copy whose interleaved pairs of rotary dimensions (Cohere) are halves, as elsewhere.
+        """A copy with rotary dimensions in halves.
 
-        Products of queries and keys do not depend on the order of the dimensions.
+        Cohere interleaves the pairs that are rotated together: of 4 dimensions, (0, 1) and (2, 3).
+        Elsewhere they are (0, 2) and (1, 3), so the dimensions become 0, 2, 1, 3. Products of
+        queries and keys do not depend on the order, as both are reordered alike.
         """
         if not self.config.interleaved:
             return tensor.clone()
@@ -172,7 +180,7 @@ class _Reader:
 
 
 def _frequencies(rope: Rope, dim: int) -> torch.Tensor:
-    """Radians per position, [dim / 2]; in float32 step by step as transformers does."""
+    """Radians per position, [dim / 2], in float32 and in the same steps as transformers."""
     exponents = torch.arange(0, dim, 2, dtype=torch.float32) / dim
     plain: torch.Tensor = 1.0 / (rope.theta**exponents)
     if rope.scaling == "default":

@@ -11,8 +11,8 @@ from typing import Any, get_args
 
 from vllm_kprune.errors import KPruneError, nearest, shown
 from vllm_kprune.guard.policy import switch
+from vllm_kprune.prompt.budget import PruneOptions
 from vllm_kprune.prompt.pieces import Unit
-from vllm_kprune.prompt.pruner import PruneOptions
 from vllm_kprune.prompt.scorers import SCORERS
 from vllm_kprune.prompt.segments import ROLES
 

@@ -1,11 +1,21 @@
-"""Products of queries and keys: exact in float32, or in a quarter of the time with int8.
+"""Products of queries and keys: exact in float32, or with int8 in a quarter of the time.
 
-What rounding to 8 bits loses would not average out where it matters, at the few keys that attract
-most queries. So queries and keys are centred first, and the product of the queries' mean, which
-every key has in common with all of them, stays in float32 (a term that only depends on the query
-has no part in a softmax); and each dimension is scaled so that queries and keys are equally large
-there (SmoothQuant, Xiao et al. 2023, section 4, with root mean squares). Each token has a scale of
-its own. The errors of what a token receives are then those of bfloat16.
+Rounding to 8 bits would hurt where it matters, at the few keys that attract most queries, because
+there the errors do not average out. Three steps keep the errors as small as those of bfloat16:
+
+1. Centre. With means q' and k' of queries and keys: q.k = (q - q').(k - k') + q'.k + (q - q').k'.
+   The second term stays in float32: one product per key. The last one depends on the query alone,
+   and a softmax does not change when a row gets a constant.
+2. Balance (SmoothQuant, Xiao et al. 2023, section 4, with root mean squares). In each dimension d,
+   keys are divided by b_d and queries multiplied by b_d, where b_d = sqrt(rms(k_d) / rms(q_d)). If
+   keys are near 16 and queries near 1 there, b_d is 4 and both become 4.
+3. Give each token a scale of its own: 127 stands for its largest dimension.
+
+>>> numbers, scales = _rounded(torch.tensor([[1.0, -0.5, 0.26]]))
+>>> numbers.tolist()
+[[127, -64, 33]]
+>>> [round(x, 3) for x in (numbers * scales)[0].tolist()]
+[1.0, -0.504, 0.26]
 """
 
 from functools import cache
@@ -22,36 +32,40 @@ _TINY = 1e-20
 
 
 class Products(Protocol):
-    """Scalar products of blocks of queries with the keys of one head."""
+    """Computes scalar products of blocks of queries with the keys of one head."""
 
     def set_keys(self, keys: torch.Tensor, asking: torch.Tensor) -> None:
-        """Take keys, float32 [n, dim]; `asking` are some queries of theirs, [heads, some, dim]."""
+        """Set the keys, float32 [n, dim]. `asking`: a sample of the queries, [heads, some, dim]."""
 
     def set_queries(self, queries: torch.Tensor, first: int, last: int) -> None:
-        """Take queries, float32 [heads, rows, dim], for keys [first, last)."""
+        """Set the queries, float32 [heads, rows, dim], for keys [first, last)."""
 
     def write(self, head: int, out: torch.Tensor) -> None:
-        """Products of a head's queries and those keys to `out`, float32 [rows, last - first]."""
+        """Write the products of a head to `out`, float32 [rows, last - first]."""
 
 
 class ExactProducts:
-    """In float32."""
+    """Products in float32."""
 
     def set_keys(self, keys: torch.Tensor, asking: torch.Tensor) -> None:
-        """As `Products` says."""
+        """See `Products`."""
         self._keys = keys
 
     def set_queries(self, queries: torch.Tensor, first: int, last: int) -> None:
-        """As `Products` says."""
+        """See `Products`."""
         self._queries, self._seen = queries, self._keys[first:last].T
 
     def write(self, head: int, out: torch.Tensor) -> None:
-        """As `Products` says."""
+        """See `Products`."""
         torch.mm(self._queries[head], self._seen, out=out)
 
 
 class Int8Products:
-    """In int8, up to a term of the query alone (not if `centred` is off: a soft-cap needs it)."""
+    """Products in int8.
+
+    If `centred`, a term that depends only on the query is left out. That is only right before a
+    softmax; a soft-cap in between needs the whole product.
+    """
 
     def __init__(self, *, centred: bool) -> None:
         check_int8()
@@ -59,7 +73,7 @@ class Int8Products:
         self._buffer = torch.empty(0, dtype=torch.int32)
 
     def set_keys(self, keys: torch.Tensor, asking: torch.Tensor) -> None:
-        """As `Products` says."""
+        """See `Products`."""
         self._keys = keys
         factors = keys - keys.mean(dim=0) if self._centred else keys
         spread = asking - asking.mean(dim=1, keepdim=True) if self._centred else asking
@@ -69,7 +83,7 @@ class Int8Products:
         self._factors, self._key_scales = _rounded(factors / self._balance)
 
     def set_queries(self, queries: torch.Tensor, first: int, last: int) -> None:
-        """As `Products` says."""
+        """See `Products`."""
         self._common = None
         if self._centred:
             mean = queries.mean(dim=1)
@@ -79,7 +93,7 @@ class Int8Products:
         self._seen, self._seen_scales = self._factors[first:last].T, self._key_scales[first:last, 0]
 
     def write(self, head: int, out: torch.Tensor) -> None:
-        """As `Products` says."""
+        """See `Products`."""
         if self._buffer.numel() < out.numel():
             self._buffer = self._buffer.new_empty(out.numel())
         products = self._buffer[: out.numel()].view(out.shape)
@@ -93,21 +107,21 @@ class Int8Products:
 
 @cache
 def check_int8() -> None:
-    """Raise `KPruneError` where int8 products are not exact.
+    """Raise `KPruneError` on a processor whose int8 products are not exact.
 
-    Processors without instructions for them (x86 before VNNI) add neighbouring products in 16 bits,
-    which overflow.
+    Without an instruction for them (x86 before VNNI), a processor adds neighbouring products in 16
+    bits, which overflow.
     """
     rows = torch.full((32, 64), _LARGEST, dtype=torch.int8)
     for other in (rows, -rows):
         wanted = int(rows[0, 0]) * int(other[0, 0]) * rows.shape[1]
         if not (torch._int_mm(rows, other.T) == wanted).all():
             raise KPruneError(
-                "this processor's int8 products overflow; rank with precision float32 here"
+                "this processor's int8 products overflow; rank with precision float32"
             )
 
 
 def _rounded(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Int8 of the same shape, and float32 scales [..., 1], whose product is about `x`."""
+    """Int8 numbers of the same shape and float32 scales [..., 1]; their product is about `x`."""
     scales = x.abs().amax(dim=-1, keepdim=True).div_(_LARGEST).clamp_min_(_TINY)
     return (x / scales).round_().to(torch.int8), scales

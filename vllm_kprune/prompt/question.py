@@ -1,9 +1,9 @@
-"""Rarity, and more for the sentences that share words with the question.
+"""Rarity, plus a bonus for sentences that share words with the question.
 
 What is asked for usually stands near the question's own words. Every token of a sentence gains with
-the information of the question's words in it; the sentences beside it gain less. This finds words,
-not meanings. A passage is pruned in another way for every question: a prefix cache misses, which
-is why this is not the default. Without a question it is `rarity`.
+the information of the question's words in it, and those of the neighbouring sentences gain less.
+This compares words, not meanings. A passage is pruned differently for every question, so a prefix
+cache misses; that is why this is not the default. Without a question it is `rarity`.
 """
 
 import itertools
@@ -20,15 +20,15 @@ from vllm_kprune.prompt.tokens import IsCancelled, Tokens
 
 __all__ = ["Question", "sentence_relevance"]
 
-_GAIN_NATS = 10.0  # of a sentence that has all of the question's words
-_BESIDE = 0.3  # of it for the sentences before and after
-_COMMON_NATS = 6.0  # words that say nothing of the subject
-_STEM = 5  # letters that an inflected word keeps
+_GAIN_NATS = 10.0  # for a sentence with all of the question's words
+_BESIDE = 0.3  # the share of it for the sentences before and after
+_COMMON_NATS = 6.0  # words below this say nothing about the subject
+_STEM = 5  # letters that inflection leaves unchanged: rivers, river's -> river
 _SENTENCE_END = regex.compile(r"(?<=[.!?।]\s)|(?<=[。！？\n])")
 
 
 class Question:
-    """Scores in nats: information of words, and up to 10 more in sentences that are asked about."""
+    """Scores in nats: the information of words, and up to 10 more in sentences asked about."""
 
     name = "question"
     uses_query = True
@@ -43,7 +43,7 @@ class Question:
         query: str | None = None,
         cancelled: IsCancelled | None = None,
     ) -> npt.NDArray[np.float32]:
-        """[tokens] nats; those of `rarity` if there is no question."""
+        """[tokens] nats; without a question those of `rarity`."""
         nats = self._rarity.scores(tokens)
         if not query or not tokens.ids:
             return nats
@@ -51,7 +51,7 @@ class Question:
 
 
 def sentence_relevance(tokens: Tokens, query: str) -> npt.NDArray[np.float64]:
-    """[tokens] share of the question's information that the token's sentence holds, 0 to 1."""
+    """[tokens] share of the question's information, 0 to 1, that is in the token's sentence."""
     asked = _asked(query)
     words = find_words(tokens.text)
     ends = [match.start() for match in _SENTENCE_END.finditer(tokens.text)]
@@ -59,7 +59,8 @@ def sentence_relevance(tokens: Tokens, query: str) -> npt.NDArray[np.float64]:
     stems = _stems(words, tokens.text)
     held = np.zeros(len(ends) + 1)
     for n, (start, end) in enumerate(itertools.pairwise([0, *first_words, len(stems)])):
-        held[n] = sum(asked.get(stem, 0.0) for stem in set(stems[start:end]))
+        # Not a set: its order, and so the rounding of the sum, differs between processes.
+        held[n] = sum(asked.get(stem, 0.0) for stem in dict.fromkeys(stems[start:end]))
     beside = np.pad(held, 1)
     held = np.maximum(held, _BESIDE * np.maximum(beside[:-2], beside[2:]))
     lasts = np.array([max(begin, end - 1) for begin, end in tokens.offsets])
@@ -68,7 +69,7 @@ def sentence_relevance(tokens: Tokens, query: str) -> npt.NDArray[np.float64]:
 
 @lru_cache(maxsize=16)
 def _asked(query: str) -> Mapping[str, float]:
-    """Stems of the question's words and their shares of its information; each segment asks."""
+    """The stems in a question and their shares of its information. Cached: each segment asks."""
     words = find_words(query)
     nats = np.nan_to_num(words.nats, nan=10.0) - _COMMON_NATS
     weights = dict(zip(_stems(words, query), np.maximum(nats, 0).tolist(), strict=True))

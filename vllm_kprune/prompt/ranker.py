@@ -1,10 +1,10 @@
 """How much attention each token of a prompt receives in the first layer of a small model.
 
-LitePruner (seed of the project, section 2, algorithm 1) ranks tokens by it. This gives the numbers
-of the whole model (tests compare them, family by family) at a fraction of the cost: nothing is
-loaded but the embedding, one norm and two projections; equal tokens, which the first layer sees
-alike but for their position, are projected once; and no [n, n] matrix is ever whole.
-A deeper layer (for analyses only) needs what comes before it: `hidden_states`, on transformers.
+LitePruner (section 2, algorithm 1) ranks tokens by it. The numbers are those of the whole model
+(tests compare them, family by family) at a fraction of the cost: only the embedding, one norm and
+two projections are loaded; equal tokens, which differ only by position in the first layer, are
+projected once; and there is never a whole [n, n] matrix.
+A deeper layer, for analyses only, needs the layers below it: see `hidden_states`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from vllm_kprune.checkpoint.base import read_json, resolve_model
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.prompt.attention import (
     LOG2_E,
-    Mask,
+    AttentionMask,
     Projections,
     received,
     rotary_angles,
@@ -46,7 +46,7 @@ _ROWS_PER_BLOCK = 512
 class FirstLayer:
     """One attention layer of a model, and the model's tokenizer.
 
-    Nothing else changes after loading, so several threads may use one object at once.
+    Nothing changes after loading, so several threads may use one object at once.
     """
 
     def __init__(
@@ -67,15 +67,15 @@ class FirstLayer:
     def from_pretrained(
         cls, folder: str | Path, *, layer: int = 0, precision: Precision = "float32"
     ) -> FirstLayer:
-        """Load from a model's folder, or from one that `kprune build` made.
+        """Load the layer from a model's folder or from one that `kprune build` made.
 
-        `precision` is that of the products of queries and keys: float32 (the default, exact) or
-        int8 (of prompts of 512 tokens or more, in a fraction of the time); all else is float32. A
-        `layer` above 0 reads the weights of those before it too.
+        `precision` is used for products of queries and keys: float32 (exact), or int8, which takes
+        a fraction of the time on prompts of 512 tokens or more. Everything else is float32. For a
+        `layer` above 0, the weights of the layers below it are read too.
 
         Raises:
-            KPruneError: an unknown family, a quantised or missing tensor, a damaged file; int8 on
-                a processor that cannot.
+            KPruneError: an unknown family, a quantised or missing tensor, a damaged file, or a
+                processor without exact int8 products.
         """
         if precision not in PRECISIONS:
             raise KPruneError(f"a ranker computes in {' or '.join(PRECISIONS)}, not in {precision}")
@@ -84,7 +84,7 @@ class FirstLayer:
         folder = resolve_model(str(folder))
         config_path = folder / "config.json"
         if not config_path.is_file():
-            raise KPruneError(f"{folder} has no config.json: not a model folder")
+            raise KPruneError(f"{folder} has no config.json; name a model's folder")
         config = parse_layer_config(read_json(config_path), layer, config_path)
         weights = load_weights(folder, config)
         below = HiddenStates(folder, layer) if layer else None
@@ -92,17 +92,17 @@ class FirstLayer:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        """The model's own, read when it is asked for: a pruner has one already."""
+        """The model's own tokenizer. Read on first use, because a pruner has one already."""
         return load_tokenizer(self._folder)
 
     @property
     def num_heads(self) -> int:
-        """Query heads of the layer."""
+        """The number of query heads."""
         return self.config.num_heads
 
     @property
     def rows(self) -> int:
-        """Token ids below this have an embedding; the tokenizer may know more (images)."""
+        """The number of ids with an embedding. The tokenizer may have more, for images."""
         return self._weights.rows
 
     @torch.inference_mode()
@@ -117,17 +117,16 @@ class FirstLayer:
         block: int = 256,
         cancelled: IsCancelled | None = None,
     ) -> list[NDArray[np.float32]]:
-        """Attention that each token receives, for each prompt: float32 [n], the mean over heads
-        and queries of the softmax.
+        """The attention that each token receives, for each prompt: float32 [n].
 
-        `heads` are counted from 0 (default: all). A token sees the tokens less than `window` away:
-        of a prompt of at most that many all, as without. `queries` restricts who attends, prompt
-        by prompt (a question at the end); with None all do. `block` queries of a head
-        are looked at at once.
+        It is the mean of the softmax over heads and queries. `heads` are counted from 0; None is
+        all. With a `window`, a token sees only tokens less than `window` away. `queries` has, for
+        each prompt, the range of tokens that attend, such as a question at the end; None is all.
+        `block` queries of a head are computed at once.
 
         Raises:
-            Cancelled: `cancelled`, asked between blocks, was true.
-            KPruneError: a token without embedding, or an option outside its range.
+            Cancelled: `cancelled`, which is asked between blocks, was true.
+            KPruneError: a token has no embedding, or an option is out of range.
         """
         chosen = self._check(heads, window, block)
         asking = queries if queries is not None else [None] * len(prompts)
@@ -136,7 +135,7 @@ class FirstLayer:
                 projected,
                 chosen,
                 _checked_range(asks, len(projected.places)),
-                mask=Mask(causal, window),
+                mask=AttentionMask(causal, window),
                 softcap=self.config.softcap,
                 block=block,
                 precision=self._precision,
@@ -158,7 +157,7 @@ class FirstLayer:
     def _project(self, prompts: Sequence[Sequence[int]], causal: bool) -> Iterator[Projections]:
         """Queries and keys of each prompt before rotation.
 
-        In the first layer they are those of the distinct tokens of all prompts, computed together.
+        In the first layer, the distinct tokens of all prompts are projected together, once.
         """
         ids = [torch.as_tensor(prompt, dtype=torch.long) for prompt in prompts]
         for prompt in ids:
@@ -186,8 +185,8 @@ class FirstLayer:
         if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < self.rows:
             bad = int(ids.min()) if int(ids.min()) < 0 else int(ids.max())
             raise KPruneError(
-                f"token {bad} has no embedding in the ranker (it has {self.rows} rows): encode "
-                "with the ranker's own tokenizer, and leave out tokens of images"
+                f"token {bad} has no embedding in the ranker, which has {self.rows} rows; encode "
+                "with the ranker's own tokenizer, and leave image tokens out"
             )
 
     def _base_rows(self, ids: torch.Tensor) -> torch.Tensor:
@@ -195,7 +194,7 @@ class FirstLayer:
         return ids if kept is None else kept[ids]
 
     def _heads_of_tokens(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Queries and keys of embedding rows, a block after the other: only they are kept."""
+        """Queries and keys of embedding rows, block by block, so that few rows are in memory."""
         config = self.config
         queries = torch.empty(config.num_heads, len(rows), config.head_dim)
         keys = torch.empty(config.num_kv_heads, len(rows), config.head_dim)
@@ -207,7 +206,7 @@ class FirstLayer:
         return queries, keys
 
     def _heads_of(self, states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Queries, scaled, and keys, [heads, rows, dim], of the layer's input [rows, hidden]."""
+        """Scaled queries, and keys, [heads, rows, dim], of the layer's input [rows, hidden]."""
         weights, config = self._weights, self.config
         normed = _normalised(states, weights.norm, config)
         queries = torch.nn.functional.linear(normed, weights.queries)

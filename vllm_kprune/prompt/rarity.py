@@ -1,18 +1,22 @@
-"""Self-information of words: how surprising each is in its language, by lists of words.
+"""Self-information of words: how surprising a word is in its language, by word lists.
 
-A frequent word can mostly be guessed from those around it; a rare word, a name or a number cannot
-(Shannon 1948; Li et al. 2023 prune prompts by it, with a whole language model's probabilities).
-Frequencies are those of `wordfreq`. The language is guessed for each script of a text: the one
-whose frequent words cover most of it. A word that the tokenizer splits is judged as a whole, so
-that all its tokens share a score. Writing without spaces is divided into the likeliest words, and
-so is Korean, where particles follow their noun. A script without a list is judged by the tokens'
-ids, because BPE learns frequent tokens first. This knows nothing of grammar, and not the question.
+A frequent word can mostly be guessed from the words around it. A rare word, a name or a number
+cannot (Shannon 1948; Li et al. 2023 prune prompts by it, with a language model's probabilities). A
+word of frequency p has -ln p nats:
+
+>>> words = find_words("the capital of Peru")
+>>> [round(nats, 1) for nats in words.nats.tolist()]
+[2.9, 9.2, 3.7, 11.8]
+
+A word that the tokenizer splits is judged as a whole, so its tokens share a score. Writing without
+spaces is divided into its likeliest words, and so is Korean, where particles follow the noun. Words
+of a script without a list are judged by token id, because BPE learns frequent tokens first.
+Grammar and the question are not considered.
 """
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from unicodedata import is_normalized, normalize
 
 import numpy as np
@@ -20,32 +24,15 @@ import numpy.typing as npt
 import regex
 
 from vllm_kprune.prompt.tokens import IsCancelled, Tokens
+from vllm_kprune.prompt.word_lists import LANGUAGES, list_for, word_list
 
 __all__ = ["Rarity", "Words", "find_words"]
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 
-# Languages by script, of those that wordfreq has; of several the likeliest first.
-_LANGUAGES: Mapping[str, Sequence[str]] = {
-    "Latin": (
-        *("en", "es", "fr", "de", "pt", "it", "nl", "pl", "id", "vi"),
-        *("tr", "sv", "ro", "cs", "da", "nb", "fi", "hu", "ca"),
-    ),
-    "Cyrillic": ("ru", "uk", "bg"),
-    "Arabic": ("ar", "fa", "ur"),
-    "Devanagari": ("hi",),
-    "Greek": ("el",),
-    "Hebrew": ("he",),
-    "Bengali": ("bn",),
-    "Tamil": ("ta",),
-    "Han": ("zh", "ja"),
-    "Hiragana": ("ja",),
-    "Katakana": ("ja",),
-    "Hangul": ("ko",),
-}
 _UNSPACED = ("Han", "Hiragana", "Katakana", "Hangul", "Thai", "Lao", "Khmer", "Myanmar")
-_SCRIPTS = tuple(dict.fromkeys([*_LANGUAGES, *_UNSPACED]))
+_SCRIPTS = tuple(dict.fromkeys([*LANGUAGES, *_UNSPACED]))
 _WORD = regex.compile(
     "(?V1)"
     + "|".join(
@@ -64,14 +51,13 @@ _WORD = regex.compile(
     )
 )
 _CHARACTER = regex.compile(r"\X")
-_CENTIBEL = math.log(10) / 100  # nats; wordfreq's unit
 _UNLISTED_NATS = 16.0  # the lists end at 13.8
-_UNLISTED_LETTER_NATS = 12.0  # each further letter, where words have to be found
-# Chosen on 10 to 35 passages of English, Chinese and Korean (benchmarks/litepruner_quality.py):
-# what ends a sentence may go as early as a frequent word, but "3.5" must not become "35".
+_UNLISTED_LETTER_NATS = 12.0  # each further letter, where the words of a run have to be found
+# Chosen on 10 to 35 passages each of English, Chinese and Korean (litepruner_quality.py in
+# benchmarks): the end of a sentence may go as early as a frequent word does.
 _SAME_NATS = {"Number": 14.0, "Symbol": 10.0, "Punctuation": 3.0}
 _BLANK_NATS = 5.0
-# Frequent, and yet the last to drop: without them a sentence says the opposite.
+# These words are frequent, but without them a sentence says the opposite: they go last.
 _NEGATION_NATS = 14.0
 _NEGATIONS = frozenset(
     (
@@ -86,14 +72,15 @@ _NEGATION_STARTS = (
     *("않", "없", "못", "아니", "不", "没", "沒", "无", "無", "未", "勿"),
     *("ない", "なく", "ず", "ぬ"),
 )
-_ZIPF_NATS = math.log(12.0)  # at rank 1, if a vocabulary's frequencies follow Zipf's law
-_LONGEST = 8  # characters of a listed word without spaces
-_GUESS_LIST, _GUESS_WORDS = 300, 2000  # words of a list, and of the text, to guess the language by
+# Zipf's law: of V words, the one of rank r has a frequency of about 1 / (r ln V), and ln V = 12 for
+# a vocabulary. So a token with id r has ln r + ln 12 nats.
+_ZIPF_NATS = math.log(12.0)
+_LONGEST = 8  # characters of a listed word that is written without spaces
 _TIE_NATS = 0.01
 
 
 class Rarity:
-    """Scores that are nats of self-information of the word that a token belongs to."""
+    """Scores a token by the self-information, in nats, of the word that it belongs to."""
 
     name = "rarity"
     uses_query = False
@@ -105,17 +92,21 @@ class Rarity:
         query: str | None = None,
         cancelled: IsCancelled | None = None,
     ) -> npt.NDArray[np.float32]:
-        """[tokens] nats. Equal ones differ a little, so that dropped ones are spread evenly."""
+        """[tokens] nats.
+
+        Up to 0.01 nats are added, so that no two scores are equal. Multiples of the golden ratio,
+        modulo 1, are spread evenly, so dropped tokens do not cluster in one part of the text.
+        """
         spread = np.arange(len(tokens.ids)) * ((math.sqrt(5) - 1) / 2) % 1
         return (find_words(tokens.text).of_tokens(tokens) + _TIE_NATS * spread).astype(np.float32)
 
 
 @dataclass(frozen=True, eq=False)
 class Words:
-    """The words of a text, numbers and marks included, in order.
+    """The words of a text in order, with numbers and punctuation marks.
 
-    `starts` and `ends`: [words] character offsets; `nats`: [words] self-information, NaN where no
-    list knows the script.
+    `starts` and `ends`: [words] character offsets. `nats`: [words] self-information; NaN if there
+    is no list for the script.
     """
 
     starts: Integers
@@ -123,7 +114,7 @@ class Words:
     nats: Floats
 
     def numbers(self, tokens: Tokens) -> tuple[Integers, Integers]:
-        """[tokens] number of the first and of the last word that each touches; -1 for blanks."""
+        """[tokens] index of the first and of the last word that each touches; -1 for blanks."""
         sizes = self.ends - self.starts
         number = np.repeat(np.arange(len(sizes)), sizes)
         inside = np.arange(len(number)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
@@ -147,7 +138,7 @@ class Words:
 def find_words(text: str) -> Words:
     """Cut a text into words and look each up in the list of its language.
 
-    A word in decomposed characters (NFD) is looked up as it is composed.
+    A word in decomposed characters (NFD) is looked up in composed form.
     """
     matches = [(str(m.lastgroup), m.start(), m[0]) for m in _WORD.finditer(text)]
     composed = {} if is_normalized("NFC", text) else _composed({word for _, _, word in matches})
@@ -156,7 +147,7 @@ def find_words(text: str) -> Words:
         by_script.setdefault(script, []).append(composed[word][0] if word in composed else word)
     japanese = 4 * len(by_script.get("Hiragana", ())) > len(by_script.get("Han", ()))
     parts = {
-        script: _parts(script, frozenset(words), _list_for(script, words, japanese))
+        script: _parts(script, frozenset(words), list_for(script, words, japanese))
         for script, words in by_script.items()
     }
     for script, word in {(script, word) for script, _, word in matches if word in composed}:
@@ -176,7 +167,7 @@ def find_words(text: str) -> Words:
 
 
 def _composed(words: Iterable[str]) -> Mapping[str, tuple[str, Sequence[int]]]:
-    """Those that are not in NFC: as they are in it, and its characters' offsets in the word."""
+    """For words that are not in NFC: their NFC form, and the offsets of its characters in them."""
     found: dict[str, tuple[str, Sequence[int]]] = {}
     for word in words:
         if is_normalized("NFC", word):
@@ -201,7 +192,7 @@ def _parts(
         return {word: [(0, len(word), _SAME_NATS[script])] for word in words}
     if nats is None:
         return {word: [(0, len(word), math.nan)] for word in words}
-    if script == "Han" and nats is _nats("zh"):
+    if script == "Han" and nats is word_list("zh"):
         found = {word: _likeliest_parts(_simplified(word), nats) for word in words}
     elif script in _UNSPACED:
         found = {word: _likeliest_parts(word, nats) for word in words}
@@ -220,7 +211,7 @@ def _kept_if_negation(part: str, nats: float) -> float:
 
 
 def _word_nats(word: str, nats: Mapping[str, float]) -> float:
-    """Nats of a word, or of its rarest part where an apostrophe divides it: l'homme, Newton's."""
+    """Nats of a word, or of its rarest part if an apostrophe divides it: l'homme, Newton's."""
     if word in nats or ("'" not in word and "’" not in word):
         return nats.get(word, _UNLISTED_NATS)
     word = word.replace("’", "'")
@@ -228,7 +219,12 @@ def _word_nats(word: str, nats: Mapping[str, float]) -> float:
 
 
 def _likeliest_parts(run: str, nats: Mapping[str, float]) -> Sequence[_Part]:
-    """The likeliest division of a run of letters into words, if they were independent."""
+    """Divide a run of letters into its likeliest words, taking words as independent.
+
+    The probability of a division is the product of its words', so its nats are their sum. `best[n]`
+    is the lowest sum for the first n letters; `cuts[n]` is where the last of their words begins.
+    With ab = 9, a = 5, b = 6 nats, "ab" stays whole (9 < 5 + 6).
+    """
     best, cuts = [0.0], [0]
     for end in range(1, len(run) + 1):
         total, cut = math.inf, 0
@@ -248,41 +244,7 @@ def _likeliest_parts(run: str, nats: Mapping[str, float]) -> Sequence[_Part]:
 
 
 def _simplified(run: str) -> str:
-    """A run of Chinese as the list has it; as long as before."""
+    """A run of Chinese in simplified characters, as in the list. Its length does not change."""
     from vllm_kprune.vocabulary.evidence import simplified_characters
 
     return run.translate(simplified_characters())
-
-
-def _list_for(script: str, words: Sequence[str], japanese: bool) -> Mapping[str, float] | None:
-    """The list of the language that the words of one script are in; None if there is none."""
-    languages = _LANGUAGES.get(script, ())
-    if script == "Han":
-        return _nats("ja") if japanese else _nats("zh")
-    if len(languages) < 2:
-        return _nats(languages[0]) if languages else None
-    sample = [word.lower() for word in words[:_GUESS_WORDS]]
-    known = {language: sum(map(_frequent(language).__contains__, sample)) for language in languages}
-    return _nats(max(languages, key=known.__getitem__))
-
-
-@cache
-def _frequent(language: str) -> frozenset[str]:
-    words = (word for group in _groups(language) for word in group)
-    return frozenset(word for word, _ in zip(words, range(_GUESS_LIST), strict=False))
-
-
-@cache
-def _nats(language: str) -> Mapping[str, float]:
-    """Words of a language and their nats: about 30,000 words, 4 MB."""
-    groups = enumerate(_groups(language))
-    return {word: centibels * _CENTIBEL for centibels, group in groups for word in group}
-
-
-def _groups(language: str) -> Sequence[Sequence[str]]:
-    """Words of each frequency, from 1 down, in steps of a centibel."""
-    import wordfreq
-
-    path = wordfreq.available_languages("small")[language]
-    groups: Sequence[Sequence[str]] = wordfreq.read_cBpack(path)
-    return groups

@@ -1,16 +1,16 @@
-"""Scores that say which tokens of a prompt matter; all behind one interface.
+"""Scorers say which tokens of a prompt matter. All of them have one interface, `Scorer`.
 
 `rarity` needs no weights: rare words stay, because frequent ones can be guessed. `attention` is
-LitePruner's (section 2): what a token receives in the first attention layer; `random` its baseline.
-These prune a passage the same way in every prompt, so prefix caches hit; `question` looks at what
-is asked. Which decides best was measured: benchmarks/litepruner_quality.py, table in README.md.
-Making a scorer reads from the model's folder only what that scorer needs.
+LitePruner's score (section 2): the attention that a token receives in the first layer of a small
+model. `random` is the baseline. These three prune a passage alike in every prompt, so prefix caches
+hit; `question` depends on what is asked. benchmarks/litepruner_quality.py measures which is best.
+Making a scorer reads only what it needs from the model's folder.
 """
 
 import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol, TypedDict, Unpack
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,7 @@ __all__ = [
     "Attention",
     "RandomScores",
     "Scorer",
+    "ScorerSettings",
     "Tokens",
     "make_scorer",
 ]
@@ -36,9 +37,9 @@ Scores = npt.NDArray[np.float32]
 
 
 class Scorer(Protocol):
-    """Something that tells how important each token is; the same for the same text, everywhere.
+    """Says how important each token of a text is. The same text has the same scores everywhere.
 
-    `uses_query`: the question changes the scores, so a passage is not pruned alike for each.
+    `uses_query`: scores depend on the question, so a passage is pruned differently for each.
     """
 
     name: str
@@ -50,8 +51,17 @@ class Scorer(Protocol):
         """[tokens] finite, higher is more important. `cancelled` is asked now and then."""
 
 
+class ScorerSettings(TypedDict, total=False):
+    """`window` (tokens), `causal` and `precision` are for `attention`, `seed` is for `random`."""
+
+    window: int | None
+    causal: bool
+    precision: "Precision"
+    seed: int
+
+
 class RandomScores:
-    """The baseline: scores that depend on the text and the seed alone."""
+    """The baseline: scores depend only on the text and the seed."""
 
     name = "random"
     uses_query = False
@@ -69,7 +79,7 @@ class RandomScores:
 
 
 class Attention:
-    """Attention received in the first layer, mean over heads and queries (the paper's score)."""
+    """Attention received in the first layer, the mean over heads and queries (LitePruner)."""
 
     name = "attention"
     uses_query = False
@@ -85,7 +95,7 @@ class Attention:
         """[tokens] attention received; the mean of a prompt of n tokens is 1/n."""
         if not tokens.ids:
             return np.zeros(0, dtype=np.float32)
-        # Tokens of images have no embedding; they are control tokens, which stay in any case.
+        # Image tokens have no embedding. Row 0 will do: they are control tokens and stay anyway.
         rows = self._layer.rows
         ids = [token_id if token_id < rows else 0 for token_id in tokens.ids]
         [received] = self._layer.received_attention(
@@ -94,30 +104,35 @@ class Attention:
         return received
 
 
-def _make_random(folder: Path, how: Mapping[str, Any]) -> Scorer:
-    return RandomScores(how["seed"])
+def _make_random(folder: Path | None, settings: ScorerSettings) -> Scorer:
+    return RandomScores(settings.get("seed", 0))
 
 
-def _make_attention(folder: Path, how: Mapping[str, Any]) -> Scorer:
+def _make_attention(folder: Path | None, settings: ScorerSettings) -> Scorer:
     from vllm_kprune.prompt.ranker import FirstLayer
 
-    layer = FirstLayer.from_pretrained(folder, precision=how["precision"])
-    return Attention(layer, window=how["window"], causal=how["causal"])
+    if folder is None:
+        raise KPruneError(
+            "scorer attention reads the weights of a small model; name one as the ranker"
+        )
+    layer = FirstLayer.from_pretrained(folder, precision=settings.get("precision", "float32"))
+    window, causal = settings.get("window"), settings.get("causal", False)
+    return Attention(layer, window=window, causal=causal)
 
 
-def _make_rarity(folder: Path, how: Mapping[str, Any]) -> Scorer:
+def _make_rarity(folder: Path | None, settings: ScorerSettings) -> Scorer:
     from vllm_kprune.prompt.rarity import Rarity
 
     return Rarity()
 
 
-def _make_question(folder: Path, how: Mapping[str, Any]) -> Scorer:
+def _make_question(folder: Path | None, settings: ScorerSettings) -> Scorer:
     from vllm_kprune.prompt.question import Question
 
     return Question()
 
 
-_MAKERS: Mapping[str, Callable[[Path, Mapping[str, Any]], Scorer]] = {
+_MAKERS: Mapping[str, Callable[[Path | None, ScorerSettings], Scorer]] = {
     "rarity": _make_rarity,
     "question": _make_question,
     "attention": _make_attention,
@@ -127,21 +142,12 @@ SCORERS: tuple[str, ...] = tuple(_MAKERS)
 DEFAULT_SCORER = "rarity"
 
 
-def make_scorer(
-    name: str,
-    folder: Path,
-    *,
-    window: int | None = None,
-    causal: bool = False,
-    precision: "Precision" = "float32",
-    seed: int = 0,
-) -> Scorer:
-    """Make a scorer for the tokens of the model in `folder`.
+def make_scorer(name: str, folder: Path | None, **settings: Unpack[ScorerSettings]) -> Scorer:
+    """Make a scorer for the tokens of the model in `folder`; None if there is no model.
 
-    `window` (tokens), `causal` and `precision` are for attention, `seed` for random. Raises
-    `KPruneError` for an unknown name, or a model whose first layer cannot be read.
+    Raises `KPruneError` for an unknown name, or if the scorer needs a model whose first layer
+    cannot be read.
     """
     if name not in _MAKERS:
         raise KPruneError(f"unknown scorer {name!r}: {nearest(name, SCORERS)}")
-    how = {"window": window, "causal": causal, "precision": precision, "seed": seed}
-    return _MAKERS[name](folder, how)
+    return _MAKERS[name](folder, settings)

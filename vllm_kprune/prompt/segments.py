@@ -1,258 +1,231 @@
-"""Which parts of a request may be pruned, each by itself.
+r"""Decide which parts of a request may be pruned. Each of these segments is pruned by itself.
 
-By default: a plain prompt as a whole; of a chat the turns before the last user message, and the
-documents. Never the system prompt, tool definitions and calls, the last user message and what
-follows it, or the tokens that a chat template adds: a request is pruned before it is rendered.
+Without marks, a plain prompt is one segment. In a chat, the turns before the last user message and
+the documents are segments. The system prompt, tool definitions and calls, the last user message and
+everything after it, and the tokens of the chat template are never pruned: pruning comes before
+the template is applied.
 
-A request that marks spans decides for itself: then only these are pruned.
+With marks anywhere in the request, only the marked spans are pruned:
 
-    Answer from this text. <kprune keep="0.7">… long text …</kprune> Who wrote it?
+>>> chat = [
+...     {"role": "user", "content": "Hello. How are you?"},
+...     {"role": "user", "content": 'Read <kprune keep="0.5">a long text</kprune>. Who wrote it?'},
+... ]
+>>> split = RequestTexts(messages=chat).split()
+>>> split.prunable()
+[Segment(text='a long text', marked=True, keep=0.5)]
+>>> split.question
+'Read . Who wrote it?'
+>>> split.replaced(lambda segment: "a text").messages[1]["content"]
+'Read a text. Who wrote it?'
 
-The marks themselves are never sent to the model. A backslash before a mark makes it plain text.
+A request is split once; everything later works on the `SplitRequest`.
 """
 
-import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, TypeVar
 
-from vllm_kprune.errors import KPruneError
+from vllm_kprune.prompt.marks import MarkError, Segment, split_marks
 
 __all__ = [
     "ROLES",
     "MarkError",
-    "Prune",
+    "RequestTexts",
     "Segment",
-    "documents_are_marked",
-    "messages_are_marked",
-    "prune_documents",
-    "prune_messages",
-    "prune_prompt",
-    "split_marks",
+    "SplitRequest",
+    "SplitText",
 ]
-
-# (text, keep rate of its mark or None) -> what is left of it
-Prune = Callable[[str, float | None], str]
 
 ROLES = ("user", "assistant")
 _TEXT_PARTS = ("text", "input_text", "output_text")
+_MESSAGE_TEXTS = ("content",)
 _DOCUMENT_TEXTS = ("text", "content", "contents", "body", "passage", "snippet")
-_MOST_SPANS = 2048
-# Looked for from the first backslash of a run alone: a text of backslashes takes no longer.
-_MARK = re.compile(r"(?<!\\)(?P<slashes>\\*+)<(?P<close>/?)kprune(?![\w-])")
-_OPEN_REST = re.compile(r"""\s*(?:keep\s*=\s*(?P<q>["'])(?P<keep>[^"'<>]{0,32})(?P=q)\s*)?>""")
-_CLOSE_REST = re.compile(r"\s*>")
-_ESCAPE = r"write \<kprune> or \</kprune> for the text itself"
+_LONGEST_QUERY = 4096  # characters, from the end: a question usually comes last
 
-
-class MarkError(KPruneError):
-    """Marks that do not pair up, or say something unknown."""
+# A message or a document. Of a split request, its texts are `SplitText`.
+Part = Mapping[str, Any]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Segment:
-    """A part of a text, without marks. `keep` is the rate that its mark names, if it does."""
+class RequestTexts:
+    """The texts of one request: chat messages and perhaps documents, or a plain prompt."""
 
-    text: str
-    marked: bool = False
-    keep: float | None = None
+    messages: Sequence[Part] | None = None
+    documents: Sequence[Part] | None = None
+    prompt: str | None = None
+
+    def split(self, roles: Collection[str] = ROLES, *, marks: bool = True) -> "SplitRequest":
+        """Split every text at its marks, once.
+
+        `roles` are the roles whose earlier messages may be pruned when nothing is marked. Without
+        `marks`, marks are ordinary text. Raises `MarkError` for malformed marks anywhere.
+        """
+        messages, documents = self.messages, self.documents
+        return SplitRequest(
+            messages=None if messages is None else _split_messages(messages, roles, marks),
+            documents=documents and _split_documents(documents, marks),
+            prompt=None if self.prompt is None else _split_text(self.prompt, True, marks),
+        )
 
 
-def split_marks(text: str) -> list[Segment]:
-    """Cut a text at its marks, and take their escapes away.
+@dataclass(frozen=True)
+class SplitText:
+    """A text cut at its marks. `whole`: it may be pruned if nothing in the request is marked."""
 
-    >>> split_marks('a <kprune keep="0.5">b</kprune> c')
-    [Segment(text='a ', marked=False, keep=None), Segment(text='b', marked=True, keep=0.5), \
-Segment(text=' c', marked=False, keep=None)]
+    segments: tuple[Segment, ...]
+    whole: bool
 
-    Raises `MarkError` for a mark that is not closed, not opened, nested or misspelt.
+    @property
+    def unmarked(self) -> str:
+        """What is outside the marks."""
+        return "".join(segment.text for segment in self.segments if not segment.marked)
+
+
+@dataclass(frozen=True)
+class SplitRequest:
+    """The texts of one request, cut at their marks.
+
+    `messages` and `documents` are as they were sent, but with a `SplitText` for each text.
     """
-    segments: list[Segment] = []
-    plain: list[str] = []
-    opened: _Mark | None = None
-    for count, item in enumerate(_read(text)):
-        if isinstance(item, str):
-            plain.append(item)
-            continue
-        if count > 4 * _MOST_SPANS:
-            raise MarkError(f"more than {_MOST_SPANS} spans are marked in one text")
-        _check_order(item, opened)
-        if opened or any(plain):
-            keep = opened.keep if opened else None
-            segments.append(Segment("".join(plain), opened is not None, keep))
-        plain.clear()
-        opened = item if item.opens else None
-    if opened is not None:
-        raise MarkError(f"<kprune> at character {opened.start} is not closed; {_ESCAPE}")
-    return [*segments, Segment("".join(plain))] if any(plain) else segments
 
+    messages: Sequence[Part] | None = None
+    documents: Sequence[Part] | None = None
+    prompt: SplitText | None = None
 
-@dataclass(frozen=True)
-class _Mark:
-    start: int
-    end: int
-    opens: bool
-    keep: float | None = None
+    @cached_property
+    def marked(self) -> bool:
+        """True if the request marks a span, so that only marked spans are pruned."""
+        return any(segment.marked for text in self._texts() for segment in text.segments)
 
+    @cached_property
+    def question(self) -> str | None:
+        """What the request asks: the last user message, or the prompt outside its marks.
 
-def _read(text: str) -> Iterator[str | _Mark]:
-    """The text, with escapes taken away, and the marks in it, in turns."""
-    at = 0
-    for match in _MARK.finditer(text):
-        slashes = len(match["slashes"])
-        start = match.end("slashes")
-        plain = text[at : match.start()] + "\\" * (slashes // 2)
-        if slashes % 2:
-            yield plain + text[start : match.end()]
-            at = match.end()
+        None if there is nothing outside, or a plain prompt without marks: any of it may be a
+        question.
+        """
+        if self.prompt is not None:
+            asked = self.prompt.unmarked if self.marked else ""
         else:
-            yield plain
-            yield (mark := _mark(text, start, match))
-            at = mark.end
-    yield text[at:]
+            asked = _last_question(self.messages or ())
+        return asked[-_LONGEST_QUERY:] or None
 
+    def prunable(self) -> list[Segment]:
+        """The segments that may be pruned, in the order in which `replaced` asks for them."""
+        texts = self._texts()
+        return [segment for text in texts for segment in text.segments if self._may(text, segment)]
 
-def _mark(text: str, start: int, match: re.Match[str]) -> _Mark:
-    rest = (_CLOSE_REST if match["close"] else _OPEN_REST).match(text, match.end())
-    if rest is None:
-        raise MarkError(
-            f"mark at character {start}: got {text[start : start + 40]!r}, expected <kprune>, "
-            f'<kprune keep="0.7"> or </kprune>; {_ESCAPE}'
+    def prompt_parts(self) -> list[tuple[Segment, bool]]:
+        """The segments of the plain prompt, and whether each may be pruned."""
+        text = self.prompt
+        return [] if text is None else [(s, self._may(text, s)) for s in text.segments]
+
+    def replaced(self, prune: Callable[[Segment], str]) -> RequestTexts:
+        """The request without marks and with `prune(segment)` for each prunable segment."""
+
+        def join(text: SplitText) -> str:
+            parts = (prune(s) if self._may(text, s) else s.text for s in text.segments)
+            return "".join(parts)
+
+        messages, documents = self.messages, self.documents
+        return RequestTexts(
+            messages=None if messages is None else _joined(messages, join, _MESSAGE_TEXTS),
+            documents=documents and _joined(documents, join, _DOCUMENT_TEXTS),
+            prompt=None if self.prompt is None else join(self.prompt),
         )
-    if match["close"]:
-        return _Mark(start, rest.end(), False)
-    return _Mark(start, rest.end(), True, _keep(rest["keep"], start))
+
+    def without_marks(self) -> RequestTexts:
+        """The request with its marks removed and nothing pruned."""
+        return self.replaced(lambda segment: segment.text)
+
+    def _may(self, text: SplitText, segment: Segment) -> bool:
+        return segment.marked or (text.whole and not self.marked)
+
+    def _texts(self) -> Iterator[SplitText]:
+        for message in self.messages or ():
+            yield from _texts_of(message, _MESSAGE_TEXTS)
+        for document in self.documents or ():
+            yield from _texts_of(document, _DOCUMENT_TEXTS)
+        if self.prompt is not None:
+            yield self.prompt
 
 
-def _check_order(mark: _Mark, opened: _Mark | None) -> None:
-    if mark.opens and opened:
-        raise MarkError(
-            f"<kprune> at character {mark.start} is inside the one at {opened.start}; "
-            "marks cannot be nested"
-        )
-    if not mark.opens and not opened:
-        raise MarkError(f"</kprune> at character {mark.start} closes nothing; {_ESCAPE}")
+def _split_text(text: str, whole: bool, marks: bool) -> SplitText:
+    plain = [Segment(text)] if text else []
+    return SplitText(tuple(split_marks(text) if marks else plain), whole)
 
 
-def _keep(value: str | None, at: int) -> float | None:
-    if value is None:
-        return None
-    try:
-        keep = float(value)
-    except ValueError:
-        keep = 0.0
-    if not 0 < keep <= 1:
-        raise MarkError(
-            f"<kprune> at character {at}: keep is {value!r}, expected a share above 0, at most 1"
-        )
-    return keep
-
-
-def prune_prompt(prompt: str, prune: Prune, *, marks: bool = True, marked: bool = False) -> str:
-    """Prune a plain prompt: its marked spans, or all of it.
-
-    `marks` False takes marks for text. `marked` says that another part of the request has marks, so
-    that a part without any is left as it is.
-    """
-    if not marks:
-        return prune(prompt, None)
-    segments = split_marks(prompt)
-    if not marked and not any(segment.marked for segment in segments):
-        return "".join(prune(segment.text, None) for segment in segments)
-    return "".join(
-        prune(segment.text, segment.keep) if segment.marked else segment.text
-        for segment in segments
-    )
-
-
-def prune_messages(
-    messages: Sequence[Mapping[str, Any]],
-    prune: Prune,
-    *,
-    roles: Collection[str] = ROLES,
-    marks: bool = True,
-    marked: bool = False,
+def _split_messages(
+    messages: Sequence[Part], roles: Collection[str], marks: bool
 ) -> list[dict[str, Any]]:
-    """New messages with their texts pruned; what is no text (calls, images) is passed on.
-
-    `roles` are those whose earlier messages are pruned where nothing is marked; see `prune_prompt`
-    for `marks` and `marked`.
-    """
-    marked = marked or (marks and messages_are_marked(messages))
     users = [n for n, message in enumerate(messages) if message.get("role") == "user"]
-    last = users[-1] if users else 0
+    last = users[-1] if users else 0  # no user: nothing is before the last user message
+    found = []
+    for number, message in enumerate(messages):
+        whole = number < last and message.get("role") in roles
 
-    def pruned(number: int, message: Mapping[str, Any]) -> dict[str, Any]:
-        earlier = number < last and message.get("role") in roles
+        def split(text: str, whole: bool = whole) -> SplitText:
+            return _split_text(text, whole, marks)
 
-        def change(text: str) -> str:
-            if marked or earlier:
-                return prune_prompt(text, prune, marks=marks, marked=marked)
-            return "".join(part.text for part in split_marks(text)) if marks else text
-
-        return _with_texts(message, change, ("content",))
-
-    return [pruned(number, message) for number, message in enumerate(messages)]
-
-
-def prune_documents(
-    documents: Sequence[Mapping[str, Any]],
-    prune: Prune,
-    *,
-    marks: bool = True,
-    marked: bool = False,
-) -> list[dict[str, Any]]:
-    """New documents, each pruned by itself: its text, not its title or anything else."""
-    marked = marked or (marks and documents_are_marked(documents))
-
-    def change(text: str) -> str:
-        return prune_prompt(text, prune, marks=marks, marked=marked)
-
-    return [_with_texts(document, change, _DOCUMENT_TEXTS) for document in documents]
-
-
-def messages_are_marked(messages: Sequence[Mapping[str, Any]]) -> bool:
-    """Has any text of these messages a mark? `MarkError` for a malformed one."""
-    return _marked(messages, ("content",))
-
-
-def documents_are_marked(documents: Sequence[Mapping[str, Any]]) -> bool:
-    """Has any text of these documents a mark? `MarkError` for a malformed one."""
-    return _marked(documents, _DOCUMENT_TEXTS)
-
-
-def _marked(parts: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> bool:
-    found = False
-
-    def look(text: str) -> str:
-        nonlocal found
-        found |= any(segment.marked for segment in split_marks(text))
-        return text
-
-    for part in parts:
-        _with_texts(part, look, keys)
+        found.append(_with_texts(message, split, _MESSAGE_TEXTS, str))
     return found
 
 
+def _split_documents(documents: Sequence[Part], marks: bool) -> list[dict[str, Any]]:
+    """Split each document's text; its title and everything else stay as they are."""
+
+    def split(text: str) -> SplitText:
+        return _split_text(text, True, marks)
+
+    return [_with_texts(document, split, _DOCUMENT_TEXTS, str) for document in documents]
+
+
+def _joined(
+    parts: Sequence[Part], join: Callable[[SplitText], str], keys: Sequence[str]
+) -> list[dict[str, Any]]:
+    return [_with_texts(part, join, keys, SplitText) for part in parts]
+
+
+def _texts_of(part: Part, keys: Sequence[str]) -> list[SplitText]:
+    found: list[SplitText] = []
+    _with_texts(part, found.append, keys, SplitText)
+    return found
+
+
+def _last_question(messages: Sequence[Part]) -> str:
+    users = (message for message in reversed(messages) if message.get("role") == "user")
+    last = next(users, None)
+    texts = [] if last is None else _texts_of(last, _MESSAGE_TEXTS)
+    return "\n".join(text.unmarked for text in texts)
+
+
 def _with_texts(
-    part: Mapping[str, Any], change: Callable[[str], str], keys: Sequence[str]
+    part: Part, change: Callable[[T], Any], keys: Sequence[str], kind: type[T]
 ) -> dict[str, Any]:
-    """A message or document with its texts changed: strings, and the texts in a list of parts."""
+    """A copy of a message or document with `change` applied to its texts.
+
+    A text, of type `kind`, is a value itself or the text of an item in a list of parts. Everything
+    else, such as images and tool calls, is passed on.
+    """
     changed = dict(part)
     for key in keys:
         value = part.get(key)
-        if isinstance(value, str):
+        if isinstance(value, kind):
             changed[key] = change(value)
         elif isinstance(value, Sequence):
             changed[key] = [
-                {**item, "text": change(item["text"])} if _is_text(item) else item for item in value
+                {**item, "text": change(item["text"])} if _is_text(item, kind) else item
+                for item in value
             ]
     return changed
 
 
-def _is_text(item: Any) -> bool:
+def _is_text(item: Any, kind: type) -> bool:
     return (
         isinstance(item, Mapping)
         and item.get("type", "text") in _TEXT_PARTS
-        and isinstance(item.get("text"), str)
+        and isinstance(item.get("text"), kind)
     )

@@ -1,8 +1,20 @@
-"""What is dropped between two words or numbers never joins them.
+"""Keep words and numbers apart when the text between them is dropped.
 
-Of `3, 5 and 8` neither `35` nor `3,58` may be left, of `Row 1` not `Row1`: what is dropped between
-two kept numbers is dropped but for one separator, and so is a blank between words that is a piece
-by itself. A number is digits (Unicode's Nd) with single marks between.
+Pruning `3, 5 and 8` must leave neither `35` nor `3,58`, and `Row 1` must not become `Row1`. So of
+everything between two kept numbers, at least one separator stays. Between two kept words, a blank
+stays if it is a piece by itself. A number is a run of digits (Unicode's Nd), with single marks
+inside.
+
+>>> from vllm_kprune.prompt.pieces import cut_pieces
+>>> text = "Row 1—2 of 9"
+>>> pieces = cut_pieces(text, [(0, 3), (3, 4), (4, 5), (5, 6), (6, 7), (7, 10), (10, 12)])
+>>> chosen = np.array([True, False, True, False, True, False, True])
+>>> pieces.join(text, chosen)
+'Row12 9'
+>>> pieces.join(text, Separators(text, pieces).added(chosen))
+'Row 1—2 9'
+
+The blank before 9 is part of its token, so "of" can go.
 """
 
 from dataclasses import dataclass
@@ -13,12 +25,13 @@ import numpy as np
 import numpy.typing as npt
 import regex
 
-from vllm_kprune.prompt.pieces import Pieces
+from vllm_kprune.prompt.pieces import TextPieces
 
 __all__ = ["Separators"]
 
 _DIGIT = regex.compile(r"\p{Nd}")
-_JOINS = frozenset(("", ".", ",", ":"))  # between digits: one number
+# Between digits, each of these makes one number.
+_JOINS = frozenset(("", ".", ",", ":"))
 
 Booleans = npt.NDArray[np.bool_]
 Integers = npt.NDArray[np.int64]
@@ -26,17 +39,17 @@ Integers = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Separators:
-    """What keeps the words and the numbers of a text apart."""
+    """The pieces of a text that can keep its words and numbers apart."""
 
     text: str
-    pieces: Pieces
+    pieces: TextPieces
 
     def added(self, kept: Booleans) -> Booleans:
-        """[pieces] Those kept, and the least that keeps their words and numbers apart.
+        """[pieces] `kept`, and the least that keeps its words and numbers apart.
 
-        Between two words the first blank stays, if there is one that is a piece. Between two
-        numbers a blank stays, else what is no point, comma or colon, the first of them; where no
-        piece is enough, everything between.
+        Between two words, the first blank that is a piece stays, if there is one. Between two
+        numbers a blank stays, or else the first piece that is not a point, comma or colon. If no
+        single piece is enough, everything between stays.
         """
         kept = self._with_blanks(kept)
         numbers, before, after = self._numbers
@@ -44,6 +57,7 @@ class Separators:
         left, right = at[:-1], at[1:]
         until = np.concatenate([[0], np.cumsum(kept * (self.pieces.ends - self.pieces.starts))])
         between = until[numbers[right]] - until[numbers[left] + 1]
+        # Two numbers can only join if at most one character is left between their digits.
         near = (numbers[right] > numbers[left] + 1) & (after[left] + between + before[right] <= 1)
         for n, m in zip(numbers[left[near]].tolist(), numbers[right[near]].tolist(), strict=True):
             self._separate(kept, n, m)
@@ -60,7 +74,7 @@ class Separators:
 
     @cached_property
     def _words(self) -> tuple[Booleans, Booleans, Integers]:
-        """[pieces] Does it begin, and end, inside a word; and which is the next blank after it?"""
+        """[pieces] True if it begins in a word; true if it ends in one; the next blank after it."""
         starts, ends = self.pieces.starts.tolist(), self.pieces.ends.tolist()
         bounds = list(zip(starts, ends, strict=True))
         begins = np.array([_in_word(self.text[start]) for start in starts], dtype=bool)
@@ -72,7 +86,7 @@ class Separators:
 
     @cached_property
     def _numbers(self) -> tuple[Integers, Integers, Integers]:
-        """Pieces with digits; characters of each before its first digit, and after its last."""
+        """TextPieces with digits; characters of each before its first digit, and after its last."""
         starts, ends = self.pieces.starts, self.pieces.ends
         digits = [match.start() for match in _DIGIT.finditer(self.text)]
         numbers = np.unique(np.searchsorted(starts, digits, side="right") - 1).astype(np.int64)
@@ -82,7 +96,7 @@ class Separators:
         return numbers, places[first] - starts[numbers], ends[numbers] - places[last] - 1
 
     def _separate(self, kept: Booleans, left: int, right: int) -> None:
-        """Keep what separates the pieces `left` and `right`, if what is kept does not."""
+        """Keep a separator between the pieces `left` and `right`, unless one is kept already."""
         inside = range(left + 1, right)
         kept_between = [self._text(n) for n in inside if kept[n]]
         after = _DIGIT.split(self._text(left))[-1]

@@ -1,4 +1,4 @@
-"""A text as a tokenizer cuts it: what scorers read, and the control tokens in it."""
+"""A text and its tokens, which scorers read, and the control tokens in a text."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -12,6 +12,7 @@ from vllm_kprune.errors import KPruneError
 __all__ = [
     "Cancelled",
     "ControlTokens",
+    "CountTokens",
     "IsCancelled",
     "Tokens",
     "control_tokens",
@@ -19,13 +20,16 @@ __all__ = [
     "load_tokenizer",
 ]
 
+# True once the caller no longer wants the result.
 IsCancelled = Callable[[], bool]
-# Added tokens that steer a model and yet are not flagged as special.
+# The number of tokens of a text.
+CountTokens = Callable[[str], int]
+# Added tokens that steer a model although tokenizer.json does not flag them as special.
 _STEERING = re.compile(r"</?(?:think|tool_call|tool_response|function)>|<\|[^|<>\s]+\|>")
 
 
 class Cancelled(Exception):
-    """The caller asked to stop."""
+    """The caller no longer wants the result."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ class Tokens:
 
 
 class ControlTokens:
-    """Finds texts that a tokenizer reads as control tokens: `<start_of_turn>`, `<|im_end|>`."""
+    """Finds texts that a tokenizer reads as control tokens, such as `<start_of_turn>`."""
 
     def __init__(self, names: Iterable[str] = ()) -> None:
         self.names = frozenset(name for name in names if name)
@@ -47,7 +51,7 @@ class ControlTokens:
         self._first = re.compile(f"[{firsts}]") if firsts else None
 
     def find(self, text: str) -> list[tuple[int, int]]:
-        """(begin, end) of each, in order; of several at one place the longest."""
+        """(begin, end) of each, in order. Where several begin, the longest is found."""
         found: list[tuple[int, int]] = []
         for match in self._first.finditer(text) if self._first else ():
             begin = match.start()
@@ -60,21 +64,21 @@ class ControlTokens:
 
 
 def control_tokens(tokenizer: Tokenizer) -> frozenset[str]:
-    """Those of a tokenizer: its special tokens, and a few others that steer a model."""
+    """The special tokens of a tokenizer, and a few others that steer a model."""
     added = tokenizer.get_added_tokens_decoder().values()
     return frozenset(t.content for t in added if t.special or _STEERING.fullmatch(t.content))
 
 
 def encode(tokenizer: Tokenizer, text: str) -> Encoding:
-    """The tokens of `text`, without those that a prompt begins with.
+    """The tokens of `text`, without the special tokens that a prompt begins with.
 
-    Other threads go on meanwhile: of the library's calls, only the one for batches lets them.
-    Raises `KPruneError` for half a surrogate pair.
+    `encode_batch` is used for a single text because it is the only call of the library that lets
+    other threads run meanwhile. Raises `KPruneError` for half a surrogate pair.
     """
     try:
         return tokenizer.encode_batch([text], add_special_tokens=False)[0]
     except (TypeError, UnicodeEncodeError):
-        raise KPruneError("the text has half a surrogate pair; it must be valid Unicode") from None
+        raise KPruneError("the text has half a surrogate pair; send valid Unicode") from None
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from vllm_kprune import __version__
 from vllm_kprune.checkpoint.manifest import BaseReference, Manifest, is_overlay, load_manifest
 from vllm_kprune.guard.policy import OPTIONS
-from vllm_kprune.prompt.pruner import PruneOptions
+from vllm_kprune.prompt.budget import PruneOptions
 from vllm_kprune.serving.compat import vllm_version
 from vllm_kprune.serving.guard.attach import is_attached
 from vllm_kprune.serving.guard.settings import guard_settings

@@ -54,7 +54,7 @@ def test_a_line_through_noise_never_falls() -> None:
 
 
 class Engine:
-    """Reads a prompt in `per_token` seconds for each token; notes how prompts were salted."""
+    """Reads a prompt in `per_token` seconds per token, and records the salts of prompts."""
 
     def __init__(self, per_token: float, fails: bool = False) -> None:
         self.model_config = SimpleNamespace(get_vocab_size=lambda: 900, max_model_len=1024)
@@ -95,7 +95,7 @@ def test_where_ranking_is_slower_than_reading_nothing_is_pruned_unasked(
     assert "saves no time here" in caplog.text
 
 
-def test_what_cannot_be_measured_is_assumed_and_told(
+def test_what_cannot_be_measured_is_assumed_and_logged(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(prune_break_even.logger, "propagate", True)
@@ -103,5 +103,5 @@ def test_what_cannot_be_measured_is_assumed_and_told(
     assumed = pruning.min_tokens
     assert asyncio.run(settle(Engine(0, fails=True), pruning)) is None
     assert pruning.min_tokens == assumed
-    assert f"engine is dead): {assumed} tokens are assumed" in caplog.text
+    assert f"engine is dead), so {assumed} tokens are assumed" in caplog.text
     assert logging.WARNING in {record.levelno for record in caplog.records}

@@ -39,7 +39,7 @@ def post(body: Any, pruning: PromptPruning | None = None, **how: Any) -> tuple[i
     return answer.status_code, answer.json()
 
 
-def test_every_piece_is_told_with_score_and_fate() -> None:
+def test_every_piece_is_listed_with_its_score_and_whether_it_is_kept() -> None:
     code, answer = post({"prompt": LONG, "keep": 0.5, "force_tokens": ["mat"]})
     assert code == 200
     (segment,) = answer["segments"]
@@ -126,7 +126,7 @@ def test_the_api_key_is_asked_for() -> None:
     assert post(body, keys=["secret"], headers={"Authorization": "Bearer secret"})[0] == 200
 
 
-def test_the_status_tells_defaults_and_cache_but_no_path() -> None:
+def test_the_status_has_defaults_and_cache_but_no_path() -> None:
     pruning = pruning_of(LengthScores(), keep=0.8, min_tokens=300, pruner_cache=1)
     asyncio.run(_ask(pruning, [], {"method": "GET", "url": "/kprune"}))
     answer = asyncio.run(_ask(pruning, [], {"method": "GET", "url": "/kprune"})).json()

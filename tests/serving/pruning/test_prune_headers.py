@@ -1,4 +1,4 @@
-"""The response headers: on what was rendered, before the first byte, of each request its own."""
+"""The response headers: only for rendered prompts, before the first byte, and per request."""
 
 import asyncio
 from typing import Any
@@ -12,7 +12,7 @@ BODY = {"type": "http.response.body", "body": b"1", "more_body": True}
 
 
 def answer(report: RequestReport | None, kind: str = "http") -> list[dict[str, Any]]:
-    """What passes through when the application renders what `report` says."""
+    """The messages that pass through when the application renders what `report` says."""
     sent: list[dict[str, Any]] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -75,6 +75,6 @@ def test_requests_at_once_do_not_mix() -> None:
     assert current_report.get() is None
 
 
-def test_the_middleware_is_where_vllm_is_told_to_find_it() -> None:
+def test_the_middleware_is_where_the_option_says() -> None:
     module, name = MIDDLEWARE.rsplit(".", 1)
     assert (PruneHeaders.__module__, PruneHeaders.__name__) == (module, name)

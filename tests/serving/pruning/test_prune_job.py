@@ -1,4 +1,4 @@
-"""What becomes of one request's texts: segments by themselves, budgets, the cache, the question."""
+"""The job of one request: segments by themselves, budgets, the cache, the question."""
 
 from typing import Any
 
@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from support.prune_cases import LONG, LengthScores, job_of, tokens
 
 from vllm_kprune.prompt.cache import SegmentCache
-from vllm_kprune.serving.pruning.job import Outcome
-from vllm_kprune.serving.pruning.texts import RequestTexts
+from vllm_kprune.prompt.segments import RequestTexts
+from vllm_kprune.serving.pruning.job import PrunedRequest
 
 CHAT = (
     {"role": "system", "content": LONG},
@@ -19,7 +19,7 @@ CHAT = (
 )
 
 
-def run(texts: Any, scorer: LengthScores | None = None, **how: Any) -> Outcome:
+def run(texts: Any, scorer: LengthScores | None = None, **how: Any) -> PrunedRequest:
     return job_of(texts, scorer or LengthScores(), **how)(lambda: False)
 
 
@@ -29,25 +29,25 @@ def run(texts: Any, scorer: LengthScores | None = None, **how: Any) -> Outcome:
 )
 def test_counts_are_those_of_the_texts(repeats: list[int], keep: float) -> None:
     prompts = [RequestTexts(prompt=LONG * n) for n in repeats]
-    outcome = run(prompts, keep=keep)
-    kept = [one.prompt or "" for one in outcome.texts]
-    assert outcome.tokens_before == sum(tokens(LONG * n) for n in repeats)
-    assert outcome.tokens_after == sum(tokens(text) for text in kept)
-    assert outcome.segments == len(prompts)
-    assert outcome.hits + outcome.misses == len(prompts)
-    assert outcome.misses == len(set(repeats))
+    pruned = run(prompts, keep=keep)
+    kept = [one.prompt or "" for one in pruned.texts]
+    assert pruned.tokens_before == sum(tokens(LONG * n) for n in repeats)
+    assert pruned.tokens_after == sum(tokens(text) for text in kept)
+    assert pruned.segments == len(prompts)
+    assert pruned.hits + pruned.misses == len(prompts)
+    assert pruned.misses == len(set(repeats))
 
 
 def test_a_chat_keeps_its_system_prompt_and_last_question() -> None:
-    outcome = run(RequestTexts(CHAT), keep=0.5)
-    (texts,) = outcome.texts
+    pruned = run(RequestTexts(CHAT), keep=0.5)
+    (texts,) = pruned.texts
     assert texts.messages
     assert [m["role"] for m in texts.messages] == [m["role"] for m in CHAT]
     assert texts.messages[0] == CHAT[0]
     assert texts.messages[3] == CHAT[3]
     assert texts.messages[2]["tool_calls"] == CHAT[2]["tool_calls"]
-    assert outcome.segments == 2
-    assert outcome.tokens_before == tokens(LONG * 2) + tokens(LONG * 3)
+    assert pruned.segments == 2
+    assert pruned.tokens_before == tokens(LONG * 2) + tokens(LONG * 3)
 
 
 def test_a_segment_is_pruned_the_same_whatever_is_around_it() -> None:
@@ -68,10 +68,10 @@ def test_documents_are_pruned_but_for_their_titles() -> None:
 def test_marks_take_the_place_of_the_defaults_and_name_their_own_rate() -> None:
     marked = f'Read: <kprune keep="0.5">{LONG}</kprune><kprune>{LONG * 2}</kprune> {LONG}'
     scorer = LengthScores()
-    outcome = run(RequestTexts(prompt=marked), scorer)
+    pruned = run(RequestTexts(prompt=marked), scorer)
     assert [text for text, _ in scorer.asked] == [LONG]  # the other rate is 1
-    assert outcome.tokens_after <= 0.5 * outcome.tokens_before + 1
-    prompt = outcome.texts[0].prompt or ""
+    assert pruned.tokens_after <= 0.5 * pruned.tokens_before + 1
+    prompt = pruned.texts[0].prompt or ""
     assert prompt.startswith("Read: ")
     assert prompt.endswith(f"{LONG * 2} {LONG}")
 
@@ -79,24 +79,24 @@ def test_marks_take_the_place_of_the_defaults_and_name_their_own_rate() -> None:
 @pytest.mark.parametrize("target", [1, 5, 20, 60])
 def test_target_tokens_are_shared_by_all_segments(target: int) -> None:
     prompts = [RequestTexts(prompt=LONG * n) for n in (1, 3)]
-    outcome = run(prompts, target_tokens=target)
-    assert outcome.tokens_after <= max(target, 2)  # a token of each stays
+    pruned = run(prompts, target_tokens=target)
+    assert pruned.tokens_after <= max(target, 2)  # a token of each stays
     if target >= 20:
-        assert outcome.tokens_after >= target - 4
+        assert pruned.tokens_after >= target - 4
 
 
 def test_a_target_that_is_reached_changes_nothing() -> None:
-    outcome = run(RequestTexts(prompt=LONG), target_tokens=tokens(LONG))
-    assert outcome.texts[0].prompt == LONG
-    assert outcome.segments == 0
+    pruned = run(RequestTexts(prompt=LONG), target_tokens=tokens(LONG))
+    assert pruned.texts[0].prompt == LONG
+    assert pruned.segments == 0
 
 
 def test_below_the_least_number_of_tokens_nothing_is_ranked() -> None:
     scorer = LengthScores()
     texts = RequestTexts(prompt=f"<kprune>{LONG}</kprune>")
-    outcome = run(texts, scorer, keep=0.5, min_tokens=tokens(LONG) + 1)
-    assert outcome.skipped == "below_break_even"
-    assert outcome.texts == [RequestTexts(prompt=LONG)]
+    pruned = run(texts, scorer, keep=0.5, min_tokens=tokens(LONG) + 1)
+    assert pruned.skipped == "below_break_even"
+    assert pruned.texts == [RequestTexts(prompt=LONG)]
     assert scorer.asked == []
     assert run(texts, keep=0.5, min_tokens=tokens(LONG)).segments == 1
 
@@ -112,17 +112,17 @@ def test_what_would_keep_others_waiting_is_not_ranked() -> None:
 
 
 def test_segments_count_together_towards_the_least_number() -> None:
-    outcome = run(RequestTexts(CHAT), keep=0.5, min_tokens=tokens(LONG * 2) + tokens(LONG * 3))
-    assert outcome.segments == 2
+    pruned = run(RequestTexts(CHAT), keep=0.5, min_tokens=tokens(LONG * 2) + tokens(LONG * 3))
+    assert pruned.segments == 2
 
 
 def test_what_would_be_pruned_is_known_without_ranking() -> None:
     scorer = LengthScores()
-    wanted = job_of(RequestTexts(CHAT), scorer, keep=0.5).wanted()
+    wanted = job_of(RequestTexts(CHAT), scorer, keep=0.5).wanted
     assert [text for text, _ in wanted] == [LONG * 2, LONG * 3]
     assert {options.keep for _, options in wanted} == {0.5}
-    assert job_of(RequestTexts(CHAT[3:]), scorer, keep=0.5).wanted() == []
-    assert job_of(RequestTexts(CHAT), scorer).wanted() == []
+    assert job_of(RequestTexts(CHAT[3:]), scorer, keep=0.5).wanted == []
+    assert job_of(RequestTexts(CHAT), scorer).wanted == []
     assert scorer.asked == []
 
 

@@ -1,4 +1,4 @@
-"""Input pruning on live servers, original and overlay, whose own first layer and tokens rank."""
+"""Input pruning on live servers, original and overlay, each of which is its own ranker."""
 
 import json
 import time
@@ -49,22 +49,22 @@ def api(server: VllmServer) -> Iterator[OpenAI]:
 
 
 def send(call: Any, **how: Any) -> tuple[Any, dict[str, int]]:
-    """An answer, and what its headers tell."""
+    """An answer, and the counts in its headers."""
     raw = call.with_raw_response.create(**how)
-    told = {name: int(raw.headers[name]) for name in (ORIGINAL, KEPT, SEGMENTS)}
-    return raw.parse(), told
+    reported = {name: int(raw.headers[name]) for name in (ORIGINAL, KEPT, SEGMENTS)}
+    return raw.parse(), reported
 
 
-def complete(api: OpenAI, server: VllmServer, prompt: Any, wish: Any = None, **how: Any) -> Any:
-    extra = {"vllm_xargs": wish} if wish else {}
+def complete(api: OpenAI, server: VllmServer, prompt: Any, options: Any = None, **how: Any) -> Any:
+    extra = {"vllm_xargs": options} if options else {}
     extra |= {name: how.pop(name) for name in ("echo", "return_token_ids") if name in how}
     request = {"model": server.model, "prompt": prompt, "max_tokens": 2, "temperature": 0}
     return send(api.completions, **request, **how, extra_body=extra)
 
 
-def chat(api: OpenAI, server: VllmServer, messages: Any, wish: Any = None, **extra: Any) -> Any:
+def chat(api: OpenAI, server: VllmServer, messages: Any, options: Any = None, **extra: Any) -> Any:
     stream = {name: extra.pop(name) for name in ("stream", "stream_options") if name in extra}
-    body = {**extra, **({"vllm_xargs": wish} if wish else {})}
+    body = {**extra, **({"vllm_xargs": options} if options else {})}
     return send(
         api.chat.completions, model=server.model, messages=messages, max_tokens=2,
         temperature=0, **stream, extra_body=body,
@@ -90,22 +90,22 @@ def is_subsequence(part: str, whole: str) -> bool:
     return all(character in rest for character in part)
 
 
-def test_usage_is_what_the_model_saw_and_the_headers_tell_the_rest(
+def test_usage_is_what_the_model_saw_and_the_headers_have_the_rest(
     api: OpenAI, server: VllmServer
 ) -> None:
-    whole, told = complete(api, server, TEXT)
-    assert told == {
+    whole, reported = complete(api, server, TEXT)
+    assert reported == {
         ORIGINAL: whole.usage.prompt_tokens,
         KEPT: whole.usage.prompt_tokens,
         SEGMENTS: 0,
     }
-    half, told = complete(api, server, TEXT, HALF)
-    assert half.usage.prompt_tokens == told[KEPT]
-    assert told[KEPT] < 0.6 * told[ORIGINAL]
+    half, reported = complete(api, server, TEXT, HALF)
+    assert half.usage.prompt_tokens == reported[KEPT]
+    assert reported[KEPT] < 0.6 * reported[ORIGINAL]
     assert (
-        abs(told[ORIGINAL] - whole.usage.prompt_tokens) <= 2
+        abs(reported[ORIGINAL] - whole.usage.prompt_tokens) <= 2
     )  # tokens may join at a segment's end
-    assert told[SEGMENTS] == 1
+    assert reported[SEGMENTS] == 1
 
 
 def test_the_model_sees_a_subsequence_of_the_text(api: OpenAI, server: VllmServer) -> None:
@@ -122,13 +122,13 @@ def test_the_model_sees_a_subsequence_of_the_text(api: OpenAI, server: VllmServe
 def test_earlier_turns_are_pruned_and_streams_have_the_same_headers(
     api: OpenAI, server: VllmServer
 ) -> None:
-    answer, told = chat(api, server, CHAT, HALF)
-    assert told[SEGMENTS] == 2
-    assert answer.usage.prompt_tokens == told[KEPT] < 0.7 * told[ORIGINAL]
+    answer, reported = chat(api, server, CHAT, HALF)
+    assert reported[SEGMENTS] == 2
+    assert answer.usage.prompt_tokens == reported[KEPT] < 0.7 * reported[ORIGINAL]
     usage = {"include_usage": True}
-    stream, also_told = chat(api, server, CHAT, HALF, stream=True, stream_options=usage)
-    assert also_told == told
-    assert list(stream)[-1].usage.prompt_tokens == told[KEPT]
+    stream, also_reported = chat(api, server, CHAT, HALF, stream=True, stream_options=usage)
+    assert also_reported == reported
+    assert list(stream)[-1].usage.prompt_tokens == reported[KEPT]
 
 
 def test_parts_and_roles_and_a_lone_question(api: OpenAI, server: VllmServer) -> None:
@@ -143,10 +143,10 @@ def test_parts_and_roles_and_a_lone_question(api: OpenAI, server: VllmServer) ->
 
 def test_documents_are_pruned_each_by_itself(api: OpenAI, server: VllmServer) -> None:
     documents = [{"title": "ships", "text": TEXT}, {"title": "winds", "text": TEXT * 2}]
-    whole, told = chat(api, server, [QUESTION], documents=documents)
-    assert told[SEGMENTS] == 0
-    half, told = chat(api, server, [QUESTION], HALF, documents=documents)
-    assert told[SEGMENTS] == 2
+    whole, reported = chat(api, server, [QUESTION], documents=documents)
+    assert reported[SEGMENTS] == 0
+    half, reported = chat(api, server, [QUESTION], HALF, documents=documents)
+    assert reported[SEGMENTS] == 2
     assert half.usage.prompt_tokens < 0.65 * whole.usage.prompt_tokens
 
 
@@ -176,20 +176,20 @@ def test_anthropics_messages_are_pruned(server: VllmServer) -> None:
     request = Request(f"{server.base_url}/messages", json.dumps(body).encode())
     request.add_header("Content-Type", "application/json")
     with urlopen(request, timeout=60) as response:
-        told = {name: int(response.headers[name]) for name in (ORIGINAL, KEPT)}
+        reported = {name: int(response.headers[name]) for name in (ORIGINAL, KEPT)}
         usage = json.loads(response.read())["usage"]
-    assert usage["input_tokens"] == told[KEPT] < 0.65 * told[ORIGINAL]
+    assert usage["input_tokens"] == reported[KEPT] < 0.65 * reported[ORIGINAL]
 
 
 def test_marks_say_what_is_pruned_and_are_never_seen(api: OpenAI, server: VllmServer) -> None:
     marked = f'Read this. <kprune keep="0.5">{TEXT}</kprune> And this: {TEXT}'
-    for wish, segments in (({"kprune_min_tokens": 0}, 1), ({"kprune_keep": "off"}, 0)):
-        answer, told = complete(api, server, marked, wish, echo=True)
+    for options, segments in (({"kprune_min_tokens": 0}, 1), ({"kprune_keep": "off"}, 0)):
+        answer, reported = complete(api, server, marked, options, echo=True)
         seen = answer.choices[0].text
         assert "kprune" not in seen
         assert seen.startswith("Read this. ")
         assert f" And this: {TEXT}" in seen
-        assert (seen.count(TEXT), told[SEGMENTS]) == (2 - segments, segments)
+        assert (seen.count(TEXT), reported[SEGMENTS]) == (2 - segments, segments)
     literal, _ = complete(api, server, "<kprune>a", {"kprune_marks": "off"}, echo=True)
     assert literal.choices[0].text.startswith("<kprune>a")
     counted = ask(server, "/tokenize", {"model": server.model, "prompt": "<kprune>a</kprune>"})
@@ -201,19 +201,21 @@ def test_marks_say_what_is_pruned_and_are_never_seen(api: OpenAI, server: VllmSe
 
 def test_token_ids_are_left_alone(api: OpenAI, server: VllmServer) -> None:
     ids = ask(server, "/tokenize", {"model": server.model, "prompt": TEXT})["tokens"]
-    answer, told = complete(api, server, ids, HALF)
-    assert answer.usage.prompt_tokens == len(ids) == told[KEPT] == told[ORIGINAL]
+    answer, reported = complete(api, server, ids, HALF)
+    assert answer.usage.prompt_tokens == len(ids) == reported[KEPT] == reported[ORIGINAL]
 
 
 def test_several_prompts_are_each_pruned(api: OpenAI, server: VllmServer) -> None:
-    answer, told = complete(api, server, [TEXT, TEXT * 2], HALF)
-    assert told[SEGMENTS] == 2
-    assert answer.usage.prompt_tokens == told[KEPT] < 0.6 * told[ORIGINAL]
+    answer, reported = complete(api, server, [TEXT, TEXT * 2], HALF)
+    assert reported[SEGMENTS] == 2
+    assert answer.usage.prompt_tokens == reported[KEPT] < 0.6 * reported[ORIGINAL]
 
 
 def test_target_tokens_are_not_exceeded(api: OpenAI, server: VllmServer) -> None:
-    _, told = complete(api, server, TEXT * 3, {"kprune_target_tokens": 40, "kprune_min_tokens": 0})
-    assert 30 <= told[KEPT] <= 41  # and <bos>
+    _, reported = complete(
+        api, server, TEXT * 3, {"kprune_target_tokens": 40, "kprune_min_tokens": 0}
+    )
+    assert 30 <= reported[KEPT] <= 41  # and <bos>
 
 
 @pytest.mark.parametrize("scorer", ["attention", "random"])
@@ -222,34 +224,37 @@ def test_a_request_chooses_its_scorer(scorer: str, api: OpenAI, server: VllmServ
     body = {"prompt": TEXT, "keep": 0.5, "scorer": scorer}
     chosen = ask(server, "/kprune/prune", body)
     assert chosen["prompt"] != by_default["prompt"]
-    _, told = complete(api, server, TEXT, {**HALF, "kprune_scorer": scorer})
-    assert told[ORIGINAL] - told[KEPT] == chosen["tokens"]["original"] - chosen["tokens"]["kept"]
+    _, reported = complete(api, server, TEXT, {**HALF, "kprune_scorer": scorer})
+    assert (
+        reported[ORIGINAL] - reported[KEPT]
+        == chosen["tokens"]["original"] - chosen["tokens"]["kept"]
+    )
 
 
 def test_prefix_caching_hits_on_segments_that_were_seen_before(
     api: OpenAI, server: VllmServer
 ) -> None:
-    wish = {**HALF, "kprune_keep": 0.55}  # prompts that no other test sends
+    options = {**HALF, "kprune_keep": 0.55}  # prompts that no other test sends
     turns = [{"role": "user", "content": TEXT * 5}, {"role": "assistant", "content": TEXT * 3}]
     question = {"role": "user", "content": f"{TEXT} Who?"}
-    first, told = chat(api, server, [*turns, question], wish)
-    assert told[SEGMENTS] == 2
+    first, reported = chat(api, server, [*turns, question], options)
+    assert reported[SEGMENTS] == 2
     later = [*turns, question, {"role": "assistant", "content": "A man."}, QUESTION]
-    second, told = chat(api, server, later, wish)
-    assert told[SEGMENTS] == 4  # the question is an earlier turn now
+    second, reported = chat(api, server, later, options)
+    assert reported[SEGMENTS] == 4  # the question is an earlier turn now
     body = {"messages": [*turns, question], "keep": 0.55}
     unchanged = ask(server, "/kprune/prune", body)["tokens"]["kept"]
     cached = second.usage.prompt_tokens_details.cached_tokens
     assert unchanged > 2 * BLOCK
     assert unchanged - BLOCK < cached < first.usage.prompt_tokens
-    again, _ = chat(api, server, later, wish)
-    assert again.usage.prompt_tokens_details.cached_tokens >= told[KEPT] - BLOCK - 1
+    again, _ = chat(api, server, later, options)
+    assert again.usage.prompt_tokens_details.cached_tokens >= reported[KEPT] - BLOCK - 1
 
 
 def test_metrics_count_requests_tokens_and_the_cache(api: OpenAI, server: VllmServer) -> None:
     before = metrics(server)
     text = f"Counted once. {TEXT}"
-    told = [complete(api, server, text, HALF)[1] for _ in range(2)]
+    reported = [complete(api, server, text, HALF)[1] for _ in range(2)]
     complete(api, server, text, {"kprune_keep": 0.5, "kprune_min_tokens": 100_000})
     complete(api, server, text)
     after = metrics(server)
@@ -259,15 +264,15 @@ def test_metrics_count_requests_tokens_and_the_cache(api: OpenAI, server: VllmSe
 
     assert counts('requests_total{outcome="pruned",reason=""}') == 2
     assert counts('requests_total{outcome="skipped",reason="below_break_even"}') == 1
-    assert counts("original_tokens_total") == sum(one[ORIGINAL] for one in told)
-    assert counts("kept_tokens_total") == sum(one[KEPT] for one in told)
+    assert counts("original_tokens_total") == sum(one[ORIGINAL] for one in reported)
+    assert counts("kept_tokens_total") == sum(one[KEPT] for one in reported)
     assert counts('cache_lookups_total{result="miss"}') == 1
     assert counts('cache_lookups_total{result="hit"}') == 1
     assert counts("segments_total") == counts("seconds_count") == counts("keep_rate_count") == 2
 
 
 @pytest.mark.parametrize(
-    ("wish", "message"),
+    ("options", "message"),
     [
         ({"kprune_kep": 0.5}, "unknown key 'kprune_kep'; did you mean 'kprune_keep'"),
         ({"kprune_keep": 1.5}, "keep: got 1.5, expected the share of tokens to keep"),
@@ -277,15 +282,15 @@ def test_metrics_count_requests_tokens_and_the_cache(api: OpenAI, server: VllmSe
         ({"kprune_keep": 0.5, "kprune_languages": "kx"}, "unknown 'kx'"),
     ],
 )
-def test_bad_wishes_are_client_errors_on_every_route(
-    api: OpenAI, server: VllmServer, wish: dict[str, Any], message: str
+def test_bad_options_are_client_errors_on_every_route(
+    api: OpenAI, server: VllmServer, options: dict[str, Any], message: str
 ) -> None:
     for call in (
-        lambda: complete(api, server, TEXT, wish),
-        lambda: complete(api, server, [1, 2, 3], wish),
-        lambda: chat(api, server, CHAT, wish),
+        lambda: complete(api, server, TEXT, options),
+        lambda: complete(api, server, [1, 2, 3], options),
+        lambda: chat(api, server, CHAT, options),
         lambda: api.responses.create(
-            model=server.model, input="a", extra_body={"vllm_xargs": wish}
+            model=server.model, input="a", extra_body={"vllm_xargs": options}
         ),
     ):
         with pytest.raises(BadRequestError) as error:
@@ -338,7 +343,7 @@ def test_a_client_that_hangs_up_costs_no_more_and_others_are_answered(
         assert complete(api, original, TEXT, {**HALF, "kprune_keep": 0.51})[1][SEGMENTS] == 1
 
 
-def test_kprune_tells_the_pruners_defaults_and_what_was_measured(
+def test_the_status_has_the_pruners_defaults_and_what_was_measured(
     original: VllmServer, pruned: VllmServer
 ) -> None:
     measured, given = (ask(one, "/kprune")["input_pruner"] for one in (original, pruned))

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("vllm_ready")
 
 @pytest.fixture
 def folders(tmp_path: Path) -> dict[str, Path]:
-    """Two models of other families, as far as their tokenizers go."""
+    """Two models of different families; only their tokenizers are real."""
     made = {"served": byte_level_tokenizer, "other": byte_fallback_tokenizer}
     for name, tokenizer in made.items():
         (tmp_path / name).mkdir()
@@ -62,7 +62,7 @@ def test_a_ranker_that_is_loaded_is_not_loaded_again(folders: dict[str, Path]) -
         ({"scorer": "attention"}, "has no config.json"),
     ],
 )
-def test_a_model_that_cannot_rank_is_told_with_the_option(
+def test_a_model_that_cannot_rank_is_refused_with_the_option(
     folders: dict[str, Path], values: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(KPruneError, match=r"^--kprune-input-pruner ") as error:
@@ -97,7 +97,7 @@ def test_a_tokenizer_that_cannot_be_copied_leaves_the_rankers_counts(
     pruning = make_pruning(renderer(folders["served"], SimpleNamespace(), **options))
     expected = len(byte_fallback_tokenizer().encode(LONG, add_special_tokens=False).ids)
     assert pruning.count(LONG) == expected
-    assert "counted as the ranker's" in caplog.text
+    assert "the ranker's tokenizer counts the tokens of pruned segments instead" in caplog.text
 
 
 def test_an_overlay_ranks_for_itself_unless_its_base_was_moved(

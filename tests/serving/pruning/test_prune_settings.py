@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from vllm_kprune.errors import KPruneError
+from vllm_kprune.prompt.budget import PruneOptions
 from vllm_kprune.prompt.options import PruneRequest
-from vllm_kprune.prompt.pruner import PruneOptions
 from vllm_kprune.serving.pruning.settings import Wish, pruner_settings, wish_of
 
 

@@ -1,4 +1,4 @@
-"""The ranking thread: work nobody waits for is dropped or stopped, and the queue is short."""
+"""The ranking thread: work that nobody waits for is dropped or stopped, and the queue is short."""
 
 import asyncio
 from collections.abc import Callable, Iterator
@@ -20,7 +20,7 @@ def worker() -> Iterator[Worker]:
 
 
 class Held:
-    """A job that says when it has begun, and ends when it is let go or told to give up."""
+    """A job that says when it has begun, and ends when it is released or told to give up."""
 
     def __init__(self) -> None:
         self.begun, self.let_go, self.gave_up = Event(), Event(), Event()
@@ -49,7 +49,7 @@ def test_a_job_gives_its_result_or_its_error(worker: Worker) -> None:
     assert worker.pending == 0
 
 
-def test_a_running_job_whose_caller_is_gone_is_told(worker: Worker) -> None:
+def test_a_running_job_whose_caller_left_is_told_to_stop(worker: Worker) -> None:
     async def run() -> None:
         job = Held()
         task = asyncio.create_task(worker.run(job))
@@ -63,11 +63,11 @@ def test_a_running_job_whose_caller_is_gone_is_told(worker: Worker) -> None:
     asyncio.run(run())
 
 
-def test_a_job_that_takes_too_long_is_told_and_the_caller_is_not_held_up() -> None:
+def test_a_job_that_takes_too_long_is_told_to_stop_and_the_caller_goes_on() -> None:
     async def run() -> None:
         impatient = Worker(1, longest_wait=0.05)
         job = Held()
-        with pytest.raises(Busy, match=r"not pruned within 0\.05 s"):
+        with pytest.raises(Busy, match=r"pruning did not finish within 0\.05 s"):
             await impatient.run(job)
         assert await asyncio.to_thread(job.gave_up.wait, SECONDS)
         impatient.close()
@@ -75,7 +75,7 @@ def test_a_job_that_takes_too_long_is_told_and_the_caller_is_not_held_up() -> No
     asyncio.run(run())
 
 
-def test_a_waiting_job_whose_caller_is_gone_never_begins(worker: Worker) -> None:
+def test_a_waiting_job_whose_caller_left_never_begins(worker: Worker) -> None:
     async def run() -> None:
         first, second = Held(), Held()
         running = asyncio.create_task(worker.run(first))

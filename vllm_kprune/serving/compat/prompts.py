@@ -212,7 +212,7 @@ def _are_mappings(parts: Any) -> bool:
 
 
 def _chat_texts(messages: Sequence[Mapping[str, Any]], documents: Any) -> Any:
-    from vllm_kprune.serving.pruning.texts import RequestTexts
+    from vllm_kprune.prompt.segments import RequestTexts
 
     return RequestTexts([_readable(message) for message in messages], documents)
 
@@ -226,7 +226,7 @@ def _readable(message: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _prompt_texts(prompts: Sequence[Any]) -> list[Any]:
-    from vllm_kprune.serving.pruning.texts import RequestTexts
+    from vllm_kprune.prompt.segments import RequestTexts
 
     return [RequestTexts(prompt=text) for text in map(_text, prompts) if text is not None]
 

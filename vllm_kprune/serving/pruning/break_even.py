@@ -1,8 +1,12 @@
-"""From how many tokens on pruning pays: measured when a server starts, on its own engine.
+"""Measure, when a server starts, from how many tokens on pruning saves time on its engine.
 
-Reading a prompt takes a + b n seconds for n tokens, ranking it c + d n; pruning to a share s saves
-b n (1 - s). So it pays above c / (b (1 - s) - d) tokens, or nowhere if ranking a token costs more
-than reading the dropped share of one. Attention makes b grow with n, so the true point is no later.
+Reading a prompt of n tokens takes a + b n seconds, ranking it takes c + d n, and pruning it to a
+share s saves b n (1 - s). So pruning pays above c / (b (1 - s) - d) tokens, or never if ranking a
+token costs more than reading the dropped share of one. Because of attention, b grows with n, so the
+true break-even is not later than the measured one.
+
+With 1 ms to read a token, 20 ms + 0.1 ms per token to rank, and s = 0.7, each token gains
+1 x 0.3 - 0.1 = 0.2 ms, and 20 ms are earned back after 100 tokens.
 """
 
 import asyncio
@@ -13,7 +17,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from vllm_kprune.prompt.pruner import PruneOptions
+from vllm_kprune.prompt.budget import PruneOptions
 from vllm_kprune.serving.compat import logger
 from vllm_kprune.serving.compat.prompts import engine_input
 from vllm_kprune.serving.pruning.service import PromptPruning
@@ -22,12 +26,12 @@ __all__ = ["NEVER", "BreakEven", "Line", "break_even_tokens", "measure_break_eve
 
 NEVER = 10_000_000  # more tokens than any prompt has
 KEEP = 0.7
-# A fast scorer "pays" from a handful of tokens on, where nobody can tell the difference.
+# A fast scorer "pays" from a few tokens on, where the difference is too small to notice.
 _LEAST = 64
 _SHORT = 128
 _LONGEST = 2048
 _ROUNDS = 2
-_LONG_SECONDS = 0.6  # wanted for the longer of the two prompts
+_LONG_SECONDS = 0.6  # what the longer of the two prompts should take to read
 _GIVE_UP_SECONDS = 30.0
 _TEXT = (
     "the river of stone carried seven letters past Marseille while quantum engineers discussed "
@@ -38,14 +42,14 @@ _TEXT = (
 
 @dataclass(frozen=True)
 class Line:
-    """Seconds of `fixed + per_token * tokens`."""
+    """A time in seconds: `fixed + per_token * tokens`."""
 
     fixed: float
     per_token: float
 
     @classmethod
     def through(cls, short: tuple[int, float], long: tuple[int, float]) -> "Line":
-        """The line through two (tokens, seconds); a slope below 0 is noise, and 0."""
+        """The line through two (tokens, seconds). A slope below 0 is noise and becomes 0."""
         (n, seconds), (m, more) = short, long
         slope = max((more - seconds) / (m - n), 0.0) if m > n else seconds / n
         return cls(max(seconds - slope * n, 0.0), slope)
@@ -53,7 +57,7 @@ class Line:
 
 @dataclass(frozen=True)
 class BreakEven:
-    """`tokens` is None where pruning never pays. `keep` is the share that was assumed."""
+    """`tokens` is None if pruning never pays. `keep` is the share that was assumed."""
 
     tokens: int | None
     keep: float
@@ -61,7 +65,7 @@ class BreakEven:
     ranking: Line
 
     def as_dict(self) -> dict[str, Any]:
-        """For `GET /kprune`: seconds rounded to what they are worth."""
+        """The answer of `GET /kprune`, in milliseconds, rounded."""
         return {
             "tokens": self.tokens,
             "keep": self.keep,
@@ -71,7 +75,7 @@ class BreakEven:
 
 
 def break_even_tokens(prefill: Line, ranking: Line, keep: float = KEEP) -> int | None:
-    """The least number of tokens from which pruning to `keep` saves time; None for no number.
+    """The number of tokens from which pruning to `keep` saves time; None if it never does.
 
     >>> break_even_tokens(Line(0.0, 1e-3), Line(0.02, 1e-4), keep=0.7)
     100
@@ -84,13 +88,13 @@ def break_even_tokens(prefill: Line, ranking: Line, keep: float = KEEP) -> int |
 
 
 async def settle(engine_client: Any, pruning: PromptPruning) -> BreakEven | None:
-    """Measure, and let `pruning` begin at what was found; if that fails, at its constant."""
+    """Measure, and set where `pruning` begins. If that fails, its constant stays."""
     try:
         found = await asyncio.wait_for(measure_break_even(engine_client, pruning), _GIVE_UP_SECONDS)
     except Exception as error:
         logger.warning(
-            "kprune: the break-even of input pruning could not be measured (%s: %s): %d tokens "
-            "are assumed; --kprune-min-tokens sets it",
+            "kprune: the break-even of input pruning could not be measured (%s: %s), so %d tokens "
+            "are assumed; --kprune-min-tokens sets another number",
             type(error).__name__,
             error,
             pruning.min_tokens,
@@ -99,8 +103,8 @@ async def settle(engine_client: Any, pruning: PromptPruning) -> BreakEven | None
     if found.tokens is None:
         logger.warning(
             "kprune: input pruning saves no time here: reading a token takes %.3f ms, ranking one "
-            "%.3f ms. Requests that do not say kprune_min_tokens are not pruned; "
-            "--kprune-min-tokens N prunes them from N tokens on",
+            "takes %.3f ms. Only requests that give kprune_min_tokens are pruned; "
+            "--kprune-min-tokens N prunes all from N tokens on",
             found.prefill.per_token * 1e3,
             found.ranking.per_token * 1e3,
         )
@@ -111,7 +115,7 @@ async def settle(engine_client: Any, pruning: PromptPruning) -> BreakEven | None
 
 
 async def measure_break_even(engine_client: Any, pruning: PromptPruning) -> BreakEven:
-    """Time prompts of two lengths through engine and ranker; about two seconds."""
+    """Time prompts of two lengths in the engine and the ranker. Takes about two seconds."""
     rows = engine_client.model_config.get_vocab_size()
     longest = min(_LONGEST, engine_client.model_config.max_model_len - 2)
     short = min(_SHORT, longest)
@@ -137,7 +141,7 @@ async def measure_break_even(engine_client: Any, pruning: PromptPruning) -> Brea
 
 
 async def _fastest(run: Callable[[], Awaitable[None]]) -> float:
-    """Seconds of the faster of two runs, after one that warms up."""
+    """The seconds of the fastest of two runs, after a run to warm up."""
     times = []
     for _ in range(_ROUNDS + 1):
         started = time.perf_counter()

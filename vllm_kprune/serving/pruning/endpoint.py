@@ -1,10 +1,10 @@
-"""`POST /kprune/prune`: what would be dropped of a prompt, token by token; nothing is generated.
+"""`POST /kprune/prune`: what would be dropped from a prompt, piece by piece. Nothing is generated.
 
     {"prompt": "…", "keep": 0.8}
     {"messages": […], "documents": […], "keep": 0.8, "prune_roles": "user"}
 
-The options are those of `vllm_xargs`, without their prefix. Unlike a request to generate, it takes
-every segment however short, and asks for the API key: vLLM itself guards only its own paths.
+The options are those of `vllm_xargs` without their prefix. Unlike a request to generate, it prunes
+every segment, however short. It asks for the API key itself: vLLM only guards its own paths.
 """
 
 import json
@@ -15,12 +15,13 @@ from typing import Any
 from fastapi import Request, Response
 
 from vllm_kprune.errors import KPruneError, nearest, shown
-from vllm_kprune.prompt.pruner import Pruned, PruneOptions
+from vllm_kprune.prompt.budget import PruneOptions
+from vllm_kprune.prompt.result import PrunedSegment
+from vllm_kprune.prompt.segments import RequestTexts, SplitRequest
 from vllm_kprune.serving.compat.prompts import accepts_key
 from vllm_kprune.serving.options import PREFIX
-from vllm_kprune.serving.pruning.service import PromptPruning
+from vllm_kprune.serving.pruning.service import PromptPruning, split_at_marks
 from vllm_kprune.serving.pruning.settings import Wish, wish_of
-from vllm_kprune.serving.pruning.texts import RequestTexts
 from vllm_kprune.serving.pruning.worker import Busy
 from vllm_kprune.serving.request_options import PRUNE_NAMES
 
@@ -33,16 +34,16 @@ _OPTIONS = tuple(name for name in PRUNE_NAMES if name not in ("strict", "min_tok
 
 
 async def preview(request: Request) -> Response:
-    """The route."""
+    """Answer `POST /kprune/prune`."""
     if not accepts_key(request.app.state.args, request.headers):
         return _error(401, "Unauthorized")
     pruning: PromptPruning | None = request.app.state.kprune_pruning
     if pruning is None or pruning.settings is None:
-        return _error(400, "this server has no input pruner: it needs --kprune-input-pruner")
+        return _error(400, "this server has no input pruner; start it with --kprune-input-pruner")
     try:
-        texts, wish = read_body(pruning, await _read(request))
+        split, asked = read_body(pruning, await _read(request))
         answer = await pruning.worker.run(
-            lambda cancelled: Preview(pruning, wish)(texts, cancelled)
+            lambda cancelled: Preview(pruning, asked)(split, cancelled)
         )
     except KPruneError as error:
         return _error(400, str(error))
@@ -56,15 +57,17 @@ async def _read(request: Request) -> Any:
     async for chunk in request.stream():
         body += chunk
         if len(body) > _MOST_BYTES:
-            raise KPruneError(f"more than {_MOST_BYTES} bytes; send a shorter text")
+            raise KPruneError(f"the body has more than {_MOST_BYTES} bytes; send a shorter text")
     try:
         return json.loads(body)
     except (ValueError, RecursionError):
-        raise KPruneError("the body is not JSON") from None
+        raise KPruneError(
+            'the body is not JSON; expected an object such as {"prompt": "…", "keep": 0.8}'
+        ) from None
 
 
-def read_body(pruning: PromptPruning, body: Any) -> tuple[RequestTexts, Wish]:
-    """The texts and options of a request's body; `KPruneError` for what is wrong with it."""
+def read_body(pruning: PromptPruning, body: Any) -> tuple[SplitRequest, Wish]:
+    """The texts and options in a request's body. Raises `KPruneError` if it has mistakes."""
     if not isinstance(body, Mapping):
         raise KPruneError('expected a JSON object, such as {"prompt": "…", "keep": 0.8}')
     given = {str(key).removeprefix(PREFIX): value for key, value in body.items()}
@@ -73,11 +76,11 @@ def read_body(pruning: PromptPruning, body: Any) -> tuple[RequestTexts, Wish]:
             raise KPruneError(f"unknown {shown(name)}; {nearest(name[:64], (*_TEXTS, *_OPTIONS))}")
     texts = _texts(given)
     options = {PREFIX + name: given[name] for name in _OPTIONS if name in given}
-    wish = wish_of(pruning.settings, options)
-    nothing = wish.request.options.does_nothing and not texts.is_marked(wish.request)
-    if wish.off or nothing:
+    asked = wish_of(pruning.settings, options)
+    [split] = split_at_marks([texts], asked)
+    if asked.off or (asked.request.options.does_nothing and not split.marked):
         raise KPruneError("nothing to show: give keep, a share below 1 (0.8), or target_tokens")
-    return texts, wish
+    return split, asked
 
 
 def _texts(given: Mapping[str, Any]) -> RequestTexts:
@@ -96,28 +99,31 @@ def _texts(given: Mapping[str, Any]) -> RequestTexts:
 
 @dataclass
 class Preview:
-    """Prunes as a request would, and writes down every piece."""
+    """Prunes as a request would, and records every piece."""
 
     pruning: PromptPruning
-    wish: Wish
+    asked: Wish
     _segments: list[dict[str, Any]] = field(default_factory=list)
 
-    def __call__(self, texts: RequestTexts, cancelled: Callable[[], bool]) -> bytes:
-        """The answer, as JSON: long ones take a while to write, so this too runs in the thread."""
-        job = self.pruning.job([texts], replace(self.wish, min_tokens=0))
+    def __call__(self, split: SplitRequest, cancelled: Callable[[], bool]) -> bytes:
+        """The answer as JSON. Writing a long one takes a while, so it is done in the thread too."""
+        job = self.pruning.job([split], replace(self.asked, min_tokens=0))
         job.max_tokens = min(job.max_tokens, _MOST_TOKENS)
         if job.unfit():
             raise KPruneError(f"more than {job.max_tokens} tokens to prune; send a shorter text")
 
-        def note(text: str, options: PruneOptions, query: str | None) -> str:
+        def record(text: str, options: PruneOptions, query: str | None) -> str:
             pruned = job.pruner.prune(
                 text, options, query=query, count=job.size, cancelled=cancelled
             )
             self._segments.append(_described(pruned, options))
             return pruned.text
 
-        (pruned,) = job.walk(note)
-        found = {name: value for name in _TEXTS if (value := getattr(pruned, name)) is not None}
+        (texts,) = job.walk(record)
+        return self._answer(texts)
+
+    def _answer(self, texts: RequestTexts) -> bytes:
+        found = {name: value for name in _TEXTS if (value := getattr(texts, name)) is not None}
         before, after = (
             sum(segment["tokens"][name] for segment in self._segments)
             for name in ("original", "kept")
@@ -131,7 +137,7 @@ class Preview:
         return json.dumps(answer, ensure_ascii=False).encode("utf-8", "surrogatepass")
 
 
-def _described(pruned: Pruned, options: PruneOptions) -> dict[str, Any]:
+def _described(pruned: PrunedSegment, options: PruneOptions) -> dict[str, Any]:
     return {
         "text": pruned.original,
         "kept": pruned.text,
@@ -142,7 +148,7 @@ def _described(pruned: Pruned, options: PruneOptions) -> dict[str, Any]:
     }
 
 
-def _pieces(pruned: Pruned) -> list[dict[str, Any]]:
+def _pieces(pruned: PrunedSegment) -> list[dict[str, Any]]:
     scores = pruned.piece_scores
     shown_scores: Sequence[float | None] = (
         [None] * len(pruned.piece_kept)

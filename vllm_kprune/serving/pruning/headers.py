@@ -1,7 +1,7 @@
-"""Response headers that tell what pruning did: an ASGI middleware, for streams too.
+"""Response headers that say what pruning did: an ASGI middleware that also works for streams.
 
-`--kprune-input-pruner` adds it to vLLM's `--middleware`. An answer begins when its prompt has been
-rendered, so its headers can tell.
+`--kprune-input-pruner` adds it to vLLM's `--middleware`. A response starts after its prompt has
+been rendered, so its headers can report the pruning.
 """
 
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -21,13 +21,13 @@ Send = Callable[[Message], Awaitable[None]]
 
 
 class PruneHeaders:
-    """Pure ASGI: it neither reads nor holds back what passes through."""
+    """Pure ASGI: it does not read or delay what passes through."""
 
     def __init__(self, app: Callable[[Message, Receive, Send], Awaitable[None]]) -> None:
         self._app = app
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Give the request a report to write to, and its answer the headers."""
+        """Give the request a report to fill in, and add it to the response as headers."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return

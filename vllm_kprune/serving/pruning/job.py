@@ -1,7 +1,7 @@
-"""Prune the texts of one request: what a ranking thread does, and can stop doing.
+"""Prune the texts of one request: what a ranking thread does, and can be told to stop.
 
-Each segment is pruned by itself, from its own text and the options alone: so the same segment gives
-the same tokens in every request, and vLLM's prefix cache still finds them.
+Each segment is pruned by itself, from its own text and the options alone. So a segment gives the
+same tokens in every request, and vLLM's prefix cache still finds them.
 """
 
 import time
@@ -10,32 +10,34 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 
 from vllm_kprune.errors import KPruneError
+from vllm_kprune.prompt.budget import PruneOptions
 from vllm_kprune.prompt.cache import CachedSegment, SegmentCache
-from vllm_kprune.prompt.pruner import InputPruner, PruneOptions
 from vllm_kprune.prompt.scorers import Scorer
-from vllm_kprune.prompt.tokens import Cancelled, IsCancelled
+from vllm_kprune.prompt.segments import RequestTexts, Segment, SplitRequest
+from vllm_kprune.prompt.text_pruner import TextPruner
+from vllm_kprune.prompt.tokens import Cancelled, CountTokens, IsCancelled
 from vllm_kprune.serving.compat import logger
 from vllm_kprune.serving.pruning.settings import Wish
-from vllm_kprune.serving.pruning.texts import RequestTexts
 
-__all__ = ["Outcome", "PruneJob", "ScorerUnavailable"]
+__all__ = ["PruneJob", "PrunedRequest", "ScorerUnavailable"]
 
-_MOST_CHARACTERS_OF_TOKEN = 16  # on average; a text of longer ones is not language
-Count = Callable[[str], int]
-# (segment, its options, what is asked or None) -> what is left of it
+# On average over a request. A text whose tokens are longer is not language.
+_MOST_CHARACTERS_PER_TOKEN = 16
+# (text of a segment, its options, the question or None) -> what is left of the text
 PruneSegment = Callable[[str, PruneOptions, str | None], str]
 
 
 class ScorerUnavailable(KPruneError):
-    """The request names a scorer for which the ranker lacks something."""
+    """The request names a scorer that this server's ranker cannot have."""
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What became of a request's texts, in their order.
+class PrunedRequest:
+    """The texts of a request after its job, and what the job did.
 
-    Tokens are the target model's. `segments` were shortened; `hits` and `misses` are of the cache.
-    `skipped` tells why nothing was done: `below_break_even` or `too_long`.
+    Tokens are the target model's. `segments` counts those that were shortened, `hits` and `misses`
+    look-ups in the cache. `skipped` says why nothing was pruned, or is None: `below_break_even` or
+    `too_long`.
     """
 
     texts: Sequence[RequestTexts]
@@ -49,71 +51,102 @@ class Outcome:
 
     @property
     def dropped(self) -> int:
-        """Tokens of the segments that are not sent to the model."""
+        """Tokens that the model does not have to read."""
         return self.tokens_before - self.tokens_after
 
 
 @dataclass
 class PruneJob:
-    """One request: its texts, its wish, and what prunes them.
+    """One request: its texts, split at their marks, its options, and what prunes them.
 
-    Nothing is done below `min_tokens`, which would not pay, nor above `max_tokens`, which would
-    keep all others waiting.
+    Nothing is pruned below `min_tokens`, where it would not pay, or above `max_tokens`, where it
+    would keep all other requests waiting.
     """
 
-    texts: Sequence[RequestTexts]
-    wish: Wish
+    requests: Sequence[SplitRequest]
+    asked: Wish
     min_tokens: int
     max_tokens: int
-    pruner: InputPruner
+    pruner: TextPruner
     cache: SegmentCache
-    count: Count
+    count: CountTokens
     _sizes: dict[str, int] = field(default_factory=dict)
 
-    def __call__(self, cancelled: IsCancelled) -> Outcome:
-        """Prune; `cancelled` is asked now and then, and ends it with an exception."""
+    def __call__(self, cancelled: IsCancelled) -> PrunedRequest:
+        """Prune. Raises `Cancelled` once `cancelled`, which is asked now and then, is true."""
         started = time.perf_counter()
         if reason := self.unfit():
-            plain = [texts.without_marks(self.wish.request) for texts in self.texts]
-            return Outcome(plain, skipped=reason)
+            return PrunedRequest([one.without_marks() for one in self.requests], skipped=reason)
         tally = _Tally()
-        pruned = self.walk(partial(self._segment, tally, cancelled))
-        return Outcome(pruned, **vars(tally), seconds=time.perf_counter() - started)
+        texts = self.walk(partial(self._segment, tally, cancelled))
+        return PrunedRequest(texts, **vars(tally), seconds=time.perf_counter() - started)
 
     def unfit(self) -> str | None:
         """Why these texts are not pruned; None if they are."""
-        wanted = [text for text, _ in self.wanted()]
-        if sum(map(len, wanted)) > _MOST_CHARACTERS_OF_TOKEN * self.max_tokens:
-            return "too_long"  # without counting: that would take long too
+        wanted = [text for text, _ in self.wanted]
+        if sum(map(len, wanted)) > _MOST_CHARACTERS_PER_TOKEN * self.max_tokens:
+            return "too_long"  # decided by length, because counting tokens would take long as well
         tokens = sum(map(self.size, wanted))
         if tokens > self.max_tokens:
             return "too_long"
         return "below_break_even" if tokens < self.min_tokens else None
 
     def walk(self, prune: PruneSegment) -> list[RequestTexts]:
-        """The texts with every segment that is not kept whole replaced by what `prune` gives."""
+        """The texts with `prune(…)` in place of every segment that is not kept whole."""
         share = self._target_share()
-        asks = self._scorer().uses_query
+        uses_query = self._scorer().uses_query
 
-        def pruned(texts: RequestTexts) -> RequestTexts:
-            query = texts.query(self.wish.request) if asks else None
+        def pruned(request: SplitRequest) -> RequestTexts:
+            query = request.question if uses_query else None
 
-            def one(text: str, keep: float | None) -> str:
-                options = self.wish.request.options.marked(keep)
-                if not text or options.does_nothing:
-                    return text
-                if options.target_tokens is not None:
-                    fitting = max(1, int(share * self.size(text)))
-                    options = replace(options, target_tokens=fitting)
-                return prune(text, options, query)
+            def one(segment: Segment) -> str:
+                options = self._options(segment)
+                if options is None:
+                    return segment.text
+                return prune(segment.text, self._sized(segment.text, options, share), query)
 
-            return texts.apply(one, self.wish.request)
+            return request.replaced(one)
 
-        return [pruned(texts) for texts in self.texts]
+        return [pruned(request) for request in self.requests]
+
+    @cached_property
+    def wanted(self) -> list[tuple[str, PruneOptions]]:
+        """The texts of the segments that are not kept whole, each with its options."""
+        segments = [segment for request in self.requests for segment in request.prunable()]
+        found = [(segment.text, self._options(segment)) for segment in segments]
+        return [(text, options) for text, options in found if options is not None]
+
+    def size(self, text: str) -> int:
+        """Tokens of the target, counted once for each text of the request."""
+        if text not in self._sizes:
+            self._sizes[text] = self.count(text)
+        return self._sizes[text]
+
+    def _options(self, segment: Segment) -> PruneOptions | None:
+        """How a segment is pruned; None if it is kept whole."""
+        options = self.asked.request.options.marked(segment.keep)
+        return options if segment.text and not options.does_nothing else None
+
+    def _sized(self, text: str, options: PruneOptions, share: float) -> PruneOptions:
+        """The options with this segment's part of `target_tokens`, if the request gives a target.
+
+        A target of 100 for segments of 300 and 100 tokens leaves 75 and 25.
+        """
+        if options.target_tokens is None:
+            return options
+        return replace(options, target_tokens=max(1, int(share * self.size(text))))
+
+    def _target_share(self) -> float:
+        """The share of each segment that may stay if all of them together have `target_tokens`."""
+        target = self.asked.request.options.target_tokens
+        if target is None:
+            return 1.0
+        total = sum(self.size(text) for text, options in self.wanted if options.target_tokens)
+        return min(1.0, target / total) if total else 1.0
 
     def _scorer(self) -> Scorer:
-        """The one that was asked for; a ranker may lack what it needs, which its folder tells."""
-        name = self.wish.request.options.scorer
+        """The scorer that was asked for. Its own error names the ranker's folder: only logged."""
+        name = self.asked.request.options.scorer
         try:
             return self.pruner.scorer(name)
         except KPruneError as error:
@@ -121,38 +154,6 @@ class PruneJob:
             raise ScorerUnavailable(
                 f"scorer {name} is not available with this server's ranker; leave kprune_scorer out"
             ) from None
-
-    def size(self, text: str) -> int:
-        """Tokens of the target; the texts of a request are counted once."""
-        if text not in self._sizes:
-            self._sizes[text] = self.count(text)
-        return self._sizes[text]
-
-    def wanted(self) -> list[tuple[str, PruneOptions]]:
-        """The segments that are not kept whole, each with its options."""
-        return self._wanted
-
-    @cached_property
-    def _wanted(self) -> list[tuple[str, PruneOptions]]:
-        found: list[tuple[str, PruneOptions]] = []
-
-        def note(text: str, keep: float | None) -> str:
-            options = self.wish.request.options.marked(keep)
-            if text and not options.does_nothing:
-                found.append((text, options))
-            return text
-
-        for texts in self.texts:
-            texts.apply(note, self.wish.request)
-        return found
-
-    def _target_share(self) -> float:
-        """Of each segment's tokens, how many are left when all together have `target_tokens`."""
-        target = self.wish.request.options.target_tokens
-        if target is None:
-            return 1.0
-        total = sum(self.size(text) for text, options in self.wanted() if options.target_tokens)
-        return min(1.0, target / total) if total else 1.0
 
     def _segment(
         self,
@@ -165,24 +166,25 @@ class PruneJob:
         if cancelled():
             raise Cancelled
         how = repr((options, query))
-        known = self.cache.get(text, how)
-        if known is None:
-            tally.misses += 1
-            done = self.pruner.prune(
+        found = self.cache.get(text, how)
+        tally.hits += found is not None
+        tally.misses += found is None
+        if found is None:
+            pruned = self.pruner.prune(
                 text, options, query=query, count=self.size, cancelled=cancelled
             )
-            known = CachedSegment(done.text, done.tokens_before, done.tokens_after)
-            self.cache.put(text, how, known)
-        else:
-            tally.hits += 1
-        tally.tokens_before += known.tokens_before
-        tally.tokens_after += known.tokens_after
-        tally.segments += known.text != text
-        return known.text
+            found = CachedSegment(pruned.text, pruned.tokens_before, pruned.tokens_after)
+            self.cache.put(text, how, found)
+        tally.tokens_before += found.tokens_before
+        tally.tokens_after += found.tokens_after
+        tally.segments += found.text != text
+        return found.text
 
 
 @dataclass
 class _Tally:
+    """Counts for `PrunedRequest` while a job runs."""
+
     tokens_before: int = 0
     tokens_after: int = 0
     segments: int = 0

@@ -1,7 +1,7 @@
-"""The input pruner's numbers at `/metrics`, and in the headers of an answer.
+"""The input pruner's numbers, at `/metrics` and in the headers of an answer.
 
 They are ordinary metrics of `prometheus_client`, made in each API server after vLLM has chosen
-between one process and several; so vLLM's own `/metrics` shows them, added up.
+between one process and several. So vLLM's own `/metrics` shows them, summed over processes.
 """
 
 from contextvars import ContextVar
@@ -10,7 +10,7 @@ from functools import cache
 
 from prometheus_client import Counter, Histogram
 
-from vllm_kprune.serving.pruning.job import Outcome
+from vllm_kprune.serving.pruning.job import PrunedRequest
 
 __all__ = ["PruneMetrics", "RequestReport", "current_report", "prune_metrics"]
 
@@ -20,31 +20,31 @@ _RATES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 @dataclass
 class RequestReport:
-    """What one HTTP request was told of: tokens of the target, over all of its prompts."""
+    """What one HTTP request is told: tokens of the target model, summed over its prompts."""
 
     rendered: bool = False
     original: int = 0
     kept: int = 0
     segments: int = 0
 
-    def add(self, seen: int, outcome: Outcome | None) -> None:
-        """A rendered prompt of `seen` tokens, and what was pruned of it."""
+    def add(self, seen: int, pruned: PrunedRequest | None) -> None:
+        """Add a prompt that was rendered to `seen` tokens, after the job `pruned` if one ran."""
         self.rendered = True
         self.kept += seen
-        self.original += seen + (outcome.dropped if outcome else 0)
-        self.segments += outcome.segments if outcome else 0
+        self.original += seen + (pruned.dropped if pruned else 0)
+        self.segments += pruned.segments if pruned else 0
 
 
 current_report: ContextVar[RequestReport | None] = ContextVar("kprune_report", default=None)
 
 
 class PruneMetrics:
-    """Make it once in a process: the registry refuses a name that it has."""
+    """Make only one in a process: the registry refuses a name that it has already."""
 
     def __init__(self) -> None:
         self._requests = Counter(
             "kprune_prune_requests",
-            "Requests that asked for input pruning, by what became of it",
+            "Requests that asked for input pruning, by outcome",
             ["outcome", "reason"],
         )
         self._original = Counter(
@@ -55,33 +55,37 @@ class PruneMetrics:
         )
         self._segments = Counter("kprune_prune_segments", "Segments that were shortened")
         self._cache = Counter(
-            "kprune_prune_cache_lookups", "Segments looked for in the cache", ["result"]
+            "kprune_prune_cache_lookups", "Look-ups of segments in the cache", ["result"]
         )
         self._seconds = Histogram(
-            "kprune_prune_seconds", "Time to rank and cut one request's segments", buckets=_SECONDS
+            "kprune_prune_seconds",
+            "Seconds to rank and cut the segments of one request",
+            buckets=_SECONDS,
         )
         self._rate = Histogram(
-            "kprune_prune_keep_rate", "Share of a pruned request's prompt kept", buckets=_RATES
+            "kprune_prune_keep_rate",
+            "Share of its prompt that a pruned request kept",
+            buckets=_RATES,
         )
 
     def count(self, outcome: str, reason: str = "") -> None:
-        """One request: pruned, skipped, failed or cancelled."""
+        """Count a request that was pruned, skipped, failed or cancelled."""
         self._requests.labels(outcome, reason).inc()
 
-    def done(self, outcome: Outcome) -> None:
-        """A job that has ended."""
-        self._cache.labels("hit").inc(outcome.hits)
-        self._cache.labels("miss").inc(outcome.misses)
-        if outcome.skipped:
-            self.count("skipped", outcome.skipped)
+    def done(self, pruned: PrunedRequest) -> None:
+        """Count a job that has ended."""
+        self._cache.labels("hit").inc(pruned.hits)
+        self._cache.labels("miss").inc(pruned.misses)
+        if pruned.skipped:
+            self.count("skipped", pruned.skipped)
             return
         self.count("pruned")
-        self._segments.inc(outcome.segments)
-        self._seconds.observe(outcome.seconds)
+        self._segments.inc(pruned.segments)
+        self._seconds.observe(pruned.seconds)
 
-    def rendered(self, seen: int, outcome: Outcome) -> None:
-        """A pruned request whose prompts have `seen` tokens now."""
-        original = seen + outcome.dropped
+    def rendered(self, seen: int, pruned: PrunedRequest) -> None:
+        """Count the tokens of a pruned request whose prompts now have `seen` tokens."""
+        original = seen + pruned.dropped
         self._original.inc(original)
         self._kept.inc(seen)
         if original:
@@ -90,5 +94,5 @@ class PruneMetrics:
 
 @cache
 def prune_metrics() -> PruneMetrics:
-    """This process's."""
+    """The metrics of this process."""
     return PruneMetrics()

@@ -1,13 +1,13 @@
 """The input pruner of a server or an `LLM`: loaded once, asked for every prompt.
 
-Without `--kprune-input-pruner` it only takes <kprune> marks away, which every server with kprune
-does. What goes wrong while a prompt is ranked is counted and logged, and the prompt sent unpruned,
-unless the request is strict: a pruner makes answers faster, it must not lose any.
+Without `--kprune-input-pruner` it only removes <kprune> marks, which every server with kprune does.
+If ranking fails, the failure is counted and logged and the prompt is sent unpruned, unless the
+request is strict: a pruner makes answers faster, it must not lose any.
 """
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
@@ -20,12 +20,13 @@ from vllm_kprune.checkpoint.manifest import is_overlay, load_manifest
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.prompt.cache import SegmentCache
 from vllm_kprune.prompt.layer_config import Precision
-from vllm_kprune.prompt.pruner import InputPruner
 from vllm_kprune.prompt.scorers import DEFAULT_SCORER
-from vllm_kprune.prompt.tokens import control_tokens, encode
+from vllm_kprune.prompt.segments import RequestTexts, SplitRequest
+from vllm_kprune.prompt.text_pruner import TextPruner
+from vllm_kprune.prompt.tokens import CountTokens, control_tokens, encode
 from vllm_kprune.serving.compat import logger
 from vllm_kprune.serving.compat import prompts as compat_prompt
-from vllm_kprune.serving.pruning.job import Outcome, PruneJob, ScorerUnavailable
+from vllm_kprune.serving.pruning.job import PrunedRequest, PruneJob, ScorerUnavailable
 from vllm_kprune.serving.pruning.metrics import current_report, prune_metrics
 from vllm_kprune.serving.pruning.options import SELF
 from vllm_kprune.serving.pruning.settings import (
@@ -35,48 +36,54 @@ from vllm_kprune.serving.pruning.settings import (
     pruner_settings,
     wish_of,
 )
-from vllm_kprune.serving.pruning.texts import RequestTexts
 from vllm_kprune.serving.pruning.worker import Busy, Worker
 from vllm_kprune.storage.digest import sha256_file
 
-__all__ = ["Prepared", "PromptPruning", "Ranker", "load_ranker", "make_pruning"]
+__all__ = [
+    "Prepared",
+    "PromptPruning",
+    "Ranker",
+    "load_ranker",
+    "make_pruning",
+    "split_at_marks",
+]
 
 _LOG_EVERY_SECONDS = 60.0
-# What a prompt may have before pruning, in lengths of the model's context; and at least so much.
+# The longest prompt that is pruned: so many times the model's context, or so many tokens.
 _MOST_CONTEXTS = 4
 _LEAST_MAX_TOKENS = 32768
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Texts to render instead of those that were sent; `outcome` None if no job ran."""
+    """The texts to render in place of those that were sent. `pruned` is None if no job ran."""
 
     texts: Sequence[RequestTexts]
-    outcome: Outcome | None = None
+    pruned: PrunedRequest | None = None
 
 
 @dataclass(frozen=True, eq=False)
 class Ranker:
-    """A loaded pruner, the name that it is shown by, and its folder."""
+    """A loaded pruner, its public name, and its folder."""
 
     name: str
     folder: Path
-    pruner: InputPruner
+    pruner: TextPruner
 
 
 class PromptPruning:
-    """Prunes prompts as the server's settings and each request's wishes say."""
+    """Prunes prompts as the server's settings and the options of each request say."""
 
     def __init__(
         self,
         settings: PrunerSettings | None,
         ranker: Ranker | None = None,
-        count: Callable[[str], int] | None = None,
+        count: CountTokens | None = None,
         max_tokens: int = _LEAST_MAX_TOKENS,
     ) -> None:
-        """`count` counts tokens as the target does; without it, the ranker's are counted.
+        """`count` counts tokens as the target does; without it the ranker's tokens are counted.
 
-        Requests with more than `max_tokens` tokens to prune are left alone.
+        A request with more than `max_tokens` tokens to prune is not pruned.
         """
         self.settings = settings
         self.ranker = ranker
@@ -86,108 +93,120 @@ class PromptPruning:
         self.cache = SegmentCache(settings.cache_bytes if settings else 0)
         self.max_tokens = max_tokens
         self._count = count
-        self._told: dict[str, float] = {}
+        self._last_logged: dict[str, float] = {}
 
     @cached_property
     def worker(self) -> Worker:
-        """Its thread, started when it is first needed."""
+        """The ranking thread, started when it is first needed."""
         assert self.settings
         return Worker(self.settings.threads)
 
     async def prune(self, texts: Sequence[RequestTexts], extra_args: Mapping[str, Any]) -> Prepared:
-        """What to render instead. `KPruneError` for bad wishes and malformed marks."""
-        wish = wish_of(self.settings, extra_args)
-        job = self._wanted_job(texts, wish)
-        if job is None:
-            return _untouched(texts, wish)
+        """Return what to render. Raises `KPruneError` for bad options and malformed marks."""
+        job = self._begin(texts, extra_args)
+        if isinstance(job, Prepared):
+            return job
         try:
-            outcome = await self.worker.run(job)
+            pruned = await self.worker.run(job)
         except asyncio.CancelledError:
             prune_metrics().count("cancelled")
             raise
         except ScorerUnavailable:
             raise
         except Exception as error:
-            return self._failed(error, texts, wish)
-        return self._done(outcome)
+            return self._failed(error, job)
+        return self._done(pruned)
 
     def prune_blocking(
         self, texts: Sequence[RequestTexts], extra_args: Mapping[str, Any]
     ) -> Prepared:
-        """The same, outside an event loop."""
-        wish = wish_of(self.settings, extra_args)
-        job = self._wanted_job(texts, wish)
-        if job is None:
-            return _untouched(texts, wish)
+        """Do the same outside an event loop."""
+        job = self._begin(texts, extra_args)
+        if isinstance(job, Prepared):
+            return job
         try:
-            outcome = self.worker.run_blocking(job)
+            pruned = self.worker.run_blocking(job)
         except ScorerUnavailable:
             raise
         except Exception as error:
-            return self._failed(error, texts, wish)
-        return self._done(outcome)
+            return self._failed(error, job)
+        return self._done(pruned)
 
-    def job(self, texts: Sequence[RequestTexts], wish: Wish) -> PruneJob:
-        """What the worker runs for a request."""
+    def job(self, requests: Sequence[SplitRequest], asked: Wish) -> PruneJob:
+        """The job that the worker runs for a request."""
         assert self.ranker
-        least = self.min_tokens if wish.min_tokens is None else wish.min_tokens
+        least = self.min_tokens if asked.min_tokens is None else asked.min_tokens
         pruner, most = self.ranker.pruner, self.max_tokens
-        return PruneJob(texts, wish, least, most, pruner, self.cache, self.count)
+        return PruneJob(requests, asked, least, most, pruner, self.cache, self.count)
 
     def count(self, text: str) -> int:
-        """Tokens of `text`, as the target counts them."""
+        """The number of tokens of `text`, as the target counts them."""
         if self._count:
             return self._count(text)
         assert self.ranker
         return len(self.ranker.pruner.tokenize(text).ids)
 
     def rendered(self, prepared: Prepared, seen: int) -> None:
-        """Its prompts were rendered to `seen` tokens: tell the metrics and the headers."""
-        outcome = prepared.outcome if prepared.outcome and not prepared.outcome.skipped else None
-        if outcome:
-            prune_metrics().rendered(seen, outcome)
+        """Report to metrics and headers that the prompts were rendered to `seen` tokens."""
+        pruned = prepared.pruned if prepared.pruned and not prepared.pruned.skipped else None
+        if pruned:
+            prune_metrics().rendered(seen, pruned)
         if self.settings and (report := current_report.get()):
-            report.add(seen, outcome)
+            report.add(seen, pruned)
 
-    def _wanted_job(self, texts: Sequence[RequestTexts], wish: Wish) -> PruneJob | None:
-        """The job, if there is a segment that it would prune; malformed marks are told here."""
-        if wish.off or not texts:
-            return None
-        job = self.job(texts, wish)
-        if job.wanted():
+    def _begin(
+        self, texts: Sequence[RequestTexts], extra_args: Mapping[str, Any]
+    ) -> PruneJob | Prepared:
+        """The job of a request, or its texts without marks if there is nothing to prune."""
+        asked = wish_of(self.settings, extra_args)
+        requests = split_at_marks(texts, asked)
+        if asked.off or not requests:
+            return _unpruned(requests)
+        job = self.job(requests, asked)
+        if job.wanted:
             return job
-        if not wish.request.options.does_nothing:
+        if not asked.request.options.does_nothing:
             prune_metrics().count("skipped", "nothing_to_prune")
-        return None
+        return _unpruned(requests)
 
-    def _done(self, outcome: Outcome) -> Prepared:
-        prune_metrics().done(outcome)
-        return Prepared(outcome.texts, outcome)
+    def _done(self, pruned: PrunedRequest) -> Prepared:
+        prune_metrics().done(pruned)
+        return Prepared(pruned.texts, pruned)
 
-    def _failed(self, error: Exception, texts: Sequence[RequestTexts], wish: Wish) -> Prepared:
+    def _failed(self, error: Exception, job: PruneJob) -> Prepared:
         busy = isinstance(error, Busy)
         prune_metrics().count("failed", "busy" if busy else "error")
         reason = f"{type(error).__name__}: {error}"
-        if self._is_news(type(error).__name__):
+        if self._should_log(type(error).__name__):
             logger.warning("kprune: a prompt could not be pruned: %s", reason, exc_info=not busy)
-        if wish.request.strict:
+        if job.asked.request.strict:
             if isinstance(error, KPruneError):
                 raise error
-            told = str(error) if busy else type(error).__name__  # the rest is for the log
-            raise compat_prompt.server_error(f"input pruning failed: {told}", busy=busy)
-        return _untouched(texts, wish)
+            # Other errors may name local paths. Those are for the log, not for the client.
+            public = str(error) if busy else type(error).__name__
+            raise compat_prompt.server_error(f"input pruning failed: {public}", busy=busy)
+        return _unpruned(job.requests)
 
-    def _is_news(self, kind: str) -> bool:
-        """Was nothing of this kind logged for a minute?"""
+    def _should_log(self, kind: str) -> bool:
+        """True if nothing of this kind was logged in the last minute."""
         now = time.monotonic()
-        if now - self._told.get(kind, -_LOG_EVERY_SECONDS) < _LOG_EVERY_SECONDS:
+        if now - self._last_logged.get(kind, -_LOG_EVERY_SECONDS) < _LOG_EVERY_SECONDS:
             return False
-        self._told[kind] = now
+        self._last_logged[kind] = now
         return True
 
 
+def split_at_marks(texts: Sequence[RequestTexts], asked: Wish) -> list[SplitRequest]:
+    """Split the texts of a request at their marks: once, before anything else is done with them.
+
+    Raises `MarkError` for malformed marks, which is the client's mistake even if nothing is pruned.
+    """
+    request = asked.request
+    return [one.split(request.roles, marks=request.marks) for one in texts]
+
+
 def make_pruning(renderer: Any) -> PromptPruning:
-    """What prunes the prompts of a vLLM renderer, with its ranker loaded if there is one."""
+    """What prunes the prompts of a vLLM renderer. Its ranker is loaded, if there is one."""
     config = renderer.config
     settings = pruner_settings(config.additional_config)
     if settings is None:
@@ -202,8 +221,8 @@ def make_pruning(renderer: Any) -> PromptPruning:
         count = partial(_count, target)
     pruning = PromptPruning(settings, ranker, count, most)
     logger.info(
-        "kprune: input pruner ready: %s, keep %g, scorer %s; requests with fewer than %d tokens to "
-        "prune are left alone%s",
+        "kprune: input pruner ready: ranker %s, keep %g, scorer %s; requests with fewer than %d "
+        "tokens to prune are not pruned%s",
         ranker.name,
         settings.default.options.keep,
         ranker.pruner.default_scorer,
@@ -216,10 +235,10 @@ def make_pruning(renderer: Any) -> PromptPruning:
 def load_ranker(
     settings: PrunerSettings, model: str, revision: str | None = None, *, base: str | None = None
 ) -> Ranker:
-    """Load the ranker of a server of `model`. `KPruneError` if it cannot be one.
+    """Load the ranker of a server of `model`. Raises `KPruneError` if it cannot rank.
 
-    `base`: where an overlay's base is. If that was moved it is the ranker itself, as a model of
-    another vocabulary: the overlay names the old place.
+    `base` is where an overlay's base model is. If the base was moved, the overlay still names the
+    old place, so the base itself ranks, as any model with another vocabulary would.
     """
     own = settings.ranker == SELF
     try:
@@ -238,26 +257,29 @@ def load_ranker(
 
 
 @lru_cache(maxsize=1)
-def _pruner(folder: Path, scorer: str, window: int | None, precision: Precision) -> InputPruner:
-    """The last one is kept: a server checks it first, and then uses it."""
-    return InputPruner.from_pretrained(folder, scorer=scorer, window=window, precision=precision)
+def _pruner(folder: Path, scorer: str, window: int | None, precision: Precision) -> TextPruner:
+    """Cached, because a server checks its options first and loads the pruner again later."""
+    return TextPruner.from_pretrained(folder, scorer=scorer, window=window, precision=precision)
 
 
 def _public_name(reference: str) -> str:
-    """A hub id; of a local folder only its last part."""
+    """A hub id, or the last part of a local folder."""
     is_folder = Path(reference).expanduser().is_dir()
     return Path(reference).expanduser().resolve().name if is_folder else reference
 
 
 def _target_tokenizer(renderer: Any, ranker: Ranker) -> Tokenizer | None:
-    """The served model's; None if it is the ranker's own."""
+    """The served model's tokenizer; None if the ranker has the same."""
     served = Path(renderer.model_config.tokenizer) / "tokenizer.json"
     own = ranker.folder / "tokenizer.json"
     if served.is_file() and sha256_file(served) == sha256_file(own):
         return None
     tokenizer = compat_prompt.target_tokenizer(renderer)
     if tokenizer is None:
-        logger.warning("kprune: tokens of pruned segments are counted as the ranker's")
+        logger.warning(
+            "kprune: the served model's tokenizer cannot be copied; the ranker's tokenizer counts "
+            "the tokens of pruned segments instead"
+        )
     return tokenizer
 
 
@@ -265,5 +287,5 @@ def _count(tokenizer: Tokenizer, text: str) -> int:
     return len(encode(tokenizer, text).ids)
 
 
-def _untouched(texts: Sequence[RequestTexts], wish: Wish) -> Prepared:
-    return Prepared([one.without_marks(wish.request) for one in texts])
+def _unpruned(requests: Sequence[SplitRequest]) -> Prepared:
+    return Prepared([one.without_marks() for one in requests])

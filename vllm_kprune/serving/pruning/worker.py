@@ -1,7 +1,7 @@
-"""The thread that ranks: away from the event loop, with a short queue and few CPU threads.
+"""The thread that ranks, away from the event loop: a short queue and few CPU threads.
 
-One thread, because a ranking uses several CPUs itself: two at once would finish no sooner. What
-waits is bounded; a request that finds the queue full is not held up.
+There is one thread because a ranking uses several CPUs itself: two at once would not finish sooner.
+The queue is bounded, and a request that finds it full is not delayed.
 """
 
 import asyncio
@@ -15,15 +15,15 @@ __all__ = ["Busy", "Worker"]
 T = TypeVar("T")
 Job = Callable[[Callable[[], bool]], T]
 _MOST_PENDING = 32
-_LONGEST_WAIT_SECONDS = 10.0  # for its turn and the work: after that, pruning saves no time
+_LONGEST_WAIT_SECONDS = 10.0  # in the queue and in work: pruning saves no time after that
 
 
 class Busy(Exception):
-    """The request would wait long, or has."""
+    """The request would have to wait for too long, or has waited for too long."""
 
 
 class Worker:
-    """Runs jobs in turn; a job is called with a function that tells whether to give up."""
+    """Runs jobs one after the other. A job gets a function that says whether it should give up."""
 
     def __init__(
         self,
@@ -40,12 +40,16 @@ class Worker:
 
     @property
     def pending(self) -> int:
-        """Jobs that wait or run."""
+        """The number of jobs that are waiting or running."""
         return self._pending
 
     async def run(self, job: Job[T]) -> T:
-        """The job's result. When the caller is cancelled, a waiting job is dropped, a running one
-        told; the same, and `Busy`, after `longest_wait` seconds; `Busy` when many are pending."""
+        """Return the job's result.
+
+        If the caller is cancelled, a waiting job is dropped and a running job is told to give up.
+        The same happens after `longest_wait` seconds, and `Busy` is raised. Raises `Busy` at once
+        if the queue is full.
+        """
         gone = Event()
         future = self._submit(job, gone)
         try:
@@ -55,14 +59,14 @@ class Worker:
             raise
         except TimeoutError:
             gone.set()
-            raise Busy(f"not pruned within {self._longest_wait:g} s") from None
+            raise Busy(f"pruning did not finish within {self._longest_wait:g} s") from None
 
     def run_blocking(self, job: Job[T]) -> T:
-        """The same, for a caller that has a thread of its own to wait in."""
+        """Do the same for a caller that can wait in its own thread; only a full queue is `Busy`."""
         return self._submit(job, Event()).result()
 
     def close(self) -> None:
-        """Drop what waits; the thread ends after the job that it has begun."""
+        """Drop waiting jobs. The thread ends after the job that is running."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _submit(self, job: Job[T], gone: Event) -> Future[T]:
@@ -80,7 +84,7 @@ class Worker:
 
 
 def _use_cpu_threads(number: int) -> None:
-    """Limit what torch uses for calls from this thread; those of other threads keep theirs."""
+    """Limit the CPU threads of torch calls from this thread. Other threads keep theirs."""
     import torch
 
     torch.set_num_threads(number)

@@ -1,0 +1,178 @@
+"""Prune one segment: keep its most important tokens in their order.
+
+This is LitePruner's algorithm 1 (section 2), with pieces for tokens. Text goes in and text comes
+out, so the target model may have another tokenizer than the ranker. What is kept is cut out of the
+text, never decoded from ids, so it is a subsequence of the text's characters. Marks and chats are
+not known here; see `pruner` for the class that users call.
+"""
+
+from collections.abc import Callable, Iterable
+from copy import copy
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+from typing import Unpack
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer
+
+from vllm_kprune.errors import KPruneError
+from vllm_kprune.prompt.budget import PieceChoice, PruneOptions
+from vllm_kprune.prompt.forced import forced_pieces
+from vllm_kprune.prompt.pieces import cut_pieces
+from vllm_kprune.prompt.result import PrunedSegment
+from vllm_kprune.prompt.scorers import DEFAULT_SCORER, Scorer, ScorerSettings, make_scorer
+from vllm_kprune.prompt.separators import Separators
+from vllm_kprune.prompt.tokens import (
+    Cancelled,
+    ControlTokens,
+    CountTokens,
+    IsCancelled,
+    Tokens,
+    control_tokens,
+    encode,
+    load_tokenizer,
+)
+
+__all__ = ["TextPruner"]
+
+
+class TextPruner:
+    """A tokenizer and its scorers. Several threads may use one object at once."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        make: Callable[[str], Scorer],
+        default_scorer: str = DEFAULT_SCORER,
+    ) -> None:
+        """`make` makes a scorer by name, or raises `KPruneError`; it is called once for a name."""
+        self.tokenizer = tokenizer
+        self.default_scorer = default_scorer
+        self._make = make
+        self._scorers: dict[str, Scorer] = {}
+        self._lock = Lock()
+        self._control = ControlTokens(control_tokens(tokenizer))
+        self._failed: dict[str, KPruneError] = {}
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder: str | Path,
+        *,
+        scorer: str = DEFAULT_SCORER,
+        **settings: Unpack[ScorerSettings],
+    ) -> "TextPruner":
+        """Read `tokenizer.json` from a model's folder, and the weights that the scorer needs.
+
+        Raises `KPruneError` for a folder without tokenizer.json, an unknown scorer, or a model that
+        the scorer cannot use.
+        """
+        folder = Path(folder)
+        pruner = cls(
+            load_tokenizer(folder), lambda name: make_scorer(name, folder, **settings), scorer
+        )
+        pruner.scorer(scorer)
+        return pruner
+
+    def scorer(self, name: str | None = None) -> Scorer:
+        """The scorer of this name, made on first use."""
+        name = name or self.default_scorer
+        with self._lock:
+            if name in self._failed:
+                raise self._failed[name]
+            if name not in self._scorers:
+                try:
+                    self._scorers[name] = self._make(name)
+                except KPruneError as error:
+                    self._failed[name] = error
+                    raise
+            return self._scorers[name]
+
+    def protecting(self, names: Iterable[str]) -> "TextPruner":
+        """A pruner that also keeps control tokens of these names, those of a target model."""
+        other = copy(self)
+        other._control = ControlTokens(self._control.names | frozenset(names))
+        return other
+
+    def tokenize(self, text: str) -> Tokens:
+        """The ranker's tokens of `text`, without the special tokens that a prompt begins with."""
+        encoding = encode(self.tokenizer, text)
+        return Tokens(text, tuple(encoding.ids), tuple(encoding.offsets))
+
+    def prune(
+        self,
+        text: str,
+        options: PruneOptions,
+        *,
+        query: str | None = None,
+        count: CountTokens | None = None,
+        cancelled: IsCancelled | None = None,
+    ) -> PrunedSegment:
+        """Drop the least important tokens of `text`.
+
+        `query` is the question, for scorers that use it. `count` counts tokens as the target model
+        does. The text is left whole if dropping would spell a control token that was not there
+        before. Raises `Cancelled` once `cancelled`, which is asked between steps, is true.
+        """
+        tokens = self.tokenize(text)
+        before = count(text) if count else len(tokens.ids)
+        _check(cancelled)
+        cut = self._cut(tokens, options)
+        if options.leaves(before):
+            return cut.result(cut.choice.everything, text, None, before, before)
+        scores = self.scorer(options.scorer).scores(tokens, query=query, cancelled=cancelled)
+
+        def measure(left: str) -> int:
+            _check(cancelled)
+            return count(left) if count else len(self.tokenize(left).ids)
+
+        kept = cut.choice.choose(scores, options, lambda kept: measure(cut.text_of(kept)))
+        left = cut.text_of(kept)
+        # `<start` + `_of_turn>` would open a turn once the text between the two is dropped.
+        if len(self._control.find(left)) > len(self._control.find(text)):
+            kept, left = cut.choice.everything, text
+        return cut.result(kept, left, scores, before, measure(left))
+
+    def _cut(self, tokens: Tokens, options: PruneOptions) -> "_Cut":
+        pieces = cut_pieces(tokens.text, tokens.offsets, options.unit)
+        separators = Separators(tokens.text, pieces)
+        forced = separators.added(forced_pieces(tokens, pieces, options, self._control))
+        return _Cut(tokens, PieceChoice(pieces, forced, separators))
+
+
+def _check(cancelled: IsCancelled | None) -> None:
+    if cancelled is not None and cancelled():
+        raise Cancelled
+
+
+@dataclass(frozen=True, eq=False)
+class _Cut:
+    """A text in pieces, before and after the choice."""
+
+    tokens: Tokens
+    choice: PieceChoice
+
+    def text_of(self, kept: npt.NDArray[np.bool_]) -> str:
+        return self.choice.pieces.join(self.tokens.text, kept)
+
+    def result(
+        self,
+        kept: npt.NDArray[np.bool_],
+        left: str,
+        scores: npt.NDArray[np.float32] | None,
+        before: int,
+        after: int,
+    ) -> PrunedSegment:
+        return PrunedSegment(
+            original=self.tokens.text,
+            text=left,
+            tokens=self.tokens,
+            pieces=self.choice.pieces,
+            scores=scores,
+            piece_kept=kept,
+            piece_forced=self.choice.forced,
+            tokens_before=before,
+            tokens_after=after,
+        )
