@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
-from reference_options import cell
+from reference_options import cell, code, option_cells
 
 import vllm_kprune
 from vllm_kprune.checkpoint.manifest import BaseReference, Evidence, Manifest
+from vllm_kprune.options import options_of, reference_rows
 from vllm_kprune.profile import LANGUAGES, Profile, load_profile, shipped_profiles
 from vllm_kprune.vocabulary.selection import REASONS
 
@@ -71,7 +72,7 @@ def profile_page() -> str:
     """Keys of a profile, the shipped ones, and the languages."""
     shipped = (load_profile(name) for name in shipped_profiles())
     return PROFILE_PAGE.format(
-        keys="\n".join(_model_rows(Profile)),
+        keys="\n".join(_profile_rows()),
         shipped="\n".join(
             [
                 "| name | languages | description |",
@@ -96,6 +97,13 @@ def profile_page() -> str:
     )
 
 
+def _profile_rows() -> Iterator[str]:
+    yield "| key | value | default | meaning |"
+    yield "|---|---|---|---|"
+    for row in reference_rows(options_of(Profile, "profile"), form="profile", prefix=""):
+        yield f"| {code(row.name)} | {option_cells(row)} |"
+
+
 def manifest_page() -> str:
     """Fields of `kprune.json`."""
     return MANIFEST_PAGE.format(
@@ -107,15 +115,7 @@ def manifest_page() -> str:
 
 
 def _model_rows(model: type[BaseModel]) -> Iterator[str]:
-    schema = model.model_json_schema()
-    described = any("description" in item for item in schema["properties"].values())
-    yield "| field | type | default |" + (" meaning |" if described else "")
-    yield "|---|---|---|" + ("---|" if described else "")
-    for name, item in schema["properties"].items():
-        required = name in schema.get("required", ())
-        default = "required" if required else _default(item.get("default"))
-        meaning = f" {cell(item.get('description', ''))} |" if described else ""
-        yield f"| `{name}` | {_type(item)} | {default} |{meaning}"
+    return iter(_schema_rows(model.model_json_schema()))
 
 
 def _default(value: Any) -> str:

@@ -3,18 +3,17 @@
 import argparse
 import html
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import fields
+from collections.abc import Iterable, Iterator
 from typing import Any, get_args
 
 import typer
 
 from vllm_kprune.cli.app import app
 from vllm_kprune.compare.suites import SUITES
-from vllm_kprune.guard.policy import OPTIONS as GUARD_NAMES
-from vllm_kprune.guard.policy import SCRIPTS
-from vllm_kprune.prompt.options import OPTIONS as PRUNE_NAMES
-from vllm_kprune.serving.options import ServingOptions, add_options
+from vllm_kprune.guard.policy import SCRIPTS, GuardPolicy
+from vllm_kprune.options import Option, OptionRow, options_of, reference_rows
+from vllm_kprune.prompt.options import prune_options
+from vllm_kprune.serving.options import FLAG_PREFIX, PREFIX, add_options, flag, server_options
 
 EXIT_CODES = """\
 | exit code | meaning |
@@ -25,31 +24,6 @@ EXIT_CODES = """\
 | 3 | only a part was done; the same command resumes |
 | 130 | Ctrl-C |
 """
-
-# Of a request's options: what they take and do. The server's option of the same name, where there
-# is one, is their default.
-REQUEST_HELP: Mapping[str, tuple[str, str]] = {
-    "languages": ('`"ko,en"` or a list; `"off"`', "languages of the answer (ISO 639-1)"),
-    "scripts": ('`"Hangul,Latin"` or a list', "Unicode scripts, instead of languages or with them"),
-    "hanja": ("`none`, `ksx1001`, `all`", "Han characters that are allowed as well"),
-    "allow": ("up to 256 characters", "single characters that are allowed as well"),
-    "digits": ("true or false", "false refuses digits"),
-    "punctuation": ("true or false", "false refuses punctuation and symbols"),
-    "emoji": ("true or false", "false refuses emoji"),
-    "keep": ('0 < share ≤ 1; `"off"`', "share of the tokens to keep"),
-    "target_tokens": ("1 to 10,000,000", "the most tokens to keep, instead of a share"),
-    "unit": ("`token` or `word`", "what is kept or dropped as a whole"),
-    "scorer": ("`rarity`, `question`, `attention`, `random`", "how tokens are ranked"),
-    "force_tokens": ("a text or a list, up to 64", "texts that stay wherever they occur"),
-    "force_digits": ("true or false", "every token with a digit stays"),
-    "force_first": ("number of tokens", "the first tokens of each part stay"),
-    "force_last": ("number of tokens", "the last tokens of each part stay"),
-    "min_tokens": ("number of tokens", "shorter requests are left alone; 0 prunes any length"),
-    "roles": ('`"user,assistant"` or a list', "roles whose earlier messages are pruned"),
-    "marks": ("true or false", "false treats `<kprune>` as plain text"),
-    "strict": ("true or false", "a failure of the pruner fails the request"),
-}
-
 
 _CODE = re.compile(r"(`[^`]*`)|(</?(?!code>)\w[^<>]*>)")
 
@@ -209,11 +183,11 @@ A request that gives `kprune_keep` or `kprune_target_tokens` replaces both of th
 
 
 def server_page() -> str:
-    """The `--kprune-*` options as argparse has them, and the keys of `vllm_xargs`."""
+    """The `--kprune-*` options, and the keys of `vllm_xargs`."""
     return SERVER_PAGE.format(
         server="\n".join(_server_rows()),
-        guard="\n".join(_request_rows(GUARD_NAMES)),
-        pruner="\n".join(_request_rows(PRUNE_NAMES)),
+        guard="\n".join(_request_rows(options_of(GuardPolicy, "request"))),
+        pruner="\n".join(_request_rows(prune_options("request"))),
         scripts=", ".join(f"`{name}`" for name in SCRIPTS),
     )
 
@@ -225,21 +199,26 @@ def serve_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def option_cells(row: OptionRow) -> str:
+    """What it takes, its default, and its help."""
+    default = code(row.default) if row.default else ""
+    return f"{cell(row.bounds)} | {default} | {cell(row.help)}"
+
+
 def _server_rows() -> Iterator[str]:
-    yield "| option | meaning |"
-    yield "|---|---|"
-    for action in serve_parser()._actions:
-        spelled = f"{action.option_strings[0]} {action.metavar or ''}".rstrip()
-        yield f"| {cell(code(spelled))} | {cell(action.help or '')} |"
-
-
-def _request_rows(names: Mapping[str, Any]) -> Iterator[str]:
-    yield "| key in `vllm_xargs` | value | meaning | server option |"
+    yield "| option | value | default | meaning |"
     yield "|---|---|---|---|"
-    of_server = {field.name for field in fields(ServingOptions)}
-    for name in names:
-        key = {"roles": "prune_roles"}.get(name, name)
-        option = {"strict": "pruner_strict"}.get(key, key)
-        flag = f"`--kprune-{option.replace('_', '-')}`" if option in of_server else ""
-        values, meaning = REQUEST_HELP[name]
-        yield f"| `kprune_{key}` | {cell(values)} | {cell(meaning)} | {flag} |"
+    plugin = serve_parser()._option_string_actions["--plugin"]
+    yield f"| `--plugin` | a name | | {cell(plugin.help or '')} |"
+    for row in reference_rows(server_options(), form="server", prefix=FLAG_PREFIX):
+        yield f"| {code(row.flags[0])} | {option_cells(row)} |"
+
+
+def _request_rows(options: Iterable[Option]) -> Iterator[str]:
+    yield "| key in `vllm_xargs` | value | default | meaning | server option |"
+    yield "|---|---|---|---|---|"
+    for one in options:
+        (row,) = reference_rows([one], form="request", prefix=PREFIX)
+        of_server = one.name_in("server")
+        default = code(flag(of_server)) if of_server else ""
+        yield f"| {code(row.flags[0])} | {option_cells(row)} | {default} |"

@@ -12,6 +12,21 @@ INTRODUCTION = """\
 Everything here is imported from `vllm_kprune` itself, is typed, and works where vLLM is not
 installed. Other modules are internal and may change.
 """
+EXAMPLE = """\
+```python
+from vllm_kprune import build_overlay, export_overlay, verify_overlay
+
+manifest = build_overlay("MODEL", "enko", "build/enko")
+print(len(manifest.kept_ids), "of", manifest.original_tokens, "tokens kept")
+for law in verify_overlay("build/enko"):
+    print(law.law, law.title, "holds" if law.holds else law.counter_example)
+export_overlay("build/enko", "build/enko-standalone")
+```
+
+A mistake that you can correct raises `KPruneError`, which is a `ValueError`.
+"""
+# Classes whose fields are described on another page.
+FIELDS = {"Manifest": "kprune-json.md", "Profile": "profile.md"}
 _CODE_LINE = re.compile(r"^( {4}|>>> |\.\.\. )")
 
 
@@ -20,11 +35,12 @@ def python_page() -> str:
     names = [name for name in vllm_kprune.__all__ if not name.startswith("__")]
     sections = [_section(name, getattr(vllm_kprune, name)) for name in names]
     version = "`vllm_kprune.__version__` is the installed version.\n"
-    return "\n".join([INTRODUCTION, version, *sections])
+    return "\n".join([INTRODUCTION, version, EXAMPLE, *sections])
 
 
 def _section(name: str, value: Any) -> str:
-    parts = [f"## {name}\n", _signature(name, value), markdown(inspect.getdoc(value) or "")]
+    call = f"Its fields: [{name}]({FIELDS[name]}).\n" if name in FIELDS else _signature(name, value)
+    parts = [f"## {name}\n", call, markdown(inspect.getdoc(value) or "")]
     if inspect.isclass(value):
         for member, method in _public(value):
             parts += [
@@ -53,18 +69,19 @@ def _signature(name: str, value: Any) -> str:
         found = inspect.signature(value)
     except (TypeError, ValueError):
         return ""
-    text = f"{name}{found}"
-    if len(text) > 80 and found.parameters:
-        lines = "".join(f"    {line},\n" for line in _parameters(found))
-        returns = text.rpartition(") -> ")[2] if ") -> " in text else ""
-        text = f"{name}(\n{lines})" + (f" -> {returns}" if returns else "")
+    returns = "" if inspect.isclass(value) else str(found).rpartition(") -> ")[2]
+    returns = f" -> {returns}" if returns else ""
+    lines = [_short(line) for line in _parameters(found)]
+    text = f"{name}({', '.join(lines)}){returns}"
+    if len(text) > 80:
+        text = "\n".join([f"{name}(", *(f"    {line}," for line in lines), f"){returns}"])
     return f"```python\n{_short(text)}\n```\n"
 
 
 def _parameters(signature: inspect.Signature) -> list[str]:
     lines, starred = [], False
     for parameter in signature.parameters.values():
-        if parameter.name == "self":
+        if parameter.name.startswith("_") or parameter.name == "self":
             continue
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY and not starred:
             lines.append("*")

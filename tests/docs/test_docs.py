@@ -28,9 +28,8 @@ from test_layers import RANKS
 
 import vllm_kprune
 from vllm_kprune.cli.app import app
-from vllm_kprune.guard.policy import OPTIONS as GUARD_NAMES
 from vllm_kprune.guard.policy import GuardPolicy
-from vllm_kprune.serving.request_options import PRUNE_NAMES
+from vllm_kprune.serving.request_options import GUARD_NAMES, PRUNE_NAMES
 
 PACKAGE = Path(vllm_kprune.__file__).parent
 DOCS = ROOT / "docs"
@@ -104,6 +103,15 @@ def test_words_of_the_first_design_are_gone(page: Path) -> None:
     assert [word for word in old if word in text] == []
 
 
+@every_page
+def test_targets_of_make_exist(page: Path) -> None:
+    targets = set(re.findall(r"^([a-z-]+):", read(ROOT / "Makefile"), re.MULTILINE))
+    named = re.findall(
+        r"\bmake ([a-z-]+)", "\n".join([*blocks(read(page), "bash", ""), *spans(read(page))])
+    )
+    assert set(named) <= targets
+
+
 # ---- what the code has -------------------------------------------------------------------------
 
 
@@ -132,6 +140,7 @@ def test_every_environment_variable_is_documented(operating: str) -> None:
         and _VARIABLE.fullmatch(node.value)
     }
     assert {"VLLM_KPRUNE_DISABLE", "KPRUNE_CACHE"} <= found
+    found -= {"VLLM_CONFIG"}  # the name of a seam
     assert sorted(found - set(spans(operating))) == []
 
 
