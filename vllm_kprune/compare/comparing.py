@@ -45,6 +45,10 @@ def compare_endpoints(
 ) -> Report:
     """Send the same work to two OpenAI-compatible endpoints, and compare their answers.
 
+    >>> report = compare_endpoints(original, pruned, suites=["exactness"], output=output)
+    >>> [suite.name for suite in report.suites]
+    ['exactness']
+
     `suites` are names, or suites with options of their own such as
     `Latency(Latency.Options(rounds=5))`; None runs all. A name stands for the suite in
     `configured`. All answers and the report (`report.json`, `report.html`) are written to the
