@@ -1,12 +1,4 @@
-"""Compare two endpoints from start to end: what `kprune compare` does, for Python.
-
-from vllm_kprune import compare_endpoints
-
-report = compare_endpoints(
-    "http://localhost:8000", "http://localhost:8001", suites=["stability"], output="report"
-)
-print(report.summary)
-"""
+"""Compare two endpoints from start to end: what `kprune compare` does, for Python."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
