@@ -84,7 +84,7 @@ def declarations() -> dict[str, list[Path]]:
 
 # Other options of the same name: a command may mean another profile or corpus, and the hanja of the
 # guard are not those of a vocabulary.
-OWN = {"hanja", "profile", "corpus", "languages", "base", "keep", "scorer"}
+OWN = {"hanja", "name", "profile", "corpus", "languages", "base", "keep", "scorer"}
 
 
 @pytest.mark.parametrize("name", sorted(SHARED))
