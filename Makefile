@@ -1,8 +1,10 @@
 # make demo   the main job: original and pruned model side by side
 # make bench  time of a build, and the demo's figures as JSON
 # make paper  the paper's experiment, remade small: tables and reports in build/paper, 80 minutes
-# make test   linters, types, tests
-# Both set up .venv first, once. PYTHON=... picks the interpreter, TORCH_INDEX=... an index for the CPU torch.
+# make test   linters, types, tests: 20 minutes on two cores, 2 GB and the servers' own memory
+# make test-fast  the tests of a contributor's loop: no servers, no downloads, none that take long
+# make docs   the documentation site in build/site, links and anchors checked; make docs-serve shows it
+# All set up .venv first, once. PYTHON=... picks the interpreter, TORCH_INDEX=... an index for the CPU torch.
 
 PYTHON ?= python3
 TORCH_INDEX ?=
@@ -11,10 +13,10 @@ BIN := .venv/bin
 STAMP := .venv/.kprune-setup-$(shell cat requirements/cpu.lock pyproject.toml packaging/vllm/pyproject.toml packaging/make_venv.py | cksum | cut -d' ' -f1)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo paper test lint bench clean
+.PHONY: help setup demo paper test test-fast test-fast-1 test-fast-2 lint bench docs docs-serve clean
 
 help:
-	@echo "make setup | demo | paper | test | lint | bench | clean   (variables: PYTHON, TORCH_INDEX)"
+	@echo "make setup | demo | paper | test | test-fast | lint | bench | docs | docs-serve | clean   (variables: PYTHON, TORCH_INDEX)"
 
 setup: $(STAMP)
 	@echo "setup: .venv is ready"
@@ -43,10 +45,37 @@ lint: $(STAMP)
 test: lint
 	$(BIN)/python -m pytest
 
+# Two processes side by side, about as long as each other; a failure of one does not stop the other.
+FAST := $(BIN)/python -m pytest -q -m "not server and not slow" --no-downloads
+FAST_ROOMS := $(addprefix tests/,checkpoint cli tokenizer vocabulary)
+
+test-fast: $(STAMP)
+	@$(MAKE) --no-print-directory -k -j2 --output-sync=target test-fast-1 test-fast-2
+
+test-fast-1:
+	$(FAST) $(FAST_ROOMS)
+
+test-fast-2:
+	$(FAST) tests $(addprefix --ignore=,$(FAST_ROOMS))
+
 # Figures for the README: run it on an idle machine.
 bench: $(STAMP)
 	$(BIN)/python benchmarks/build_overlay.py
 	$(BIN)/kprune demo -o build/demo --json build/demo.json
 
+# The generator has an environment of its own: it needs nothing of kprune's.
+DOCS_STAMP := .venv-docs/.kprune-docs-$(shell cksum requirements/docs.lock | cut -d' ' -f1)
+
+$(DOCS_STAMP):
+	@$(PYTHON) -m venv --clear .venv-docs
+	@.venv-docs/bin/python -m pip --disable-pip-version-check install --quiet -r requirements/docs.lock
+	@touch $@
+
+docs: $(DOCS_STAMP)
+	@.venv-docs/bin/zensical build --clean --strict
+
+docs-serve: $(DOCS_STAMP)
+	@.venv-docs/bin/zensical serve
+
 clean:
-	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-docs build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

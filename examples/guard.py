@@ -1,4 +1,4 @@
-"""Guard single requests with the `openai` client, streamed: Korean and English, or as you like.
+"""Guard single requests with the `openai` client, streamed: Korean and English, or other scripts.
 
 vllm serve MODEL --plugin kprune
 python examples/guard.py http://localhost:8000/v1
@@ -16,12 +16,12 @@ GUARDS = (
     {"kprune_languages": "ko,en"},
     {"kprune_languages": "ko,en", "kprune_hanja": "ksx1001"},
     {"kprune_scripts": ["Hangul"], "kprune_digits": "false"},
-    {"kprune_languages": "korean"},  # answered with HTTP 400 and the names that are known
+    {"kprune_languages": "korean"},  # a mistake: HTTP 400 names the known codes
 )
 
 
 def stream(client: OpenAI, guard: dict[str, object]) -> None:
-    """Print a hot continuation as it arrives."""
+    """Print a continuation at a high temperature as it arrives."""
     model = client.models.list().data[0].id
     chunks = client.completions.create(
         model=model,

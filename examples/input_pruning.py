@@ -1,10 +1,10 @@
-"""Prune long prompts with the `openai` client: what to keep, marked spans, and what it saved.
+"""Prune long prompts with the `openai` client: shares to keep, marked spans, and what was saved.
 
 vllm serve MODEL --plugin kprune --kprune-input-pruner self
 python examples/input_pruning.py http://localhost:8000/v1
 
 MODEL is any model that vLLM serves; one without a chat template needs --chat-template. Nothing is
-pruned unless a request asks (`--kprune-keep 0.8` would ask for all).
+pruned unless a request asks for it (`--kprune-keep 0.8` would prune every request).
 """
 
 import sys
@@ -21,25 +21,25 @@ PASSAGE = (
 QUESTION = "How high is it?"
 MARKED = f'Answer from this text. <kprune keep="0.6">{PASSAGE * 4}</kprune> {QUESTION}'
 SERVE = "vllm serve MODEL --plugin kprune --kprune-input-pruner self"
-# vllm_xargs of a request. `kprune_min_tokens` 0: however short it is.
-WISHES: tuple[Mapping[str, object], ...] = (
+# The `vllm_xargs` of each request. `kprune_min_tokens` 0 prunes prompts of any length.
+REQUEST_OPTIONS: tuple[Mapping[str, object], ...] = (
     {},
     {"kprune_keep": 0.7, "kprune_min_tokens": 0},
     {"kprune_keep": 0.7, "kprune_min_tokens": 0, "kprune_force_digits": 1, "kprune_unit": "word"},
     {"kprune_target_tokens": 100, "kprune_min_tokens": 0},
-    {"kprune_keep": "most"},  # answered with HTTP 400 and what is allowed
+    {"kprune_keep": "most"},  # a mistake: HTTP 400 says what is expected
 )
 
 
-def ask(client: OpenAI, content: str, wish: Mapping[str, object], *, earlier: str = "") -> None:
-    """Ask once, and print the answer and what its headers tell."""
+def ask(client: OpenAI, content: str, options: Mapping[str, object], *, earlier: str = "") -> None:
+    """Ask once, and print the answer and what its headers say."""
     turns = [{"role": "user", "content": earlier}, {"role": "assistant", "content": "I see."}]
     raw = client.chat.completions.with_raw_response.create(
         model=client.models.list().data[0].id,
         messages=[*(turns if earlier else []), {"role": "user", "content": content}],  # type: ignore[list-item]
         max_tokens=40,
         temperature=0,
-        extra_body={"vllm_xargs": dict(wish)},
+        extra_body={"vllm_xargs": dict(options)},
     )
     answer = raw.parse()
     names = ("prompt-tokens-original", "prompt-tokens-kept", "segments-pruned")
@@ -52,14 +52,14 @@ def ask(client: OpenAI, content: str, wish: Mapping[str, object], *, earlier: st
 
 
 def main(url: str) -> None:
-    """A passage in an earlier turn, pruned in several ways; then one in a marked span."""
+    """Prune a passage of an earlier turn in several ways, then one in a marked span."""
     client = OpenAI(base_url=url, api_key="none")
-    for wish in WISHES:
-        sys.stdout.write(f"\n{dict(wish)}\n")
+    for options in REQUEST_OPTIONS:
+        sys.stdout.write(f"\n{dict(options)}\n")
         try:
-            ask(client, QUESTION, wish, earlier=PASSAGE * 4)
+            ask(client, QUESTION, options, earlier=PASSAGE * 4)
         except BadRequestError as error:
-            if wish.get("kprune_keep") != "most":
+            if options.get("kprune_keep") != "most":
                 raise
             sys.stdout.write(f"{error}\n")
     sys.stdout.write("\nmarked\n")

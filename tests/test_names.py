@@ -12,7 +12,7 @@ import vllm_kprune
 PACKAGE = Path(vllm_kprune.__file__).parent
 # The rooms whose names are checked against those of the whole package.
 ROOMS = (
-    *("checkpoint", "cli", "demo", "errors", "guard", "profile", "progress", "storage"),
+    *("checkpoint", "cli", "compare", "demo", "errors", "guard", "profile", "progress", "storage"),
     *("tokenizer", "vocabulary"),
 )
 # Name -> why it stands for the same thing wherever it is defined.

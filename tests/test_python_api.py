@@ -5,10 +5,12 @@ import doctest
 import importlib
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.mock_endpoint import MockEndpoint
 from support.tiny_folders import save_model
 from tokenizers import Tokenizer
 
@@ -37,6 +39,7 @@ API = [
     "__version__",
     "build_automaton",
     "build_overlay",
+    "compare_endpoints",
     "export_overlay",
     "load_profile",
     "load_spellings",
@@ -51,6 +54,13 @@ LINES = ["a line of text", "สวัสดี", "한국어 \U0001f600"]
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small Llama with a byte-fallback tokenizer."""
     return save_model(tmp_path_factory.mktemp("api") / "model")
+
+
+@pytest.fixture
+def endpoints() -> Iterator[tuple[str, str]]:
+    """The URLs of two servers that give the same answers."""
+    with MockEndpoint() as original, MockEndpoint() as pruned:
+        yield original.url, pruned.url
 
 
 @pytest.fixture(scope="module")
@@ -105,14 +115,17 @@ def test_the_public_functions_have_an_example() -> None:
 
 @pytest.mark.parametrize("name", [name for name in FUNCTIONS if name != "load_profile"])
 def test_the_example_in_a_docstring_is_right(
-    name: str, model: Path, overlay: Path, tmp_path: Path
+    name: str, model: Path, overlay: Path, endpoints: tuple[str, str], tmp_path: Path
 ) -> None:
-    """`model`, `overlay` and `output` are folders, `byte_id` has the ids of tokens by name."""
+    """`model`, `overlay` and `output` are folders, `byte_id` has the ids of tokens by name, and
+    `original` and `pruned` are the URLs of servers."""
     function = getattr(vllm_kprune, name)
     vocabulary = Tokenizer.from_file(str(model / "tokenizer.json")).get_vocab()
     names: dict[str, Any] = {
         "model": str(model),
         "overlay": str(overlay),
+        "original": endpoints[0],
+        "pruned": endpoints[1],
         "output": str(tmp_path / "output"),
         "byte_id": vocabulary,
         "load_spellings": load_spellings,

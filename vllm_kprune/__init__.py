@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from vllm_kprune.checkpoint.overlay import build_overlay as build_overlay
     from vllm_kprune.checkpoint.verify import LawResult as LawResult
     from vllm_kprune.checkpoint.verify import verify_overlay as verify_overlay
+    from vllm_kprune.compare.comparing import compare_endpoints as compare_endpoints
     from vllm_kprune.errors import KPruneError as KPruneError
     from vllm_kprune.guard.automaton import Automaton as Automaton
     from vllm_kprune.guard.automaton import build_automaton as build_automaton
@@ -33,6 +34,7 @@ __all__ = [
     "__version__",
     "build_automaton",
     "build_overlay",
+    "compare_endpoints",
     "export_overlay",
     "load_profile",
     "load_spellings",
@@ -52,6 +54,7 @@ _HOMES = {
     "Profile": "profile",
     "build_automaton": "guard.automaton",
     "build_overlay": "checkpoint.overlay",
+    "compare_endpoints": "compare.comparing",
     "export_overlay": "checkpoint.export",
     "load_profile": "profile",
     "load_spellings": "guard.spelling",

@@ -4,8 +4,8 @@ By transformers, as vLLM does it: the template of a small model and the publishe
 where the template has them.
 """
 
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,7 @@ def prune(folder: Path, *lines: str) -> Path:
     return folder.parent / "pruned"
 
 
-@cache
+@lru_cache(maxsize=2)  # an original and its overlay; a published one takes 400 MB
 def tokenizer_of(folder: Path) -> Any:
     """A folder's tokenizer as transformers reads it, which takes seconds for a published one."""
     from transformers import AutoTokenizer
@@ -102,7 +102,7 @@ def test_a_small_template_gives_the_same_tokens(name: str, tools: Any, tmp_path:
 @pytest.fixture(params=CLASSES)
 def published(
     request: pytest.FixtureRequest, published_tokenizer: Callable[[str], Path], tmp_path: Path
-) -> Path:
+) -> Iterator[Path]:
     """A published tokenizer with its chat template, in a folder with a small random embedding."""
     architecture = CLASSES[request.param]
     package = published_tokenizer(request.param)
@@ -117,7 +117,8 @@ def published(
         folder / "config.json",
         {"architectures": [architecture], "model_type": MODEL_TYPES[architecture]},
     )
-    return folder
+    yield folder
+    tokenizer_of.cache_clear()
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from vllm_kprune.checkpoint.manifest import EXPORT_NAME, load_manifest
 from vllm_kprune.checkpoint.overlay import build_overlay
 from vllm_kprune.profile import Profile
 
-# transformers warns while it is imported; that is not ours to mend.
+# transformers warns when it is imported.
 pytestmark = pytest.mark.filterwarnings("default")
 
 THAI = Profile(name="thai", languages=("th",), code=False)

@@ -46,6 +46,7 @@ def test_points_grow_in_size_and_memory_up_to_the_original(
     assert (curve["measured_on"], curve["chosen"] in sizes) == ("text", True)
 
 
+@pytest.mark.slow
 def test_the_chosen_point_is_what_build_keeps(
     run: Command, model: Path, profile: Path, texts: list[Path], tmp_path: Path
 ) -> None:

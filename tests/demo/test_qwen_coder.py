@@ -1,12 +1,18 @@
 """The reference model of the paper's experiment: its makers' tokenizer and template; it answers."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from support.child import in_child
 from tokenizers import Tokenizer
 
 pytestmark = pytest.mark.slow
+QUESTIONS = {
+    "What is the capital of France? Answer in one sentence.": "Paris",
+    "대한민국의 수도는 어디인가요? 한 문장으로 답하세요.": "서울",
+}
 ENDS = ("eos_token", "pad_token")
 
 
@@ -41,25 +47,30 @@ def test_its_head_is_tied_and_an_answer_ends_with_the_turn_or_the_text(qwen_code
     assert read(qwen_coder / "generation_config.json")["eos_token_id"] == [151_645, 151_643]
 
 
-@pytest.mark.parametrize(
-    ("question", "wanted"),
-    [
-        ("What is the capital of France? Answer in one sentence.", "Paris"),
-        ("대한민국의 수도는 어디인가요? 한 문장으로 답하세요.", "서울"),
-    ],
-)
-def test_it_answers_in_english_and_korean(qwen_coder: Path, question: str, wanted: str) -> None:
+def answers(folder: Path, questions: Sequence[str]) -> list[str]:
+    """What the model says; its weights take 3 GB."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(qwen_coder)
-    inputs = tokenizer.apply_chat_template(
-        [{"role": "user", "content": question}],
-        add_generation_prompt=True,
-        return_tensors="pt",
-        return_dict=True,
-    )
-    model = AutoModelForCausalLM.from_pretrained(qwen_coder, dtype=torch.bfloat16)
-    answer = model.generate(**inputs, max_new_tokens=16, do_sample=False)[0]
-    text = tokenizer.decode(answer[inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    assert wanted in text
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    texts = []
+    for question in questions:
+        inputs = tokenizer.apply_chat_template(
+            [{"role": "user", "content": question}],
+            add_generation_prompt=True,
+            return_tensors="pt",
+            return_dict=True,
+        )
+        answer = model.generate(**inputs, max_new_tokens=16, do_sample=False)[0]
+        written = answer[inputs["input_ids"].shape[1] :]
+        texts.append(tokenizer.decode(written, skip_special_tokens=True))
+    return texts
+
+
+def test_it_answers_in_english_and_korean(qwen_coder: Path) -> None:
+    texts = in_child(answers, qwen_coder, list(QUESTIONS))
+    assert [wanted in text for wanted, text in zip(QUESTIONS.values(), texts, strict=True)] == [
+        True,
+        True,
+    ], texts

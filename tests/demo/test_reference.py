@@ -12,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
+from support.child import in_child
 from support.tiny_reference import make_reference, write_gguf, write_llama_gguf, write_qwen2_gguf
 from tokenizers import Tokenizer
 
@@ -456,19 +457,24 @@ def test_gemmas_tokenizer_is_googles_id_for_id(
     assert num_lines >= 10_000
 
 
-@pytest.mark.slow
-def test_smollm_answers_in_english(smollm2: Path) -> None:
-    """Its tokenizer.json is pinned to Hugging Face's own; its rows of queries and keys are right
-    or it would babble."""
+def smollms_answer(folder: Path) -> str:
+    """What the model says; its weights take half a gigabyte."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(smollm2)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     question = [{"role": "user", "content": "What is the capital of France?"}]
     inputs = tokenizer.apply_chat_template(
         question, add_generation_prompt=True, return_tensors="pt", return_dict=True
     )
-    model = AutoModelForCausalLM.from_pretrained(smollm2, dtype="float32")
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
     answer = model.generate(**inputs, max_new_tokens=12, do_sample=False)[0]
-    text = tokenizer.decode(answer[inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    assert text == "The capital of France is Paris."
+    written = answer[inputs["input_ids"].shape[1] :]
+    return str(tokenizer.decode(written, skip_special_tokens=True))
+
+
+@pytest.mark.slow
+def test_smollm_answers_in_english(smollm2: Path) -> None:
+    """Its tokenizer.json is pinned to Hugging Face's own; its rows of queries and keys are right
+    or it would babble."""
+    assert in_child(smollms_answer, smollm2) == "The capital of France is Paris."
     assert "Apache License" in (smollm2 / "LICENSE").read_text()

@@ -1,4 +1,4 @@
-"""Real tokenizers with their spellings, made once."""
+"""Real tokenizers with their spellings, one at a time."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,11 +11,15 @@ from vllm_kprune.guard.spelling import load_spellings
 
 @pytest.fixture(scope="session")
 def load_vocabulary(published_tokenizer: Callable[[str], Path]) -> Callable[[str], Vocabulary]:
-    """A function that gives a vocabulary by its name in `NUM_ROWS`."""
+    """A function that gives a vocabulary by its name in `NUM_ROWS`.
+
+    Only the last one is kept: with the automatons that tests ask of it, each is large.
+    """
     loaded: dict[str, Vocabulary] = {}
 
     def load(name: str) -> Vocabulary:
         if name not in loaded:
+            loaded.clear()
             path = published_tokenizer(name)
             loaded[name] = Vocabulary(name, path, load_spellings(path.parent, None))
         return loaded[name]

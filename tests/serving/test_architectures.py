@@ -1,8 +1,8 @@
-"""Tiny models of the known classes through vLLM: the pruned one answers as the masked original.
+"""Tiny models of the known classes in vLLM: the pruned one answers as the masked original.
 
-The classes that differ in how vLLM loads a vocabulary are here: tied and untied, one shard and
-several, experts, Cohere's scaled logits, a text model inside of a multimodal one. Gemma-3 text is
-what the live servers serve.
+The classes here differ in how vLLM loads their vocabulary: tied and untied, one shard and several,
+experts, Cohere's scaled logits, a text model inside a multimodal one. The live servers serve the
+text model of Gemma-3.
 """
 
 import importlib.util
@@ -23,7 +23,7 @@ from vllm_kprune.checkpoint.overlay import build_overlay
 pytestmark = [pytest.mark.server, pytest.mark.slow]
 
 SERVED = ("qwen3-moe", "llama-3.1", "aya-expanse", "gemma3-multimodal")
-# vLLM's own class for it cannot be imported without torchvision, which the CPU build here lacks.
+# vLLM's own class needs torchvision, which the CPU build here lacks.
 WITHOUT_TORCHVISION = {"model_impl": "transformers", "skip_tokenizer_init": False}
 OPTIONS: dict[str, dict[str, Any]] = {
     "gemma3-multimodal": {} if importlib.util.find_spec("torchvision") else WITHOUT_TORCHVISION
@@ -42,7 +42,7 @@ ADAPTERS = {
 
 
 def moved_base_job(pair: Pair, folder: Path) -> dict[str, Any]:
-    """An overlay whose base is elsewhere since, as Python tells it; in vLLM's usual processes."""
+    """An overlay whose base was moved, as the configuration says; in vLLM's usual processes."""
     base, overlay = copytree(pair.original, folder / "base"), folder / "overlay"
     profile = load_manifest(pair.overlay).profile
     build_overlay(str(base), profile, overlay, corpora=[pair.original.parent / "corpus.txt"])
@@ -51,7 +51,7 @@ def moved_base_job(pair: Pair, folder: Path) -> dict[str, Any]:
 
 
 def masked_greedy(pair: Pair, tokens: int) -> list[list[int]]:
-    """What transformers answers with the original, when all but the kept ids are masked."""
+    """The answers of the original in transformers, with all but the kept ids masked."""
     import torch
     from transformers import LlamaForCausalLM
 
@@ -68,7 +68,7 @@ def masked_greedy(pair: Pair, tokens: int) -> list[list[int]]:
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pair]:
-    """Every model that is served here, and its overlay."""
+    """Each model, and its overlay."""
     folders = {name: tmp_path_factory.mktemp(name) for name in SERVED}
     return {
         name: make_pair(ARCHITECTURES[name].save(folder / "original"), folder)
@@ -80,7 +80,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pair]:
 def answers(
     pairs: dict[str, Pair], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, list[dict[str, Any]]]:
-    """What the overlay and the original answer: each model, and Llama in further settings."""
+    """The answers of overlays and originals: of each model, and of Llama in more settings."""
     folder = tmp_path_factory.mktemp("jobs")
     cases = {name: pair.jobs(options=OPTIONS.get(name)) for name, pair in pairs.items()}
     for name, modules in ADAPTERS.items():

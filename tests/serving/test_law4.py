@@ -1,143 +1,112 @@
-"""Law 4 on live servers: the pruned model is the original with everything else masked.
+"""Law 4 on real engines: the pruned model is the original with everything else masked.
 
-Same prompts (as token ids, through the id map), greedy, one request at a time, so that both engines
-run the same shapes; the only matrix product that differs is the LM head's. Each difference has to
-be a tie: two tokens on top whose logits bfloat16 cannot tell apart.
+The same prompts (as token ids, through the id map), greedy. Live servers answer all of them in
+float32, where every logit is compared and rounding leaves next to no ties. The default of the
+checkpoint, bfloat16, is computed offline: there a batch has the same shapes in both engines, so
+that the only matrix product that differs is the LM head's. Wherever two answers differ it has to be
+a tie: two tokens on top whose logits that format cannot tell apart.
 """
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
-from support.live_client import Step, greedy_steps
-from tokenizers import Tokenizer
+from support.forks import ask
+from support.law4_prompts import FEW, KINDS, PROMPTS
+from support.law4_steps import (
+    Answers,
+    Vocabulary,
+    differences,
+    first_difference,
+    largest_error,
+    load_vocabulary,
+)
+from support.live_client import Step, bfloat16_step, float32_error, greedy_batch
 
-from vllm_kprune.checkpoint.manifest import load_manifest
 from vllm_kprune.demo.servers import VllmServer
 
-# Minutes on two idle cores, several times that on busy ones.
+# A minute on two idle cores, several times that on busy ones.
 pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(2400)]
 
 TOKENS = 64
-KOREAN = """대한민국의 수도는
-오늘 날씨가 좋아서 우리는
-조선 시대의 과학 기술 가운데 가장
-김치를 담그려면 먼저 배추를
-인공지능이 사회에 미치는 영향은
-세종대왕은 훈민정음을
-서울에서 부산까지 기차로
-경제 성장률이 지난 분기보다
-그는 책상 위에 놓인 편지를 읽고
-한국어의 높임법은
-봄이 오면 산과 들에
-병원에 가기 전에 확인해야 할
-프로그램을 처음 배우는 사람에게
-바다와 맞닿은 작은 마을에서
-정부는 오늘 새로운 정책을 발표하며
-아이들이 운동장에서
-커피를 마시면서 신문을
-지구의 기온이 올라가면
-박물관에 전시된 유물은
-첫째, 물을 충분히 마신다. 둘째,""".splitlines()
-ENGLISH = """The capital of France is
-Once upon a time in a small village
-The most important property of a prime number
-To bake a loaf of bread, first
-In 1969, the first astronauts
-Machine learning models are trained by
-The old lighthouse keeper looked at
-Water boils at 100 degrees, while
-Dear hiring manager, I am writing to
-According to the report, the economy
-She opened the door and
-The difference between a virus and a bacterium
-Photosynthesis is the process by which
-Ladies and gentlemen, welcome to
-The stock market closed lower on""".splitlines()
-MIXED = """Python에서 list와 tuple의 차이는
-이번 meeting에서는 roadmap을
-GPU memory가 부족할 때는 batch size를
-Seoul (서울) is the capital of
-New York에서 출발한 비행기는 JFK
-API key를 환경 변수에 저장하면
-"Hello"는 한국어로 "안녕하세요"이고, "Thank you"는
-iPhone 15 Pro의 가격은 $999부터
-Transformer 모델의 attention은
-BTS의 노래 Dynamite는
-2024년 1분기 매출은 전년 대비 12.5%
-RESTful API의 status code 404는
-Docker container를 실행하려면 docker run
-K-pop과 K-drama의 global
-Translate to Korean: Good morning =""".splitlines()
-CODE = """def fibonacci(n):\\n    if n <
-import numpy as np\\n\\ndef normalize(x):\\n
-for (int i = 0; i <
-SELECT name, COUNT(*) FROM users
-class Stack:\\n    def __init__(self):
-#!/bin/bash\\nset -e\\nfor file in
-const response = await fetch(
-<html>\\n<head>\\n<title>
-public static void main(String[]
-# 두 수의 합을 구하는 함수\\ndef add(a, b):""".splitlines()
-PROMPTS = [text.replace("\\n", "\n") for text in (*KOREAN, *ENGLISH, *MIXED, *CODE)]
+TOKENS_IN_BFLOAT16 = 32  # a CPU without instructions for it takes four times as long
 
 
 @pytest.fixture(scope="module")
-def kept_ids(overlay: Path) -> tuple[int, ...]:
-    """New id -> original id, of the tokens that have a row."""
-    return load_manifest(overlay).kept_rows
+def vocabulary(overlay: Path) -> Vocabulary:
+    """What `enko` keeps of Gemma."""
+    return load_vocabulary(overlay)
 
 
-@dataclass(frozen=True)
-class Difference:
-    """A place where the answers part: the prompt, the original's step, the pruned model's token."""
-
-    prompt: str
-    position: int
-    step: Step
-    token: int
-
-
-def differences(
-    pruned: VllmServer, prompt: str, new_ids: list[int], expected: list[Step], kept: Sequence[int]
-) -> Iterator[Difference]:
-    """Every place where the pruned model parts from the original, as if it had not before.
-
-    After a difference it goes on from the original's text: so all positions are compared.
-    """
-    new_id = {old: new for new, old in enumerate(kept)}
-    done = 0
-    while done < len(expected):
-        written = [new_id[step.token] for step in expected[:done]]
-        steps = greedy_steps(pruned, [*new_ids, *written], len(expected) - done)
-        answer = [kept[step.token] for step in steps]
-        pairs = enumerate(zip(expected[done:], answer, strict=True), start=done)
-        parted = next(
-            ((at, step, token) for at, (step, token) in pairs if step.token != token), None
-        )
-        if parted is None:
-            return
-        yield Difference(prompt, *parted)
-        done = parted[0] + 1
-
-
-def test_the_prompts_are_sixty() -> None:
+def test_the_prompts_are_sixty_of_four_kinds() -> None:
     assert len(PROMPTS) == len(set(PROMPTS)) == 60
+    assert [len(set(kind) & set(FEW)) for kind in KINDS] == [3] * 4
 
 
 def test_greedy_output_is_that_of_the_original_with_everything_else_masked(
-    original: VllmServer, pruned: VllmServer, overlay: Path, kept_ids: tuple[int, ...]
+    original: VllmServer, pruned: VllmServer, vocabulary: Vocabulary
 ) -> None:
-    tokenizer = Tokenizer.from_file(str(overlay / "tokenizer.json"))
-    found: list[Difference] = []
-    for prompt in PROMPTS:
-        new_ids = tokenizer.encode(prompt).ids
-        expected = greedy_steps(original, [kept_ids[i] for i in new_ids], TOKENS, allowed=kept_ids)
-        assert len(expected) == TOKENS
-        found += differences(pruned, prompt, new_ids, expected, kept_ids)
-    unexplained = [d for d in found if not d.step.is_tie_between(d.step.token, d.token)]
-    assert not unexplained
-    identical = len(PROMPTS) - len({d.prompt for d in found})
-    assert identical >= len(PROMPTS) // 2, found
-    print(f"law 4: {identical} of {len(PROMPTS)} answers identical, {len(found)} numerical ties")  # noqa: T201
+    asked = [vocabulary.original(vocabulary.ids(prompt)) for prompt in PROMPTS]
+    whole = greedy_batch(original, asked, TOKENS, allowed=vocabulary.kept)
+    assert [len(steps) for steps in whole] == [TOKENS] * len(PROMPTS)
+    expected = dict(zip(PROMPTS, whole, strict=True))
+    errors: list[float] = []
+
+    def go_on(places: dict[str, int]) -> Answers:
+        written = {
+            prompt: vocabulary.pruned([step.token for step in expected[prompt][:at]])
+            for prompt, at in places.items()
+        }
+        prompts = [[*vocabulary.ids(prompt), *written[prompt]] for prompt in places]
+        answers = greedy_batch(pruned, prompts, TOKENS - min(places.values()))
+        found = {
+            prompt: vocabulary.original_steps(steps[: TOKENS - at])
+            for (prompt, at), steps in zip(places.items(), answers, strict=True)
+        }
+        errors.extend(largest_error(expected[p][at:], found[p]) for p, at in places.items())
+        return found
+
+    found = list(differences(expected, go_on))
+    assert [one for one in found if not one.is_tie(float32_error)] == []
+    assert max(errors) <= 1, "a logit differs by more than rounding"
+    assert len({one.prompt for one in found}) <= len(PROMPTS) // 2, found
+    print(f"law 4: {len(found)} numerical ties, largest error {max(errors):.2f}")  # noqa: T201
+
+
+def test_so_it_is_in_the_bfloat16_of_the_checkpoint(
+    reference_model: Path, overlay: Path, vocabulary: Vocabulary, tmp_path: Path
+) -> None:
+    prompts = [vocabulary.ids(prompt) for prompt in FEW]
+    originals = [vocabulary.original(ids) for ids in prompts]
+    shared: dict[str, Any] = {
+        "tokens": TOKENS_IN_BFLOAT16,
+        "logprobs": 2,
+        # The engine warms up on the most tokens and requests that it allows: no more than these.
+        "options": {
+            "dtype": "bfloat16",
+            "logprobs_mode": "processed_logits",
+            "max_num_batched_tokens": 256,
+            "max_num_seqs": len(FEW),
+        },
+    }
+    jobs: list[dict[str, Any]] = [
+        {"model": str(reference_model), "prompts": originals, "allowed": vocabulary.kept, **shared},
+        {"model": str(overlay), "prompts": prompts, **shared},
+    ]
+    whole, pruned = map(_steps, ask("offline_jobs.py", jobs, tmp_path))
+    pairs = zip(FEW, whole, map(vocabulary.original_steps, pruned), strict=True)
+    found = [first_difference(prompt, 0, one, other) for prompt, one, other in pairs]
+    unexplained = [one for one in found if one and not one.is_tie(bfloat16_step)]
+    assert unexplained == []
+    assert found.count(None) >= len(FEW) // 2, found
+
+
+def _steps(answer: dict[str, Any]) -> list[list[Step]]:
+    assert "error" not in answer, answer
+    return [
+        [
+            Step(token, {int(i): value for i, value in best.items()})
+            for token, best in zip(ids, steps, strict=True)
+        ]
+        for ids, steps in zip(answer["ids"], answer["best"], strict=True)
+    ]

@@ -1,4 +1,4 @@
-"""`vllm serve MODEL --kprune-profile --kprune-languages`: hub cache, YAML, two API servers."""
+"""`vllm serve MODEL --kprune-profile …` in one step: from the hub cache, with two API servers."""
 
 import json
 import os
@@ -33,11 +33,12 @@ revision: v1.0
 api-server-count: 2
 enforce-eager: true
 max-model-len: 1024
+dtype: float32
 """
 
 
 def save_in_hub_cache(model: Path, home: Path) -> None:
-    """Lay a model folder out as `huggingface_hub` keeps what it has downloaded."""
+    """Lay out a model folder as `huggingface_hub` stores its downloads."""
     repository = home / "hub" / f"models--{NAME.replace('/', '--')}"
     snapshot = repository / "snapshots" / COMMIT
     for folder in (snapshot, repository / "refs", repository / "blobs"):
@@ -52,7 +53,7 @@ def save_in_hub_cache(model: Path, home: Path) -> None:
 
 @pytest.fixture(scope="module")
 def environment(reference_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Offline, with a hub cache that holds revision v1.0 only, and an empty cache of kprune's."""
+    """Offline, with a hub cache that holds revision v1.0 only, and an empty kprune cache."""
     home = tmp_path_factory.mktemp("hub-home")
     save_in_hub_cache(reference_model, home)
     cache = tmp_path_factory.mktemp("kprune-cache")
@@ -68,7 +69,7 @@ print(cached_overlay(sys.argv[1], load_profile("enko"), revision="v1.0").folder)
 
 
 def started(server: VllmServer) -> int:
-    """How many API servers have said that they are there."""
+    """How many API servers have started, by their log."""
     return log_tail(server.log, 10_000).count("Application startup complete")
 
 
@@ -76,9 +77,9 @@ def started(server: VllmServer) -> int:
 def served(
     environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[VllmServer, Path]]:
-    """The model by its hub name behind two API servers, and its overlay, built at the same time.
+    """The model by its hub name behind two API servers, and the folder of its overlay.
 
-    Both the server and another process build it; this one tells where it is.
+    The server and another process, which prints the folder, build the overlay at the same time.
     """
     folder = tmp_path_factory.mktemp("one-step")
     config, log = folder / "serve.yaml", folder / "server.log"
@@ -125,7 +126,7 @@ def test_the_model_answers_under_the_name_that_was_given(server: VllmServer) -> 
     assert complete(server, "대한민국의 수도는").model == NAME
 
 
-def test_both_api_servers_tell_the_same_and_the_revision(
+def test_both_api_servers_report_the_same_and_the_revision(
     served: tuple[VllmServer, Path],
 ) -> None:
     server, built = served

@@ -23,7 +23,7 @@ PROMPTS = (
 )
 TOKENS = 48
 
-# Python runs this at every start: neither the package nor its entry points are found.
+# Python runs this whenever it starts: it hides the package and its entry points.
 _HIDE_KPRUNE = """
 import importlib.metadata as metadata, sys
 
@@ -49,7 +49,7 @@ import vllm_kprune
 
 @pytest.fixture(scope="module")
 def without_kprune(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Environment variables of a process that cannot find kprune, checked to be so."""
+    """Environment variables with which a process cannot find kprune; this is checked first."""
     folder = tmp_path_factory.mktemp("hide")
     (folder / "sitecustomize.py").write_text(_HIDE_KPRUNE)
     environment = {**ENVIRONMENT, "PYTHONPATH": str(folder), "VLLM_KPRUNE_DISABLE": "1"}
@@ -78,7 +78,7 @@ def test_plain_vllm_serves_it_with_the_overlays_greedy_ids(
     prompts = [tokenizer.encode(prompt).ids for prompt in PROMPTS]
     expected = [greedy_ids(pruned, ids) for ids in prompts]
     arguments = ["--enforce-eager", "--max-model-len", "1024"]
-    arguments += ["--logprobs-mode", "processed_logits"]
+    arguments += ["--logprobs-mode", "processed_logits", "--dtype", "float32"]  # as `pruned`
     with VllmServer(export, arguments, environment=without_kprune) as plain:
         answers = [greedy_ids(plain, ids) for ids in prompts]
     assert answers == expected

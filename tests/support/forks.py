@@ -1,6 +1,6 @@
 """Runs small jobs in forks of a process that has imported vLLM, the slowest part of each.
 
-`ask` starts such a script for a test, with the jobs in a file. The script calls `run_forked` and
+`ask` starts such a script for a test, with the jobs in a file; the script calls `run_forked` and
 `tell`. Two jobs run at once: starting an engine is mostly Python, which keeps one CPU busy.
 """
 
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from support.child import script_environment
 from support.tiny_models import ENVIRONMENT
 
 AT_ONCE = 2
@@ -21,11 +22,11 @@ _MARK = "ANSWERS "
 
 
 def ask(script: str, jobs: Sequence[Any], folder: Path) -> list[Any]:
-    """What a script beside this file answers to each job; the jobs are written into `folder`."""
+    """The answers of a script beside this file to these jobs; the file is written into `folder`."""
     (folder / "jobs.json").write_text(json.dumps(jobs))
     done = subprocess.run(
         [sys.executable, Path(__file__).with_name(script), folder / "jobs.json"],
-        env={**os.environ, **ENVIRONMENT, "PYTHONPATH": _with_tests()},
+        env={**script_environment(), **ENVIRONMENT},
         capture_output=True,
         text=True,
         timeout=800,
@@ -37,20 +38,14 @@ def ask(script: str, jobs: Sequence[Any], folder: Path) -> list[Any]:
     return answers
 
 
-def _with_tests() -> str:
-    """`PYTHONPATH` for scripts, which import their support from here as tests do."""
-    tests = str(Path(__file__).resolve().parent.parent)
-    return os.pathsep.join([tests, *filter(None, [os.environ.get("PYTHONPATH")])])
-
-
 def tell(answers: Sequence[Any]) -> None:
-    """Answer, from inside the script."""
+    """Send the answers from the script to the test."""
     sys.stdout.write(_MARK + json.dumps(answers) + "\n")
 
 
 @dataclass
 class Ended:
-    """A fork that has ended: what its function returned (None if it failed), and its output."""
+    """A fork that has ended: what its function returned (or None), its status and its output."""
 
     result: Any
     status: int
@@ -58,7 +53,7 @@ class Ended:
 
 
 def run_forked(run: Callable[[Any], Any], jobs: Sequence[Any]) -> list[Ended]:
-    """Call `run` for each job in a fork of its own; its result must be JSON."""
+    """Call `run` with each job in a fork of its own; what it returns must fit into JSON."""
     running: dict[int, tuple[int, int, int]] = {}
     ended: dict[int, Ended] = {}
 

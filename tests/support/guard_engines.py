@@ -1,4 +1,4 @@
-"""Engine configurations with small trained tokenizers, and what the guard must do, recomputed."""
+"""Engine configurations with small trained tokenizers, and the tokens that a guard must refuse."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,12 +16,12 @@ from vllm_kprune.guard.policy import parse_policy
 from vllm_kprune.guard.spelling import TokenSpellings, load_spellings
 from vllm_kprune.serving.settings import GUARD_CLASS_PATH
 
-# Some end inside a character: of two, three and four bytes, and one that no answer may finish.
+# Cut so that some end inside a character of two, three or four bytes; no answer may finish "中".
 PROMPTS = tuple(
     (text, cut) for text in ("가나다라마바사", "the é", "😀", "中", "ok") for cut in (0, 1, 2)
 )
 NUM_ROWS = 960  # more than there are tokens, as in Qwen3
-# What requests ask for; the server's default is English and Korean.
+# The default of the server, and what requests ask for.
 DEFAULT = {"languages": "ko,en"}
 WISHES: tuple[dict[str, Any] | None, ...] = (
     None,
@@ -33,7 +33,7 @@ WISHES: tuple[dict[str, Any] | None, ...] = (
 
 @dataclass(frozen=True)
 class Engine:
-    """A tokenizer's folder, and the part of a `VllmConfig` that the guard reads."""
+    """A folder with a tokenizer, served with the guard."""
 
     folder: Path
     tokenizer: Tokenizer = field(repr=False)
@@ -41,6 +41,7 @@ class Engine:
 
     @property
     def config(self) -> Any:
+        """The part of a `VllmConfig` that the guard reads."""
         model = SimpleNamespace(
             model=str(self.folder),
             tokenizer=str(self.folder),
@@ -63,6 +64,7 @@ class Engine:
 
     @property
     def eos(self) -> int:
+        """The token that ends an answer."""
         found = self.tokenizer.token_to_id("<eos>")
         assert found is not None
         return found
@@ -73,7 +75,7 @@ class Engine:
         return [self._id("<bos>"), *ids[: len(ids) - cut]]
 
     def ids(self, text: str) -> list[int]:
-        """Its bytes, one token each, so that it can be cut anywhere; each is a token of both."""
+        """One token for each byte of the text, so that it can be cut anywhere."""
         if self.tokenizer.token_to_id("<0x00>") is not None:
             return [self._id(f"<0x{byte:02X}>") for byte in text.encode()]
         return [i for c in text for i in self._letters(c)]
@@ -92,6 +94,7 @@ class Engine:
 
 @cache
 def spellings(folder: Path) -> TokenSpellings:
+    """The spellings of a folder's tokenizer, read once."""
     return load_spellings(folder, None)
 
 
@@ -106,7 +109,7 @@ def _automaton(folder: Path, wish: str, eos: int) -> Automaton | None:
 def expected_refusals(
     engine: Engine, wish: dict[str, Any] | None, token_ids: Sequence[int]
 ) -> torch.Tensor:
-    """Tokens that must not follow `token_ids`, bool [NUM_ROWS], from the whole text each time."""
+    """Tokens that must not follow `token_ids`, bool [NUM_ROWS], computed from the whole text."""
     automaton = _automaton(engine.folder, str(WISHES.index(wish)), engine.eos)
     if automaton is None:
         return torch.zeros(NUM_ROWS, dtype=torch.bool)
@@ -114,12 +117,14 @@ def expected_refusals(
 
 
 def make_engine(kind: str, folder: Path) -> Engine:
+    """An engine with one of the small tokenizers, written into `folder`."""
     tokenizer = TINY[kind]()
     tokenizer.save(str(folder / "tokenizer.json"))
     return Engine(folder, tokenizer)
 
 
 def sampling_params(**options: Any) -> Any:
+    """vLLM's `SamplingParams`, imported when a test asks for them."""
     from vllm import SamplingParams
 
     return SamplingParams(**options)

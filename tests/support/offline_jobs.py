@@ -3,8 +3,10 @@
     python offline_jobs.py JOBS.json
 
 Each job (`{"model": FOLDER, "options": {...}, "prompts": [[id, ...], ...], "allowed": [...]}`) runs
-in a fork, with the engine inside of it. The greedy ids of all jobs are printed as one line of JSON;
-of a job that failed, its error.
+in a fork, which holds the engine. All prompts of a job are one batch, so that two jobs with as many
+prompts of the same lengths compute the same shapes. The answers to all jobs are printed as one line
+of JSON: the greedy `ids`, the `best` logits of each step where `logprobs` asks for them, or the
+`error` of a job that failed.
 """
 
 import importlib
@@ -23,7 +25,7 @@ os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 
 def _answer(job: dict[str, Any]) -> dict[str, Any]:
     try:
-        return {"ids": _generate(**job)}
+        return _generate(**job)
     except BaseException as error:
         traceback.print_exc()
         return {"error": f"{type(error).__name__}: {error}"}
@@ -37,7 +39,8 @@ def _generate(
     allowed: list[int] | None = None,
     lora: str | None = None,
     environment: dict[str, str] | None = None,
-) -> list[list[int]]:
+    logprobs: int | None = None,
+) -> dict[str, Any]:
     os.environ.update(environment or {})
     from vllm import LLM, SamplingParams
     from vllm.lora.request import LoRARequest
@@ -52,10 +55,19 @@ def _generate(
             ignore_eos=True,
             detokenize=False,
             allowed_token_ids=allowed,
+            logprobs=logprobs,
         ),
         lora_request=LoRARequest("adapter", 1, lora) if lora else None,
     )
-    return [list(output.outputs[0].token_ids) for output in outputs]
+    answers = [output.outputs[0] for output in outputs]
+    return {
+        "ids": [list(answer.token_ids) for answer in answers],
+        "best": [_values(answer.logprobs) for answer in answers] if logprobs else None,
+    }
+
+
+def _values(steps: Any) -> list[dict[int, float]]:
+    return [{token: one.logprob for token, one in step.items()} for step in steps]
 
 
 if __name__ == "__main__":

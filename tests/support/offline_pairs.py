@@ -25,7 +25,7 @@ class Pair:
     prompts: list[list[int]]
 
     def jobs(self, **more: Any) -> list[dict[str, Any]]:
-        """The same greedy generation by the pruned model, and by the original when masked."""
+        """Greedy generation by the pruned model, and by the original with other tokens masked."""
         originals = [self.original_ids(ids) for ids in self.prompts]
         return [
             {"model": str(self.overlay), "prompts": self.prompts, **more},
@@ -33,6 +33,7 @@ class Pair:
         ]
 
     def original_ids(self, ids: list[int]) -> list[int]:
+        """The same tokens in ids of the original vocabulary."""
         return [self.kept[i] for i in ids]
 
 
@@ -42,7 +43,7 @@ def make_pair(original: Path, folder: Path) -> Pair:
     overlay = folder / "pruned"
     corpora = [folder / "corpus.txt"]
     kept = build_overlay(str(original), PROFILE, overlay, corpora=corpora).kept_ids
-    if len(kept) % 2 == 0:  # an odd number makes two ranks hold different numbers of rows
+    if len(kept) % 2 == 0:  # with an odd number, two ranks hold different numbers of rows
         odd = replace(PROFILE, target_size=len(kept) - 1)
         build_overlay(str(original), odd, overlay, corpora=corpora, force=True)
     tokenizer = Tokenizer.from_file(str(overlay / "tokenizer.json"))

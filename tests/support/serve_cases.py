@@ -3,7 +3,7 @@
     python serve_cases.py CASES.json
 
 Each case (`{"words": [...], "environment": {...}, "vllm": VERSION or null}`) runs in a fork. The
-answers are printed as one line of JSON: exit code and output.
+exit code and the output of each are printed as one line of JSON.
 """
 
 import importlib

@@ -14,7 +14,7 @@ KOREAN = "나는 오늘 학교에 갔다.\nthe weather in Seoul is fine\n" * 3
 
 
 def save_model(folder: Path, kind: str = "byte_fallback", spare_rows: int = 3) -> Path:
-    """Write a Llama of one layer's worth of tensors: only its vocabulary is ever looked at."""
+    """Write a Llama with the tensors of one layer: the tests look at its vocabulary alone."""
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = TINY[kind]()
     tokenizer.save(str(folder / "tokenizer.json"))

@@ -15,7 +15,7 @@ from vllm_kprune.tokenizer.encoder import load_encoder
 from vllm_kprune.vocabulary.sizing import select_tokens
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def gemma(enko_plan: Plan) -> Pair:
     """Gemma-3 and what `enko` keeps of it."""
     original = load_encoder(enko_plan.base.folder)
@@ -36,7 +36,7 @@ def tiny(request: pytest.FixtureRequest) -> Pair:
     return _pair(request.param)
 
 
-@pytest.fixture(scope="session", params=["qwen3", "llama3_1", "aya_expanse"])
+@pytest.fixture(scope="module", params=["qwen3", "llama3_1", "aya_expanse"])
 def published(request: pytest.FixtureRequest, pruned_tokenizers: dict[str, Path]) -> Pair:
     """A tokenizer that a maker published, and what a shipped profile keeps of it."""
     manifest = load_manifest(pruned_tokenizers[request.param])
@@ -44,7 +44,9 @@ def published(request: pytest.FixtureRequest, pruned_tokenizers: dict[str, Path]
     return Pair(read_tokenizer(folder), load_encoder(folder), manifest.kept_ids)
 
 
-@pytest.fixture(scope="session", params=["gemma", *sorted(TINY)])
+@pytest.fixture(
+    scope="module", params=[pytest.param("gemma", marks=pytest.mark.slow), *sorted(TINY)]
+)
 def pair(request: pytest.FixtureRequest) -> Pair:
     """Each tokenizer with its pruned form, the real one first."""
     if request.param == "gemma":

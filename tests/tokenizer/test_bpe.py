@@ -104,16 +104,16 @@ def _without_byte(value: int) -> dict[str, Any]:
     ("data", "message"),
     [
         ({"model": {"type": "Unigram", "vocab": []}}, "Unigram.*only BPE"),
-        ({"model": {"type": "WordPiece", "vocab": {}}}, "WordPiece.*BPE only"),
+        ({"model": {"type": "WordPiece", "vocab": {}}}, "WordPiece.*only BPE"),
         ({"model": None}, "missing"),
         ([], "missing"),
         ("text", "missing"),
         (toy(merges=["t h e"]), "malformed"),
         (toy(merges=[1]), "malformed"),
         (toy() | {"added_tokens": [{"content": "x"}]}, "malformed"),
-        (toy() | {"decoder": None}, "decoder missing"),
+        (toy() | {"decoder": None}, "the decoder is missing"),
         (toy() | {"decoder": {"type": "WordPiece"}}, "byte-level or byte-fallback"),
-        (_without_byte(0xEC), "without the byte token <0xEC>"),
+        (_without_byte(0xEC), "lacks the byte token <0xEC>"),
     ],
 )
 def test_a_tokenizer_that_cannot_be_pruned_is_refused_with_the_reason(

@@ -46,7 +46,7 @@ def test_a_post_processor_that_needs_a_dropped_token_is_refused() -> None:
 
 def test_an_unknown_post_processor_is_refused() -> None:
     parsed = parse_tokenizer(_with(post_processor={"type": "Novel", "ids": [1]}))
-    with pytest.raises(KPruneError, match="Novel: unknown kind"):
+    with pytest.raises(KPruneError, match="Novel is of an unknown kind"):
         prune_tokenizer(parsed, [1])
 
 

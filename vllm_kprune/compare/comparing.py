@@ -1,12 +1,4 @@
-"""Compare two endpoints from start to end: what `kprune compare` does, for Python.
-
-from vllm_kprune import compare_endpoints
-
-report = compare_endpoints(
-    "http://localhost:8000", "http://localhost:8001", suites=["stability"], output="report"
-)
-print(report.summary)
-"""
+"""Compare two endpoints from start to end: what `kprune compare` does, for Python."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -44,6 +36,10 @@ def compare_endpoints(
     warn: Callable[[str], None] = lambda warning: None,
 ) -> Report:
     """Send the same work to two OpenAI-compatible endpoints, and compare their answers.
+
+    >>> report = compare_endpoints(original, pruned, suites=["exactness"], output=output)
+    >>> [suite.name for suite in report.suites]
+    ['exactness']
 
     `suites` are names, or suites with options of their own such as
     `Latency(Latency.Options(rounds=5))`; None runs all. A name stands for the suite in

@@ -9,12 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
+from vllm_kprune.arrays import Floats
 
 __all__ = ["Example", "Floats", "Measurement", "Metric", "Span", "SuiteResult"]
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
