@@ -186,7 +186,7 @@ def test_allowed_tokens_that_are_all_refused_end_the_answer(
         ({"kprune_languages": 3}, "expected names"),
         ({"kprune_scripts": "Hangl"}, "did you mean 'Hangul'"),
         ({"kprune_hanja": "all"}, "languages"),  # this server has no default
-        ({"kprune_lang": "ko"}, "unknown key 'kprune_lang'"),
+        ({"kprune_lang": "ko"}, "unknown option 'kprune_lang'"),
     ],
 )
 def test_a_bad_wish_is_a_client_error_that_names_what_is_allowed(
