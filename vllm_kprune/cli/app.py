@@ -1,4 +1,4 @@
-"""The `kprune` command: its subcommands, and one line instead of a traceback for a user's mistake.
+"""The `kprune` command: its subcommands, and one line, no traceback, for a user's mistake.
 
 Exit codes: 0 done, 1 a check failed, 2 a mistake that the user can correct, 3 only partly done,
 130 Ctrl-C.
