@@ -111,9 +111,6 @@ def _declaration(option: Option) -> Any:
         "rich_help_panel": option.group,
         "metavar": _metavar(option),
     }
-    # Typer knows no exclusive bound; `check_option` does.
-    if option.kind in (int, float) and not option.words and option.above is None:
-        rules |= {"min": option.least, "max": option.most}
     if option.existing:
         folder = option.existing == "folder"
         rules |= {"exists": True, "file_okay": not folder, "dir_okay": folder}
@@ -128,6 +125,17 @@ def _declaration(option: Option) -> Any:
 
 
 def _metavar(option: Option) -> str | None:
+    """With the range of a number. It is `check_option` that refuses others, in one line."""
+    shown = _plain_metavar(option)
+    if option.kind not in (int, float) or option.words:
+        return shown
+    lower = f"{option.least:g}<=" if option.least is not None else ""
+    lower = f"{option.above:g}<" if option.above is not None else lower
+    upper = f"<={option.most:g}" if option.most is not None else ""
+    return f"{shown or f'<{option.kind.__name__}>'} [{lower}x{upper}]" if lower + upper else shown
+
+
+def _plain_metavar(option: Option) -> str | None:
     if option.metavar or not option.positional:
         return option.metavar or ("|".join(option.choices) if 0 < len(option.choices) < 7 else None)
     return option.name.upper()
