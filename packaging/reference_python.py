@@ -95,7 +95,7 @@ def _short(text: str) -> str:
     text = re.sub(
         r"\b(?:vllm_kprune|collections|pathlib|typing|numpy)(?:\.\w+)*\.(\w+)", r"\1", text
     )
-    return re.sub(r"<factory>|<[^>]* at 0x[0-9a-f]+>", "…", text)
+    return re.sub(r"<factory>|<(?:[^<>]|<lambda>)* at 0x[0-9a-f]+>", "…", text)
 
 
 def markdown(doc: str) -> str:

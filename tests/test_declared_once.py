@@ -82,9 +82,9 @@ def declarations() -> dict[str, list[Path]]:
     return found
 
 
-# Other options of the same name: a command may mean another profile or corpus, and the hanja of the
-# guard are not those of a vocabulary.
-OWN = {"hanja", "name", "profile", "corpus", "languages", "base", "keep", "scorer"}
+# Other options of the same name: a command may mean another profile or corpus, the hanja of the
+# guard are not those of a vocabulary, and a reference model has a name, as a profile has.
+OWN = {"hanja", "profile", "corpus", "languages", "base", "keep", "scorer", "name"}
 
 
 @pytest.mark.parametrize("name", sorted(SHARED))

@@ -10,10 +10,8 @@ import pytest
 import vllm_kprune
 
 PACKAGE = Path(vllm_kprune.__file__).parent
-# The rooms whose names are checked against those of the whole package.
-ROOMS = (
-    *("checkpoint", "cli", "compare", "demo", "errors", "guard", "profile", "progress", "storage"),
-    *("tokenizer", "vocabulary"),
+ROOMS = sorted(
+    {path.relative_to(PACKAGE).parts[0].removesuffix(".py") for path in PACKAGE.rglob("*.py")}
 )
 # Name -> why it stands for the same thing wherever it is defined.
 SAME_THING: dict[str, str] = {}

@@ -173,9 +173,8 @@ def test_the_guard_needs_no_server(model: Path) -> None:
 
 
 def test_a_prompt_is_pruned_without_a_server(model: Path) -> None:
-    from vllm_kprune.prompt.pruner import PruneOptions
-
-    pruner = InputPruner.from_pretrained(model, scorer="random")
+    pruner = InputPruner(model, scorer="random")
     text = "the weather in Seoul is fine and the weather in Busan is not " * 4
-    pruned = pruner.prune(text, PruneOptions(keep=0.5))
+    pruned = pruner.prune(text, keep=0.5)
     assert 0 < len(pruned.text) < len(text)
+    assert pruned.tokens_after < pruned.tokens_before

@@ -42,7 +42,7 @@ def log(line: str) -> None:
 
 @contextmanager
 def steps() -> Iterator[progress.Progress]:
-    """A progress bar for each step, from calls with (step, share done); none without a terminal."""
+    """A progress bar for each step, from calls (step, share done); silent without a terminal."""
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),

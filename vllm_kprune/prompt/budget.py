@@ -13,6 +13,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
+from vllm_kprune.arrays import Booleans
 from vllm_kprune.options import option
 from vllm_kprune.prompt.pieces import TextPieces, Unit
 from vllm_kprune.prompt.scorers import DEFAULT_SCORER, SCORERS
@@ -20,7 +21,6 @@ from vllm_kprune.prompt.separators import Separators
 
 __all__ = ["PieceChoice", "PruneOptions"]
 
-Booleans = npt.NDArray[np.bool_]
 _EVERYWHERE = ("request", "server", "command")
 _MOST_TOKENS = 10_000_000
 _TOKENS = "a number of tokens"

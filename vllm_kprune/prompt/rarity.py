@@ -23,13 +23,12 @@ import numpy as np
 import numpy.typing as npt
 import regex
 
-from vllm_kprune.arrays import Floats
+from vllm_kprune.arrays import Floats, Integers
 from vllm_kprune.prompt.tokens import IsCancelled, Tokens
 from vllm_kprune.prompt.word_lists import LANGUAGES, list_for, word_list
 
 __all__ = ["Rarity", "Words", "find_words"]
 
-Integers = npt.NDArray[np.int64]
 
 _UNSPACED = ("Han", "Hiragana", "Katakana", "Hangul", "Thai", "Lao", "Khmer", "Myanmar")
 _SCRIPTS = tuple(dict.fromkeys([*LANGUAGES, *_UNSPACED]))

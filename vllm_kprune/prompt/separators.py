@@ -22,9 +22,9 @@ from functools import cached_property
 from unicodedata import category
 
 import numpy as np
-import numpy.typing as npt
 import regex
 
+from vllm_kprune.arrays import Booleans, Integers
 from vllm_kprune.prompt.pieces import TextPieces
 
 __all__ = ["Separators"]
@@ -32,9 +32,6 @@ __all__ = ["Separators"]
 _DIGIT = regex.compile(r"\p{Nd}")
 # Between digits, each of these makes one number.
 _JOINS = frozenset(("", ".", ",", ":"))
-
-Booleans = npt.NDArray[np.bool_]
-Integers = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)

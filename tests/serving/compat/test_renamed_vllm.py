@@ -14,7 +14,7 @@ import pytest
 from support.renamed_vllm import rename_classes
 from support.tiny_models import ENVIRONMENT, OverlayMaker
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.server]
 
 OWNERS = (
     *("EngineArgs", "ServeSubcommand", "InputProcessor", "OnlineRenderer", "DefaultModelLoader"),

@@ -28,7 +28,8 @@ def show_value(value: float | None, unit: str) -> str:
 def show_effect(effect: Estimate, metric: Metric, *, of_pair: bool = False) -> str:
     """An effect with its interval; `of_pair` marks a metric that has no sides.
 
-    >>> show_effect(Estimate(-0.0124, -0.0213, -0.0031), share_metric)
+    >>> accuracy = Metric("accuracy", "correct answers", "share", "higher", margin=0.01)
+    >>> show_effect(Estimate(-0.0124, -0.0213, -0.0031), accuracy)
     '−1.2 pp [−2.1, −0.3]'
     """
     if effect.value is None:
@@ -48,7 +49,9 @@ def show_effect(effect: Estimate, metric: Metric, *, of_pair: bool = False) -> s
 def show_margin(metric: Metric) -> str:
     """The largest difference that still counts as equal.
 
-    >>> show_margin(share_metric), show_margin(ratio_metric)
+    >>> accuracy = Metric("accuracy", "correct answers", "share", "higher", margin=0.01)
+    >>> speed = Metric("speed", "tokens per second", "1/s", "higher", margin=0.02, effect="ratio")
+    >>> show_margin(accuracy), show_margin(speed)
     ('1 pp', '2 %')
     """
     if metric.effect == "ratio":

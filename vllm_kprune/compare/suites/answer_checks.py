@@ -114,8 +114,10 @@ def find_loop(text: str) -> tuple[int, int] | None:
     A loop has at least five repetitions and forty characters, and contains a letter or digit: rows
     of dashes or dots are not loops.
 
+    The first round may begin earlier than it seems: "Yes. " ends like "know. ", from the dot on.
+
     >>> find_loop("Yes. " + "I do not know. " * 6)
-    (5, 95)
+    (3, 94)
     """
     tail = text.rstrip()[-_LOOP_TAIL:]
     codes = _codes(tail)
