@@ -23,6 +23,7 @@ from vllm_kprune.prompt.layer_config import LayerConfig, Rope
 
 __all__ = ["LayerWeights", "load_weights"]
 
+# Names in a causal model, in a bare one, and two spellings in multimodal ones.
 _PREFIXES = ("model.", "", "language_model.model.", "model.language_model.")
 _EMBEDDING = "embed_tokens.weight"
 _PLAIN = ("F32", "F16", "BF16")
@@ -88,6 +89,7 @@ class _WeightReader:
         config, prefix = self.config, self.prefix()
         layer = f"{prefix}layers.{config.layer}."
         embedding = self.tensor(prefix + _EMBEDDING, (None, config.hidden_size))
+        # Kept ids increase (the manifest checks it), so the last row is the largest.
         if kept_rows is not None and int(kept_rows[-1]) >= len(embedding):
             raise KPruneError(
                 f"{self.folder} has {len(embedding)} embedding rows, but the overlay keeps row "
@@ -175,6 +177,7 @@ class _WeightReader:
         """
         if not self.config.interleaved:
             return tensor.clone()
+        # [heads, dim / 2, 2, …] to [heads, 2, dim / 2, …]: rows 0 1 2 3 of a head become 0 2 1 3.
         rows = tensor.reshape(heads, self.config.head_dim // 2, 2, -1).transpose(1, 2)
         return rows.reshape(tensor.shape).clone()
 
@@ -187,6 +190,8 @@ def _frequencies(rope: Rope, dim: int) -> torch.Tensor:
         return plain
     if rope.scaling == "linear":
         return plain / rope.factor
+    # Llama-3.1: waves longer than `low` are slowed by the factor, those shorter than `high` stay,
+    # and between the two both are mixed.
     wavelength = 2 * math.pi / plain
     low = rope.original_positions / rope.low_freq_factor
     high = rope.original_positions / rope.high_freq_factor

@@ -66,6 +66,7 @@ def parse_prune_request(
     own = {key: values.pop(key) for key in ("roles", "marks", "strict") if key in values}
     if "keep" in values and "target_tokens" in values:
         raise KPruneError("keep and target_tokens: give one of them")
+    # A target comes before a share, so the server's target would silence the request's `keep`.
     if "keep" in values:
         values["target_tokens"] = None
     return replace(default, options=replace(default.options, **values), **own)

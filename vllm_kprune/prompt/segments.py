@@ -190,6 +190,7 @@ def _joined(
 
 
 def _texts_of(part: Part, keys: Sequence[str]) -> list[SplitText]:
+    # The walk that changes texts also finds them, so `prunable` and `replaced` agree on order.
     found: list[SplitText] = []
     _with_texts(part, found.append, keys, SplitText)
     return found
@@ -213,6 +214,8 @@ def _with_texts(
     changed = dict(part)
     for key in keys:
         value = part.get(key)
+        # A str is a sequence too. It never reaches the second branch: under these keys it is a
+        # text, so it has become a SplitText where `kind` is not str.
         if isinstance(value, kind):
             changed[key] = change(value)
         elif isinstance(value, Sequence):
