@@ -164,8 +164,7 @@ class FirstLayer:
             self._check_ids(prompt)
         if self._below is not None:
             for prompt in ids:
-                # A deeper layer's input depends on positions: token i has row i, and none is
-                # shared.
+                # A deeper layer's input depends on positions: each token has a row of its own.
                 states = self._below(self._base_rows(prompt), causal)
                 yield self._projections(*self._heads_of(states), torch.arange(len(prompt)))
             return
