@@ -114,6 +114,7 @@ class _WeightReader:
             if prefix + _EMBEDDING in self.stored:
                 return prefix
         stems = [prefix + _EMBEDDING.removesuffix("weight") for prefix in _PREFIXES]
+        # A quantised embedding has tensors of other names, but their names begin alike.
         packed = [name for name in self.stored if any(name.startswith(stem) for stem in stems)]
         reason = f"it is quantised ({packed[0]})" if packed else f"tried {_PREFIXES[0]}{_EMBEDDING}"
         raise KPruneError(f"{self.folder}: no plain embedding, {reason}; use another model to rank")
@@ -164,6 +165,7 @@ class _WeightReader:
             return None
         dim = self.config.head_dim
         if self.config.norm == "layer":
+            # Each weight belongs to a dimension, so these are reordered like the projections.
             return self.in_halves(self.tensor(f"{name}.weight", (heads, dim)), heads).float()
         weight = self.tensor(f"{name}.weight", (dim,)).float()
         return weight + 1.0 if self.config.norm == "rms_plus_one" else weight.clone()
@@ -184,6 +186,7 @@ class _WeightReader:
 
 def _frequencies(rope: Rope, dim: int) -> torch.Tensor:
     """Radians per position, [dim / 2], in float32 and in the same steps as transformers."""
+    # 0, 2 / dim, 4 / dim, …: one frequency for each pair of dimensions, the fastest first.
     exponents = torch.arange(0, dim, 2, dtype=torch.float32) / dim
     plain: torch.Tensor = 1.0 / (rope.theta**exponents)
     if rope.scaling == "default":
@@ -195,6 +198,7 @@ def _frequencies(rope: Rope, dim: int) -> torch.Tensor:
     wavelength = 2 * math.pi / plain
     low = rope.original_positions / rope.low_freq_factor
     high = rope.original_positions / rope.high_freq_factor
+    # 0 for a wavelength of `low`, 1 for one of `high`.
     smooth = (rope.original_positions / wavelength - rope.low_freq_factor) / (
         rope.high_freq_factor - rope.low_freq_factor
     )

@@ -170,6 +170,7 @@ class FirstLayer:
             return
         if not ids:
             return
+        # `places` has the row of each token in `distinct`, for all prompts one after the other.
         distinct, places = torch.unique(torch.cat(ids), return_inverse=True)
         table = self._heads_of_tokens(self._base_rows(distinct))
         for part in places.split([len(prompt) for prompt in ids]):

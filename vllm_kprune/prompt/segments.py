@@ -39,6 +39,7 @@ __all__ = [
 ]
 
 ROLES = ("user", "assistant")
+# Parts of a chat message are `text`; those of the responses API are the other two.
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _MESSAGE_TEXTS = ("content",)
 _DOCUMENT_TEXTS = ("text", "content", "contents", "body", "passage", "snippet")
@@ -66,6 +67,7 @@ class RequestTexts:
         messages, documents = self.messages, self.documents
         return SplitRequest(
             messages=None if messages is None else _split_messages(messages, roles, marks),
+            # `and` keeps None and an empty list as they are.
             documents=documents and _split_documents(documents, marks),
             prompt=None if self.prompt is None else _split_text(self.prompt, True, marks),
         )
