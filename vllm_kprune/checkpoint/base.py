@@ -90,7 +90,7 @@ class TokenizerFolder:
         Only where it already has one: without weights, the number of rows is known from nowhere
         else.
         """
-        # No weights, no family: both places where a text model may be described are tried.
+        # The family need not be known here, so both places of a text model are tried.
         for part in (config, config.get("text_config")):
             if isinstance(part, dict) and isinstance(rows := part.get("vocab_size"), int):
                 # Not len(kept_ids): a token at or above `rows` has no row. In a text-only Gemma-3

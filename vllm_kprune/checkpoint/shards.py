@@ -111,6 +111,8 @@ class RowCut:
             return
         width = tensor.row_bytes
         for first, count in self.runs():
+            # The runs (0, 3) and (7, 1) of rows of 4 bytes are the ranges (0, 12) and (28, 4) of
+            # the tensor.
             yield tensor.offset + first * width, count * width
 
     def check(self, shard: Shard) -> None:
@@ -211,6 +213,8 @@ def _stored_tensor(name: str, entry: Mapping[str, Any], begin: int) -> StoredTen
 
 def _bits(dtype: str) -> int:
     """Bits of an element: BF16 -> 16, F8_E4M3 -> 8, F4 -> 4."""
+    # Letters in front go, then digits until the next letter or "_": the E4M3 of F8_E4M3 does not
+    # count. BOOL has no digits.
     digits = "".join(itertools.takewhile(str.isdigit, dtype.lstrip("BCFIU")))
     return int(digits) if digits else 8  # BOOL
 

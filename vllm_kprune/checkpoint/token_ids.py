@@ -41,6 +41,7 @@ def map_ids(value: Any, map_id: MapId, where: str) -> Any:
         return [map_ids(item, map_id, where) for item in value]
     if not isinstance(value, dict):
         return value
+    # The path of keys grows in `where`, so an error names the place: "config.json: text_config: …".
     return {key: _map_entry(key, item, map_id, f"{where}: {key}") for key, item in value.items()}
 
 

@@ -115,10 +115,13 @@ def _estimate(source: TokenRates, spellings: _WordSpellings) -> Floats:
         # Running text has no list of words: a word is as frequent as its spellings together.
         frequencies = np.bincount(word_of, weights=observed[spellings.ids])
     else:
+        # A list has no text of its own to count in: `observed` comes from spellings that
+        # `word_forms` made up.
         as_counted, as_words = _LIST_WEIGHT, source.source.words_weight
         known = source.source.words()
         frequencies = np.array([_frequency(word, known) * 1e6 for word in spellings.words])
     estimate = as_counted * observed
+    # A token that spells no word, such as a mark or a part of a character, keeps what was counted.
     estimate[spellings.ids] += as_words * frequencies[word_of] * spellings.shares
     return estimate
 
