@@ -59,6 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         say_error("stopped")
+        # 128 + SIGINT, as shells report it.
         sys.exit(130)
     except BrokenPipeError:
         sys.stderr.close()  # a reader such as `head` has closed the pipe; Python would complain

@@ -56,6 +56,7 @@ def steps() -> Iterator[progress.Progress]:
 
         def tell(step: str, share: float) -> None:
             if step not in known:
+                # Steps come one after another, and not each reports its end.
                 for task in known.values():
                     bars.update(task, completed=1.0)
                 known[step] = bars.add_task(step, total=1.0)
@@ -86,6 +87,7 @@ def counts() -> Iterator[Callable[[str, int, int], None]]:
             nonlocal last, told
             line = f"{suite}: {done:,} of {total:,}"
             late = time.monotonic() - told >= _LINE_SECONDS
+            # A last count may be told twice; it is one line in a log.
             if (done == total or late) and line != last and not watched:
                 log(line)
                 last, told = line, time.monotonic()
@@ -97,6 +99,7 @@ def write_json(value: Any, target: str) -> None:
     """Write a value as JSON to a file, or to standard output for `-`."""
     text = json.dumps(value, ensure_ascii=False, indent=2)
     if target == "-":
+        # Not the console: rich would wrap lines and read brackets as markup.
         typer.echo(text)
         return
     try:

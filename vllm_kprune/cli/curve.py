@@ -100,6 +100,7 @@ def _panel(curve: Curve, field: str, title: str) -> Any:
             tooltip=["text:N", "tokens:Q", altair.Tooltip("extra:Q", format=".2%")],
         )
     )
+    # There is a row for each text; one line is enough.
     chosen = [row for row in rows if row["tokens"] == curve.chosen][:1]
     mark = altair.Chart(altair.Data(values=chosen)).mark_rule(strokeDash=[4, 4])
     return (lines + mark.encode(x=f"{field}:Q")).properties(width=420, height=320)

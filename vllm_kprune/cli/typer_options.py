@@ -48,6 +48,7 @@ def with_options(function: Callable[..., Any], *tables: type | Given) -> Callabl
     """The function as Typer takes it: with a parameter for each option of each table."""
     options = [t.options if isinstance(t, Given) else options_of(t, FORM) for t in tables]
     named = {
+        # Numbered: two tables may have fields of one name, as long as their flags differ.
         f"table{number}_{one.name}": (number, one)
         for number, ones in enumerate(options)
         for one in ones
@@ -61,11 +62,13 @@ def with_options(function: Callable[..., Any], *tables: type | Given) -> Callabl
         for name, (number, one) in named.items():
             given[number][one.name] = _value(one, values.pop(name))
         made_of = zip(tables, given, strict=True)
+        # What is left in `values` belongs to the function's own keyword-only parameters.
         return function(*(table(**values) for table, values in made_of), **values)
 
     command.options = tuple(one for _, one in named.values())  # type: ignore[attr-defined]
     command.__doc__ = function.__doc__
     command.__signature__ = inspect.Signature([*made, *own])  # type: ignore[attr-defined]
+    # Typer reads parameters from the signature, but their types from the annotations.
     command.__annotations__ = {p.name: p.annotation for p in (*made, *own)}
     return command
 
@@ -147,7 +150,9 @@ def _value(option: Option, value: Any) -> Any:
         if not value:
             return option.default
         if option.commas:
+            # `-s a -s b` and `-s a,b` mean the same; `check_option` splits.
             value = ",".join(value)
+    # Not given, so not checked: a default may be outside of the bounds, as None is.
     if value is option.default:
         return value
     name = option.name.upper() if option.positional else flags_of(option)[-1].split("/")[0]
