@@ -198,7 +198,7 @@ class Profile(Sizing):
         return not self.languages
 
     def scripts(self) -> frozenset[str]:
-        """Unicode scripts that the profile's languages are written in, Latin included."""
+        """Unicode scripts that the profile's languages are written in."""
         return frozenset(s for code in self.languages for s in LANGUAGES[code].scripts)
 
 

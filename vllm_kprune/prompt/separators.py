@@ -87,7 +87,7 @@ class Separators:
 
     @cached_property
     def _numbers(self) -> tuple[Integers, Integers, Integers]:
-        """TextPieces with digits; characters of each before its first digit, and after its last."""
+        """Pieces with digits; characters of each before its first digit, and after its last."""
         starts, ends = self.pieces.starts, self.pieces.ends
         digits = [match.start() for match in _DIGIT.finditer(self.text)]
         # A digit belongs to the last piece that begins at or before it.

@@ -54,7 +54,7 @@ class TextPruner:
         self._scorers: dict[str, Scorer] = {}
         self._lock = Lock()
         self._control = ControlTokens(control_tokens(tokenizer))
-        self._failed: dict[str, KPruneError] = {}
+        self._failed: dict[str, str] = {}
 
     @classmethod
     def from_pretrained(
@@ -83,12 +83,13 @@ class TextPruner:
         with self._lock:
             # A failure is remembered as well, or every request would read the ranker's files again.
             if name in self._failed:
-                raise self._failed[name]
+                # A new exception: one that is raised again keeps the frames of every request.
+                raise KPruneError(self._failed[name])
             if name not in self._scorers:
                 try:
                     self._scorers[name] = self._make(name)
                 except KPruneError as error:
-                    self._failed[name] = error
+                    self._failed[name] = str(error)
                     raise
             return self._scorers[name]
 

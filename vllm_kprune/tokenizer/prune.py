@@ -19,7 +19,7 @@ __all__ = ["IdMap", "prune_tokenizer", "pruned_tokenizer", "referenced_ids"]
 
 
 class IdMap(Mapping[int, int]):
-    """Original id -> new id. Looking up an id that was not kept raises `KPruneError`."""
+    """Original id -> new id. `required` raises `KPruneError` for an id that was not kept."""
 
     def __init__(self, kept_ids: Sequence[int]) -> None:
         self._new_ids = {old: new for new, old in enumerate(kept_ids)}
