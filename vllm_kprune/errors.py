@@ -32,5 +32,7 @@ def shown(value: object) -> str:
     >>> shown("one\\nline")
     "'one\\\\nline'"
     """
+    # repr escapes line breaks and control characters, so a value cannot forge a line of a log. It
+    # is cut first, so that a huge string is not escaped as a whole.
     text = repr(value[:64] if isinstance(value, str) else value)
     return text if len(text) <= 80 else f"{text[:77]}..."

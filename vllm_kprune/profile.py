@@ -77,6 +77,7 @@ LANGUAGES: Mapping[str, Language] = {
 
 # What people write instead: countries, and the codes of ISO 639-2 and 639-3.
 _OTHER_CODES: Mapping[str, str] = {
+    # `in` is read as India, and `iw` is the code that Hebrew had before `he`.
     **{"br": "pt", "cn": "zh", "cz": "cs", "gb": "en", "gr": "el", "il": "he", "in": "hi"},
     **{"ir": "fa", "iw": "he", "jp": "ja", "kr": "ko", "mx": "es", "se": "sv", "tw": "zh"},
     **{"ua": "uk", "us": "en", "vn": "vi", "ara": "ar", "ces": "cs", "deu": "de", "ger": "de"},
@@ -95,9 +96,11 @@ def nearest_language(code: str, known: Iterable[str] = LANGUAGES) -> str:
     """
     word = code.strip().lower()
     names = {language.name.lower(): code for code, language in LANGUAGES.items()}
+    # The first part of a locale: zh_TW and zh-CN both mean zh.
     first = word.replace("_", "-").split("-")[0]
     near = [names[name] for name in get_close_matches(word, names, n=1, cutoff=0.75)]
     known = set(known)
+    # What people are known to write comes before what is only spelled alike.
     for meant in (_OTHER_CODES.get(word, ""), _OTHER_CODES.get(first, first), *near):
         if meant in known:
             return f"did you mean '{meant}'? (known: {', '.join(sorted(known))})"
@@ -200,6 +203,7 @@ class Profile(Sizing):
 
 
 def _profile_folder() -> Path:
+    # A wheel has configs/ inside the package; in a checkout it lies beside it.
     packaged = Path(__file__).parent / "configs" / "profiles"
     return packaged if packaged.is_dir() else Path(__file__).parents[1] / "configs" / "profiles"
 
@@ -218,8 +222,10 @@ def load_profile(name_or_path: str | Path, **overrides: Any) -> Profile:
     path = _resolve(str(name_or_path))
     values = _read_yaml(path)
     given = {key: value for key, value in overrides.items() if value is not None}
+    # A profile may hold one kind of sizing only, so its own must leave before another one joins.
     if _SIZING & given.keys():
         values = {key: value for key, value in values.items() if key not in _SIZING}
+    # Later entries win: the file's name, what the file says, what the caller says.
     return parse_profile({"name": path.stem, **values, **given}, source=str(path))
 
 
@@ -238,9 +244,11 @@ def parse_profile(values: Mapping[str, Any], source: str = "profile") -> Profile
 
 
 def _resolve(name: str) -> Path:
+    # A bare name is never a path, so a file `enko` in the working folder cannot hide the profile.
     if name.endswith((".yaml", ".yml")) or "/" in name:
         path = Path(name).expanduser()
         try:
+            # Raises for a name that is too long, or a folder that may not be entered.
             found = path.is_file()
         except OSError as error:
             raise KPruneError(f"profile file {path}: {error.strerror}") from None

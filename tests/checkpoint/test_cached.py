@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,7 @@ def test_another_profile_or_changed_content_gives_another_folder(
 ) -> None:
     model = save_model(tmp_path / "model")
     first = folder_of(model)
-    second = folder_of(model, THAI.model_copy(update={"drop_unused": False}))
+    second = folder_of(model, replace(THAI, drop_unused=False))
     edit(model / "generation_config.json", max_new_tokens=21)
     third = folder_of(model)
     assert len({first, second, third}) == len(builds) == 3

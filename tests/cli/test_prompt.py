@@ -103,9 +103,15 @@ def test_the_text_cannot_bring_a_script_into_the_page(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--keep", "2"], "expected the share of tokens to keep"),
-        (["--unit", "line"], "expected one of token, word"),
-        (["--scorer", "best"], "expected one of"),
+        (
+            ["--keep", "2"],
+            "--keep: got '2', expected a share of the tokens, above 0 and at most 1, or off",
+        ),
+        (["--unit", "line"], "--unit: got 'line', expected token or word"),
+        (
+            ["--scorer", "best"],
+            "--scorer: got 'best', expected rarity, question, attention or random",
+        ),
         (["--target-tokens", "0"], "expected a number of tokens from 1"),
         (["--target-tokens", "9", "--keep", "0.5"], "give one of them"),
         (["--revision", "main"], "--revision is of a model on the hub"),

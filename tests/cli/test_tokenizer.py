@@ -187,7 +187,10 @@ def test_serving_a_pruned_tokenizer_is_refused_with_the_way_to_a_model(
         (["tokenizer", "EMPTY", "-o", "OUT"], "no tokenizer.json"),
         (["tokenizer", "MISSING", "-o", "OUT"], "does not exist"),
         (["tokenizer", "FOLDER", "-o", "OUT", "--profile", "enkoo"], "did you mean 'enko'"),
-        (["tokenizer", "FOLDER", "-o", "OUT", "--max-extra-tokens", "-1"], "max_extra_tokens"),
+        (
+            ["tokenizer", "FOLDER", "-o", "OUT", "--max-extra-tokens", "-1"],
+            "--max-extra-tokens: got -1.0, expected a share from 0 to 1",
+        ),
         (
             ["tokenizer", "FOLDER", "-o", "OUT", "--max-extra-tokens", "0.1", "--coverage", "0.9"],
             "give one of coverage and max_extra_tokens, not both",

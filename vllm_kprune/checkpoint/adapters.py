@@ -51,18 +51,23 @@ def check_adapter(folder: Path) -> None:
 
 def _in_config(config: Mapping[str, Any]) -> Iterator[str]:
     for key in ("modules_to_save", "target_modules"):
+        # PEFT also takes a string here: a regular expression, or "all-linear". What it matched
+        # shows in the names of the tensors.
         names = config.get(key)
         for name in names if isinstance(names, list) else ():
             if isinstance(name, str) and name.split(".")[-1] in _VOCABULARY:
                 yield f"{key}: {name}"
+    # Single rows of the embedding, named by ids of the original tokenizer.
     if config.get("trainable_token_indices"):
         yield "trainable_token_indices"
 
 
 def _in_weights(path: Path) -> Iterator[str]:
     try:
+        # Only names are read, so it does no harm that numpy lacks bfloat16.
         with safe_open(path, framework="numpy") as file:
             names = sorted(file.keys())
     except (SafetensorError, OSError) as error:
         raise KPruneError(f"{path} is not a readable safetensors file: {error}") from None
+    # Any part counts: base_model.model.model.embed_tokens.lora_embedding_A has it in the middle.
     yield from (name for name in names if not _VOCABULARY.isdisjoint(name.split(".")))

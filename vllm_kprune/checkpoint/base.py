@@ -41,6 +41,8 @@ __all__ = [
     "open_original_tokenizer",
 ]
 
+# float8 is plain too, as long as no scales come with it (`_refuse_companions`): rows are moved as
+# bytes.
 _PLAIN_DTYPES = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}
 _DTYPE_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
@@ -88,8 +90,11 @@ class TokenizerFolder:
         Only where it already has one: without weights, the number of rows is known from nowhere
         else.
         """
+        # The family need not be known here, so both places of a text model are tried.
         for part in (config, config.get("text_config")):
             if isinstance(part, dict) and isinstance(rows := part.get("vocab_size"), int):
+                # Not len(kept_ids): a token at or above `rows` has no row. In a text-only Gemma-3
+                # that is the image token, id 262,144 of 262,144 rows.
                 part["vocab_size"] = sum(i < rows for i in kept_ids)
 
 
@@ -127,6 +132,7 @@ class BaseModel(TokenizerFolder):
         if self.family.head not in self.tensors:
             return True
         parts = (self.family.text(self.config), self.config)
+        # In a multimodal model both parts may say it; the text model's own word counts.
         ties = [part["tie_word_embeddings"] for part in parts if "tie_word_embeddings" in part]
         return bool(ties[0]) if ties else self.family.ties_by_default
 
@@ -209,6 +215,8 @@ def _follow(
     if not is_overlay(folder):
         return open_folder(model, revision)
     manifest = load_manifest(folder)
+    # A recorded folder, so the hub is not asked for a revision. What the user named at the first
+    # build is put back, so that a build from an overlay records the same origin.
     base = open_folder(manifest.check_base(), None)
     return replace(base, reference=manifest.base.reference, revision=manifest.base.revision)
 
@@ -226,6 +234,7 @@ def _check_vocabulary(tensors: Mapping[str, StoredTensor], family: Family, folde
                 f"{folder}: {info.name} is {info.dtype}{list(info.shape)}; expected a plain "
                 "[rows, hidden] tensor"
             )
+        # One list of rows cuts both tensors.
         if info.shape[0] != embedding.shape[0]:
             raise KPruneError(
                 f"{folder}: {info.name} has {info.shape[0]} rows, {embedding.name} has "
@@ -239,6 +248,7 @@ def _refuse_companions(name: str, tensors: Mapping[str, StoredTensor], folder: P
     Formats differ in the names, but all of them put these tensors into the layer, as they do a
     bias.
     """
+    # The dot stays: "lm_head." finds lm_head.weight_scale, but not lm_head_2.weight.
     stem = name.removesuffix("weight")
     for other in sorted(tensors):
         if other == name or not other.startswith(stem):

@@ -60,6 +60,8 @@ def cached_overlay(
     name = _entry_name(base, profile, sources, digests)
     target = cache_dir() / "overlays" / name
     target.parent.mkdir(parents=True, exist_ok=True)
+    # Wider than the lock inside `new_folder`: who waited here finds the overlay ready, and does not
+    # select tokens for minutes only to be told that the folder is taken.
     with FileLock(target.parent / f".{name}.build.lock"):
         manifest = _whole_manifest(target)
         if manifest is None:
@@ -68,6 +70,7 @@ def cached_overlay(
             with new_folder(target, MANIFEST_NAME if target.exists() else None) as folder:
                 plan = Plan(base, profile, *choose_tokens(base, profile, sources, progress))
                 manifest = write_overlay(plan, folder, progress, digests)
+    # No `check_base`: the entry's name contains the digests that were just taken of these files.
     return CachedOverlay(target, manifest, base)
 
 
@@ -78,6 +81,7 @@ def _entry_name(
     digests: Mapping[str, FileDigest],
 ) -> str:
     key = {
+        # Without times: a base that was only touched or copied back keeps its entry.
         "files": {name: digest.sha256 for name, digest in digests.items()},
         "path": str(base.folder.absolute()),  # recorded in the manifest
         "profile": asdict(profile),
@@ -94,6 +98,7 @@ def _whole_manifest(folder: Path) -> Manifest | None:
     try:
         manifest = load_manifest(folder)
         manifest.check_files(folder)
+    # The cache is kprune's own, so a damaged entry is built again, not reported.
     except KPruneError:
         return None
     return manifest

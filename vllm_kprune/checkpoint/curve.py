@@ -86,6 +86,7 @@ def _selecting(progress: Progress) -> ShareDone:
 def _text_source(path: Path) -> Source:
     if not path.is_file():
         raise KPruneError(f"text {path} does not exist or is not a file")
+    # No digest: these texts are only measured, and no manifest names them.
     return Source(str(path), "", lambda: ((line, 1.0) for line in read_corpus(path)))
 
 
@@ -99,10 +100,12 @@ def _points(
 ) -> list[CurvePoint]:
     """Measure from the largest size to the smallest: each is encoded from the one before."""
     optional = ranking.most - ranking.least
+    # A set: the profile's own size may be one of the shares.
     sizes = {ranking.least + round(share * optional) for share in _SHARES} | {chosen}
     progress("measure extra tokens", 0.0)
     least_sizes = ranking.least_sizes
     original = [encode_texts(tokenizer, source, least_sizes) for source in sources]
+    # The original is a point of its own: a share of 1 still lacks the tokens of foreign scripts.
     points = [_point(base, base.tokenizer.tokens, [0.0] * len(sources), sources)]
     texts = original
     for number, size in enumerate(sorted(sizes, reverse=True), start=1):

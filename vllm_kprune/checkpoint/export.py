@@ -50,6 +50,7 @@ __all__ = [
 
 # An existing output folder with one of these may be replaced with --force.
 REPLACED_BY_EXPORT = (EXPORT_NAME, MANIFEST_NAME)
+# Tokenizer and configs take about 10 MB; the rest is margin.
 _ROOM_FOR_OTHER_FILES = 64 << 20
 _REPORTED_BYTES = 32 << 20
 
@@ -127,7 +128,10 @@ def export_overlay(
     weights = weights_of_overlay(manifest, manifest.check_base(Path(base) if base else None), link)
     refuse_base(output, weights.base)
     with new_folder(output, REPLACED_BY_EXPORT if force else None) as folder:
+        # `folder` is the scratch folder beside `output`, so this is the disk that will hold the
+        # result.
         weights.check_room(folder)
+        # Only what the manifest lists and `check_files` has read: nothing that was put there since.
         for name in (*manifest.files, MANIFEST_NAME):
             copy_file(overlay / name, folder / name)
         write_standalone(weights, folder, progress)
@@ -163,6 +167,7 @@ def weights_of_overlay(manifest: Manifest, base: Path, link: bool = False) -> We
 def weights_of_plan(plan: Plan, link: bool = False) -> WeightsPlan:
     """What the weights of a build are made from, before its overlay is written."""
     base = plan.base
+    # As `Manifest.kept_rows`: a kept id without an embedding row has nothing to cut.
     kept = tuple(i for i in plan.selection.kept_ids if i < base.rows)
     tensors = frozenset(tensor.name for tensor in base.vocabulary_tensors)
     return plan_weights(base.folder, base.shards, RowCut(tensors, base.rows, kept), link)
@@ -198,6 +203,7 @@ def write_standalone(plan: WeightsPlan, folder: Path, progress: Progress = silen
             copy_file(shard.path, folder / shard.path.name, advance)
     for shard in plan.rewritten:
         write_cut(shard, plan.cut, folder / shard.path.name, advance)
+    # Headers are not counted, and the last step may be small, so the end is told on its own.
     progress("write weights", 1.0)
     if index := _index(plan):
         text = json.dumps(index, ensure_ascii=False, indent=2)
@@ -236,6 +242,7 @@ def _index(plan: WeightsPlan) -> dict[str, Any] | None:
     names = [shard.path.name for shard in plan.shards]
     if index is None and names == ["model.safetensors"]:
         return None
+    # A loader finds files of other names only through an index.
     if index is None:
         places = {t.name: shard.path.name for shard in plan.shards for t in shard.tensors}
         index = {"weight_map": dict(sorted(places.items()))}
@@ -246,6 +253,7 @@ def _index(plan: WeightsPlan) -> dict[str, Any] | None:
 
 def _index_metadata(plan: WeightsPlan, metadata: dict[str, Any]) -> dict[str, Any]:
     tensors = [tensor for shard in plan.shards for tensor in shard.tensors]
+    # Tensor data without headers: what the index of a base counts, too.
     changed: dict[str, Any] = {"total_size": sum(map(plan.cut.bytes, tensors))}
     if isinstance(parameters := metadata.get("total_parameters"), int):
         changed["total_parameters"] = parameters - _removed_parameters(plan.cut, tensors)

@@ -36,6 +36,8 @@ class Family:
         """The family with the tensor names that a checkpoint of it uses."""
         for embedding, head in self.spellings:
             if embedding in tensors:
+                # The embedding decides, because every checkpoint has one; a tied head may be left
+                # out.
                 return replace(self, embedding=embedding, head=head)
         return self
 
@@ -45,6 +47,8 @@ class Family:
         return part if isinstance(part, Mapping) else {}
 
 
+# Defaults of transformers' configuration classes (configuration_gemma3.py and so on). The classes
+# of Qwen assume no ids, so their rows below name none.
 _GEMMA_IDS = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
 _COHERE_IDS = {"pad_token_id": 0, "bos_token_id": 5, "eos_token_id": 255_001}
 
@@ -117,7 +121,10 @@ def with_implied_ids(
         if isinstance(item, Mapping):
             part = config.get(key)
             filled[key] = with_implied_ids(part if isinstance(part, Mapping) else {}, item, known)
+        # Gemma-3's class takes image_token_id as another name of image_token_index. If the config
+        # has the key itself, it wins in the last line.
         elif key.replace("_index", "_id") not in config and item in known:
             filled[key] = item
+    # Nested parts were merged with the config's own already, so they come last.
     nested = {key: item for key, item in filled.items() if isinstance(item, dict)}
     return {**filled, **config, **nested}

@@ -26,6 +26,8 @@ from vllm_kprune.vocabulary.wordlists import word_forms
 
 __all__ = ["Change", "Inspection", "KeptToken", "inspect_model", "weight_sizes"]
 
+# Texts, not words: each is a group of neighbouring words in one form. Frequent ones come first, so
+# what is left out weighs little.
 _WORD_GROUPS = 10_000
 
 
@@ -121,6 +123,7 @@ def _open(
     corpora: Sequence[Path],
     progress: Progress,
 ) -> tuple[TokenizerFolder, Selection | None, Profile | None]:
+    # First: a corpus that cannot be read is refused before a model is downloaded.
     sources = evidence_sources(profile, corpora) if profile else []
     base = open_original_tokenizer(model, revision, weights_if_any=True)
     if profile is not None:
@@ -128,6 +131,7 @@ def _open(
     if not is_overlay(model):
         return base, None, None
     manifest = load_manifest(Path(model))
+    # A manifest does not record coverage, and nothing here shows it.
     return base, Selection(manifest.kept_ids, manifest.reasons, {}), manifest.profile
 
 
@@ -140,6 +144,7 @@ def weight_sizes(base: TokenizerFolder, kept: set[int] | None) -> dict[str, Chan
         return dict.fromkeys(("parameters", "bytes", "vocabulary_bytes"))
     vocabulary = base.vocabulary_tensors
     if base.tied:
+        # A checkpoint may store the head of a tied pair as well, but memory holds it once.
         vocabulary = vocabulary[:1]
     counted = {info.name for info in vocabulary}
     rest = [
@@ -156,6 +161,7 @@ def weight_sizes(base: TokenizerFolder, kept: set[int] | None) -> dict[str, Chan
             "bytes": Change(size),
             "vocabulary_bytes": Change(rows_bytes),
         }
+    # Rows without a token (padding of the embedding) count as gone too.
     gone = 1 - sum(i < base.rows for i in kept) / base.rows
     return {
         "parameters": Change(parameters, parameters - round(rows_parameters * gone)),
@@ -204,6 +210,7 @@ def _tokens_per_character(
         weights = [weight for _, weight in batch]
         characters += sum(len(t) * w for (t, _), w in zip(batch, weights, strict=True))
         for number, tokenizer in enumerate(tokenizers):
+            # Without specials: a BOS for each short text would raise its tokens per character.
             encoded = tokenizer.encode_batch_fast([t for t, _ in batch], add_special_tokens=False)
             counts[number] += sum(len(e) * w for e, w in zip(encoded, weights, strict=True))
     if not characters:

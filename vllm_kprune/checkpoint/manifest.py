@@ -42,6 +42,8 @@ MANIFEST_NAME = "kprune.json"
 EXPORT_NAME = "kprune-export.json"
 _MAX_BYTES = 64 << 20
 
+# No dot at the start, no slash or backslash, no NUL: neither `..` nor a path. 255 characters are
+# what file systems allow.
 PlainName = Annotated[str, Field(pattern=r"^[^./\\\x00][^/\\\x00]{0,254}$")]
 TokenId = Annotated[int, Field(ge=0, lt=1 << 24)]
 
@@ -55,6 +57,8 @@ def _checked_profile(value: object) -> Profile:
 
 
 class _Strict(BaseModel):
+    # Strict: neither "1" nor 1.0 nor true is a token id. JSON has no tuples, so fields that are
+    # tuples say strict=False; their items stay strict.
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
 
@@ -134,6 +138,8 @@ class Manifest(_Strict):
             )
         for name, digest in self.base.files.items():
             file = folder / name
+            # Size and time suffice where the time is the recorded one, so a start reads no
+            # gigabytes.
             if not file.is_file() or not digest.matches(file):
                 what = "changed" if file.is_file() else "is missing"
                 raise KPruneError(
@@ -150,12 +156,15 @@ class Manifest(_Strict):
                 what = "was edited" if file.is_file() else "is missing"
                 raise KPruneError(f"{file} {what} since the overlay was built; build it again")
 
+    # A checksum, not a signature: anybody can compute it for other content. It finds edits; the
+    # checks of fields are what keeps hostile content out.
     def _fingerprint(self) -> str:
         content = self.model_dump(mode="json", exclude={"fingerprint"})
         return digest_text(canonical_json(content))
 
     def _check_consistency(self) -> None:
         ids = self.kept_ids
+        # Positions are the new ids, and rows are cut in runs (`RowCut.runs`): both need this order.
         if any(a >= b for a, b in itertools.pairwise(ids)):
             raise ValueError("kept_ids must increase")
         if ids[-1] >= max(self.original_tokens, self.original_rows):
@@ -180,12 +189,14 @@ def load_manifest(folder: Path, name: str = MANIFEST_NAME) -> Manifest:
     """Read and check `folder/kprune.json`. The base weights are not looked at yet."""
     path = folder / name
     try:
+        # A pipe or device has size 0 and would pass the next check, but reading it may never end.
         if path.exists() and not path.is_file():
             raise KPruneError(f"{path} is not a file")
         if path.stat().st_size > _MAX_BYTES:
             raise KPruneError(f"{path} is larger than {_MAX_BYTES >> 20} MiB: not a manifest")
         manifest = Manifest.model_validate(_read_object(path))
         manifest._check_consistency()
+    # pydantic's error is a ValueError too, so it must be caught first.
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])

@@ -44,9 +44,11 @@ def resolve_model(model: str | Path, revision: str | None = None, *, weights: bo
     not exist or the hub does not provide the model.
     """
     folder = Path(model).expanduser()
+    # A folder comes first, even if its relative path, such as org/model, is a hub id as well.
     if folder.is_dir():
         return folder
     model = str(model)
+    # A hub id is owner/name; a mistyped path must not become a question to the hub.
     if folder.is_absolute() or model.startswith((".", "~")) or model.count("/") != 1:
         raise KPruneError(f"model folder {model} does not exist")
     from huggingface_hub import snapshot_download
@@ -97,6 +99,7 @@ def weight_files(folder: Path) -> tuple[str, ...]:
         weight_map = read_json(index).get("weight_map")
         if not isinstance(weight_map, dict):
             raise KPruneError(f"{index}: no 'weight_map'")
+        # Only shards that the index names: a folder may hold other safetensors files besides.
         names = sorted({str(name) for name in weight_map.values()})
     else:
         names = sorted(path.name for path in folder.glob("*.safetensors"))

@@ -55,6 +55,7 @@ def build_overlay(
     True
     """
     profile = profile if isinstance(profile, Profile) else load_profile(profile)
+    # Opened before planning: an output that is taken is refused before the long part.
     with new_folder(Path(output), MANIFEST_NAME if force else None) as folder:
         paths = [Path(path) for path in corpora]
         plan = make_plan(model, profile, revision=revision, corpora=paths, progress=progress)
@@ -103,6 +104,7 @@ def _write_files(plan: TokenizerPlan, folder: Path) -> None:
         if source.suffix == ".jinja":
             (folder / name).write_bytes(source.read_bytes())
         elif name == "tokenizer.json":
+            # Indented, this file would have a line for each of hundreds of thousands of merges.
             _write_json(folder / name, prune_tokenizer(plan.base.tokenizer, kept), indent=None)
         else:
             _write_json(folder / name, _mapped_config(plan.base.read_config(name), ids, name, plan))
@@ -116,11 +118,13 @@ def _mapped_config(
 ) -> dict[str, Any]:
     mapped: dict[str, Any] = map_ids(without_added_tokens(value), ids.required, name)
     if "added_tokens_decoder" in value:
+        # Here the ids are the keys, as text, where `map_ids` does not look. Dropped tokens leave.
         added = value["added_tokens_decoder"]
         mapped["added_tokens_decoder"] = {
             str(ids[int(old)]): token for old, token in added.items() if int(old) in ids
         }
     if name == "config.json":
+        # vocab_size is a number of rows, not an id, so `map_ids` left it alone.
         plan.base.fit_config(mapped, plan.selection.kept_ids)
     return mapped
 
@@ -142,6 +146,7 @@ def _manifest(plan: TokenizerPlan, folder: Path, digests: Mapping[str, FileDiges
             path=str(base.folder.absolute()),
             files=dict(digests),
         ),
+        # Ids may have gaps, so this is not the number of tokens.
         original_tokens=max(base.tokenizer.tokens) + 1,
         kept_ids=plan.selection.kept_ids,
         reasons=plan.selection.reasons,
@@ -149,6 +154,7 @@ def _manifest(plan: TokenizerPlan, folder: Path, digests: Mapping[str, FileDiges
             Evidence(source=r.source.name, digest=r.source.digest, tokens=r.tokens)
             for r in plan.rates
         ),
+        # kprune.json is not there yet: it has a fingerprint of its own.
         files={path.name: sha256_file(path) for path in sorted(folder.iterdir())},
         **_vocabulary_fields(base),
     )

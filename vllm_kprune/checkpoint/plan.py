@@ -128,6 +128,7 @@ def count_evidence(
         counted = pool.map(lambda source: count_source(encoder, source, size), sources)
         for number, source in enumerate(sources):
             progress(f"count {source.name}", number / len(sources))
+            # `map` keeps the order of the sources, whichever was counted first.
             rates.append(next(counted))
     progress("select tokens", 0.0)
     return encoder, tuple(rates), referenced
@@ -139,6 +140,8 @@ def _referenced_texts(base: TokenizerFolder) -> set[str]:
     ids: set[int] = set()
 
     def note(token_id: int, where: str) -> int:
+        # Such a config is broken before pruning. To drop the id would hide that; to map it is a
+        # guess.
         if token_id not in tokenizer.tokens:
             raise KPruneError(f"{where} names token id {token_id}, which the tokenizer lacks")
         ids.add(token_id)
@@ -150,10 +153,13 @@ def _referenced_texts(base: TokenizerFolder) -> set[str]:
         if name == "tokenizer.json" or not path.is_file():
             continue
         if path.suffix == ".jinja":
+            # A template is a program, so what it can print is not known. An added token whose text
+            # stands in it counts as referenced.
             templates = path.read_text(encoding="utf-8", errors="replace")
         else:
             value = without_added_tokens(base.read_config(name))
             map_ids(value, note, name)
+            # Some configs name a token by its text, not by its id; so both end up as texts.
             texts |= set(token_texts(value))
             templates = str(value.get("chat_template") or "")
         texts |= {token.content for token in tokenizer.added if token.content in templates}

@@ -27,6 +27,7 @@ def prune_weights(
     Raises `KPruneError` if a vocabulary tensor does not have the recorded number of rows, or is
     missing from the stream.
     """
+    # vLLM loads under its target device as the default; tensors of the stream are on the CPU.
     rows = torch.tensor(manifest.kept_rows, dtype=torch.int64, device="cpu")
     missing = set(manifest.vocabulary_tensors)
     saved = 0
@@ -37,6 +38,7 @@ def prune_weights(
             tensor = gather_rows(name, tensor, rows, manifest.original_rows)
             saved += whole - tensor.nbytes
         yield name, tensor
+    # Known only at the end of the stream: nothing says beforehand what it will hold.
     if missing:
         raise KPruneError(
             f"the base model holds no {', '.join(sorted(missing))}, which the overlay prunes; "

@@ -111,6 +111,8 @@ class RowCut:
             return
         width = tensor.row_bytes
         for first, count in self.runs():
+            # The runs (0, 3) and (7, 1) of rows of 4 bytes are the ranges (0, 12) and (28, 4) of
+            # the tensor.
             yield tensor.offset + first * width, count * width
 
     def check(self, shard: Shard) -> None:
@@ -118,6 +120,7 @@ class RowCut:
         for tensor in shard.tensors:
             if tensor.name not in self.tensors:
                 continue
+            # Rows of 4-bit elements may begin within a byte, where nothing can be cut.
             if tensor.shape[:1] != (self.original_rows,) or tensor.bytes % self.original_rows:
                 raise KPruneError(
                     f"{shard.path}: {tensor.name} is {tensor.dtype}{list(tensor.shape)}; expected "
@@ -132,8 +135,12 @@ def read_shard(path: Path) -> Shard:
         metadata = header.pop(_METADATA, None)
         tensors = sorted(
             (_stored_tensor(name, entry, begin) for name, entry in header.items()),
+            # An empty tensor shares its offset with the next one and must stand before it, or the
+            # ends below would not match.
             key=lambda tensor: (tensor.offset, tensor.bytes),
         )
+        # Each tensor must begin where the one before ends. So no offset of a hostile header points
+        # out of the file, and no bytes hide between tensors.
         ends = [begin, *(tensor.offset + tensor.bytes for tensor in tensors)]
         if [tensor.offset for tensor in tensors] != ends[:-1] or ends[-1] != size:
             raise ValueError("its tensors overlap, leave gaps, or end before or after the file")
@@ -149,6 +156,7 @@ def cut_size(shard: Shard, cut: RowCut) -> int:
 
 def write_cut(shard: Shard, cut: RowCut, target: Path, advance: BytesDone | None = None) -> None:
     """Write the cut file to `target`. `advance` is called after each block."""
+    # Kept rows come in many short runs, so writing is buffered; `pread` goes past Python's buffer.
     with shard.path.open("rb", buffering=0) as source, target.open("wb", BLOCK_BYTES) as sink:
         sink.write(_header(shard, cut))
         for tensor in _in_order(shard):
@@ -167,6 +175,7 @@ def _copy_range(
 ) -> None:
     end = offset + count
     while offset < end:
+        # May return less than was asked for; only an empty block means the end of the file.
         block = os.pread(source, min(BLOCK_BYTES, end - offset), offset)
         if not block:
             raise KPruneError("a weight file became shorter while it was read; try again")
@@ -181,6 +190,8 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
     with path.open("rb") as stream:
         size = os.fstat(stream.fileno()).st_size
         length = int.from_bytes(stream.read(8), "little")
+        # Before the header is read: a hostile length could ask for any amount of memory. A file of
+        # less than 8 bytes fails here as well.
         if length > min(_MAX_HEADER_BYTES, size - 8):
             raise ValueError(f"its header cannot have {length} bytes")
         header = json.loads(stream.read(length))
@@ -194,6 +205,7 @@ def _stored_tensor(name: str, entry: Mapping[str, Any], begin: int) -> StoredTen
     shape = tuple(entry["shape"])
     if not all(isinstance(n, int) and n >= 0 for n in (start, end, *shape)) or start > end:
         raise ValueError(f"{name} has the shape {list(shape)} and data_offsets {[start, end]}")
+    # Rounded up: elements of 4 bits share bytes, so three of F4 take 2 bytes.
     if end - start != math.ceil(math.prod(shape) * _bits(dtype) / 8):
         raise ValueError(f"{name} has {end - start} bytes for {dtype}{list(shape)}")
     return StoredTensor(name, dtype, shape, begin + start, end - start)
@@ -201,6 +213,8 @@ def _stored_tensor(name: str, entry: Mapping[str, Any], begin: int) -> StoredTen
 
 def _bits(dtype: str) -> int:
     """Bits of an element: BF16 -> 16, F8_E4M3 -> 8, F4 -> 4."""
+    # Letters in front go, then digits until the next letter or "_": the E4M3 of F8_E4M3 does not
+    # count. BOOL has no digits.
     digits = "".join(itertools.takewhile(str.isdigit, dtype.lstrip("BCFIU")))
     return int(digits) if digits else 8  # BOOL
 
@@ -210,6 +224,7 @@ def _in_order(shard: Shard) -> Sequence[StoredTensor]:
 
     The usual libraries write files in this order too; for those, nothing is reordered.
     """
+    # Stable: tensors of the same width stay in the order of the file.
     return sorted(shard.tensors, key=lambda tensor: -_bits(tensor.dtype))
 
 

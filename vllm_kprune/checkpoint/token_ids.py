@@ -41,6 +41,7 @@ def map_ids(value: Any, map_id: MapId, where: str) -> Any:
         return [map_ids(item, map_id, where) for item in value]
     if not isinstance(value, dict):
         return value
+    # The path of keys grows in `where`, so an error names the place: "config.json: text_config: …".
     return {key: _map_entry(key, item, map_id, f"{where}: {key}") for key, item in value.items()}
 
 
@@ -52,6 +53,8 @@ def _map_entry(key: str, item: Any, map_id: MapId, where: str) -> Any:
             f"{where} holds token ids among other numbers, which kprune does not map; remove it "
             "from the file, and set it where the model is used"
         )
+    # After the names that are known to hold ids. To take an unknown name for a count would leave an
+    # id that stands for another token after pruning.
     if "token" in key and not _COUNT_NAME.search(key) and _holds_whole_numbers(item):
         raise KPruneError(
             f"{where} holds {item!r}, and kprune does not know whether that is a token id; "
@@ -63,6 +66,7 @@ def _map_entry(key: str, item: Any, map_id: MapId, where: str) -> Any:
 def _map_all(item: Any, map_id: MapId, where: str) -> Any:
     if isinstance(item, list):
         return [_map_all(part, map_id, where) for part in item]
+    # True is an int in Python.
     if isinstance(item, int) and not isinstance(item, bool) and item >= 0:
         return map_id(item, where)
     if item is None or isinstance(item, int):
@@ -81,6 +85,7 @@ def token_texts(value: Any) -> Iterator[str]:
     if not isinstance(value, Mapping):
         return
     for key, item in value.items():
+        # add_bos_token matches as well; its value is no text, so `_contents` finds none in it.
         if _TEXT_NAME.search(key):
             yield from _contents(item)
 
@@ -90,6 +95,7 @@ def _contents(item: Any) -> Iterator[str]:
         yield item
     elif isinstance(item, Mapping):
         content = item.get("content")
+        # With `content`, one token written out with its flags; otherwise names and their tokens.
         parts = [content] if isinstance(content, str) else item.values()
         for part in parts:
             yield from _contents(part)

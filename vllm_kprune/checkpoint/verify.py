@@ -126,7 +126,11 @@ class _BothTokenizers:
                 first[2] = lost
             seen += len(batch)
             for text, old, new in zip(batch, before, after, strict=True):
+                # The original's ids in new numbers; None where a token was pruned. Law 1 promises
+                # nothing for such a text, so only law 2 looks at it.
                 image = [self.new_ids.get(i) for i in old.ids]
+                # With the kept ids 0, 5 and 9, the original's 5 9 must be the pruned tokenizer's 1
+                # 2, but 5 7 is a text that law 1 says nothing about.
                 covered += None not in image
                 if 1 not in first and None not in image and image != new.ids:
                     first[1] = _explain(text, old, new, image)
@@ -171,8 +175,11 @@ def _law_3(manifest: Manifest, folder: Path, base_folder: Path, pair: _BothToken
     if manifest.profile.keeps_everything:
         return LawResult(3, title, 0, note="does not apply: the profile prunes nothing")
     parsed = read_tokenizer(folder)
+    # Specials are matched before BPE runs, and bytes spell what no other token does: neither needs
+    # a merge to reach it.
     ids = [new for new, letter in enumerate(manifest.reasons) if letter not in "sb"]
     dead = unreachable_ids(parsed, pair.pruned, ids)
+    # Back to original ids, because now the original tokenizer is asked.
     steps = {manifest.kept_ids[new] for new in dead if manifest.reasons[new] == "m"}
     if steps:
         steps = set(unreachable_ids(read_tokenizer(base_folder), pair.original, steps))
@@ -200,6 +207,7 @@ def _law_5(
     digests = [(r.source.name, r.source.digest) for r in plan.rates]
     if digests != [(e.source, e.digest) for e in manifest.evidence]:
         note = "selection not repeated: the evidence here is different (--corpus, versions)"
+        # The files can still be written again from the recorded selection and compared.
         plan = _with_selection(plan, manifest)
     with tempfile.TemporaryDirectory() as scratch:
         again = write_overlay(plan, Path(scratch))
@@ -208,9 +216,11 @@ def _law_5(
         differing = sorted(set(again.kept_ids) ^ set(manifest.kept_ids))
         found = f"another selection: {len(differing)} ids differ, first {differing[0]}"
     elif again.files != manifest.files:
+        # Empty if the new build has files that the manifest lacks, and differs in nothing else.
         names = [n for n in manifest.files if again.files.get(n) != manifest.files[n]]
         found = f"{', '.join(names) or 'the list of files'} differs"
     parsed = read_tokenizer(folder)
+    # Kept ids are new ids already, so the map is the identity, and nothing may change.
     if found is None and prune_tokenizer(parsed, sorted(parsed.tokens)) != parsed.data:
         found = "pruning the pruned tokenizer to its own tokens changes it"
     return LawResult(5, title, len(manifest.files), found, note)
@@ -247,6 +257,7 @@ def _named_tokens(value: dict[str, Any], tokenizer: Tokenizer) -> dict[str, str 
     found: dict[str, str | None] = {}
 
     def note(token_id: int, where: str) -> int:
+        # Numbered, because all ids of a list share one place.
         found[f"{where} #{len(found)}"] = tokenizer.id_to_token(token_id)
         return token_id
 

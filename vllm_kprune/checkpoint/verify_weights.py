@@ -37,6 +37,7 @@ def compare_weights(
 
 def _differences(old: Shard, new: Shard, cut: RowCut) -> Iterator[str | None]:
     """For each tensor or row: None if it is equal, otherwise the difference."""
+    # A hard link of --link: one file, so reading it twice would show nothing.
     if old.path.samefile(new.path):
         yield from (None for _ in old.tensors)
         return
@@ -67,6 +68,7 @@ class _StoredTwice:
 
     def rows(self, cut: RowCut) -> Iterator[str | None]:
         yield self._unlike((len(cut.rows), *self._old.shape[1:]))
+        # Row by row, not in runs: the writer copies runs, and its mistakes must not be shared.
         width = self._old.row_bytes
         for new_row, old_row in enumerate(cut.rows):
             same = self._same_bytes(old_row * width, new_row * width, width)
@@ -86,6 +88,7 @@ class _StoredTwice:
                 os.pread(file, size, begin + done)
                 for file, begin in zip(self._files, begins, strict=True)
             )
+            # Two files that end too early give equal blocks, hence the look at the length.
             if old != new or len(old) != size:
                 return False
         return True

@@ -1,7 +1,7 @@
-"""The command's frame: subcommands, and one line instead of a traceback for a user's mistake.
+"""The `kprune` command: its subcommands, and one line, no traceback, for a user's mistake.
 
-Exit codes: 0 done, 1 a check failed, 2 a mistake that the user can put right, 3 only a part was
-done, 130 Ctrl-C.
+Exit codes: 0 done, 1 a check failed, 2 a mistake that the user can correct, 3 only partly done,
+130 Ctrl-C.
 """
 
 import importlib
@@ -59,7 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         say_error("stopped")
+        # 128 + SIGINT, as shells report it.
         sys.exit(130)
     except BrokenPipeError:
-        sys.stderr.close()  # a reader such as `head` has gone; Python would complain at exit
+        sys.stderr.close()  # a reader such as `head` has closed the pipe; Python would complain
         sys.exit(0)

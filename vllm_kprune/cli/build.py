@@ -68,18 +68,21 @@ def _run(paths: _Paths, build: BuildOptions, outcome: _Outcome) -> None:
     replaced = REPLACED_BY_EXPORT if outcome.export else MANIFEST_NAME
     weights = None
     folder_made = new_folder(output, replaced if outcome.force else None)
+    # SIGTERM first: it then leaves the blocks inside, so that the unfinished folder is removed.
     with stops_on_sigterm(), steps() as progress, folder_made as folder:
         with no_collection():
             plan = make_plan(
                 model, wanted, revision=build.revision, corpora=build.corpus, progress=progress
             )
             if outcome.export:
+                # Before the overlay is written: a full disk is found now, not after gigabytes.
                 weights = _checked_weights(plan, output, folder, outcome.link)
             manifest = write_overlay(plan, folder, progress)
         if weights:
             write_standalone(weights, folder, progress)
         if outcome.verify:
             keep_if_lawful(folder, corpora=build.corpus, progress=progress)
+    # Outside of the block: only now is the folder at `output`.
     figures = {**pruning_figures(plan, manifest, output), "vocabulary_bytes": _bytes(plan)}
     exported = export_figures(weights, output) if weights else None
     figures |= {"export": exported} if exported else overlay_figures(output)

@@ -164,6 +164,7 @@ def _run(
     *of_suites, out = of_suites_and_output
     configured = {
         name: suite.configured(options)
+        # `command` hands over the tables in the order of SUITES.
         for (name, suite), options in zip(SUITES.items(), of_suites, strict=True)
     }
     names = {suite.name for suite in chosen_suites(selection.suites or None, configured)}
@@ -221,6 +222,7 @@ def _end(report: Report, gates: Sequence[Gate], folder: Path) -> None:
     failures = failed_gates(gates, report)
     for failure in failures:
         error_console.print(f"[bold red]failed:[/] {escape(str(failure))}", soft_wrap=True)
+    # This code wins over 1: the gates were judged on a part of the data only.
     if report.incomplete:
         log(f"incomplete: {report.incomplete}")
         log(f"the answers are kept in {folder}; start the server, then the same command resumes")

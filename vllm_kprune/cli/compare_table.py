@@ -29,6 +29,7 @@ def print_report(report: Report, console: Console) -> None:
         else:
             console.print(f"[bold]{escape(suite.name)}[/]: not measured")
         for name, why in suite.unavailable.items():
+            # "*" stands for the whole suite.
             what = "" if name == "*" else f"{escape(name)} "
             console.print(f"  [dim]{what}not measured: {escape(why)}[/]")
         for note in suite.notes:

@@ -1,4 +1,4 @@
-"""What all commands share: the console on standard error, progress bars, and JSON output."""
+"""Shared by all commands: the console on standard error, progress bars and JSON output."""
 
 import json
 import time
@@ -26,23 +26,23 @@ from vllm_kprune.errors import KPruneError
 __all__ = ["counts", "error_console", "log", "output_console", "say_error", "steps", "write_json"]
 
 error_console = Console(stderr=True, highlight=False)
-_LINE_SECONDS = 30.0  # between lines of progress where nobody watches
+_LINE_SECONDS = 30.0  # between lines of progress where there is no terminal
 output_console = Console(highlight=False)
 
 
 def say_error(message: str) -> None:
-    """Print a mistake on one line of standard error (server logs in it keep their lines)."""
+    """Print a mistake on one line of standard error (server logs in it keep theirs)."""
     error_console.print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True)
 
 
 def log(line: str) -> None:
-    """Tell the user something on standard error, as it is."""
+    """Print a line on standard error, without markup."""
     error_console.print(line, markup=False, soft_wrap=True)
 
 
 @contextmanager
 def steps() -> Iterator[progress.Progress]:
-    """A progress bar for each step, told as (step, share done); silent where nobody watches."""
+    """A progress bar for each step, from calls (step, share done); silent without a terminal."""
     columns = (
         SpinnerColumn(),
         TextColumn("{task.description}"),
@@ -56,6 +56,7 @@ def steps() -> Iterator[progress.Progress]:
 
         def tell(step: str, share: float) -> None:
             if step not in known:
+                # Steps come one after another, and not each reports its end.
                 for task in known.values():
                     bars.update(task, completed=1.0)
                 known[step] = bars.add_task(step, total=1.0)
@@ -86,6 +87,7 @@ def counts() -> Iterator[Callable[[str, int, int], None]]:
             nonlocal last, told
             line = f"{suite}: {done:,} of {total:,}"
             late = time.monotonic() - told >= _LINE_SECONDS
+            # A last count may be told twice; it is one line in a log.
             if (done == total or late) and line != last and not watched:
                 log(line)
                 last, told = line, time.monotonic()
@@ -97,6 +99,7 @@ def write_json(value: Any, target: str) -> None:
     """Write a value as JSON to a file, or to standard output for `-`."""
     text = json.dumps(value, ensure_ascii=False, indent=2)
     if target == "-":
+        # Not the console: rich would wrap lines and read brackets as markup.
         typer.echo(text)
         return
     try:

@@ -15,13 +15,13 @@ __all__ = ["check_plot", "curve_table", "plot_curve"]
 _FORMATS = (".html", ".png", ".svg")
 _LIBRARIES = ("altair", "vl_convert")
 _ON_EVIDENCE = (
-    "Measured on the profile's own evidence, which tokens are chosen by; "
+    "Measured on the profile's own evidence, which also chose the tokens; "
     "--text FILE measures your own text."
 )
 
 
 def curve_table(curve: Curve) -> Table:
-    """A row for each size, the profile's own size marked."""
+    """A row for each size; the profile's own size is marked."""
     table = Table(
         title=escape(f"{curve.model}, profile {curve.profile}: size against extra tokens"),
         caption=_ON_EVIDENCE if curve.measured_on == "evidence" else None,
@@ -65,7 +65,7 @@ def check_plot(path: Path) -> None:
 def plot_curve(curve: Curve, path: Path) -> None:
     """Draw extra tokens against size, and against memory where there are weights.
 
-    The web page is whole: it loads nothing from elsewhere.
+    The web page is self-contained: it loads nothing from elsewhere.
     """
     import altair
 
@@ -87,7 +87,7 @@ def _panel(curve: Curve, field: str, title: str) -> Any:
     import altair
 
     rows = [_values(curve, point, name) for point in curve.points for name in point.extra_tokens]
-    # Linear near nothing, logarithmic above a tenth of a percent: both ends can be read.
+    # Linear near zero, logarithmic above a tenth of a percent, so that both ends can be read.
     scale = altair.Scale(type="symlog", constant=0.001)
     axis = altair.Axis(format=".2~%", values=[0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3])
     lines = (
@@ -100,6 +100,7 @@ def _panel(curve: Curve, field: str, title: str) -> Any:
             tooltip=["text:N", "tokens:Q", altair.Tooltip("extra:Q", format=".2%")],
         )
     )
+    # There is a row for each text; one line is enough.
     chosen = [row for row in rows if row["tokens"] == curve.chosen][:1]
     mark = altair.Chart(altair.Data(values=chosen)).mark_rule(strokeDash=[4, 4])
     return (lines + mark.encode(x=f"{field}:Q")).properties(width=420, height=320)

@@ -108,7 +108,7 @@ def _show_samples(servers: Servers) -> None:
     for prompt in SAMPLE_PROMPTS:
         texts = [prompt, prompt]
         with Live(console=error_console, refresh_per_second=12, transient=True) as live:
-
+            # Defaults bind this round's values: a closure would see those of a later round.
             def follow(side: int, live: Live = live, texts: list[str] = texts) -> None:
                 for text in stream(servers[side], NAMES[side], texts[side], _SAMPLE_TOKENS):
                     texts[side] += text
@@ -123,6 +123,7 @@ def _at_once(follow: Callable[[int], None]) -> None:
 
     Ctrl-C leaves at once; the threads end when the servers stop.
     """
+    # No `with`: it would wait for both answers, also after Ctrl-C.
     threads = ThreadPoolExecutor(2)
     try:
         answers = [threads.submit(follow, side) for side in (0, 1)]

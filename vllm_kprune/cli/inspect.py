@@ -101,6 +101,7 @@ def _run(model: _Model, measured: _Measured, outputs: _Outputs) -> None:
             progress=progress,
         )
     if outputs.json_to:
+        # Without the kept tokens, which are very many: --tokens writes those.
         write_json(asdict(replace(result, kept=())), outputs.json_to)
     if outputs.tokens_to:
         _write_tokens(result, outputs.tokens_to)

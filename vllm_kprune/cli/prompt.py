@@ -115,6 +115,7 @@ def _read(file: Path | None) -> str:
     name = str(file) if file else "standard input"
     try:
         if file is None:
+            # One byte more than allowed tells a text that is too long from one that just fits.
             data = sys.stdin.buffer.read(_MOST_BYTES + 1)
         else:
             with file.open("rb") as stream:
@@ -166,6 +167,7 @@ def _styled(pruned: PrunedPrompt) -> Iterator[tuple[str, Style] | str]:
             continue
         for piece in part.list_pieces():
             if coloured:
+                # A heat of 1.0 would be one past the last colour.
                 heat = _HEAT[min(int(piece.heat * len(_HEAT)), len(_HEAT) - 1)]
                 yield piece.text, Style(color=f"color({heat})") if piece.kept else _DROPPED
             else:

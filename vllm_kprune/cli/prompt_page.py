@@ -32,6 +32,7 @@ def page(parts: Sequence[str | PrunedSegment], *, title: str, how: str) -> str:
     before = sum(part.tokens_before for part in pruned)
     after = sum(part.tokens_after for part in pruned)
     share = after / before if before else 1.0
+    # What is put in is not searched again, so a `$` in the text is no placeholder.
     return Template(template).substitute(
         title=escape(title),
         how=escape(how),

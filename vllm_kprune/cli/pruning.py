@@ -1,4 +1,4 @@
-"""What `kprune build` and `kprune tokenizer` share: the figures of what was pruned."""
+"""Shared by `kprune build` and `kprune tokenizer`: what was pruned, in numbers."""
 
 import gc
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ def no_collection() -> Iterator[None]:
 
 
 def pruning_figures(plan: TokenizerPlan, manifest: Manifest, output: Path) -> dict[str, Any]:
-    """What was kept of what."""
+    """How much was kept, and why."""
     original, kept = len(plan.base.tokenizer.tokens), len(manifest.kept_ids)
     return {
         "output": str(output),
@@ -40,7 +40,7 @@ def pruning_figures(plan: TokenizerPlan, manifest: Manifest, output: Path) -> di
 
 
 def overlay_figures(output: Path) -> dict[str, int]:
-    """How large a folder without weights is, in bytes."""
+    """The size of a folder without weights, in bytes."""
     return {"overlay_bytes": sum(path.stat().st_size for path in output.iterdir())}
 
 

@@ -48,6 +48,7 @@ def with_options(function: Callable[..., Any], *tables: type | Given) -> Callabl
     """The function as Typer takes it: with a parameter for each option of each table."""
     options = [t.options if isinstance(t, Given) else options_of(t, FORM) for t in tables]
     named = {
+        # Numbered: two tables may have fields of one name, as long as their flags differ.
         f"table{number}_{one.name}": (number, one)
         for number, ones in enumerate(options)
         for one in ones
@@ -61,11 +62,13 @@ def with_options(function: Callable[..., Any], *tables: type | Given) -> Callabl
         for name, (number, one) in named.items():
             given[number][one.name] = _value(one, values.pop(name))
         made_of = zip(tables, given, strict=True)
+        # What is left in `values` belongs to the function's own keyword-only parameters.
         return function(*(table(**values) for table, values in made_of), **values)
 
     command.options = tuple(one for _, one in named.values())  # type: ignore[attr-defined]
     command.__doc__ = function.__doc__
     command.__signature__ = inspect.Signature([*made, *own])  # type: ignore[attr-defined]
+    # Typer reads parameters from the signature, but their types from the annotations.
     command.__annotations__ = {p.name: p.annotation for p in (*made, *own)}
     return command
 
@@ -111,9 +114,6 @@ def _declaration(option: Option) -> Any:
         "rich_help_panel": option.group,
         "metavar": _metavar(option),
     }
-    # Typer knows no exclusive bound; `check_option` does.
-    if option.kind in (int, float) and not option.words and option.above is None:
-        rules |= {"min": option.least, "max": option.most}
     if option.existing:
         folder = option.existing == "folder"
         rules |= {"exists": True, "file_okay": not folder, "dir_okay": folder}
@@ -128,6 +128,17 @@ def _declaration(option: Option) -> Any:
 
 
 def _metavar(option: Option) -> str | None:
+    """With the range of a number. It is `check_option` that refuses others, in one line."""
+    shown = _plain_metavar(option)
+    if option.kind not in (int, float) or option.words:
+        return shown
+    lower = f"{option.least:g}<=" if option.least is not None else ""
+    lower = f"{option.above:g}<" if option.above is not None else lower
+    upper = f"<={option.most:g}" if option.most is not None else ""
+    return f"{shown or f'<{option.kind.__name__}>'} [{lower}x{upper}]" if lower + upper else shown
+
+
+def _plain_metavar(option: Option) -> str | None:
     if option.metavar or not option.positional:
         return option.metavar or ("|".join(option.choices) if 0 < len(option.choices) < 7 else None)
     return option.name.upper()
@@ -139,7 +150,9 @@ def _value(option: Option, value: Any) -> Any:
         if not value:
             return option.default
         if option.commas:
+            # `-s a -s b` and `-s a,b` mean the same; `check_option` splits.
             value = ",".join(value)
+    # Not given, so not checked: a default may be outside of the bounds, as None is.
     if value is option.default:
         return value
     name = option.name.upper() if option.positional else flags_of(option)[-1].split("/")[0]

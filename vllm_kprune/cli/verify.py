@@ -61,6 +61,7 @@ def _run(subject: _Subject, options: _Options) -> None:
     for path in subject.text:
         if not path.is_file():
             raise KPruneError(f"text {path} does not exist or is not a file")
+    # A stream: files are read while they are checked, so their size does not matter.
     lines = itertools.chain.from_iterable(map(read_corpus, subject.text)) if subject.text else None
     with steps() as progress, _pruned(subject.folder, options, progress) as pruned:
         results = verify_overlay(
@@ -85,6 +86,7 @@ def keep_if_lawful(
 ) -> None:
     """Check a folder that is being made. If a law is broken, say which, and exit with 1."""
     results = verify_overlay(folder, corpora=corpora, base=base, progress=progress)
+    # The exit leaves the caller's `new_folder` block, which removes what was made.
     if broken := [result for result in results if not result.holds]:
         for result in broken:
             show_law(result)

@@ -86,8 +86,10 @@ class Automaton:
 
     def next_states(self, states: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
         """`advance` for many tokens at once, on the tables' device; ids below `num_rows`."""
+        # PyTorch cannot index with int16.
         classes = self.token_class[token_ids].int()
         following = self.class_next[states, classes]
+        # The only negative state is REFUSED.
         return torch.where(following < 0, self.class_fallback[classes], following)
 
     def advance(self, state: int, token_id: int) -> int:
@@ -110,8 +112,11 @@ class Automaton:
         """
         run, is_sound = self._last_bytes(token_ids)
         state = 0
+        # An unfinished character begins in state 0, so nothing before it matters.
         for byte in unfinished(run):
             state = int(self._bytes[state, byte])
+        # The byte table knows allowed characters, not the vocabulary, so this may be a state that
+        # no token leaves. REFUSED must not be an index: -1 would read the last state.
         is_finishable = state >= 0 and bool((self._next[state] >= 0).any())
         return state if is_sound and is_finishable else self.broken
 
@@ -129,15 +134,20 @@ class Automaton:
             if is_fallback and flags & SPECIAL:
                 parts.append(b"")
             elif not flags & PRESENT or flags & SPECIAL or (is_fallback and not flags & BYTE):
+                # The run ends: an id without a token, a special one in byte-level text, or, with
+                # fallback, any that is not a byte token.
                 break
             else:
                 parts[-1] = self._spellings.bytes_of(token_id) + parts[-1]
                 if not is_fallback and len(parts[-1]) >= LONGEST_CHARACTER:
                     break
         last, *earlier = parts
+        # What the decoder has finished must be UTF-8. Parts before a special token have no
+        # unfinished end to be forgiven: the token has cut it off.
         whole = last[: len(last) - len(unfinished(last))]
         return last, not is_fallback or all(map(_is_utf8, (whole, *earlier)))
 
+    # NumPy needs tables on the CPU: a copy with tables on a GPU is for `next_states` alone.
     @cached_property
     def _classes(self) -> States:
         return self.token_class.numpy()
@@ -176,6 +186,7 @@ def build_automaton(
     allowed = allowed_characters(policy)
     table = byte_table(allowed)
     classes = classify(spellings, allowed, table, num_rows, stop_ids)
+    # Every character begins in state 0: if nothing may come there, nothing can be written.
     if not (classes.following[0, classes.of_token] >= 0).any():
         raise KPruneError(
             f"the guard for {policy.label} leaves none of the vocabulary's {num_rows:,} tokens; "
@@ -186,6 +197,8 @@ def build_automaton(
         token_class=torch.from_numpy(classes.of_token),
         class_next=torch.from_numpy(classes.following),
         class_fallback=torch.from_numpy(classes.fallback),
+        # The byte table's last row is no state (it belongs to REFUSED), so this number is free;
+        # `classify` adds the state.
         broken=len(table) - 1 if spellings.kind == "byte_fallback" else 0,
         _spellings=spellings,
         _bytes=table,

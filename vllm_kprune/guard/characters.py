@@ -33,9 +33,12 @@ __all__ = ["NUM_CODE_POINTS", "CharacterTable", "allowed_characters"]
 NUM_CODE_POINTS = 0x110000
 CharacterTable: TypeAlias = npt.NDArray[np.bool_]
 
+# The Latin characters that are numbers are the Roman numerals.
 _EVERYWHERE = r"[[A-Za-z][\p{sc=Latin}&&\p{N}]]"
 _BROKEN = 0xFFFD
 _SURROGATES = slice(0xD800, 0xE000)
+# The second line: emoji style, the keycap, and the letters of flags such as Scotland's. Taken out
+# are marks that Unicode counts as pictographs too: © ‼ ↔ ℹ.
 _EMOJI = (
     r"[[\p{Emoji_Presentation}\p{Extended_Pictographic}\p{Emoji_Modifier}\p{Regional_Indicator}"
     r"\uFE0F\u20E3\U000E0020-\U000E007F]--[©®™\p{P}\p{Sm}\p{L}]]"
@@ -49,11 +52,13 @@ def allowed_characters(policy: GuardPolicy) -> CharacterTable:
     """Code point -> is it allowed? bool [0x110000], read-only."""
     scripts = {script for code in policy.languages for script in LANGUAGES[code].scripts}
     scripts |= {*policy.scripts, *(("Han",) if policy.hanja == "all" else ())}
+    # A copy, because `_members` returns the array in its own cache.
     table = _members(letter_set(*sorted(scripts))).copy()
     if policy.languages:
         table |= _members(_EVERYWHERE)
     if policy.hanja == "ksx1001":
         table[[ord(character) for character in hanja_characters(policy.hanja)]] = True
+    # The order is that of the rules: each step overrides those before it.
     switches = ((policy.digits, _NUMBERS), (policy.punctuation, _MARKS), (policy.emoji, _EMOJI))
     for kept, members in switches:
         if not kept:
@@ -61,6 +66,7 @@ def allowed_characters(policy: GuardPolicy) -> CharacterTable:
     table[_BROKEN] = False
     table[[ord(character) for character in policy.allow]] = True
     table[_SURROGATES] = False
+    # All callers share this cached array: a write would change the policy for everybody.
     table.flags.writeable = False
     return table
 
@@ -72,6 +78,7 @@ def _members(characters: str) -> CharacterTable:
     table = np.zeros(NUM_CODE_POINTS, np.bool_)
     # One search over a text of all characters is much faster than a match for each of them.
     for run in regex.finditer(rf"(?V1){characters}+", text):
+        # One character for each entry of `code_points`, so positions in the text are indices.
         table[code_points[run.start() : run.end()]] = True
     return table
 
@@ -80,6 +87,7 @@ def _members(characters: str) -> CharacterTable:
 def _assigned() -> tuple[npt.NDArray[np.uint32], str]:
     """All characters except surrogates, private-use and unassigned code points."""
     points = np.arange(NUM_CODE_POINTS, dtype="<u4")
+    # Surrogates cannot be decoded, so they go first.
     points = points[(points < 0xD800) | (points >= 0xE000)]
     text = points.tobytes().decode("utf-32-le")
     text = "".join(regex.findall(r"[^\p{Cn}\p{Co}]+", text))

@@ -30,6 +30,7 @@ States: TypeAlias = npt.NDArray[np.int16]
 # Four classes have a fixed meaning: never allowed, whole allowed text, special and stop tokens, and
 # ASCII byte tokens. The others are for tokens with parts of characters.
 _NEVER, _TEXT, _CONTROL, _ASCII_BYTE = range(4)
+# The last column in `_after`: an index of -1 reads it.
 _NO_HEAD = -1
 
 
@@ -62,16 +63,20 @@ def classify(
     """
     broken = len(table) - 1 if spellings.kind == "byte_fallback" else 0
     of_token, whole = _whole(spellings, allowed, len(table) - 1 + (broken > 0), broken)
+    # Parts of a token count only if its whole characters are allowed.
     ids, index, parts = _parts(spellings, of_token != _NEVER, table, broken)
     of_token[ids] = len(whole.fallback) + index
     following = np.concatenate([whole.following, parts.following], axis=1)
 
+    # After the parts, because a special token acts as control whatever it spells.
     control = spellings.flags & SPECIAL != 0
     control[[token_id for token_id in stop_ids if 0 <= token_id < len(control)]] = True
     of_token[control] = _CONTROL
+    # Logits may be wider than the tokenizer (rows without a token stay 0, _NEVER) or narrower.
     rows = np.zeros(num_rows, np.int16)
     width = min(num_rows, len(of_token))
     rows[:width] = of_token[:width]
+    # Only classes in these rows: a token past the logits is never sampled and finishes nothing.
     _close_dead_ends(following, np.unique(rows))
     return Classes(following, np.concatenate([whole.fallback, parts.fallback]), rows)
 
@@ -88,12 +93,16 @@ def _whole(
     good = refused[starts[1:]] == refused[starts[:-1]]
     good &= spellings.flags & (PRESENT | UNSPELLABLE) == PRESENT
     of_token = np.where(good, _TEXT, _NEVER).astype(np.int16)
+    # A class of their own, because a broken run would take an ASCII byte token along. Other byte
+    # tokens are parts of characters, see `_parts`.
     of_token[good & (spellings.flags & BYTE != 0)] = _ASCII_BYTE
 
     following = np.full((num_states, 4), REFUSED, np.int16)
     if broken:
+        # Text ends a broken run. A special token does not, because decoders may skip it.
         following[broken, [_TEXT, _CONTROL]] = 0, broken
     following[0, [_TEXT, _CONTROL, _ASCII_BYTE]] = 0
+    # In the order of the four classes.
     return of_token, _Columns(following, np.array([0, 0, broken, broken], np.int16))
 
 
@@ -106,11 +115,14 @@ def _parts(
     head = np.full(len(ids), _NO_HEAD)
     head[np.searchsorted(ids, heads.token_ids)] = heads.index
     end = np.zeros(len(ids), np.int64)
+    # Where a tail leads from state 0: the state in which its token ends.
     begun = walk(table, np.zeros(1, np.int16), tails.parts, tails.lengths)[0]
     end[np.searchsorted(ids, tails.token_ids)] = begun[tails.index]
     is_byte = spellings.flags[ids] & BYTE != 0
+    # A refused byte token makes a broken run; others lead where they would begin a text.
     fallback = np.where(is_byte, broken, np.maximum(end, 0))
     more = (np.diff(spellings.code_starts)[ids] > 0) | (spellings.tail_lengths[ids] > 0)
+    # [ids, 4]: tokens with the same four numbers act alike.
     kinds, index = np.unique(
         np.stack([head, more, np.where(good[ids], end, REFUSED), fallback], axis=1),
         axis=0,
@@ -127,6 +139,7 @@ def _after(kinds: npt.NDArray[np.int64], table: ByteTable, heads: Fragments) -> 
     states = np.arange(len(table) - 1, dtype=np.int16)
     # A token without a head can only begin between characters.
     no_head = np.where(states == 0, 0, REFUSED)[:, None]
+    # [states, heads + 1]; the last column is _NO_HEAD's.
     reached = np.concatenate([walk(table, states, heads.parts, heads.lengths), no_head], axis=1)
     head, more, end, _ = kinds.T
     # If more follows the head, the head must finish the character, and the token ends in `end`.
@@ -142,6 +155,8 @@ def _close_dead_ends(following: States, used: States) -> None:
     living = np.zeros(len(following) + 1, np.bool_)  # the last is what REFUSED points at
     living[0] = True
     before = 0
+    # The left side is read before the new count is assigned; `living` only grows, so this ends.
     while before != (before := int(living.sum())):
+        # A state lives if some class leads from it to a living one.
         living[:-1] |= living[following[:, used]].any(axis=1)
     following[~living[following]] = REFUSED

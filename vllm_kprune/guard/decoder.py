@@ -24,6 +24,7 @@ __all__ = ["Speller", "make_speller"]
 # The decoder reads the digits with Rust's u8::from_str_radix, which also accepts a plus sign.
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2}|\+[0-9A-Fa-f])>")
 # The types of the steps, each followed by a comma.
+# One text, so that a pattern can check the order of the steps as well.
 _UNDERSTOOD: Mapping[TokenKind, str] = {
     "byte_level": r"ByteLevel,(Fuse,)?",
     "byte_fallback": r"((Replace|Metaspace|Strip),)*ByteFallback,((Fuse|Strip),)*",
@@ -63,6 +64,7 @@ class _LevelSpeller:
         self._table |= {ord(letter): chr(value) for letter, value in byte_alphabet().items()}
 
     def __call__(self, token: str) -> tuple[bytes, bool]:
+        # U+FFFD is not in Latin-1: encoding fails, and the token is taken for plain text.
         try:
             return token.translate(self._table).encode("latin-1"), False
         except UnicodeEncodeError:
@@ -78,6 +80,7 @@ class _FallbackSpeller:
     def __call__(self, token: str) -> tuple[bytes, bool]:
         for old, new in self._replacements:
             token = token.replace(old, new)
+        # After the replacements, as in the decoder: these can make or break a byte token.
         byte = _BYTE_TOKEN.fullmatch(token) if token.startswith("<0x") else None
         return (bytes([int(byte[1], 16)]), True) if byte else (token.encode(), False)
 

@@ -53,6 +53,7 @@ class TokenMask:
         """
         for (automaton, state), rows in groups.items():
             refusal = self._refusal(automaton, state, logits.dtype)
+            # A slice is a view, written in place; indexing by a list of rows would make a copy.
             for first, last in _runs(rows):
                 block = logits[first:last]
                 if changed is None:
@@ -89,6 +90,7 @@ def _refusal_of(refused: torch.Tensor, device: torch.device, dtype: torch.dtype)
         return _RefuseFew(refused.nonzero().flatten().to(device))
     if 0 < len(refused) - num_refused <= most:
         return _AllowFew((~refused).nonzero().flatten().to(device))
+    # In the logits' own type, so that `minimum` converts nothing.
     ceiling = torch.full((len(refused),), torch.inf, dtype=dtype)
     return _RefuseMany(ceiling.masked_fill_(refused, -torch.inf).to(device))
 
@@ -104,8 +106,10 @@ class _RefuseFew:
         if not len(self._refused_ids):
             changed.fill_(False)
             return
+        # Before the refused logits are overwritten.
         highest = block.index_select(1, self._refused_ids).amax(dim=-1)
         self.fill_(block)
+        # On a GPU, reading values as below would wait for the device.
         if block.device.type != "cpu":
             torch.gt(highest, block.amax(dim=-1), out=changed)
             return
@@ -141,6 +145,7 @@ class _AllowFew:
         self._allowed_ids = allowed_ids
 
     def fill_(self, block: torch.Tensor) -> None:
+        # A copy, so that the fill does not reach it.
         kept = block.index_select(1, self._allowed_ids)
         block.fill_(-torch.inf).index_copy_(1, self._allowed_ids, kept)
 

@@ -33,6 +33,7 @@ SCRIPTS: tuple[str, ...] = (
 
 
 def _each_once(key: str, names: tuple[str, ...]) -> tuple[str, ...]:
+    # Sorted, because policies are keys: equal requests must share one automaton.
     return tuple(sorted(set(names)))
 
 
@@ -121,10 +122,12 @@ def parse_policy(
     given = check_values(known, options, form=form, prefix=prefix, text=form == "request")
     if not given:
         return default
+    # `words` has turned "off" into None.
     if given.get("languages", ()) is None:
         if len(given) > 1:
             raise KPruneError("languages is 'off': leave the other options of the guard out")
         return None
+    # Both are emptied first: a request for scripts must not get the server's languages as well.
     if "languages" in given or "scripts" in given:
         given = {"languages": (), "scripts": ()} | given
     elif default is None:

@@ -24,6 +24,7 @@ from vllm_kprune.tokenizer.bpe import TokenKind, read_tokenizer
 
 __all__ = ["TokenSpellings", "load_spellings"]
 
+# A part of the file's name, so that another version of kprune does not read its files.
 _FORMAT = 1
 _MOST_FILES = 8
 _MOST_BYTES = 256 << 20
@@ -87,6 +88,7 @@ def _checked(arrays: dict[str, npt.NDArray[Any]]) -> TokenSpellings:
     num_tokens = len(arrays["flags"])
     lengths = {"starts": num_tokens + 1, "code_starts": num_tokens + 1}
     lengths |= dict.fromkeys(("head_lengths", "tail_lengths"), num_tokens)
+    # Functions, because later checks rely on earlier ones: each runs only if those before it hold.
     checks: list[Callable[[], bool]] = [
         lambda: kind in get_args(TokenKind),
         lambda: all(arrays[name].dtype == dtype for name, dtype in _DTYPES.items()),
@@ -119,5 +121,6 @@ def _write(spellings: TokenSpellings, path: Path) -> None:
 def _forget_oldest(written: Path) -> None:
     others = [path for path in written.parent.glob("spellings-*.npz") if path != written]
     newest_first = sorted(others, key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    # - 1 for the file just written.
     for path in newest_first[_MOST_FILES - 1 :]:
         path.unlink(missing_ok=True)

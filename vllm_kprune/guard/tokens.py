@@ -27,7 +27,9 @@ __all__ = [
 
 # Bits of `TokenSpellings.flags`.
 PRESENT, SPECIAL, BYTE, UNSPELLABLE = 1, 2, 4, 8
+# Arrays are as long as the largest id: a damaged file with one huge id must not take all memory.
 _MAX_TOKENS = 1 << 23
+# Of a character of at most 4 bytes, at most 3 are missing or left over.
 _MOST_FRAGMENT_BYTES = 3
 
 Bytes: TypeAlias = npt.NDArray[np.uint8]
@@ -95,6 +97,7 @@ class TokenSpellings:
 
     def _fragments(self, lengths: Bytes, begins: Ints) -> Fragments:
         token_ids = np.flatnonzero(lengths).astype(np.int32)
+        # The last column is the length: without it, FF and FF 00 would be one part.
         rows = np.zeros((len(token_ids), _MOST_FRAGMENT_BYTES + 1), np.uint8)
         rows[:, -1] = lengths[token_ids]
         for k in range(_MOST_FRAGMENT_BYTES):
@@ -129,6 +132,7 @@ def _flatten(kind: TokenKind, spelled: list[bytes], flags: Bytes) -> TokenSpelli
             texts.append(token.decode())
         except UnicodeDecodeError:
             head, text, tail = split_incomplete(token)
+            # More than 3 bytes cannot begin or end inside one character: no UTF-8 has them.
             if max(len(head), len(tail)) > _MOST_FRAGMENT_BYTES:
                 flags[token_id] |= UNSPELLABLE
             else:
@@ -138,6 +142,7 @@ def _flatten(kind: TokenKind, spelled: list[bytes], flags: Bytes) -> TokenSpelli
         kind=kind,
         spelled=np.frombuffer(b"".join(spelled), np.uint8),
         starts=_starts([len(token) for token in spelled]),
+        # UTF-32 is one uint32 for each code point, which is what len(text) counts below.
         code_points=np.frombuffer("".join(texts).encode("utf-32-le"), "<u4"),
         code_starts=_starts([len(text) for text in texts]),
         head_lengths=head_lengths,

@@ -20,6 +20,7 @@ REFUSED = -1
 ByteTable: TypeAlias = npt.NDArray[np.int16]
 
 _BLOCK = 64
+# A row is what follows one lead byte E0 to EF: 64 * 64 code points. All of Unicode has 272.
 _NUM_ROWS = NUM_CODE_POINTS // _BLOCK // _BLOCK
 
 
@@ -42,21 +43,28 @@ def byte_table(allowed: CharacterTable) -> ByteTable:
     # From the last byte of a character to its first. Each step cuts the code points into blocks of
     # 64, and gives every distinct block a state.
 
+    # [17408, 64]: the row is the code point // 64, the column its last byte - 0x80.
     last = np.where(allowed.reshape(-1, _BLOCK), 0, REFUSED).astype(np.int16)
+    # ASCII is one byte, so its two blocks have no two-byte form.
     last[: 0x80 // _BLOCK] = REFUSED
     one_left, rows_one = _merge(last, 1)
+    # [272, 64]: the code point // 4096, and its last byte but one.
     middle = one_left.reshape(_NUM_ROWS, _BLOCK).copy()
     middle[0, : 0x800 // _BLOCK] = REFUSED
     two_left, rows_two = _merge(middle, 1 + len(rows_one))
+    # [5, 64]: lead bytes F0 to F4; of F4, Unicode uses a quarter.
     first = np.full((5, _BLOCK), REFUSED, np.int16)
     first.flat[:_NUM_ROWS] = two_left
+    # The first 16 rows are the code points below 0x10000, which have three bytes.
     first[0, :16] = REFUSED
     three_left, rows_three = _merge(first, 1 + len(rows_one) + len(rows_two))
 
+    # Trap: states were numbered in this order, so row n of `pending` is state n + 1.
     pending = np.concatenate([rows_one, rows_two, rows_three])
     table = np.full((1 + len(pending) + 1, 256), REFUSED, np.int16)
     table[1:-1, 0x80:0xC0] = pending
     table[0, :0x80] = np.where(allowed[:0x80], 0, REFUSED)
+    # C0 and C1 could only begin overlong ASCII, hence from C2 on.
     table[0, 0xC2:0xE0] = one_left[2:32]
     table[0, 0xE0:0xF0] = two_left[:16]
     table[0, 0xF0:0xF5] = three_left
@@ -71,6 +79,7 @@ def _merge(
     Returns the state of each row [n], and the rows of the states, in the order of their first use.
     """
     content, row_bytes = rows.tobytes(), rows.itemsize * rows.shape[1]
+    # Without this entry, a block with no allowed character would be a state without a way out.
     states = {np.full_like(rows[0], REFUSED).tobytes(): REFUSED}
     firsts: list[int] = []
     reached = np.empty(len(rows), np.int16)
@@ -90,7 +99,9 @@ def walk(
     lengths: npt.NDArray[np.int32],
 ) -> npt.NDArray[np.int16]:
     """From each of `states` [s] over each of `parts` [n, bytes]: the states there, int16 [s, n]."""
+    # A view [s, n]; `where` makes new arrays, so nothing is written to it.
     reached = np.broadcast_to(states[:, None], (len(states), len(lengths)))
     for k in range(parts.shape[1]):
+        # Parts are padded: past its length, a part stays in the state that it has reached.
         reached = np.where(lengths > k, table[reached, parts[:, k]], reached)
     return reached

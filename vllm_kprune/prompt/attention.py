@@ -36,6 +36,8 @@ __all__ = ["LOG2_E", "AttentionMask", "Projections", "received", "rotary_angles"
 LOG2_E = math.log2(math.e)
 # A softmax usually subtracts the maximum of a row, so that nothing overflows. That takes a pass
 # over the buffer. It is skipped while all row sums are between these: nothing that matters is lost.
+# Float32 reaches from 1.2e-38 to 3.4e38: beside a sum of 1e-25, a power that vanishes is at most
+# 1e-13 of it.
 _SAFE_SUMS = (1e-25, 1e36)
 # Shorter prompts are always computed in float32: they take little time and have large scores.
 _ROUNDED_FROM = 512
@@ -50,6 +52,7 @@ class AttentionMask:
 
     def span(self, start: int, stop: int, length: int) -> tuple[int, int]:
         """The keys [first, last) that at least one query of [start, stop) sees."""
+        # The window looks both ways: query i sees keys i - window + 1 to i + window - 1.
         first = 0 if self.window is None else max(0, start - self.window + 1)
         last = length if self.window is None else min(length, stop + self.window - 1)
         return first, min(last, stop) if self.causal else last
@@ -59,9 +62,11 @@ class AttentionMask:
         queries = torch.arange(start, stop)[:, None]
         keys = torch.arange(first, last)[None, :]
         hidden = keys > queries if self.causal else None
+        # The largest distance in this block; below the window, nothing of it is hidden.
         if self.window is not None and max(stop - 1 - first, last - 1 - start) >= self.window:
             outside = (keys - queries).abs_() >= self.window
             hidden = outside if hidden is None else hidden.logical_or_(outside)
+        # A query always sees itself. So no row is all -inf, and no softmax divides 0 by 0.
         return hidden
 
 
@@ -81,6 +86,7 @@ class Projections:
 
     def rotated(self, table: torch.Tensor, start: int, stop: int) -> torch.Tensor:
         """Rotated rows of a `table` [heads, rows, dim] for tokens [start, stop)."""
+        # Rows are spread to their places first: equal tokens elsewhere turn by other angles.
         x = table.index_select(1, self.places[start:stop])
         if self.angles is None:
             return x
@@ -132,11 +138,13 @@ def received(
             stop = min(start + block, queries.stop)
             asking = prompt.rotated(table, start, stop)
             if start == queries.start:
+                # Keys stay for all blocks; the first block of queries is the sample.
                 products.set_keys(keys, asking)
             first, last = mask.span(start, stop, length)
             products.set_queries(asking, first, last)
             hidden = mask.hidden(start, stop, first, last)
             for powers, totals in logits.powers(asking.shape[:2], last - first, hidden):
+                # [keys, rows] @ [rows]: divides each row by its sum and adds it to the columns.
                 sums[first:last].addmv_(powers.T, totals.reciprocal_())
     return sums.div_(len(heads) * len(queries))
 
@@ -163,6 +171,7 @@ class _Logits:
 
     def __init__(self, products: Products, softcap: float | None) -> None:
         self._products = products
+        # c * tanh(x / c) keeps its form if c is taken in base 2 like x.
         self._softcap = None if softcap is None else softcap * LOG2_E
         self._buffer = torch.empty(0)
         self._shifted = False
@@ -185,10 +194,12 @@ class _Logits:
                 powers = self._write(head, logits, hidden).exp2_()
                 totals = powers.sum(dim=1)
                 low, high = (float(limit) for limit in totals.aminmax())
+                # False for infinity and NaN as well.
                 if _SAFE_SUMS[0] < low and high < _SAFE_SUMS[1]:
                     yield powers, totals
                     continue
                 self._shifted = True
+            # exp2_ has overwritten the logits, so they are computed again.
             self._write(head, logits, hidden)
             powers = logits.sub_(logits.amax(dim=1, keepdim=True)).exp2_()
             yield powers, powers.sum(dim=1)

@@ -106,6 +106,7 @@ class PruneOptions:
 
     def marked(self, keep: float | None) -> "PruneOptions":
         """The options for a marked span: a rate in its mark comes first."""
+        # A target would come before the rate, so it has to go.
         return self if keep is None else replace(self, keep=keep, target_tokens=None)
 
     @property
@@ -144,11 +145,13 @@ class PieceChoice:
         `count_kept` counts the tokens of what is left, as the target does. It is asked only for
         `target_tokens`; a share is one of the ranker's tokens.
         """
+        # Stable: of equal scores the earlier piece comes first, on every machine.
         order = np.argsort(-self.pieces.means(scores), kind="stable")
         total = len(self.pieces.of_token)
         most = options.target_tokens
         if most is not None:
             return self._largest_fitting(order, total, lambda kept: count_kept(kept) <= most)
+        # Rounding of floats: 0.07 * 100 is 7.000000000000001, so 8 tokens may stay, not 7.
         return self._within(order, math.ceil(options.keep * total))
 
     @property
@@ -167,6 +170,7 @@ class PieceChoice:
             return int(self._sizes[kept].sum()) <= budget
 
         kept = self._separated(order, budget)
+        # The whole budget was tried just now, hence - 1.
         return kept if fits(kept) else self._largest_fitting(order, budget - 1, fits)
 
     def _largest_fitting(
@@ -177,8 +181,10 @@ class PieceChoice:
         Whether a budget fits is nearly, not strictly, monotonic: one more word may need one
         separator less. Then a smaller budget that fits is found, which is good enough.
         """
+        # Budget 0 is what is forced, or a single piece: it is the answer even if it does not fit.
         found, low = self._separated(order, 0), 0
         while low < high:
+            # + 1 rounds up. Otherwise low = 4, high = 5 would try 4 for ever.
             budget = (low + high + 1) // 2
             kept = self._separated(order, budget)
             if fits(kept):
@@ -194,8 +200,10 @@ class PieceChoice:
         """The forced pieces, and the best of the others that fit into `budget` tokens."""
         kept = self.forced.copy()
         order = order[~kept[order]]
+        # Negative if more is forced than the budget has.
         room = budget - int(self._sizes[kept].sum())
         sizes = self._sizes[order]
+        # The usual case, tokens: none is too large for the room that is left, so a slice will do.
         if (sizes <= 1).all():
             kept[order[: max(room, 0)]] = True
         else:

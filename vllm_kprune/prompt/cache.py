@@ -52,6 +52,7 @@ class SegmentCache:
         """Remember a pruned segment, unless it is larger than the whole cache."""
         size = len(segment.text.encode("utf-8", "surrogatepass")) + _OVERHEAD
         key = _key(text, how)
+        # Two threads may prune the same text at once: then the key is there already, and counted.
         with self._lock:
             if known := self._entries.pop(key, None):
                 self.bytes -= known[1]
@@ -68,6 +69,7 @@ def _key(text: str, how: str) -> bytes:
     digest = hashlib.blake2b(digest_size=32)
     for part in (how, text):
         data = part.encode("utf-8", "surrogatepass")
+        # With its length before it, ("ab", "c") and ("a", "bc") are different keys.
         digest.update(len(data).to_bytes(8, "little"))
         digest.update(data)
     return digest.digest()

@@ -20,6 +20,7 @@ def forced_pieces(
         forced[pieces.of_token[-options.force_last :]] = True
     characters = _forced_characters(tokens.text, options, control)
     if characters.any():
+        # until[n]: forced characters before n. A piece with any has more at its end than its start.
         until = np.concatenate([[0], np.cumsum(characters)])
         forced |= until[pieces.ends] > until[pieces.starts]
     return forced
@@ -31,6 +32,7 @@ def _forced_characters(
     """[characters + 1] 1 for those that stay."""
     characters = np.zeros(len(text) + 1, dtype=np.int64)
     for wanted in options.force_tokens:
+        # Occurrences that overlap count once: of "aa" in "aaa", the first.
         begin = text.find(wanted)
         while begin >= 0:
             characters[begin : begin + len(wanted)] = 1
@@ -38,5 +40,6 @@ def _forced_characters(
     for begin, end in control.find(text):
         characters[begin:end] = 1
     if options.force_digits:
+        # isdigit() is wider than the digits of numbers (Nd): ² and ① count too.
         characters[[n for n, c in enumerate(text) if c.isdigit()]] = 1
     return characters

@@ -53,13 +53,16 @@ class HiddenStates:
         if not causal:
             given["attention_mask"] = no_mask(self._model.config, len(ids))
         output = self._model(ids[None], output_hidden_states=True, use_cache=False, **given)
+        # hidden_states[0] is the output of the embedding, so number n is the input of layer n.
         states: torch.Tensor = output.hidden_states[self._layer][0]
         return states
 
 
 def no_mask(config: Any, length: int) -> Any:
     """A mask for a text model of transformers that hides nothing, not even beyond a window."""
+    # A mask is added to the logits: 0 hides nothing, -inf would.
     zeros = torch.zeros(1, 1, length, length)
     kinds = set(getattr(config, "layer_types", None) or ())
+    # These models keep a mask for each kind of layer, so both kinds need one.
     by_kind = "sliding_attention" in kinds or config.model_type.startswith(("gemma", "cohere2"))
     return dict.fromkeys(("full_attention", "sliding_attention"), zeros) if by_kind else zeros

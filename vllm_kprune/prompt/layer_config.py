@@ -95,6 +95,7 @@ class _ConfigReader:
                 f"{self.source}: there is no layer {self.layer}; it has {layers}, counted from 0"
             )
         heads, kv_heads, head_dim, hidden = self.sizes()
+        # In Gemma, the root of this number divides the logits; elsewhere it is the size of a head.
         scalar = self.number("query_pre_attn_scalar", head_dim)
         eps = "layer_norm_eps" if self.family.norm == "layer" else "rms_norm_eps"
         return LayerConfig(
@@ -119,6 +120,7 @@ class _ConfigReader:
         """Query heads, key-value heads, dimensions of a head, and of the model."""
         heads, hidden = self.count("num_attention_heads"), self.count("hidden_size")
         kv_heads = self.count("num_key_value_heads", heads)
+        # Only a default: a head may be larger than its share of `hidden_size`, as in Gemma-3.
         head_dim = self.count("head_dim", hidden // heads)
         if heads % kv_heads or head_dim % 2:
             raise KPruneError(
@@ -136,6 +138,7 @@ class _ConfigReader:
         return self.positive(name, self.field(name, default))
 
     def positive(self, name: str, value: Any) -> float:
+        # In Python, true is an int and would pass for 1. NaN fails every comparison.
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e12:
             raise KPruneError(f"{self.source}: {name} is {value!r}; expected a number above 0")
         return float(value)
@@ -152,6 +155,7 @@ class _ConfigReader:
     def softcap(self) -> float | None:
         if not self.family.softcap:
             return None
+        # Unlike in `field`, null is not the same as missing here: it switches the soft-cap off.
         if "attn_logit_softcapping" in self.text and self.text["attn_logit_softcapping"] is None:
             return None
         return self.number("attn_logit_softcapping")
@@ -164,6 +168,7 @@ class _ConfigReader:
         pattern = self.family.sliding_pattern
         if pattern and "sliding_window_pattern" in self.text:
             pattern = self.count("sliding_window_pattern")
+        # With a pattern of 6, layers 5, 11, 17 … see everything, counted from 0.
         return pattern > 0 and (self.layer + 1) % pattern > 0
 
     def rope(self) -> Rope | None:
@@ -173,6 +178,8 @@ class _ConfigReader:
         said = dict(said) if isinstance(said, Mapping) else {}
         kind = "sliding_attention" if self.sliding() else "full_attention"
         local = self.family.local_theta is not None and self.sliding()
+        # transformers 5 has parameters for each kind of layer. If it names the other kind only,
+        # nothing is said about this one.
         if isinstance(said.get(kind), Mapping):
             said = dict(said[kind])
         elif "full_attention" in said or "sliding_attention" in said:
@@ -198,6 +205,7 @@ class _ConfigReader:
         def number(name: str, default: float) -> float:
             return self.positive(name, said.get(name, default))
 
+        # The base among the rotary parameters comes before the older field `rope_theta`.
         base = number("rope_theta", theta)
         if scaling == "default":
             return Rope(base)
@@ -205,6 +213,7 @@ class _ConfigReader:
             raise KPruneError(f"{self.source}: rotary embedding {scaling!r} has no 'factor'")
         if scaling == "linear":
             return Rope(base, scaling, number("factor", 1.0))
+        # In Llama-3.1 the context was extended: the scaling needs the length before that.
         positions = number(
             "original_max_position_embeddings", self.number("max_position_embeddings", 2048)
         )

@@ -60,6 +60,8 @@ _QWEN3 = AttentionFamily(
 
 FAMILIES: Mapping[str, AttentionFamily] = {
     "llama": AttentionFamily(defaults=_SMALL),
+    # Biases are part of Qwen2's architecture: config.json has no field for them. And a missing
+    # number of key-value heads means 32, not, as for Llama, as many as there are heads.
     "qwen2": AttentionFamily(qk_bias=True, defaults={**_SMALL, "num_key_value_heads": 32}),
     "qwen3": _QWEN3,
     "gemma2": AttentionFamily(
@@ -74,6 +76,7 @@ FAMILIES: Mapping[str, AttentionFamily] = {
         scaled_embedding=True,
         qk_norm=True,
         sliding_pattern=6,
+        # Layers with a sliding window rotate by a base frequency of their own.
         local_theta=10_000.0,
         defaults={**_GEMMA, "rope_theta": 1_000_000.0},
     ),

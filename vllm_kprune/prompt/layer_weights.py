@@ -23,6 +23,7 @@ from vllm_kprune.prompt.layer_config import LayerConfig, Rope
 
 __all__ = ["LayerWeights", "load_weights"]
 
+# Names in a causal model, in a bare one, and two spellings in multimodal ones.
 _PREFIXES = ("model.", "", "language_model.model.", "model.language_model.")
 _EMBEDDING = "embed_tokens.weight"
 _PLAIN = ("F32", "F16", "BF16")
@@ -88,6 +89,7 @@ class _WeightReader:
         config, prefix = self.config, self.prefix()
         layer = f"{prefix}layers.{config.layer}."
         embedding = self.tensor(prefix + _EMBEDDING, (None, config.hidden_size))
+        # Kept ids increase (the manifest checks it), so the last row is the largest.
         if kept_rows is not None and int(kept_rows[-1]) >= len(embedding):
             raise KPruneError(
                 f"{self.folder} has {len(embedding)} embedding rows, but the overlay keeps row "
@@ -112,6 +114,7 @@ class _WeightReader:
             if prefix + _EMBEDDING in self.stored:
                 return prefix
         stems = [prefix + _EMBEDDING.removesuffix("weight") for prefix in _PREFIXES]
+        # A quantised embedding has tensors of other names, but their names begin alike.
         packed = [name for name in self.stored if any(name.startswith(stem) for stem in stems)]
         reason = f"it is quantised ({packed[0]})" if packed else f"tried {_PREFIXES[0]}{_EMBEDDING}"
         raise KPruneError(f"{self.folder}: no plain embedding, {reason}; use another model to rank")
@@ -162,6 +165,7 @@ class _WeightReader:
             return None
         dim = self.config.head_dim
         if self.config.norm == "layer":
+            # Each weight belongs to a dimension, so these are reordered like the projections.
             return self.in_halves(self.tensor(f"{name}.weight", (heads, dim)), heads).float()
         weight = self.tensor(f"{name}.weight", (dim,)).float()
         return weight + 1.0 if self.config.norm == "rms_plus_one" else weight.clone()
@@ -175,21 +179,26 @@ class _WeightReader:
         """
         if not self.config.interleaved:
             return tensor.clone()
+        # [heads, dim / 2, 2, …] to [heads, 2, dim / 2, …]: rows 0 1 2 3 of a head become 0 2 1 3.
         rows = tensor.reshape(heads, self.config.head_dim // 2, 2, -1).transpose(1, 2)
         return rows.reshape(tensor.shape).clone()
 
 
 def _frequencies(rope: Rope, dim: int) -> torch.Tensor:
     """Radians per position, [dim / 2], in float32 and in the same steps as transformers."""
+    # 0, 2 / dim, 4 / dim, …: one frequency for each pair of dimensions, the fastest first.
     exponents = torch.arange(0, dim, 2, dtype=torch.float32) / dim
     plain: torch.Tensor = 1.0 / (rope.theta**exponents)
     if rope.scaling == "default":
         return plain
     if rope.scaling == "linear":
         return plain / rope.factor
+    # Llama-3.1: waves longer than `low` are slowed by the factor, those shorter than `high` stay,
+    # and between the two both are mixed.
     wavelength = 2 * math.pi / plain
     low = rope.original_positions / rope.low_freq_factor
     high = rope.original_positions / rope.high_freq_factor
+    # 0 for a wavelength of `low`, 1 for one of `high`.
     smooth = (rope.original_positions / wavelength - rope.low_freq_factor) / (
         rope.high_freq_factor - rope.low_freq_factor
     )

@@ -17,7 +17,9 @@ __all__ = ["MarkError", "Segment", "split_marks"]
 _MOST_SPANS = 2048
 # `(?<!\\)` lets a match begin only at the first backslash of a run. Without it the search would
 # start again at each backslash, and a text of n backslashes would take n * n steps.
+# `(?![\w-])`: <kprunes> and <kprune-x> are other tags, and plain text.
 _MARK = re.compile(r"(?<!\\)(?P<slashes>\\*+)<(?P<close>/?)kprune(?![\w-])")
+# At most 32 characters of a rate: an open quote is not looked up to the end of a long text.
 _OPEN_REST = re.compile(r"""\s*(?:keep\s*=\s*(?P<q>["'])(?P<keep>[^"'<>]{0,32})(?P=q)\s*)?>""")
 _CLOSE_REST = re.compile(r"\s*>")
 _ESCAPE = r"for the text itself, write \<kprune> or \</kprune>"
@@ -64,6 +66,7 @@ def split_marks(text: str) -> list[Segment]:
         if count > 4 * _MOST_SPANS:
             raise MarkError(f"a text has more than {_MOST_SPANS} marked spans; mark fewer")
         _check_order(item, opened)
+        # An empty span is a segment too: it marks the request, so only marked spans are pruned.
         if opened or any(plain):
             keep = opened.keep if opened else None
             segments.append(Segment("".join(plain), opened is not None, keep))
@@ -90,6 +93,7 @@ def _read(text: str) -> Iterator[str | _Mark]:
         start = match.end("slashes")
         plain = text[at : match.start()] + "\\" * (slashes // 2)
         if slashes % 2:
+            # Three backslashes: one stays, one escapes. The rest of the mark is read as plain text.
             yield plain + text[start : match.end()]
             at = match.end()
         else:
@@ -128,6 +132,7 @@ def _keep(value: str | None, at: int) -> float | None:
         keep = float(value)
     except ValueError:
         keep = 0.0
+    # float() also reads "nan" and "inf"; this comparison refuses both.
     if not 0 < keep <= 1:
         raise MarkError(
             f"<kprune> at character {at}: keep is {value!r}, expected a share above 0, at most 1"

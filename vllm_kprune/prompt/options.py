@@ -63,9 +63,11 @@ def parse_prune_request(
     default = default or PruneRequest()
     text = form != "server"
     values = check_values(prune_options(form), given, form=form, prefix=prefix, text=text)
+    # A new field of PruneRequest has to be named here too; all others go to PruneOptions.
     own = {key: values.pop(key) for key in ("roles", "marks", "strict") if key in values}
     if "keep" in values and "target_tokens" in values:
         raise KPruneError("keep and target_tokens: give one of them")
+    # A target comes before a share, so the server's target would silence the request's `keep`.
     if "keep" in values:
         values["target_tokens"] = None
     return replace(default, options=replace(default.options, **values), **own)

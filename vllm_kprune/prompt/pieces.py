@@ -19,6 +19,7 @@ __all__ = ["TextPieces", "Unit", "cut_pieces"]
 Unit = Literal["token", "word"]
 _CHARACTER = regex.compile(r"\X")
 _WORD_BOUNDARY = regex.compile(r"(?w)\b")
+# A single digit is one character and cannot be cut, so it is not looked for.
 _NUMBER = regex.compile(r"\p{Nd}+(?:[.,:]\p{Nd}+)++|\p{Nd}{2,}")
 # A cluster of several code points has one of these or ends a line. Most texts have none, and then
 # the slow search for clusters is not needed.
@@ -73,6 +74,7 @@ def cut_pieces(text: str, offsets: Sequence[tuple[int, int]], unit: Unit = "toke
     spans = np.asarray(offsets, dtype=np.int64).reshape(-1, 2)
     begins = spans[:, 0]
     # The furthest end of all tokens before each: a token that begins earlier overlaps one of them.
+    # Two byte tokens of one character both span (3, 4): at the second, 3 < 4, so there is no cut.
     reached = np.concatenate([[0], np.maximum.accumulate(spans[:, 1])[:-1]])[: len(begins)]
     cuts = np.unique(begins[(begins >= reached) & (begins > 0) & (begins < len(text))])
     cuts = cuts[_allowed(text, unit)[cuts]] if len(cuts) else cuts
@@ -94,6 +96,7 @@ def _allowed(text: str, unit: Unit) -> npt.NDArray[np.bool_]:
         allowed &= _between_words(scanned)
     for number in _NUMBER.finditer(text):
         allowed[number.start() + 1 : number.end()] = False
+    # Flags are pairs of code points, counted from the beginning of the run: no cut inside a pair.
     for run in _MANY_FLAGS.finditer(text):
         allowed[run.start() + 1 : run.end() : 2] = False
     return allowed
@@ -101,9 +104,11 @@ def _allowed(text: str, unit: Unit) -> npt.NDArray[np.bool_]:
 
 def _between_words(text: str) -> npt.NDArray[np.bool_]:
     """[characters] True where a word begins, including the spaces before it but no line end."""
+    # + 1: the end of the text is a boundary too.
     between = np.zeros(len(text) + 1, dtype=bool)
     between[[match.start() for match in _WORD_BOUNDARY.finditer(text)]] = True
     between = between[:-1]
     blank = np.fromiter((c.isspace() and c not in "\r\n" for c in text), bool, len(text))
+    # No cut after a blank, so the blank of " of" is in one piece with its word.
     between[1:] &= ~blank[:-1]
     return between

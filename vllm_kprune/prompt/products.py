@@ -27,7 +27,9 @@ from vllm_kprune.errors import KPruneError
 
 __all__ = ["ExactProducts", "Int8Products", "Products", "check_int8"]
 
+# Not -128, so that x and -x are rounded to opposite numbers.
 _LARGEST = 127
+# For zeros: 0 / 1e-20 is 0, where 0 / 0 would be NaN.
 _TINY = 1e-20
 
 
@@ -75,8 +77,12 @@ class Int8Products:
     def set_keys(self, keys: torch.Tensor, asking: torch.Tensor) -> None:
         """See `Products`."""
         self._keys = keys
+        # Step 1 holds for any two vectors k' and q', so k' may be the mean of all keys even where a
+        # window hides some, and q' that of one block of queries. Means leave least to round.
         factors = keys - keys.mean(dim=0) if self._centred else keys
         spread = asking - asking.mean(dim=1, keepdim=True) if self._centred else asking
+        # The balance may come from a sample of the queries: it changes what rounding loses, not the
+        # product, where b_d cancels.
         sizes = factors.square().mean(dim=0), spread.square().mean(dim=(0, 1))
         larger = [size.sqrt_().clamp_min_(_TINY) for size in sizes]
         self._balance = larger[0].div_(larger[1]).sqrt_()
@@ -88,6 +94,7 @@ class Int8Products:
         if self._centred:
             mean = queries.mean(dim=1)
             queries = queries - mean[:, None]
+            # [heads, keys]: q'.k for every key, in float32.
             self._common = (self._keys[first:last] @ mean.T).T.contiguous()
         self._queries, self._query_scales = _rounded(queries * self._balance)
         self._seen, self._seen_scales = self._factors[first:last].T, self._key_scales[first:last, 0]
@@ -97,7 +104,9 @@ class Int8Products:
         if self._buffer.numel() < out.numel():
             self._buffer = self._buffer.new_empty(out.numel())
         products = self._buffer[: out.numel()].view(out.shape)
+        # No overflow: 256 dimensions of 127 * 127 are 4 million, and int32 reaches 2,147 million.
         torch._int_mm(self._queries[head], self._seen, out=products)
+        # Scales of keys are [keys] and multiply columns; those of queries are [rows, 1].
         out.copy_(products).mul_(self._seen_scales)
         if self._common is None:
             out.mul_(self._query_scales[head])

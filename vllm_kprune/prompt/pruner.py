@@ -77,6 +77,7 @@ class InputPruner:
             self._pruner = TextPruner(
                 word_tokenizer(), lambda name: make_scorer(name, None, **settings), scorer
             )
+            # Made now: a scorer that cannot work is an error here, not at the first prompt.
             self._pruner.scorer(scorer)
         else:
             folder = resolve_model(str(ranker))
@@ -118,6 +119,7 @@ class InputPruner:
         """
         request = _checked(options)
         split = RequestTexts(messages, documents).split(request.roles, marks=request.marks)
+        # Not `query or …`: an empty query says that there is no question.
         asked = split.question if query is None else query
         segments: list[PrunedSegment] = []
 
@@ -135,6 +137,7 @@ class InputPruner:
 
 def _checked(given: PruneKeywords) -> PruneRequest:
     options = {key: value for key, value in given.items() if value is not None}
+    # Without this, the default of `keep`, 1, would leave every prompt whole.
     if not options.keys() & {"keep", "target_tokens"}:
         options["keep"] = _DEFAULT_KEEP
     return parse_prune_request(options)

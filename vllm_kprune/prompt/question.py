@@ -24,6 +24,7 @@ _GAIN_NATS = 10.0  # for a sentence with all of the question's words
 _BESIDE = 0.3  # the share of it for the sentences before and after
 _COMMON_NATS = 6.0  # words below this say nothing about the subject
 _STEM = 5  # letters that inflection leaves unchanged: rivers, river's -> river
+# 。 ends a sentence by itself; "." only before a blank, so that 3.5 is not cut.
 _SENTENCE_END = regex.compile(r"(?<=[.!?।]\s)|(?<=[。！？\n])")
 
 
@@ -62,7 +63,10 @@ def sentence_relevance(tokens: Tokens, query: str) -> npt.NDArray[np.float64]:
         # Not a set: its order, and so the rounding of the sum, differs between processes.
         held[n] = sum(asked.get(stem, 0.0) for stem in dict.fromkeys(stems[start:end]))
     beside = np.pad(held, 1)
+    # Neighbours of each sentence: those before are beside[:-2], those after beside[2:]; beyond the
+    # ends it is 0. The maximum, because a sum could exceed 1.
     held = np.maximum(held, _BESIDE * np.maximum(beside[:-2], beside[2:]))
+    # By its last character: " The" begins with the blank that ends the sentence before.
     lasts = np.array([max(begin, end - 1) for begin, end in tokens.offsets])
     return np.asarray(held[np.searchsorted(ends, lasts, side="right")])
 
@@ -71,6 +75,7 @@ def sentence_relevance(tokens: Tokens, query: str) -> npt.NDArray[np.float64]:
 def _asked(query: str) -> Mapping[str, float]:
     """The stems in a question and their shares of its information. Cached: each segment asks."""
     words = find_words(query)
+    # A word of a script without a list counts as rare; one of at most 6 nats has no weight.
     nats = np.nan_to_num(words.nats, nan=10.0) - _COMMON_NATS
     weights = dict(zip(_stems(words, query), np.maximum(nats, 0).tolist(), strict=True))
     total = sum(weights.values()) or 1.0
@@ -79,4 +84,5 @@ def _asked(query: str) -> Mapping[str, float]:
 
 def _stems(words: Words, text: str) -> list[str]:
     spans = zip(words.starts.tolist(), words.ends.tolist(), strict=True)
+    # Cutting is all the stemming there is. Korean particles are words of their own by now.
     return [normalize("NFC", text[start:end]).lower()[:_STEM] for start, end in spans]

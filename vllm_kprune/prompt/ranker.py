@@ -164,11 +164,13 @@ class FirstLayer:
             self._check_ids(prompt)
         if self._below is not None:
             for prompt in ids:
+                # A deeper layer's input depends on positions: each token has a row of its own.
                 states = self._below(self._base_rows(prompt), causal)
                 yield self._projections(*self._heads_of(states), torch.arange(len(prompt)))
             return
         if not ids:
             return
+        # `places` has the row of each token in `distinct`, for all prompts one after the other.
         distinct, places = torch.unique(torch.cat(ids), return_inverse=True)
         table = self._heads_of_tokens(self._base_rows(distinct))
         for part in places.split([len(prompt) for prompt in ids]):
@@ -182,6 +184,7 @@ class FirstLayer:
         return Projections(queries, keys, places, angles)
 
     def _check_ids(self, ids: torch.Tensor) -> None:
+        # Checked here, because a negative id would silently take a row from the end.
         if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < self.rows:
             bad = int(ids.min()) if int(ids.min()) < 0 else int(ids.max())
             raise KPruneError(
@@ -191,6 +194,7 @@ class FirstLayer:
 
     def _base_rows(self, ids: torch.Tensor) -> torch.Tensor:
         kept = self._weights.kept_rows
+        # An id of a pruned tokenizer is not a row of the base's embedding; `kept` maps it.
         return ids if kept is None else kept[ids]
 
     def _heads_of_tokens(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -200,6 +204,7 @@ class FirstLayer:
         keys = torch.empty(config.num_kv_heads, len(rows), config.head_dim)
         for start in range(0, len(rows), _ROWS_PER_BLOCK):
             part = slice(start, start + _ROWS_PER_BLOCK)
+            # Indexing copies these rows, so the scaling below does not write into the mapped file.
             states = self._weights.embedding[rows[part]].float()
             found = self._heads_of(states.mul_(config.embedding_scale))
             queries[:, part], keys[:, part] = found
@@ -216,9 +221,11 @@ class FirstLayer:
             keys += weights.key_bias
         queries = queries.view(len(states), config.num_heads, config.head_dim)
         keys = keys.view(len(states), config.num_kv_heads, config.head_dim)
+        # Each head is normalised by itself, and before rotation.
         if weights.query_norm is not None and weights.key_norm is not None:
             queries = _normalised(queries, weights.query_norm, config)
             keys = _normalised(keys, weights.key_norm, config)
+        # After the norm, which would undo a factor. A rotation commutes with it.
         queries *= config.logit_scale * LOG2_E
         return queries.transpose(0, 1), keys.transpose(0, 1)
 
@@ -227,6 +234,7 @@ def _normalised(x: torch.Tensor, weight: torch.Tensor, config: LayerConfig) -> t
     """The family's norm over the last dimension."""
     if config.norm == "layer":
         x = x - x.mean(dim=-1, keepdim=True)
+    # There is no bias to add: see `Norm`.
     return x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + config.norm_eps) * weight
 
 

@@ -32,18 +32,24 @@ __all__ = ["Rarity", "Words", "find_words"]
 
 _UNSPACED = ("Han", "Hiragana", "Katakana", "Hangul", "Thai", "Lao", "Khmer", "Myanmar")
 _SCRIPTS = tuple(dict.fromkeys([*LANGUAGES, *_UNSPACED]))
+# The first alternative that fits decides, and its name (`lastgroup`) chooses the word list. So
+# Letters is only for scripts without a name here.
 _WORD = regex.compile(
     "(?V1)"
     + "|".join(
         [
+            # ー is named because its script is Common, not Katakana.
             *(rf"(?P<{s}>(?:\p{{{s}}}[\p{{M}}ー]*)+)" for s in _UNSPACED),
             *(
+                # An apostrophe is in a word only before another letter: l'homme, not rivers'.
                 rf"(?P<{s}>(?:\p{{{s}}}\p{{M}}*+(?:['’](?=\p{{{s}}}))?)+)"
                 for s in _SCRIPTS
                 if s not in _UNSPACED
             ),
             r"(?P<Letters>(?:\p{L}\p{M}*)+)",
+            # 1,230 and 10:30 and 2020-21 are one number each, without the point of a sentence.
             r"(?P<Number>\p{N}+(?:[.,:/\-–]\p{N}+)*+)",
+            # The exceptions are left to Symbol, so they go later than a full stop.
             r"(?P<Punctuation>[\p{P}--[%‰@#&?？]])",
             r"(?P<Symbol>\S)",
         ]
@@ -96,6 +102,7 @@ class Rarity:
         Up to 0.01 nats are added, so that no two scores are equal. Multiples of the golden ratio,
         modulo 1, are spread evenly, so dropped tokens do not cluster in one part of the text.
         """
+        # Equal scores would be dropped from the end of the text on, see `PieceChoice.choose`.
         spread = np.arange(len(tokens.ids)) * ((math.sqrt(5) - 1) / 2) % 1
         return (find_words(tokens.text).of_tokens(tokens) + _TIE_NATS * spread).astype(np.float32)
 
@@ -114,6 +121,8 @@ class Words:
 
     def numbers(self, tokens: Tokens) -> tuple[Integers, Integers]:
         """[tokens] index of the first and of the last word that each touches; -1 for blanks."""
+        # Words at 0-2 and 3-5: sizes 2 2, number 0 0 1 1, inside 0 1 0 1. So of_character is
+        # 0 0 -1 1 1 -1; its last entry is for a token that is empty and at the end of the text.
         sizes = self.ends - self.starts
         number = np.repeat(np.arange(len(sizes)), sizes)
         inside = np.arange(len(number)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
@@ -121,15 +130,18 @@ class Words:
         of_character[self.starts[number] + inside] = number
         spans = np.asarray(tokens.offsets, dtype=np.int64).reshape(-1, 2)
         begins, lasts = spans[:, 0], np.maximum(spans[:, 1] - 1, spans[:, 0])
+        # A token such as " of" begins with a blank, so its first word is one character later.
         after_blank = np.where(of_character[begins] < 0, np.minimum(begins + 1, lasts), begins)
         return of_character[after_blank], of_character[lasts]
 
     def of_tokens(self, tokens: Tokens) -> Floats:
         """[tokens] the higher nats of the first and the last word that each touches."""
         first, last = self.numbers(tokens)
+        # Trap: index -1, for blanks, is the last entry, _BLANK_NATS.
         nats = np.append(self.nats, _BLANK_NATS)
         ranks = np.asarray(tokens.ids, dtype=np.float64) + 1
         by_id = np.minimum(np.log(ranks) + _ZIPF_NATS, _UNLISTED_NATS)
+        # fmax takes the number beside a NaN, where maximum would take the NaN.
         known = np.fmax(nats[first], nats[last])
         return np.where(np.isnan(known), by_id, known)
 
@@ -144,6 +156,7 @@ def find_words(text: str) -> Words:
     by_script: dict[str, list[str]] = {}
     for script, _, word in matches:
         by_script.setdefault(script, []).append(composed[word][0] if word in composed else word)
+    # Counted in runs: from more than one run of hiragana to four of Han, all Han is Japanese.
     japanese = 4 * len(by_script.get("Hiragana", ())) > len(by_script.get("Han", ()))
     parts = {
         script: _parts(script, frozenset(words), list_for(script, words, japanese))
@@ -151,6 +164,8 @@ def find_words(text: str) -> Words:
     }
     for script, word in {(script, word) for script, _, word in matches if word in composed}:
         form, places = composed[word]
+        # From offsets in the composed form back to offsets in the text. A part that is empty there
+        # belongs to a character that the part before it already has (see `_composed`).
         parts[script][word] = [
             (places[begin], places[end], nats)
             for begin, end, nats in parts[script][form]
@@ -175,6 +190,8 @@ def _composed(words: Iterable[str]) -> Mapping[str, tuple[str, Sequence[int]]]:
         for match in _CHARACTER.finditer(word):
             character = normalize("NFC", match[0])
             form += character
+            # Of a cluster that composes to several characters, the first stands for all of it; the
+            # others begin at its end.
             places += [match.start(), *([match.end()] * (len(character) - 1))]
         found[word] = form, [*places, len(word)]
     return found
@@ -191,12 +208,14 @@ def _parts(
         return {word: [(0, len(word), _SAME_NATS[script])] for word in words}
     if nats is None:
         return {word: [(0, len(word), math.nan)] for word in words}
+    # `is` works because `word_list` is cached. Japanese, the other list, keeps its characters.
     if script == "Han" and nats is word_list("zh"):
         found = {word: _likeliest_parts(_simplified(word), nats) for word in words}
     elif script in _UNSPACED:
         found = {word: _likeliest_parts(word, nats) for word in words}
     else:
         found = {word: [(0, len(word), _word_nats(word.lower(), nats))] for word in words}
+    # Negations are looked for in the text as it is written: 沒 and 無, not only 没 and 无.
     return {
         word: [(begin, end, _kept_if_negation(word[begin:end], n)) for begin, end, n in parts]
         for word, parts in found.items()
@@ -228,6 +247,8 @@ def _likeliest_parts(run: str, nats: Mapping[str, float]) -> Sequence[_Part]:
     for end in range(1, len(run) + 1):
         total, cut = math.inf, 0
         for at in range(max(0, end - _LONGEST), end):
+            # Without the price of further letters, any 8 letters would be one unlisted word for 16
+            # nats, less than two listed words of 9.
             unlisted = _UNLISTED_NATS + (end - at - 1) * _UNLISTED_LETTER_NATS
             through = best[at] + nats.get(run[at:end], unlisted)
             if through < total:
@@ -236,6 +257,7 @@ def _likeliest_parts(run: str, nats: Mapping[str, float]) -> Sequence[_Part]:
         cuts.append(cut)
     parts = []
     end = len(run)
+    # That price was for the choice only: a part that is not listed scores as any unlisted word.
     while end:
         parts.append((cuts[end], end, nats.get(run[cuts[end] : end], _UNLISTED_NATS)))
         end = cuts[end]

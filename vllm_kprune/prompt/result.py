@@ -55,6 +55,7 @@ class PrunedSegment:
     @property
     def kept(self) -> npt.NDArray[np.bool_]:
         """[tokens] True for those that were kept."""
+        # Indexed by the piece of each token: [pieces] becomes [tokens].
         return self.piece_kept[self.pieces.of_token]
 
     @property
@@ -90,10 +91,12 @@ class PrunedSegment:
             return np.ones(len(sizes)), np.zeros(len(sizes))
         total = max(int(sizes.sum()), 1)
         heat, kept_from = np.empty(len(sizes)), np.empty(len(sizes))
+        # Sizes 1, 2, 1: before them are 0, 1 and 3 of 4 tokens, so heat is 1, .75, .25.
         order = np.argsort(-scores, kind="stable")
         heat[order] = 1 - (np.cumsum(sizes[order]) - sizes[order]) / total
         # Forced pieces use up the budget first, so the others come in later than their score says.
         order = order[np.argsort(~self.piece_forced[order], kind="stable")]
+        # An estimate: separators, and large pieces that are passed over, are not foreseen.
         kept_from[order] = np.cumsum(sizes[order]) / total
         kept_from[self.piece_forced] = 0.0
         return heat, kept_from

@@ -73,6 +73,7 @@ class RandomScores:
         self, tokens: Tokens, *, query: str | None = None, cancelled: IsCancelled | None = None
     ) -> Scores:
         """[tokens] independent and uniform in [0, 1)."""
+        # A digest and not hash(), which differs between processes. \0 keeps seed and text apart.
         text = f"{self._seed}\0{tokens.text}".encode(errors="surrogatepass")
         seed = int.from_bytes(hashlib.blake2b(text, digest_size=16).digest())
         return np.random.default_rng(seed).random(len(tokens.ids), dtype=np.float32)
@@ -109,6 +110,7 @@ def _make_random(folder: Path | None, settings: ScorerSettings) -> Scorer:
 
 
 def _make_attention(folder: Path | None, settings: ScorerSettings) -> Scorer:
+    # Imported here, because torch takes long to load and the other scorers do without.
     from vllm_kprune.prompt.ranker import FirstLayer
 
     if folder is None:

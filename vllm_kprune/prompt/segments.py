@@ -39,6 +39,7 @@ __all__ = [
 ]
 
 ROLES = ("user", "assistant")
+# Parts of a chat message are `text`; those of the responses API are the other two.
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _MESSAGE_TEXTS = ("content",)
 _DOCUMENT_TEXTS = ("text", "content", "contents", "body", "passage", "snippet")
@@ -66,6 +67,7 @@ class RequestTexts:
         messages, documents = self.messages, self.documents
         return SplitRequest(
             messages=None if messages is None else _split_messages(messages, roles, marks),
+            # `and` keeps None and an empty list as they are.
             documents=documents and _split_documents(documents, marks),
             prompt=None if self.prompt is None else _split_text(self.prompt, True, marks),
         )
@@ -190,6 +192,7 @@ def _joined(
 
 
 def _texts_of(part: Part, keys: Sequence[str]) -> list[SplitText]:
+    # The walk that changes texts also finds them, so `prunable` and `replaced` agree on order.
     found: list[SplitText] = []
     _with_texts(part, found.append, keys, SplitText)
     return found
@@ -213,6 +216,8 @@ def _with_texts(
     changed = dict(part)
     for key in keys:
         value = part.get(key)
+        # A str is a sequence too. It never reaches the second branch: under these keys it is a
+        # text, so it has become a SplitText where `kind` is not str.
         if isinstance(value, kind):
             changed[key] = change(value)
         elif isinstance(value, Sequence):

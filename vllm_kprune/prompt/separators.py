@@ -52,10 +52,13 @@ class Separators:
         numbers, before, after = self._numbers
         at = np.flatnonzero(kept[numbers])
         left, right = at[:-1], at[1:]
+        # until[n]: kept characters before piece n. So `between` counts those between two numbers.
         until = np.concatenate([[0], np.cumsum(kept * (self.pieces.ends - self.pieces.starts))])
         between = until[numbers[right]] - until[numbers[left] + 1]
+        # Nothing was dropped between neighbours, so they stand as they did.
         # Two numbers can only join if at most one character is left between their digits.
         near = (numbers[right] > numbers[left] + 1) & (after[left] + between + before[right] <= 1)
+        # Pairs do not overlap: a separator for one changes nothing that was found for another.
         for n, m in zip(numbers[left[near]].tolist(), numbers[right[near]].tolist(), strict=True):
             self._separate(kept, n, m)
         return kept
@@ -64,6 +67,7 @@ class Separators:
         begins, ends, next_blank = self._words
         at = np.flatnonzero(kept)
         left, right = at[:-1], at[1:]
+        # Where no blank follows, `blank` is the number of pieces, which is never below `right`.
         blank = next_blank[left]
         more = kept.copy()
         more[blank[ends[left] & begins[right] & (blank < right)]] = True
@@ -86,6 +90,7 @@ class Separators:
         """TextPieces with digits; characters of each before its first digit, and after its last."""
         starts, ends = self.pieces.starts, self.pieces.ends
         digits = [match.start() for match in _DIGIT.finditer(self.text)]
+        # A digit belongs to the last piece that begins at or before it.
         numbers = np.unique(np.searchsorted(starts, digits, side="right") - 1).astype(np.int64)
         first = np.searchsorted(digits, starts[numbers])
         last = np.searchsorted(digits, ends[numbers]) - 1
@@ -96,13 +101,16 @@ class Separators:
         """Keep a separator between the pieces `left` and `right`, unless one is kept already."""
         inside = range(left + 1, right)
         kept_between = [self._text(n) for n in inside if kept[n]]
+        # What stands between the digits: rest of the left piece, kept pieces, start of the right.
         after = _DIGIT.split(self._text(left))[-1]
         gap = "".join([after, *kept_between, _DIGIT.split(self._text(right), 1)[0]])
         if gap not in _JOINS:
             return
+        # A number that was dropped must not come back as a separator.
         free = [n for n in inside if not kept[n] and not _DIGIT.search(self._text(n))]
         blank = (n for n in free if self._text(n).isspace())
         other = (n for n in free if self._text(n) not in _JOINS)
+        # `or` is safe: the first piece in `free` is at least left + 1, never 0.
         chosen = next(blank, None) or next(other, None)
         kept[inside if chosen is None else chosen] = True
 

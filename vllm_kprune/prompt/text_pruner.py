@@ -79,7 +79,9 @@ class TextPruner:
     def scorer(self, name: str | None = None) -> Scorer:
         """The scorer of this name, made on first use."""
         name = name or self.default_scorer
+        # The lock also covers the making: two threads must not load the same weights twice.
         with self._lock:
+            # A failure is remembered as well, or every request would read the ranker's files again.
             if name in self._failed:
                 raise self._failed[name]
             if name not in self._scorers:
@@ -92,6 +94,7 @@ class TextPruner:
 
     def protecting(self, names: Iterable[str]) -> "TextPruner":
         """A pruner that also keeps control tokens of these names, those of a target model."""
+        # A shallow copy: both pruners share tokenizer, lock and scorers, later ones too.
         other = copy(self)
         other._control = ControlTokens(self._control.names | frozenset(names))
         return other
@@ -117,15 +120,18 @@ class TextPruner:
         before. Raises `Cancelled` once `cancelled`, which is asked between steps, is true.
         """
         tokens = self.tokenize(text)
+        # Two counts: limits and reports are in the target's tokens, scores in the ranker's.
         before = count(text) if count else len(tokens.ids)
         _check(cancelled)
         cut = self._cut(tokens, options)
+        # Ranking is the slow part, so a text that stays whole has no scores.
         if options.leaves(before):
             return cut.result(cut.choice.everything, text, None, before, before)
         scores = self.scorer(options.scorer).scores(tokens, query=query, cancelled=cancelled)
 
         def measure(left: str) -> int:
             _check(cancelled)
+            # Encoded anew: across a gap, other tokens may arise than those that were kept.
             return count(left) if count else len(self.tokenize(left).ids)
 
         kept = cut.choice.choose(scores, options, lambda kept: measure(cut.text_of(kept)))
@@ -138,6 +144,7 @@ class TextPruner:
     def _cut(self, tokens: Tokens, options: PruneOptions) -> "_Cut":
         pieces = cut_pieces(tokens.text, tokens.offsets, options.unit)
         separators = Separators(tokens.text, pieces)
+        # What separates forced pieces is forced too, so that every budget has it.
         forced = separators.added(forced_pieces(tokens, pieces, options, self._control))
         return _Cut(tokens, PieceChoice(pieces, forced, separators))
 

@@ -26,6 +26,7 @@ IsCancelled = Callable[[], bool]
 # The number of tokens of a text.
 CountTokens = Callable[[str], int]
 # Added tokens that steer a model although tokenizer.json does not flag them as special.
+# Qwen3's <think> and <tool_call> are such, and <|…|> is how many families write theirs.
 _STEERING = re.compile(r"</?(?:think|tool_call|tool_response|function)>|<\|[^|<>\s]+\|>")
 
 
@@ -49,6 +50,7 @@ class ControlTokens:
         self.names = frozenset(name for name in names if name)
         self._lengths = sorted({len(name) for name in self.names}, reverse=True)
         firsts = "".join(sorted({re.escape(name[0]) for name in self.names}))
+        # [] is not a valid pattern: without names there is nothing to search for.
         self._first = re.compile(f"[{firsts}]") if firsts else None
 
     def find(self, text: str) -> list[tuple[int, int]]:
@@ -56,6 +58,7 @@ class ControlTokens:
         found: list[tuple[int, int]] = []
         for match in self._first.finditer(text) if self._first else ():
             begin = match.start()
+            # The search also stops at first characters inside the token that was found last.
             if found and begin < found[-1][1]:
                 continue
             ends = (begin + length for length in self._lengths)
@@ -76,6 +79,7 @@ def encode(tokenizer: Tokenizer, text: str) -> Encoding:
     `encode_batch` is used for a single text because it is the only call of the library that lets
     other threads run meanwhile. Raises `KPruneError` for half a surrogate pair.
     """
+    # For half a surrogate pair the library raises a TypeError that does not mention Unicode.
     try:
         return tokenizer.encode_batch([text], add_special_tokens=False)[0]
     except (TypeError, UnicodeEncodeError):

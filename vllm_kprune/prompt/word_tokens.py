@@ -14,6 +14,7 @@ __all__ = ["word_tokenizer"]
 
 # Written without spaces: each character is a token.
 _UNSPACED = r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]"
+# A word takes one blank before it along, as in most BPE vocabularies; dropping it drops both.
 _TOKEN = "|".join(
     [
         rf" ?{_UNSPACED}\p{{M}}*",
@@ -30,6 +31,7 @@ _ID = 1_000_000
 @cache
 def word_tokenizer() -> Tokenizer:
     """Words with the blank before them, punctuation marks, and other blanks one by one."""
+    # One word that is also the unknown word: every token has its id.
     tokenizer = Tokenizer(WordLevel({"word": _ID}, unk_token="word"))
     tokenizer.pre_tokenizer = Split(Regex(_TOKEN), "isolated")
     return tokenizer

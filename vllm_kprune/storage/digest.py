@@ -41,6 +41,7 @@ class FileDigest(BaseModel):
         stat = path.stat()
         if stat.st_size != self.size:
             return False
+        # An edit that keeps size and time is not noticed: that is the price of quick starts.
         return stat.st_mtime_ns == self.mtime_ns or sha256_file(path) == self.sha256
 
 
@@ -70,9 +71,11 @@ def remembered_digest(path: Path, memory: Path, advance: BytesDone | None = None
     """
     stat = path.stat()
     key = f"{path.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}"
+    # A NUL byte separates: no path contains one, so no two keys read alike.
     note = memory / f"{digest_text(key)}.json"
     try:
         known = FileDigest.model_validate_json(note.read_bytes())
+        # They differ if the file changed after its key was made: `digest_file` looks at it again.
         if (known.size, known.mtime_ns) == (stat.st_size, stat.st_mtime_ns):
             return known
     except (OSError, ValueError):

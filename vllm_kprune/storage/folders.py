@@ -39,12 +39,17 @@ def new_folder(target: Path, replace_if: str | Sequence[str] | None = None) -> I
         tempfile.TemporaryFile(dir=target.parent).close()
         with FileLock(target.parent / f".{target.name}.lock"):
             prefix = f".{target.name}.tmp-"
+            # Who holds the lock is alone with this target, so every scratch folder is a leftover.
             _sweep(target.parent, prefix)
             with tempfile.TemporaryDirectory(prefix=prefix, dir=target.parent) as scratch:
+                # Not `scratch` itself: `tempfile` makes that private (0700), and the result would
+                # stay so.
                 folder = Path(scratch) / "new"
                 folder.mkdir()
                 yield folder
                 _refuse_foreign(target, marks)  # again: something may have appeared meanwhile
+                # `rename` cannot replace a folder that has files, so the old one moves into the
+                # scratch folder, which is removed. Killed in between, there is no target.
                 if target.exists():
                     target.rename(Path(scratch) / "replaced")
                 folder.rename(target)
@@ -59,10 +64,12 @@ def new_file(target: Path) -> Iterator[IO[bytes]]:
     Its mode follows the umask, like that of any new file (`tempfile` would make it private).
     """
     target.parent.mkdir(parents=True, exist_ok=True)
+    # Beside the target: a rename is atomic only within one file system.
     path = target.with_name(f"tmp{secrets.token_hex(8)}.tmp")
     with path.open("xb") as scratch:
         try:
             yield scratch
+        # Ctrl-C and SystemExit too: nothing half-written may stay.
         except BaseException:
             path.unlink()
             raise
@@ -85,6 +92,7 @@ def _refuse_foreign(target: Path, marks: Sequence[str]) -> None:
 
 
 def _sweep(parent: Path, prefix: str) -> None:
+    # Escaped: a name such as `out[1]` would be read as a pattern, and match other folders.
     for stale in parent.glob(f"{glob.escape(prefix)}*"):
         shutil.rmtree(stale, ignore_errors=True)
 
@@ -94,6 +102,7 @@ def _explain(error: OSError, target: Path) -> str:
         return f"the disk of {target.parent} is full, so nothing was kept; make room and try again"
     reason = error.strerror or str(error)
     culprit = Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else None
+    # The caller's block reads files elsewhere, a base model for instance, and may fail there.
     if culprit and not culprit.absolute().is_relative_to(target.parent):
         return f"cannot read or write {culprit}: {reason}; nothing was kept of {target}"
     return f"cannot write {target}: {reason}; nothing was kept"

@@ -52,6 +52,7 @@ class BpeTokenizer:
     def tokens(self) -> Mapping[int, str]:
         """id -> token, added tokens included. Ids may have gaps."""
         by_id = {i: token for token, i in self.vocab.items()}
+        # An added token may have an id of the vocabulary. It comes last, so its content wins.
         return by_id | {token.id: token.content for token in self.added}
 
     @cached_property
@@ -100,11 +101,14 @@ class BpeTokenizer:
         parts = list(token)
         yield from parts
         scores = [rank(pair, never) for pair in itertools.pairwise(parts)]
+        # The leftmost of equal ranks is next, as in BPE: of aaa, the first two merge.
         while scores and (best := min(scores)) < never:
             at = scores.index(best)
             # Merge, then look up only the two pairs that changed: long tokens would take a second.
             parts[at : at + 2] = [parts[at] + parts[at + 1]]
             yield parts[at]
+            # Parts a b c d have the scores ab bc cd. Once b and c are merged, bc goes, the score in
+            # its place is of (bc, d), and the one before it of (a, bc).
             del scores[at]
             if at < len(scores):
                 scores[at] = rank((parts[at], parts[at + 1]), never)
@@ -127,6 +131,7 @@ class BpeTokenizer:
         merge makes a token, that is its last step, so its ancestors are its two parts and theirs,
         and the merges need not be replayed.
         """
+        # A stack, because a token of n characters can have n steps, and recursion has a limit.
         waiting = [] if token_id in joined else [token_id]
         while waiting:
             at = waiting[-1]
@@ -145,7 +150,9 @@ class BpeTokenizer:
         parts: dict[str, tuple[int, int] | None] = {}
         for left, right in self.merges:
             made, known = left + right, left in self.vocab and right in self.vocab
+            # An empty part would make a token its own ancestor, and `join` would never end.
             only = known and left and right and made not in parts
+            # None also for what two merges make: which of them BPE takes depends on the ranks.
             parts[made] = (self.vocab[left], self.vocab[right]) if only else None
         return {made: both for made, both in parts.items() if both}
 
@@ -178,6 +185,7 @@ def read_tokenizer(folder: Path) -> BpeTokenizer:
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise KPruneError(f"{path} is larger than {_MAX_BYTES >> 20} MiB")
+        # Deeply nested JSON raises RecursionError.
         data = json.loads(path.read_text(encoding="utf-8"))
     except KPruneError:
         raise
@@ -207,6 +215,7 @@ def parse_tokenizer(data: Any, source: str = "tokenizer.json") -> BpeTokenizer:
 
 
 def _pair(merge: str | Sequence[str]) -> tuple[str, str]:
+    # Older files have "a b", newer ones ["a", "b"], which allows spaces inside a token.
     left, right = merge.split(" ") if isinstance(merge, str) else merge
     return left, right
 
@@ -219,6 +228,7 @@ def _kind(data: Mapping[str, Any], model: Mapping[str, Any], source: str) -> Tok
     steps = set(_step_types(data.get("decoder")))
     if "ByteLevel" in steps:
         return "byte_level"
+    # Both are needed: the model writes byte tokens, the decoder reads them.
     if model.get("byte_fallback") and "ByteFallback" in steps:
         missing = [name for name in _BYTE_TOKENS if name not in model["vocab"]]
         if not missing:

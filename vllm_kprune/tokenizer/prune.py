@@ -25,6 +25,7 @@ class IdMap(Mapping[int, int]):
         self._new_ids = {old: new for new, old in enumerate(kept_ids)}
 
     def __getitem__(self, old: int) -> int:
+        # A KeyError, because `in` and `get` of a Mapping rely on it.
         return self._new_ids[old]
 
     def __iter__(self) -> Any:
@@ -46,6 +47,7 @@ def prune_tokenizer(tokenizer: BpeTokenizer, kept_ids: Sequence[int]) -> dict[st
     ids = IdMap(kept_ids)
     pruned = dict(tokenizer.data)
     pruned["model"] = _prune_model(tokenizer, ids)
+    # An added token that was dropped is no longer matched: its text is encoded like any other.
     pruned["added_tokens"] = [
         {**entry, "id": ids[entry["id"]]}
         for entry in tokenizer.data.get("added_tokens") or ()
@@ -85,9 +87,11 @@ def _post_processor_ids(step: Mapping[str, Any]) -> Iterator[int]:
 def _prune_model(tokenizer: BpeTokenizer, ids: IdMap) -> dict[str, Any]:
     model: Mapping[str, Any] = tokenizer.data["model"]
     kept = {token: ids[old] for token, old in tokenizer.vocab.items() if old in ids}
+    # `model["merges"]` are the same merges as in the file's own spelling, which is kept.
     merges = [
         spelled
         for spelled, (left, right) in zip(model["merges"], tokenizer.merges, strict=True)
+        # The result is checked too: the library refuses a file that merges to an unknown token.
         if left in kept and right in kept and left + right in kept
     ]
     ordered = dict(sorted(kept.items(), key=lambda item: item[1]))
@@ -108,6 +112,7 @@ def _map_post_processor(step: Mapping[str, Any], ids: IdMap) -> dict[str, Any]:
     if kind in ("BertProcessing", "RobertaProcessing"):
         mapped = {key: [step[key][0], ids.required(step[key][1], where)] for key in ("sep", "cls")}
         return {**step, **mapped}
+    # ByteLevel has no ids.
     if kind == "ByteLevel":
         return dict(step)
     raise KPruneError(f"{where} is of an unknown kind, so its token ids cannot be mapped")

@@ -43,6 +43,7 @@ def unreachable_ids(parsed: BpeTokenizer, tokenizer: Tokenizer, ids: Iterable[in
     doubtful: list[int] = []
     for start in range(0, len(ids), _BATCH):
         batch = ids[start : start + _BATCH]
+        # Half a character becomes U+FFFD, so its token is not found here and gets witnesses below.
         texts = [parsed.token_bytes(i).decode(errors="replace") for i in batch]
         encoded = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         doubtful += [i for i, e in zip(batch, encoded, strict=True) if i not in e.ids]
@@ -82,6 +83,7 @@ def _missing_bytes(text: bytes) -> int:
 def _heads(token: bytes) -> Iterator[bytes]:
     """Beginnings of a character that the token's first bytes may complete."""
     if not token or not is_continuation(token[0]):
+        # What stands before a token decides which merges come first, so there are three tries.
         yield b""
         yield b" "
         yield b"a"
@@ -90,5 +92,6 @@ def _heads(token: bytes) -> Iterator[bytes]:
         yield bytes([lead])
     for lead, middle in itertools.product(_LEADS, _CONTINUATIONS):
         yield bytes([lead, middle])
+    # F0 9F begins emoji, F0 90 old scripts, F0 A0 rare Han characters.
     for pair in itertools.product((0x9F, 0x90, 0xA0), _CONTINUATIONS):
         yield bytes([0xF0, *pair])

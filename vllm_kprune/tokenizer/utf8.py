@@ -35,6 +35,7 @@ def unfinished(text: bytes) -> bytes:
     """
     # A whole character of 4 bytes need not be looked at: its last three are continuations.
     for count, byte in enumerate(reversed(text[1 - LONGEST_CHARACTER :]), start=1):
+        # The last lead byte. In ED 95 it is 2 from the end and has 3 bytes: 2 < 3, unfinished.
         if not is_continuation(byte):
             return text[-count:] if count < character_length(byte) else b""
     return b""

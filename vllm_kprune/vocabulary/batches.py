@@ -22,6 +22,7 @@ def weighted_batches(
     for text, weight in itertools.islice(texts, most):
         batch.append((text, weight))
         characters += len(text)
+        # Looked at after a text was added, so a single long text makes a batch of its own size.
         if len(batch) >= _BATCH_TEXTS or characters >= _BATCH_CHARACTERS:
             yield batch
             batch, characters = [], 0

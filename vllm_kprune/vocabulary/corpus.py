@@ -48,9 +48,11 @@ def _corpus_texts(path: Path) -> Iterator[str]:
     jsonl = ".jsonl" in path.suffixes
     with _open_text(path) as stream:
         for number in itertools.count(1):
+            # With a limit, a line without end cannot fill the memory.
             line = stream.readline(_RECORD_CHARACTERS if jsonl else _LINE_CHARACTERS)
             if not line:
                 return
+            # Binary data can be valid UTF-8, but text has no NUL.
             if "\0" in line:
                 raise KPruneError(f"corpus {path} is binary (a NUL byte in line {number})")
             if jsonl:
@@ -74,6 +76,7 @@ def _strings(value: Any) -> Iterator[str]:
         yield value.encode(errors="replace").decode()  # JSON can hold lone surrogates
     elif isinstance(value, dict):
         text = value.get("text")
+        # Data sets keep metadata (addresses, ids) beside `text`; it must not count as text.
         values = [text] if isinstance(text, str) else list(value.values())
         yield from itertools.chain.from_iterable(map(_strings, values))
     elif isinstance(value, list):
@@ -82,6 +85,7 @@ def _strings(value: Any) -> Iterator[str]:
 
 def _open_text(path: Path) -> IO[str]:
     if path.suffix == ".gz":
+        # utf-8-sig drops a byte order mark; newline="" keeps \r\n, as a prompt would.
         return gzip.open(path, "rt", encoding="utf-8-sig", newline="")
     if path.suffix == ".zst":
         stream: IO[str] = zstandard.open(path, "rt", encoding="utf-8-sig", newline="")

@@ -50,6 +50,7 @@ class EncodedTexts:
 
 def encode_texts(tokenizer: Tokenizer, source: Source, least_sizes: _Ids) -> EncodedTexts:
     """Encode a source with the original tokenizer; `least_sizes` are `Ranking.least_sizes`."""
+    # A pass of its own: the number of texts gives the size of the other two arrays.
     weights = np.fromiter((weight for _, weight in source.texts()), dtype=np.float64)
     lengths, needed = _encode(tokenizer, source.texts(), len(weights), least_sizes)
     if not lengths.any():
@@ -66,12 +67,15 @@ def shrink(
     """
     kept_ids = np.flatnonzero(least_sizes <= size)
     pruned = pruned_tokenizer(parsed, kept_ids.tolist())
+    # The pruned tokenizer gives new ids, which are positions in kept_ids: `least_sizes` is
+    # reordered to be looked up by them.
     return [_shrunk(one, pruned, size, least_sizes[kept_ids]) for one in texts]
 
 
 def _shrunk(texts: EncodedTexts, pruned: Tokenizer, size: int, least_sizes: _Ids) -> EncodedTexts:
     changed = texts.least_sizes > size
     lengths, needed = texts.lengths.copy(), texts.least_sizes.copy()
+    # Relies on a source that streams the same texts in the same order each time.
     again = itertools.compress(texts.source.texts(), changed)
     lengths[changed], needed[changed] = _encode(pruned, again, int(changed.sum()), least_sizes)
     return replace(texts, lengths=lengths, least_sizes=needed)
@@ -89,6 +93,8 @@ def _encode(
         lengths[part] = [len(encoding) for encoding in encodings]
         ids = np.fromiter(itertools.chain.from_iterable(e.ids for e in encodings), dtype=np.int64)
         owners = np.repeat(np.arange(len(batch)), lengths[part])
+        # For each text, the largest of its tokens' sizes. Plain indexing would keep only one of the
+        # tokens that share an owner; the slice is a view, so `needed` itself is written.
         np.maximum.at(needed[part], owners, least_sizes[ids])
         start += len(batch)
     return lengths, needed
@@ -110,7 +116,10 @@ def expected_extra(
     missed, steps = _missed_steps(parsed, np.flatnonzero(uses.any(axis=0)), least_sizes, sizes[0])
     order = np.argsort(least_sizes[steps])
     missed, needed = missed[order], least_sizes[steps][order]
+    # Three pairs are used 5, 3 and 2 times per million and need the sizes 10, 20 and 20. `gained`
+    # is 0, 5, 8, 10; size 10 has one pair back, so it costs 10 - 5 = 5 per million.
     gained = np.cumsum(np.pad(uses[:, missed], ((0, 0), (1, 0))), axis=1) / 1e6
+    # side="right": a vocabulary of just the needed size has the step.
     return gained[:, [-1]] - gained[:, np.searchsorted(needed, sizes, side="right")]
 
 
@@ -127,5 +136,6 @@ def _missed_steps(
         steps.extend(found)
         tokens.extend([token_id] * len(found))
     owners, made_ids = np.array(tokens, np.int64), np.array(steps, np.int64)
+    # A step that the smallest size has is never missing, so it costs nothing at any size.
     lacking = least_sizes[made_ids] > smallest
     return owners[lacking], made_ids[lacking]

@@ -76,6 +76,7 @@ def profile_sources(profile: Profile, corpora: Sequence[Path] = ()) -> list[Sour
     if profile.code:
         sources.append(_table_source("source code", "code"))
     elif "en" not in profile.languages:
+        # The English table without its words.
         sources.append(_table_source("marks", "english", wanted=_MARKS.fullmatch))
     return sources + [_corpus_source(path) for path in corpora]
 
@@ -89,10 +90,12 @@ def count_source(tokenizer: Tokenizer, source: Source, size: int) -> TokenRates:
         lengths = [len(encoding) for encoding in encodings]
         ids = np.fromiter(itertools.chain.from_iterable(e.ids for e in encodings), dtype=np.int64)
         weights = np.repeat([weight for _, weight in batch], lengths)
+        # Each token counts as often as its text does.
         counts += np.bincount(ids, weights=weights, minlength=size)
         total += len(ids)
     if not total:
         raise KPruneError(f"{source.name} contains no text to count; give another file")
+    # Rates are weighted; `total` is the plain number of tokens that were encoded.
     return TokenRates(source, counts * (1e6 / counts.sum()), total)
 
 
@@ -111,6 +114,7 @@ def _wordlist_source(language: str) -> Source:
 def _table_source(name: str, table: str, wanted: Callable[[str], Any] = bool) -> Source:
     """Pieces of running text with their rates; `packaging/words` says where they were counted."""
     path = _TABLES / f"{table}.json.zst"
+    # The name tells "English text" from "marks", which is a part of the same file.
     digest = hashlib.sha256(path.read_bytes() + name.encode()).hexdigest()
     return Source(
         name, digest, lambda: _grouped(row for row in _table_rows(path) if wanted(row[0]))
@@ -143,6 +147,7 @@ def _grouped(rows: Iterable[WeightedText]) -> Iterator[WeightedText]:
 
 def _joined(words: Sequence[WeightedText]) -> WeightedText:
     mean = sum(rate for _, rate in words) / len(words)
+    # Neighbours in a table sorted by rate, so the mean is close to each word's own.
     return "".join(word for word, _ in words), mean
 
 

@@ -56,6 +56,8 @@ class ScriptJudge:
     def __init__(self, profile: Profile) -> None:
         scripts = profile.scripts()
         own = sorted(scripts - {*SHARED_SCRIPTS, _HAN})
+        # Characters of no single script are in every `_Letters`, so tokens of digits or emoji count
+        # as the profile's own and are always kept.
         self._own = _Letters(*own)
         self._shared = _Letters(*own, *SHARED_SCRIPTS, *(scripts & {_HAN}))
         standards = (name for code in profile.languages for name in _STANDARDS.get(code, ()))
@@ -64,9 +66,11 @@ class ScriptJudge:
     def __call__(self, token: bytes) -> ScriptVerdict:
         """Judge a token's UTF-8 bytes, which may begin or end inside a character."""
         head, text, tail = split_incomplete(token)
+        # First, because marks are of no single script and would count as own.
         if not head and not tail and _MARKS.fullmatch(text):
             return "shared"
         if self._own.spell(text, tail) or (not tail and text in self._han):
+            # Continuation bytes at the start fit into characters of many scripts.
             return "shared" if head else "script"
         return "shared" if self._shared.spell(text, tail) else "foreign"
 
@@ -87,6 +91,7 @@ class _Letters:
 
     def __init__(self, *scripts: str) -> None:
         letter = letter_set(*scripts)
+        # V1: only there has `regex` sets within sets, and && for what is in both.
         self._letter = regex.compile(rf"(?V1){letter}")
         self._letters = regex.compile(rf"(?V1){letter}*")
 
@@ -94,6 +99,7 @@ class _Letters:
         """Are all characters in the set, and can the unfinished one become one that is?"""
         if not self._letters.fullmatch(text):
             return False
+        # One possible character is enough: what follows in a text is not known here.
         return not tail or bool(self._letter.search(_completions(tail)))
 
 
@@ -106,6 +112,7 @@ def split_incomplete(token: bytes) -> tuple[bytes, str, bytes]:
     (b'\x9c', ' the ', b'\xed\x95')
     """
     start = 0
+    # Continuation bytes (10xxxxxx) at the start end a character that began in another token.
     while start < len(token) and is_continuation(token[start]):
         start += 1
     rest = token[start:]
@@ -121,6 +128,7 @@ def _completions(tail: bytes) -> str:
     lead = tail[0]
     length = character_length(lead)
     continued = all(map(is_continuation, tail[1:]))
+    # C0 and C1 would begin overlong forms, F5 and above characters beyond U+10FFFF.
     if lead > 0xF4 or lead < 0xC2 or len(tail) >= length or not continued:
         return ""
     return "".join(_characters(tail, length))
@@ -129,11 +137,14 @@ def _completions(tail: bytes) -> str:
 def _characters(prefix: bytes, length: int) -> Iterator[str]:
     """Characters of `length` UTF-8 bytes that begin with `prefix`."""
     missing = length - len(prefix)
+    # The payload of a lead byte: 5, 4 or 3 bits for lengths 2, 3 and 4. ED 95 gives 0xD, then
+    # 0x355; the missing byte adds 6 bits, so the characters are U+D540 to U+D57F.
     value = prefix[0] & (0x7F >> length)
     for byte in prefix[1:]:
         value = value << 6 | byte & 0x3F
     smallest = {2: 0x80, 3: 0x800, 4: 0x10000}[length]
     for code in range(value << 6 * missing, (value + 1) << 6 * missing):
+        # Neither overlong forms nor surrogates are UTF-8.
         if smallest <= code <= 0x10FFFF and not 0xD800 <= code <= 0xDFFF:
             yield chr(code)
 
@@ -150,6 +161,7 @@ def hanja_characters(choice: str) -> frozenset[str]:
         return standard_characters("euc_kr")
     if choice == "all":
         han = regex.compile(r"\p{sc=Han}")
+        # From the CJK radicals to the end of Extension H.
         return frozenset(chr(c) for c in range(0x2E80, 0x323B0) if han.match(chr(c)))
     raise KPruneError(f"hanja: got {choice!r}, expected none, ksx1001 or all")
 
@@ -160,6 +172,7 @@ def standard_characters(codec: str) -> frozenset[str]:
     han = regex.compile(r"\p{sc=Han}")
     pairs = (bytes(pair) for pair in itertools.product(range(0x81, 0xFF), range(0x40, 0xFF)))
     characters = (pair.decode(codec, errors="ignore") for pair in pairs)
+    # Shift JIS reads some pairs as two half-width katakana, hence the length.
     return frozenset(c for c in characters if len(c) == 1 and han.match(c))
 
 

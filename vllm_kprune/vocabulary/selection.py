@@ -33,6 +33,7 @@ REASONS: Mapping[str, str] = {
     "e": "evidence",
     "m": "merge",
 }
+# <unused42>, <|reserved_special_token_7|>, [extra_id_0]; matched in lower case.
 _RESERVED = regex.compile(
     r"[<\[]\|?(?:unused|reserved|extra_id|placeholder)[a-z_]*[ _-]?\d+\|?[>\]]"
 )
@@ -108,6 +109,7 @@ class Ranking:
         """For each id, the size of the smallest vocabulary with it; `NEVER` if there is none."""
         found = np.full(max(self.parsed.tokens) + 1, NEVER)
         found[list(self.required)] = self.least
+        # The first that joins makes the vocabulary one larger than `least`, hence the + 1.
         found[list(self.joining)] = np.arange(self.least + 1, self.most + 1)
         return found
 
@@ -120,12 +122,14 @@ class Ranking:
 
         A size between two of `sizes` ends among the ancestors of a ranked token, without the token.
         """
+        # Sizes repeat where a ranked token joined before as an ancestor of a stronger one.
         count = int(np.searchsorted(self.sizes, size))
         return self._cut(count if self.sizes[count] == size else count - 1, size)
 
     def _cut(self, count: int, size: int) -> "Selection":
         """The vocabulary of `size` tokens; the first `count` of `ranked` are kept on evidence."""
         reasons = dict(self.required) | dict.fromkeys(self.joining[: size - self.least], "m")
+        # Later letters win: an ancestor that is ranked high enough itself is kept on evidence.
         reasons |= dict.fromkeys(self.ranked[:count], "e")
         ids = sorted(reasons)
         letters = "".join(reasons[i] for i in ids)
@@ -133,6 +137,7 @@ class Ranking:
 
     def _coverage(self, kept_ids: Sequence[int]) -> dict[str, float]:
         kept = np.array(kept_ids, dtype=np.int64)
+        # Tokens of foreign scripts are in neither, so what they cover is not held against a size.
         allowed = np.union1d(kept, np.array(self.ranked, dtype=np.int64))
         least = np.finfo(np.float64).tiny  # a source may have no token that the scripts allow
         return {
@@ -160,8 +165,11 @@ def rank_tokens(
     joined = dict.fromkeys(required)
     for token_id in own:
         parsed.join(joined, token_id)
+    # Later letters win; what has none but "m" is there as an ancestor only. The keys and their
+    # order stay those of `joined`, so `joining` below is what comes after them.
     required = dict.fromkeys(joined, "m") | required | dict.fromkeys(own, "c")
     strength = token_strengths(parsed, rates, shared)
+    # Ids decide between equals, so that the same input always gives the same vocabulary (law 5).
     ranked = sorted(shared, key=lambda i: (-strength[i], i))
     sizes = [len(joined)]
     for token_id in ranked:
@@ -214,6 +222,7 @@ def _judge(
     candidates = [i for i in sorted(parsed.vocab.values()) if i not in skipped]
     verdicts = {i: judge(parsed.token_bytes(i)) for i in candidates}
     living = [i for i in candidates if verdicts[i] != "foreign"]
+    # Tokens that the original never produces either would be rows for nothing (law 3).
     dead = set(unreachable_ids(parsed, tokenizer, living))
     own = [i for i in living if verdicts[i] == "script" and i not in dead]
     return own, [i for i in living if verdicts[i] == "shared" and i not in dead]

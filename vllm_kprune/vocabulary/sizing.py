@@ -85,8 +85,11 @@ def _covering(ranking: Ranking, coverage: float) -> int:
     covered = np.ones(len(counts), dtype=bool)
     for source in ranking.rates:
         rates = source.per_million
+        # gained[n]: what the first n of `joining` add to what the required tokens cover.
         gained = np.concatenate(([0.0], np.cumsum(rates[joining])))
         needed = coverage * rates[allowed].sum() - rates[required].sum()
+        # Sums in another order differ in the last digits; without the margin, coverage 1 might
+        # never be reached. Rates are per million, so it is a millionth of a millionth.
         covered &= gained[counts] >= needed - 1e-6
     return int(np.argmax(covered)) if covered.any() else len(ranking.ranked)
 
@@ -106,6 +109,8 @@ def _cheap_enough(
     search = _Search(ranking, tokenizer, bound)
     while not search.done:
         search.measure(search.next_place())
+        # How many measurements it takes is not known: a half, two thirds, three quarters, and so
+        # on.
         progress(1 - 1 / (1 + search.measured))
     if search.high == len(search.sizes):
         raise KPruneError(search.unreachable(profile.name))
@@ -122,12 +127,15 @@ class _Search:
 
     def __init__(self, ranking: Ranking, tokenizer: Tokenizer, bound: float) -> None:
         self.ranking, self.bound = ranking, bound
+        # Increasing and without repeats: `expected_extra` and `searchsorted` rely on it.
         self.sizes = np.unique(ranking.sizes)
         self.low, self.high = -1, len(self.sizes)
         self.measured = self._in_a_row = 0
         self._rose = False
         least_sizes, rates = ranking.least_sizes, ranking.rates
         self.original = [encode_texts(tokenizer, rate.source, least_sizes) for rate in rates]
+        # Encoded with the smallest size that fits so far (`high`). All later sizes are below it,
+        # and `shrink` can only go down; so a size that costs too much never takes its place.
         self.texts = self.original
         self.expected = expected_extra(ranking.parsed, rates, least_sizes, self.sizes)
 
@@ -148,12 +156,15 @@ class _Search:
         """
         fits = (self.expected <= self.bound).all(axis=0)
         place = int(np.argmax(fits)) if fits.any() else len(self.sizes) - 1
+        # 0.999 after one measurement on this side, 0.998 after two in a row, then 0.996; at least
+        # 0.5.
         beyond = 1 - min(_TOLERANCE * 2 ** (self._in_a_row - 1), 0.5)
         if self._in_a_row and self._rose:
             higher = np.searchsorted(self.sizes, self.sizes[self.low] / beyond, side="right") - 1
             place = max(place, int(higher))
         elif self._in_a_row:
             place = min(place, int(np.searchsorted(self.sizes, self.sizes[self.high] * beyond)))
+        # Strictly between the two, so each measurement narrows them and the search ends.
         return min(max(place, self.low + 1), self.high - 1)
 
     def measure(self, place: int) -> None:
@@ -162,6 +173,8 @@ class _Search:
         texts = shrink(parsed, self.texts, int(self.sizes[place]), least_sizes)
         pairs = zip(texts, self.original, strict=True)
         extra = np.array([after.extra(before) for after, before in pairs])
+        # What the estimate leaves out (see `expected_extra`) is taken to be the same at sizes
+        # nearby, so the whole curve of a source moves by it.
         self.expected += (extra - self.expected[:, place])[:, np.newaxis]
         rose = bool((extra > self.bound).any())
         if rose:

@@ -47,6 +47,7 @@ def token_strengths(
     ids = list(ids)
     ranks = _merge_ranks(parsed)
     spellings = _spellings(parsed, ids, ranks)
+    # A sum over sources: each is in rates per million, so none counts more for being longer.
     total = sum((_estimate(source, spellings) for source in rates), np.zeros(len(ranks)))
     pooled = _pooled(total, ranks)
     return {i: float(pooled[i]) for i in ids}
@@ -84,6 +85,7 @@ def _spellings(parsed: BpeTokenizer, ids: Iterable[int], ranks: Floats) -> _Word
     spelling, word_of = [], []
     for token_id in ids:
         text = parsed.token_bytes(token_id).decode(errors="replace")
+        # `Tesla`, ` Tesla`, `_tesla` and `("TESLA` are all spellings of "tesla".
         if match := _WORD.fullmatch(text):
             spelling.append(token_id)
             word_of.append(numbers.setdefault(match[1].casefold(), len(numbers)))
@@ -101,6 +103,7 @@ def _shares(ranks: Floats, word_of: npt.NDArray[np.int64]) -> Floats:
     [0.92, 0.08, 1.0]
     """
     weights = ranks**-_SHARE_EXPONENT
+    # bincount sums the weights of each word; indexed by word_of, each token gets its word's sum.
     return weights / np.bincount(word_of, weights=weights)[word_of]
 
 
@@ -109,12 +112,16 @@ def _estimate(source: TokenRates, spellings: _WordSpellings) -> Floats:
     observed, word_of = source.per_million, spellings.word_of
     if source.source.words is None:
         as_counted, as_words = _TEXT_WEIGHTS
+        # Running text has no list of words: a word is as frequent as its spellings together.
         frequencies = np.bincount(word_of, weights=observed[spellings.ids])
     else:
+        # A list has no text of its own to count in: `observed` comes from spellings that
+        # `word_forms` made up.
         as_counted, as_words = _LIST_WEIGHT, source.source.words_weight
         known = source.source.words()
         frequencies = np.array([_frequency(word, known) * 1e6 for word in spellings.words])
     estimate = as_counted * observed
+    # A token that spells no word, such as a mark or a part of a character, keeps what was counted.
     estimate[spellings.ids] += as_words * frequencies[word_of] * spellings.shares
     return estimate
 
@@ -132,6 +139,7 @@ def _frequency(text: str, words: Mapping[str, float]) -> float:
         return words.get(text, 0.0)
     best = [1.0]  # best[n]: the likeliest division of the first n characters
     for end in range(1, min(len(text), _MOST_UNSPACED) + 1):
+        # A division of the first `end` characters is one of the first `at`, and a last word.
         best.append(max(best[at] * words.get(text[at:end], 0.0) for at in range(end)))
     return best[-1]
 
@@ -142,6 +150,7 @@ def _merge_ranks(parsed: BpeTokenizer) -> Floats:
     Ids that no merge makes get the rank after the last.
     """
     ranks = np.full(max(parsed.tokens) + 1, float(len(parsed.merges) + 1))
+    # Backwards: of several merges that make a token, the earliest is written last and stays.
     for rank in range(len(parsed.merges), 0, -1):
         left, right = parsed.merges[rank - 1]
         if (made := parsed.vocab.get(left + right)) is not None:

@@ -36,6 +36,7 @@ def word_frequencies(language: str) -> Mapping[str, float]:
 def simplified_characters() -> Mapping[int, str]:
     """wordfreq's table from traditional to simplified Chinese, for `str.translate`."""
     path = importlib.resources.files(wordfreq) / "data" / "_chinese_mapping.msgpack.gz"
+    # The keys are code points; msgpack refuses keys that are not text unless it is told.
     table: dict[int, str] = msgpack.unpackb(
         gzip.decompress(path.read_bytes()), strict_map_key=False
     )
@@ -53,6 +54,7 @@ class _EitherChinese(Mapping[str, float]):
         self._words = words
 
     def __getitem__(self, word: str) -> float:
+        # Only lookups: iteration gives the list as it is, so no word comes twice.
         return self._words[word.translate(self._simplified)]
 
     def __iter__(self) -> Iterator[str]:
@@ -72,6 +74,7 @@ def word_forms(language: str) -> Iterator[WeightedText]:
     for rank, words, frequency in _word_groups(language):
         cased = [word for word in words if word.capitalize() != word]
         capitalised = [word.capitalize() for word in cased]
+        # Without case: Hangul, Han, digits.
         other = [word for word in words if word.capitalize() == word]
         forms = [(_spaced(other), 0.9), (_lines(other), 0.1)]
         if rank < _COMMON_WORDS:
@@ -91,6 +94,7 @@ def _word_groups(language: str) -> Iterator[tuple[int, list[str], float]]:
     """Rank of the first word, words, and mean frequency of each group of neighbours."""
     frequencies = wordfreq.get_frequency_dict(language, wordlist="best")
     ranked = iter(frequencies.items())
+    # The frequency dictionary of wordfreq is in order of frequency.
     for rank in range(0, len(frequencies), GROUP_WORDS):
         group = list(itertools.islice(ranked, GROUP_WORDS))
         mean = sum(frequency for _, frequency in group) / len(group)

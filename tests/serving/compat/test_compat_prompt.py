@@ -290,6 +290,6 @@ def test_a_server_that_did_not_ask_for_kprune_has_no_pruning(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv(NAMED, raising=False)
-    model = SimpleNamespace(model="some/model")
+    model = SimpleNamespace(model="some/model", logits_processors=None)
     config = SimpleNamespace(additional_config={}, model_config=model)
     assert prune_hooks.pruning_of(SimpleNamespace(config=config)) is None

@@ -89,7 +89,7 @@ def test_half_a_character_is_an_answer_too() -> None:
         ({"messages": [], "documents": ["a"], "keep": 0.5}, "documents: expected a list"),
         ({"prompt": "a", "kep": 0.5}, "unknown 'kep'; did you mean 'keep'?"),
         ({"prompt": "a", "min_tokens": 5}, "unknown 'min_tokens'"),
-        ({"prompt": "a", "keep": 7}, "keep: got 7, expected the share"),
+        ({"prompt": "a", "keep": 7}, "keep: got 7, expected a share"),
         ({"prompt": "<kprune>a", "keep": 0.5}, "<kprune> at character 0 is not closed"),
     ],
 )

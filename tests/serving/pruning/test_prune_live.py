@@ -274,11 +274,11 @@ def test_metrics_count_requests_tokens_and_the_cache(api: OpenAI, server: VllmSe
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"kprune_kep": 0.5}, "unknown key 'kprune_kep'; did you mean 'kprune_keep'"),
-        ({"kprune_keep": 1.5}, "keep: got 1.5, expected the share of tokens to keep"),
-        ({"kprune_unit": "byte"}, "unit: got 'byte', expected one of token, word"),
-        ({"kprune_scorer": "best"}, "expected one of"),
-        ({"kprune_prune_roles": "god"}, "expected some of user, assistant"),
+        ({"kprune_kep": 0.5}, "unknown option 'kprune_kep'; did you mean 'kprune_keep'"),
+        ({"kprune_keep": 1.5}, "keep: got 1.5, expected a share of the tokens"),
+        ({"kprune_unit": "byte"}, "unit: got 'byte', expected token or word"),
+        ({"kprune_scorer": "best"}, "expected rarity, question, attention or random"),
+        ({"kprune_prune_roles": "god"}, "expected user, assistant, system, developer or tool"),
         ({"kprune_keep": 0.5, "kprune_languages": "kx"}, "unknown 'kx'"),
     ],
 )

@@ -30,6 +30,7 @@ def renderer(served: Path, tokenizer: Any = None, **options: Any) -> Any:
     model = SimpleNamespace(
         model=str(served),
         model_weights="",
+        logits_processors=None,
         revision=None,
         tokenizer=str(served),
         max_model_len=9000,
