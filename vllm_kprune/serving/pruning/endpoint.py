@@ -88,7 +88,6 @@ def read_body(pruning: PromptPruning, body: Any) -> tuple[SplitRequest, RequestO
 
 
 def _texts(given: Mapping[str, Any]) -> RequestTexts:
-    # Both or neither.
     if ("prompt" in given) == ("messages" in given):
         raise KPruneError("give either prompt, a text, or messages, a list")
     if "prompt" in given:

@@ -167,7 +167,6 @@ class PromptPruning:
         if asked.off or not requests:
             return _unpruned(requests)
         job = self.job(requests, asked)
-        # Only then is the worker's thread bothered.
         if job.wanted:
             return job
         if not asked.request.options.does_nothing:

@@ -117,6 +117,6 @@ def _parsed(
 
 
 def _default_threads() -> int:
-    # The CPUs that this process may use: in a container, fewer than the machine has.
+    # The CPUs that this process may use: after `taskset`, fewer than the machine has.
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return max(1, min(_MOST_DEFAULT_THREADS, (available or 1) // 2))
