@@ -23,7 +23,7 @@ PROMPTS = tuple(
 NUM_ROWS = 960  # more than there are tokens, as in Qwen3
 # The default of the server, and what requests ask for.
 DEFAULT = {"languages": "ko,en"}
-WISHES: tuple[dict[str, Any] | None, ...] = (
+REQUEST_OPTIONS: tuple[dict[str, Any] | None, ...] = (
     None,
     {"kprune_languages": "off"},
     {"kprune_languages": "ko", "kprune_hanja": "all"},
@@ -99,18 +99,18 @@ def spellings(folder: Path) -> TokenSpellings:
 
 
 @cache
-def _automaton(folder: Path, wish: str, eos: int) -> Automaton | None:
+def _automaton(folder: Path, number: str, eos: int) -> Automaton | None:
     default = parse_policy(DEFAULT)
-    given = WISHES[int(wish)] or {}
+    given = REQUEST_OPTIONS[int(number)] or {}
     policy = parse_policy({k.removeprefix("kprune_"): v for k, v in given.items()}, default)
     return policy and build_automaton(spellings(folder), policy, NUM_ROWS, (eos,))
 
 
 def expected_refusals(
-    engine: Engine, wish: dict[str, Any] | None, token_ids: Sequence[int]
+    engine: Engine, request_options: dict[str, Any] | None, token_ids: Sequence[int]
 ) -> torch.Tensor:
     """Tokens that must not follow `token_ids`, bool [NUM_ROWS], computed from the whole text."""
-    automaton = _automaton(engine.folder, str(WISHES.index(wish)), engine.eos)
+    automaton = _automaton(engine.folder, str(REQUEST_OPTIONS.index(request_options)), engine.eos)
     if automaton is None:
         return torch.zeros(NUM_ROWS, dtype=torch.bool)
     return automaton.refused(automaton.state_after(token_ids))

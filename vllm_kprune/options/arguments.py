@@ -25,6 +25,7 @@ def add_arguments(
                 spelled(prefix, name),
                 dest=dest + name,
                 default=argparse.SUPPRESS,
+                # argparse fills in `%(prog)s` and the like, so a plain "95 %" would be an error.
                 help=_full_help(one).replace("%", "%%"),
                 **how,
             )
@@ -36,6 +37,7 @@ def _argparse_rules(option: Option) -> dict[str, Any]:
     rules: dict[str, Any] = {"metavar": option.metavar or _metavar(option)}
     if option.many and not option.commas:
         rules |= {"nargs": "+", "action": "extend"}
+    # With words ("off", "auto") argparse must let the text through; `check_option` reads it.
     if option.kind in (int, float) and not (option.words or option.server_words):
         rules["type"] = option.kind
     return rules

@@ -13,6 +13,7 @@ from vllm_kprune.options.declare import FEW, REQUIRED, Option, options_of, spell
 __all__ = ["check_option", "check_values", "make", "refuse_unknown"]
 
 T = TypeVar("T")
+# Characters of a text, both: before it is split at commas, or read as a number.
 _LONGEST_LIST = 1024
 _LONGEST_NUMBER = 32
 
@@ -46,6 +47,8 @@ def refuse_unknown(names: Iterable[Any], known: Iterable[str], where: str = "") 
     known = list(known)
     for name in names:
         if name not in known:
+            # Names are hostile: comparing texts takes time that grows with the square of their
+            # length.
             hint = nearest(str(name)[:64], known)
             raise KPruneError(f"{where}{where and ': '}unknown option {shown(name)}; {hint}")
 
@@ -76,6 +79,7 @@ def check_option(
     name = name or option.name
     if server and option.server_words:
         option = replace(option, words={**option.words, **option.server_words}, server_words={})
+    # YAML and Python write None for "not given". As text, over HTTP, null is a mistake.
     if value is None and option.default is None and not text:
         return None
     if isinstance(value, str) and (word := value.strip().lower()) in option.words:
@@ -88,6 +92,7 @@ def check_option(
 
 def _many(option: Option, value: object, name: str, text: bool) -> tuple[Any, ...]:
     if isinstance(value, str) and option.commas:
+        # Before the split, which would make a list of any size.
         if len(value) > _LONGEST_LIST:
             raise _wrong(option, value, name)
         value = [part.strip() for part in value.split(",") if part.strip()]
@@ -115,6 +120,7 @@ def _one(option: Option, value: object, name: str, text: bool) -> Any:
 
 def _choice(option: Option, value: object, name: str) -> str:
     word = value.strip() if isinstance(value, str) and option.any_case else value
+    # The value becomes the choice as it is declared: "hangul" gives "Hangul".
     known = {c.lower() if option.any_case else c: c for c in option.choices}
     found = known.get(word.lower() if option.any_case else word) if isinstance(word, str) else None
     if found is not None:
@@ -133,6 +139,7 @@ def _wrong(option: Option, value: object, name: str) -> KPruneError:
 def _fits(option: Option, value: Any) -> bool:
     if option.kind is bool:
         return True
+    # A path has no bounds of its own: 1 passes those of a text.
     size = len(value) if isinstance(value, str) else 1 if isinstance(value, Path) else value
     return (
         (option.lower is None or size >= option.lower)
@@ -153,18 +160,22 @@ def _as_bool(value: object, text: bool) -> bool | None:
 
 def _as_float(value: object, text: bool) -> float | None:
     """A finite number, or the text of one; a bool is none."""
+    # `isinstance(True, int)` holds in Python, and `float(True)` is 1.0.
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     if isinstance(value, str) and (not text or len(value) > _LONGEST_NUMBER):
         return None
     try:
         number = float(value)
+    # `float(10**400)`: JSON has integers of any length.
     except (ValueError, OverflowError):
         return None
+    # "nan" and "inf" are floats to Python, and no bound refuses nan: each comparison is False.
     return number if math.isfinite(number) else None
 
 
 def _as_int(value: object, text: bool) -> int | None:
+    # 2.0 from Python or YAML is no whole number. From HTTP it is: JavaScript knows only one kind.
     if isinstance(value, float) and not text:
         return None
     number = _as_float(value, text)

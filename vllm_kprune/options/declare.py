@@ -20,6 +20,7 @@ __all__ = [
     "spelled",
 ]
 
+# dataclasses' own mark for "no default": `field(default=REQUIRED)` makes the field required.
 REQUIRED: Any = MISSING
 # More choices than these are not listed in a message, which names the nearest instead.
 FEW = 6
@@ -75,6 +76,7 @@ class Option:
 
     def name_in(self, form: str) -> str | None:
         """Its name in a form; None where it does not exist there. "" is Python: the field's own."""
+        # `forms` None and {} differ: every form, and none but Python.
         return self.name if self.forms is None or not form else self.forms.get(form)
 
     @property
@@ -104,6 +106,7 @@ class Option:
     @property
     def lower(self) -> float | None:
         """The lower bound; a text has at least one character unless `least` says otherwise."""
+        # An empty text is a mistake unless the option says `least=0`.
         return 1 if self.least is None and self.kind is str else self.least
 
 
@@ -114,6 +117,7 @@ def option(default: Any, help: str, *, forms: Iterable[str] | None = None, **how
     a mapping from each form to the option's name there. Without it, it exists in every form.
     """
     if forms is not None and not isinstance(forms, Mapping):
+        # "" is the field's own name, which is not known yet (see `_complete`).
         forms = dict.fromkeys(forms, "")
     spec = Option(help=help, default=default, forms=forms, **how)
     return field(default=default, metadata={_KEY: spec})
@@ -128,6 +132,7 @@ def options_of(table: type, form: str | None = None) -> tuple[Option, ...]:
     return _options_of(hashable, form)
 
 
+# Cached, because checks of requests ask for it, and resolving type hints is slow.
 @lru_cache(maxsize=256)
 def _options_of(table: type, form: str | None) -> tuple[Option, ...]:
     hints = get_type_hints(table)
@@ -139,6 +144,7 @@ def _options_of(table: type, form: str | None) -> tuple[Option, ...]:
 def _complete(spec: Option, name: str, hint: Any) -> Option:
     """What only the field knows: its name, and from its type the kind, choices and `many`."""
     hint = _without_none(hint)
+    # `tuple[str, ...] | None` gives many str, `Literal["a", "b"]` gives str with two choices.
     many = get_origin(hint) is tuple
     if many:
         hint = _without_none(get_args(hint)[0])

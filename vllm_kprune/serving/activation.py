@@ -31,6 +31,7 @@ def activate(engine_args: Any) -> bool:
     """
     settings = settings_of(engine_args)
     overlay = is_overlay(engine_args.model)
+    # The second call: `create_engine_config` calls `create_model_config`, and both are wrapped.
     if overlay and engine_args.model_weights:
         return True
     if settings.pruner:
@@ -93,6 +94,7 @@ def _serve_in_one_step(engine_args: Any, options: VocabularyOptions) -> None:
     overlay = cached_overlay(
         model, profile, revision=revision, corpora=corpora, progress=_log_steps(profile.name)
     )
+    # Or clients would have to name the model by its path in the cache.
     if not engine_args.served_model_name:
         engine_args.served_model_name = model
     # Both folders were checked just now; `_apply` would read them again.
@@ -102,6 +104,7 @@ def _serve_in_one_step(engine_args: Any, options: VocabularyOptions) -> None:
 
 def _log_steps(profile: str) -> Progress:
     """A log line for each step of a build, so that nobody wonders what the server waits for."""
+    # `tell` is called many times for each step, as its share grows.
     told: set[str] = set()
 
     def tell(step: str, share: float) -> None:
@@ -115,6 +118,7 @@ def _log_steps(profile: str) -> Progress:
 def _apply(engine_args: Any, folder: Path, manifest: Manifest, base: Path | None) -> None:
     manifest.check_files(folder)
     dummy = engine_args.load_format == "dummy"
+    # `dummy` reads no weights, so its base may be gone: only the path is noted, nothing is checked.
     weights = Path(manifest.base.path) if dummy else manifest.check_base(base)
     _point_at(engine_args, folder, weights)
 

@@ -34,6 +34,7 @@ def asked_features(
     guarded, prunes_input = settings.guard.default is not None, settings.pruner is not None
     asked = {
         features.VOCABULARY: pruned,
+        # Where no rows are cut, kprune has nothing to check about an adapter.
         features.LORA: pruned and lora,
         features.GUARD: guarded,
         features.REQUESTS: guarded or prunes_input or named,

@@ -39,6 +39,7 @@ def refuse_flags_in_vain() -> None:
     vLLM itself would say no more than that it does not know them.
     """
     flags = [flag for flag in sys.argv[1:] if flag.startswith("--kprune-")]
+    # Not in children: a process that was spawned has the flags of its parent in `sys.argv`.
     if flags and multiprocessing.parent_process() is None:
         with _mistakes_as_one_line():
             require([features.COMMAND_LINE])
@@ -73,6 +74,7 @@ def _settle(args: argparse.Namespace) -> None:
         os.environ[NAMED] = ",".join(names)
     if given := given_options(args):
         extra = dict(getattr(args, "additional_config", None) or {})
+        # A flag wins over the same option in `--additional-config`.
         args.additional_config = {**extra, KEY: {**extra.get(KEY, {}), **given}}
     _add_headers(args)
 
@@ -84,6 +86,8 @@ def _add_headers(args: argparse.Namespace) -> None:
 
     ours = (getattr(args, "additional_config", None) or {}).get(KEY)
     named = getattr(args, "middleware", None)
+    # None: this vLLM has no `--middleware` (seam `MIDDLEWARE`). Nothing is checked here; a wrong
+    # value is left to `_settings`, which names it.
     if isinstance(ours, dict) and ours.get("input_pruner") and named is not None:
         args.middleware = [*named, *([] if MIDDLEWARE in named else [MIDDLEWARE])]
 
@@ -126,6 +130,7 @@ def _require_asked(args: argparse.Namespace, settings: "ServerSettings") -> None
 
 
 def _refuse_missing_folder(model: str) -> None:
+    # A hub id has one slash at most: "google/gemma-3-270m".
     looks_local = model.startswith((".", "/", "~")) or model.count("/") > 1
     if looks_local and not Path(model).exists():
         raise KPruneError(f"model folder {model} does not exist; check the path")
@@ -148,5 +153,6 @@ def _mistakes_as_one_line() -> Iterator[None]:
 
 
 def _exit(message: str) -> NoReturn:
+    # One line even if the message quotes a text with line breaks.
     sys.stderr.write(f"vllm serve: {' '.join(message.split())}\n")
     raise SystemExit(2)

@@ -57,6 +57,7 @@ class KPruneEndpoint:
         state.kprune_pruning = pruning = (
             pruning_of(engine_client.renderer) if engine_client else None
         )
+        # Set in any case: `_answer` reads it on every server.
         state.kprune_break_even = None
         if pruning and pruning.settings and pruning.settings.min_tokens is None:
             state.kprune_break_even = await settle(engine_client, pruning)
@@ -64,6 +65,7 @@ class KPruneEndpoint:
 
 async def _answer(request: Request) -> dict[str, Any]:
     state = request.app.state
+    # At each request, unlike the rest: the cache grows while the server runs.
     pruner = pruner_status(state.kprune_pruning, state.kprune_break_even)
     return {**state.kprune, "input_pruner": pruner}
 
@@ -145,6 +147,7 @@ def _vocabulary_bytes(manifest: Manifest, base: Path) -> dict[str, int] | None:
     before = sum(_stored_bytes(manifest, base))
     return {
         "original": before,
+        # Bytes of a row first, over all vocabulary tensors together, then times the kept rows.
         "kept": before // manifest.original_rows * len(manifest.kept_rows),
     }
 

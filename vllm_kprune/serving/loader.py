@@ -23,6 +23,7 @@ from vllm_kprune.serving.compat.engine import stream_weights
 __all__ = ["KPruneModelLoader"]
 
 
+# Importing this module is what makes the format known; `plugin._register_loader` does no more.
 @register_model_loader(LOAD_FORMAT)
 class KPruneModelLoader(DefaultModelLoader):
     """Reads the base weights of an overlay; `model_config.model` is the overlay's folder."""
@@ -41,6 +42,7 @@ class KPruneModelLoader(DefaultModelLoader):
         manifest = load_manifest(Path(model_config.model))
         base = manifest.check_base(_folder(model_config))
         _refuse_unlisted(base, manifest)
+        # One tensor at a time. A list would hold the whole base in memory.
         yield from prune_weights(stream_weights(self, base, model), manifest)
 
 

@@ -145,6 +145,8 @@ def server_options() -> tuple[Option, ...]:
         dependent = set(part.dependent())
         needed = f" Needs {listed(map(flag, part.needs), 'or')}."
         for one in part.options:
+            # Without forms an option would have a name in every form, also in those that nobody
+            # offers.
             asked = one.name_in("request") if one.forms else None
             request = f" A request can give its own: {PREFIX}{asked}." if asked else ""
             needs = needed if one.name_in(FORM) in dependent else ""
@@ -177,6 +179,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
             "`kprune` adds GET /kprune and POST /kprune/prune. Unlike VLLM_PLUGINS it turns no "
             "other plugin off.",
         )
+    # With a prefix in the parsed arguments too (`args.kprune_base`), so that none of ours can be
+    # taken for one of vLLM's.
     add_arguments(group, server_options(), form=FORM, prefix=FLAG_PREFIX, dest=PREFIX)
 
 
@@ -205,6 +209,7 @@ def read_values(additional_config: Any) -> dict[str, Any]:
     where = f"additional_config['{KEY}']"
     if not isinstance(values, Mapping):
         raise KPruneError(f"{where}: got {shown(values)}, expected a mapping of options")
+    # Before empty values are dropped: a misspelt name is a mistake whatever its value.
     refuse_unknown(values, [one.name_in(FORM) or "" for one in server_options()], where)
     given = {name: value for name, value in values.items() if not _is_nothing(value)}
     for part in _parts():
@@ -212,6 +217,7 @@ def read_values(additional_config: Any) -> dict[str, Any]:
             for name in part.dependent():
                 if name in given:
                     raise KPruneError(f"{flag(name)} {part.reason}")
+    # `base` needs no profile (`needless`), and does not go with one.
     if "profile" in given and "base" in given:
         raise KPruneError(
             "--kprune-base is for a folder made by `kprune build`; "

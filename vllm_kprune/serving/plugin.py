@@ -27,6 +27,7 @@ def register() -> None:
     """Entry point `vllm.general_plugins`; may run many times, in any process."""
     if os.environ.get(DISABLE, "0") not in ("", "0"):
         return
+    # Wraps wait for their modules. At this moment most of vLLM is not imported, and must not be.
     hook(all_wraps())
     installer.when_usable(seams_engine.LOADER_SEAMS, _register_loader)
     refuse_flags_in_vain()
@@ -35,6 +36,7 @@ def register() -> None:
 def all_wraps() -> Wraps:
     """Everything that kprune puts around functions of vLLM."""
     return {
+        # One wrap for each seam: a second entry for the same seam would silently replace the first.
         **command_wraps(),
         seams_engine.CREATE_ENGINE_CONFIG: _create_engine_config,
         seams_engine.CREATE_MODEL_CONFIG: _create_model_config,
@@ -69,6 +71,7 @@ def _create_engine_config(
     from vllm_kprune.serving.asked import require_asked
     from vllm_kprune.serving.settings import settings_of, share_settings
 
+    # `UsageContext` is an enum of strings. Without one, it is not known who calls.
     offline = getattr(usage_context, "value", usage_context) == "LLM_CLASS"
     require_asked(
         settings_of(engine_args),
@@ -77,6 +80,7 @@ def _create_engine_config(
     )
     activate(engine_args)
     config = original(engine_args, usage_context, *args, **kwargs)
+    # From here on it is the `VllmConfig` that travels to other processes, not the arguments.
     if share_settings(engine_args, config).asks_for_kprune:
         from vllm_kprune.serving.guard.attach import attach_guard
 
@@ -89,6 +93,7 @@ def _create_model_config(
 ) -> Any:
     from vllm_kprune.serving.activation import LOAD_FORMAT, activate
 
+    # The second time, after `create_engine_config`: nothing changes any more.
     active = activate(engine_args)
     model_config = original(engine_args, *args, **kwargs)
     if active and engine_args.load_format == LOAD_FORMAT:
@@ -107,6 +112,7 @@ def _require_engine_features(config: Any) -> None:
 def _load_endpoint_plugins(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     from vllm_kprune.serving.options import NAMED
 
+    # From the environment, which the other API servers of this server inherit.
     named = os.environ.get(NAMED)
     if not named:
         return original(*args, **kwargs)

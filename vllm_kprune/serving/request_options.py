@@ -38,6 +38,7 @@ def _given(extra_args: Mapping[str, Any] | None) -> dict[str, Any]:
     given = {
         key: value
         for key, value in (extra_args or {}).items()
+        # Over HTTP all keys are texts; `SamplingParams.extra_args` may have others.
         if isinstance(key, str) and key.startswith(PREFIX)
     }
     refuse_unknown(given, _KNOWN, "vllm_xargs")

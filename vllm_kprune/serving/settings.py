@@ -67,6 +67,7 @@ def resolve_settings(additional_config: Any, model: str = "") -> ServerSettings:
     Raises `KPruneError` for whatever is wrong with them, in the words of the command line.
     """
     values = read_values(additional_config)
+    # `values` holds the options of guard and pruner, too, which `make` would refuse as unknown.
     vocabulary = {one.name_in(FORM) for one in options_of(VocabularyOptions, FORM)}
     given = {name: value for name, value in values.items() if name in vocabulary}
     return ServerSettings(
@@ -96,6 +97,8 @@ def attach_settings(config: Any, settings: ServerSettings) -> ServerSettings:
     What did not ask for kprune is left exactly as it is; its settings are quickly resolved again.
     """
     if settings.asks_for_kprune:
+        # An attribute is no part of the hash that decides whether vLLM compiles the model again;
+        # whatever is added to `additional_config` is.
         object.__setattr__(config, _ATTRIBUTE, settings)
     return settings
 
@@ -109,5 +112,7 @@ def _resolve_for(config: Any) -> ServerSettings:
 
 
 def _with_guard_of(config: Any, settings: ServerSettings) -> ServerSettings:
+    # No option says so. The class path among the processors stays in every copy of a configuration,
+    # also in one that lost our attribute.
     attached = GUARD_CLASS_PATH in (config.model_config.logits_processors or ())
     return replace(settings, guard=replace(settings.guard, attached=attached))

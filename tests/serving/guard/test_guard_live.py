@@ -95,22 +95,22 @@ def test_log_probabilities_show_only_what_is_left(server: VllmServer, tokenizer:
 def test_requests_of_one_batch_keep_their_own_guards(server: VllmServer) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
-    wishes = [KOREAN, {"kprune_languages": "off"}, {"kprune_scripts": "Hangul"}, None] * 2
+    request_options = [KOREAN, {"kprune_languages": "off"}, {"kprune_scripts": "Hangul"}, None] * 2
 
-    def ask(wish: Any) -> str:
-        xargs = {"vllm_xargs": wish} if wish else {}
+    def ask(options: Any) -> str:
+        xargs = {"vllm_xargs": options} if options else {}
         answer = complete(server, "日本の首都は東京です。", n=4, seed=2, **HOT, **xargs)
         return "".join(choice.text for choice in answer.choices)
 
-    with ThreadPoolExecutor(len(wishes)) as pool:
-        texts = list(pool.map(ask, wishes))
-    for wish, text in zip(wishes, texts, strict=True):
+    with ThreadPoolExecutor(len(request_options)) as pool:
+        texts = list(pool.map(ask, request_options))
+    for options, text in zip(request_options, texts, strict=True):
         text = text.replace("\ufffd", "")  # of answers that were cut off
-        if wish in (None, wishes[1]):
+        if options in (None, request_options[1]):
             assert foreign(text) or is_overlay(server.model)
         else:
             assert foreign(text) == set()
-        if wish == wishes[2]:
+        if options == request_options[2]:
             assert not any(c.isascii() and c.isalpha() for c in text)
 
 
@@ -178,7 +178,7 @@ def test_allowed_tokens_that_are_all_refused_end_the_answer(
 
 
 @pytest.mark.parametrize(
-    ("wish", "message"),
+    ("options", "message"),
     [
         ({"kprune_languages": "kr"}, "unknown 'kr'; did you mean 'ko'"),
         ({"kprune_languages": ""}, "kprune_languages: got none, expected names with commas"),
@@ -190,10 +190,10 @@ def test_allowed_tokens_that_are_all_refused_end_the_answer(
     ],
 )
 def test_a_bad_option_is_a_client_error_that_names_what_is_allowed(
-    original: VllmServer, wish: dict[str, Any], message: str
+    original: VllmServer, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(BadRequestError) as error:
-        complete(original, PROMPTS[0], vllm_xargs=wish)
+        complete(original, PROMPTS[0], vllm_xargs=options)
     assert message in str(error.value)
 
 

@@ -156,7 +156,7 @@ def test_earlier_turns_of_a_chat_are_pruned(answer: dict[str, Any]) -> None:
     assert answer["pruned"]["chat"] == f"user: {short}\nuser: Who?\n"
 
 
-def test_a_bad_wish_is_a_value_error(answer: dict[str, Any]) -> None:
+def test_a_bad_option_is_a_value_error(answer: dict[str, Any]) -> None:
     assert "unknown 'kx'" in answer["error"]
 
 

@@ -17,7 +17,7 @@ from hypothesis.stateful import (
 from support.guard_engines import (
     NUM_ROWS,
     PROMPTS,
-    WISHES,
+    REQUEST_OPTIONS,
     Engine,
     expected_refusals,
     sampling_params,
@@ -56,17 +56,17 @@ class Batch:
             logitsprocs_need_output_token_ids=True,
         )
         self.states: dict[str, Any] = {}
-        self.wishes: dict[str, dict[str, Any] | None] = {}
+        self.request_options: dict[str, dict[str, Any] | None] = {}
 
     def meet(
-        self, name: str, prompt: list[int], wish: dict[str, Any] | None, **options: Any
+        self, name: str, prompt: list[int], request_options: dict[str, Any] | None, **options: Any
     ) -> None:
         """A new request, which `change` lets in."""
         from vllm.v1.worker.gpu_input_batch import CachedRequestState
 
-        params = sampling_params(extra_args=wish, **options)
+        params = sampling_params(extra_args=request_options, **options)
         params.update_from_generation_config({}, self.engine.eos)
-        self.wishes[name] = wish
+        self.request_options[name] = request_options
         self.states[name] = CachedRequestState(
             req_id=name,
             prompt_token_ids=prompt,
@@ -109,7 +109,7 @@ class Batch:
         logits = self.logits()
         for row, name in enumerate(self.batch.req_ids):
             text = [*self.states[name].prompt_token_ids, *self.states[name].output_token_ids]
-            refused = expected_refusals(self.engine, self.wishes[name], text)
+            refused = expected_refusals(self.engine, self.request_options[name], text)
             assert torch.equal(logits[row] == -torch.inf, refused), (name, text)
             kept = ~refused
             assert torch.equal(logits[row][kept], torch.arange(NUM_ROWS).float()[kept])
@@ -150,10 +150,10 @@ def machine_of(engine: Engine) -> type[RuleBasedStateMachine]:
             return len(self.running) + len(self.entering) < MAX_REQUESTS
 
         @precondition(lambda self: self.has_room)
-        @rule(prompt=st.sampled_from(PROMPTS), wish=st.sampled_from(WISHES))
-        def arrive(self, prompt: tuple[str, int], wish: dict[str, Any] | None) -> None:
+        @rule(prompt=st.sampled_from(PROMPTS), request_options=st.sampled_from(REQUEST_OPTIONS))
+        def arrive(self, prompt: tuple[str, int], request_options: dict[str, Any] | None) -> None:
             name = f"r{len(self.world.states)}"
-            self.world.meet(name, engine.prompt(*prompt), wish)
+            self.world.meet(name, engine.prompt(*prompt), request_options)
             self.entering.append(name)
 
         @precondition(lambda self: self.running)
@@ -239,7 +239,7 @@ def test_requests_changed_steps_and_dead_ends_are_counted(
     world.meet("dead", engine.prompt("ok", 0), None, allowed_token_ids=[refused])
     world.meet("off", engine.prompt("ok", 0), {"kprune_languages": "off"})
     world.meet("changed", engine.prompt("ok", 0), None)
-    world.meet("fine", engine.prompt("ok", 0), WISHES[2])
+    world.meet("fine", engine.prompt("ok", 0), REQUEST_OPTIONS[2])
     world.change([], ["dead", "off", "changed", "fine"], [])
     world.batch.refresh_metadata()
     logits = torch.zeros((4, NUM_ROWS))

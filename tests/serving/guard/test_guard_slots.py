@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from support.guard_engines import (
     NUM_ROWS,
     PROMPTS,
-    WISHES,
+    REQUEST_OPTIONS,
     Engine,
     expected_refusals,
     sampling_params,
@@ -38,7 +38,7 @@ class Runner:
 
         self.engine = engine
         self.texts: dict[int, list[int]] = {}
-        self.wishes: dict[int, Any] = {}
+        self.request_options: dict[int, Any] = {}
         self.states: Any = LogitsProcRequestState(
             device=torch.device("cpu"),
             max_num_reqs=SLOTS,
@@ -58,14 +58,14 @@ class Runner:
         slot: int,
         text: list[int],
         prompt_len: int,
-        wish: Any,
+        request_options: Any,
         staged: bool = False,
         **options: Any,
     ) -> bool:
         """A request with `text` so far: its prompt, and what it had when it was preempted."""
-        params = sampling_params(extra_args=wish, **options)
+        params = sampling_params(extra_args=request_options, **options)
         params.update_from_generation_config({}, self.engine.eos)
-        self.texts[slot], self.wishes[slot] = list(text), wish
+        self.texts[slot], self.request_options[slot] = list(text), request_options
         if not staged:
             self.states.all_token_ids.gpu[slot, : len(text)] = torch.tensor(text)
         self.states.prompt_len.np[slot], self.states.prefill_len.np[slot] = prompt_len, len(text)
@@ -106,7 +106,7 @@ class Runner:
             added = (drafts or {}).get(slot, [])
             for end in range(len(added) + 1):
                 text = [*self.texts[slot], *added[:end]]
-                refused = expected_refusals(self.engine, self.wishes[slot], text)
+                refused = expected_refusals(self.engine, self.request_options[slot], text)
                 assert torch.equal(logits[row] == -torch.inf, refused), (slot, text)
                 row += 1
         return logits
@@ -120,13 +120,13 @@ def pick(engine: Engine, row: torch.Tensor, draw: random.Random) -> int:
     return draw.choice(parts if parts and draw.random() < 0.7 else left)
 
 
-requests = st.tuples(st.sampled_from(PROMPTS), st.sampled_from(WISHES))
+requests = st.tuples(st.sampled_from(PROMPTS), st.sampled_from(REQUEST_OPTIONS))
 
 
 def enter(runner: Runner, slot: int, request: tuple[tuple[str, int], Any]) -> None:
-    (text, cut), wish = request
+    (text, cut), request_options = request
     ids = runner.engine.prompt(text, cut)
-    runner.enter(slot, ids, len(ids), wish)
+    runner.enter(slot, ids, len(ids), request_options)
 
 
 @SETTINGS
@@ -169,7 +169,7 @@ def drafted(runner: Runner, slot: int, draw: random.Random) -> list[int]:
     tokens: list[int] = []
     for _ in range(draw.randrange(4)):
         text = [*runner.texts[slot], *tokens]
-        refused = expected_refusals(runner.engine, runner.wishes[slot], text)
+        refused = expected_refusals(runner.engine, runner.request_options[slot], text)
         tokens.append(pick(runner.engine, torch.where(refused, -torch.inf, 0.0), draw))
     return tokens
 
@@ -204,7 +204,7 @@ def test_a_prompt_is_read_before_the_device_has_it(
 
 def test_a_slot_keeps_nothing_of_the_request_before(engine: Engine) -> None:
     runner = Runner(engine)
-    assert runner.enter(1, engine.ids("中")[:1], 1, WISHES[2])
+    assert runner.enter(1, engine.ids("中")[:1], 1, REQUEST_OPTIONS[2])
     runner.check([1])
     assert not runner.enter(1, engine.ids("ok"), 2, {"kprune_languages": "off"})
     assert torch.isfinite(runner.step([1])).all()

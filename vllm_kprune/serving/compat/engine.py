@@ -29,6 +29,8 @@ def endpoint_plugins_allowed(names: Iterable[str]) -> Iterator[None]:
     during that one call, and child processes inherit what the user had.
     """
     before = os.environ.get("VLLM_PLUGINS")
+    # Unset and "" differ for vLLM: "" is a list that matches no plugin. `finally` restores which it
+    # was.
     allowed = [*(before.split(",") if before else []), *names]
     os.environ["VLLM_PLUGINS"] = ",".join(allowed)
     try:
@@ -59,7 +61,10 @@ def stream_weights(loader: Any, folder: Path, model: Any) -> Iterator[tuple[str,
     more = {}
     if "is_unused_weight" in {field.name for field in fields(loader.Source)}:  # not in vLLM 0.31
         more["is_unused_weight"] = getattr(model, "is_unused_checkpoint_weight", None)
+    # Safetensors or nothing: unpickling a checkpoint can run code.
     source = loader.Source(str(folder), None, fall_back_to_pt=False, **more)
+    # Private, but the only way to vLLM's readers (memory-mapped, or its faster ones) for another
+    # folder than the model's. `seams_engine.WEIGHTS_ITERATOR` is its row.
     yield from loader._get_weights_iterator(source)
 
 
@@ -75,6 +80,7 @@ def refuses_logits_processors(config: Any) -> str | None:
 
     vLLM itself says less when it refuses one, or ignores it.
     """
+    # First, because it tells which vLLM name is missing; what follows reads such names.
     if reason := why_off(GUARD):
         return reason
     from vllm.platforms import current_platform
@@ -103,6 +109,7 @@ def tensor_parallel_rank() -> int:
         model_parallel_is_initialized,
     )
 
+    # Asking for the rank without a group is an assertion error in vLLM.
     return int(get_tensor_model_parallel_rank()) if model_parallel_is_initialized() else 0
 
 
@@ -116,6 +123,9 @@ def staged_tokens(tokens: Any, slot: int) -> list[int] | None:
     if not all(hasattr(tokens, name) for name in names):
         return None
     indices, contents, ends = (getattr(tokens, name) for name in names)
+    # All writes lie one after the other in `contents`; `ends` has where each ends. Indices [4, 2]
+    # and ends [3, 5] are 3 tokens for row 4 and 2 for row 2. The last write for a row is the valid
+    # one.
     written = [n for n, index in enumerate(indices) if index == slot]
     if not written:
         return None

@@ -22,12 +22,16 @@ _SENTINEL = "__kprune_wraps__"
 
 def wrap(owner: Any, name: str, around: Callable[..., Any]) -> None:
     """Replace `owner.name` by `around(original, …)`, once; static and class methods stay so."""
+    # `getattr` would bind a class method and hide that it is one; then it could not be put back as
+    # it was.
     found = inspect.getattr_static(owner, name)
     kind = type(found) if isinstance(found, staticmethod | classmethod) else None
     original = found.__func__ if kind else found
     if is_wrapped(original):
         return
 
+    # Also keeps the signature readable: `inspect` follows `__wrapped__`. An async original gives
+    # its coroutine through a plain function, which callers may await as before.
     @functools.wraps(original)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         return around(original, *args, **kwargs)
@@ -46,6 +50,7 @@ def when_imported(name: str, action: Action) -> None:
     if module := sys.modules.get(name):
         action(module)
         return
+    # One finder for all names, in front of the others, so that it sees every import.
     finder = next((one for one in sys.meta_path if isinstance(one, _ImportHook)), None)
     if finder is None:
         finder = _ImportHook()
@@ -64,6 +69,7 @@ class _ImportHook(MetaPathFinder):
     ) -> ModuleSpec | None:
         if fullname not in self.actions:
             return None
+        # Not `importlib.util.find_spec`, which would ask this finder again, without end.
         others = (one for one in sys.meta_path if one is not self)
         specs = (one.find_spec(fullname, path, target) for one in others)
         spec = next((spec for spec in specs if spec), None)
@@ -72,8 +78,11 @@ class _ImportHook(MetaPathFinder):
 
             def exec_module(module: ModuleType) -> None:
                 execute(module)
+                # After the module's own code, so that its names exist; `pop` so that it happens
+                # once.
                 for action in self.actions.pop(fullname, ()):
                     action(module)
 
+            # On this loader object alone, which belongs to this one module.
             spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec

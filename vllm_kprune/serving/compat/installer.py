@@ -61,18 +61,22 @@ class Installer:
         if seam in self._hooked:
             return
         self._hooked.add(seam)
+        # A name that moved between releases waits at all of its places; a release has one of them.
         for module in {place.module for place in seam.places}:
             self._wait(module, action)
 
     def _wrap(self, seam: Seam, around: Around, module: ModuleType) -> None:
         place = next(one for one in seam.places if one.module == module.__name__)
         if self._note(live_finding(seam, place, module)).problem is None:
+            # "EngineArgs.add_cli_args": wrap it in the class, where each caller looks it up. A
+            # function that other modules imported by name before this moment stays as it was there.
             owner: Any = module
             for name in place.path.split(".")[:-1]:
                 owner = getattr(owner, name)
             wrap(owner, place.leaf, around)
 
     def _act(self, seams: tuple[Seam, ...], action: Callable[[], None], module: ModuleType) -> None:
+        # Of this module only: the other places of a seam belong to other releases.
         findings = [
             self._note(live_finding(seam, place, module))
             for seam in seams
@@ -114,6 +118,8 @@ class Installer:
 
     def _look_in_source(self, seam: Seam) -> Finding:
         self._sources = self._sources or self._open_sources()
+        # Bad news of an imported module may be that of another release's place, or of a module that
+        # is still being imported. The source decides.
         return self._sources.check(seam)
 
     def why_off(self, feature: Feature) -> str | None:
@@ -150,6 +156,8 @@ def live_finding(seam: Seam, place: Place, module: ModuleType) -> Finding:
     try:
         for name in path[:-1]:
             found = getattr(found, name)
+        # Static: `static` and `class` are part of what a seam expects, and `getattr` would hide
+        # them.
         found = inspect.getattr_static(found, path[-1])
         if found is getattr(object, path[-1], None):  # an inherited default, no name of vLLM
             return Finding(seam, place, f"no {place.path}")
@@ -177,10 +185,12 @@ def _has(module: ModuleType, path: str) -> bool:
 
 def _attributes_of(found: Any) -> Shape:
     classes = found.__mro__ if isinstance(found, type) else ()
+    # A dataclass field without a default is no attribute of its class, so `dir` does not have it.
     annotated = (name for one in classes for name in vars(one).get("__annotations__", ()))
     return Shape(attributes=frozenset([*dir(found), *annotated]))
 
 
+# One for the process: its findings are what `require` and `why_off` answer from.
 installer = Installer()
 hook = installer.hook
 require = installer.require

@@ -31,6 +31,7 @@ _ATTACHED = "kprune_pruning"
 
 def attached(renderer: Any, make: PruningOf) -> Any:
     """What `make(renderer)` made for this renderer, at the first call."""
+    # `hasattr`, because None is an answer, too: it must not be made again for every prompt.
     if not hasattr(renderer, _ATTACHED):
         setattr(renderer, _ATTACHED, make(renderer))
     return getattr(renderer, _ATTACHED)
@@ -60,6 +61,8 @@ def prune_online(pruning_of: PruningOf) -> Wraps:
             return await original(online, request, messages, *rest, **how)
         texts = _chat_texts(messages, _documents(request))
         with client_errors():
+            # Only this is inside `client_errors`: what vLLM raises while rendering keeps its
+            # meaning.
             prepared = await pruning.prune([texts], _wishes(request))
         (pruned,) = prepared.texts
         with _documents_replaced(request, pruned.documents):
@@ -78,6 +81,7 @@ def prune_online(pruning_of: PruningOf) -> Wraps:
         pruning = pruning_of(online.renderer)
         if pruning is None:
             return await original(online, request, prompts, *rest, **how)
+        # A list, because the prompts are gone through twice.
         prompts, wishes = list(prompts), _wishes(request)
         if getattr(request, "suffix", None) is not None:  # fill in the middle: a rendered template
             wishes = _only_marks(wishes)
@@ -108,6 +112,8 @@ def prune_offline(pruning_of: PruningOf) -> Wraps:
         if pruning is not None and _generates(params):
             from vllm.renderers.inputs.preprocess import prompt_to_seq
 
+            # vLLM's own idea of what is one prompt: a list of ids is one, a list of texts is
+            # several.
             given = list(prompt_to_seq(prompts))
             prompts = [
                 _with_texts([prompt], pruning.prune_blocking(_prompt_texts([prompt]), wishes))[0]
@@ -199,6 +205,8 @@ def accepts_key(args: Any, headers: Any) -> bool:
 
 
 def _wishes(request: Any) -> Mapping[str, Any]:
+    # No way for its client to ask for pruning or against it, so the server's default is not
+    # applied.
     if not hasattr(request, "vllm_xargs"):
         return _only_marks({})
     return request.vllm_xargs or {}
@@ -208,6 +216,7 @@ def _with_wishes(prompts: Sequence[Any], params: Any) -> Iterator[tuple[Any, Map
     """Each prompt with its options; vLLM refuses more or fewer parameters than prompts."""
     each = params if isinstance(params, Sequence) else [params] * len(prompts)
     for number, prompt in enumerate(prompts):
+        # Too few: let vLLM refuse them, with its own message, after this.
         one = each[number] if number < len(each) else None
         yield prompt, getattr(one, "extra_args", None) or {}
 
@@ -221,6 +230,8 @@ def _generates(params: Any) -> bool:
 def _only_marks(wishes: Mapping[str, Any]) -> Mapping[str, Any]:
     """The request's options without any that would prune."""
     marks = {key: value for key, value in wishes.items() if key == "kprune_marks"}
+    # "off" and not 1: with `keep` 1, spans that are marked with a rate of their own would be
+    # pruned.
     return {"kprune_keep": "off", **marks}
 
 
@@ -262,6 +273,8 @@ def _with_texts(prompts: Sequence[Any], prepared: Any) -> list[Any]:
     pruned = iter(prepared.texts)
     found = []
     for prompt in prompts:
+        # The same question as in `_prompt_texts`, so the pruned texts come in step with these
+        # prompts.
         if _text(prompt) is not None:
             text = next(pruned).prompt
             prompt = text if isinstance(prompt, str) else {**prompt, "prompt": text}
@@ -281,6 +294,8 @@ def _documents_replaced(request: Any, documents: Any) -> Iterator[None]:
     if documents is None:
         yield
         return
+    # Where `_documents` found them. The request is used again after rendering, so it gets back its
+    # own.
     name = "documents" if getattr(request, "documents", None) else "chat_template_kwargs"
     before = getattr(request, name)
     replaced = documents if name == "documents" else {**before, "documents": documents}

@@ -35,9 +35,11 @@ def client_errors() -> Iterator[None]:
     try:
         yield
     except KPruneError as error:
+        # `from None`: the client's mistake needs no traceback of ours in the log.
         raise _refusal()(str(error)) from None
 
 
+# Made at the first refusal, because vLLM is not imported before; once, so that it is one class.
 @functools.cache
 def _refusal() -> type[KPruneError]:
     from vllm.exceptions import VLLMValidationError
@@ -77,6 +79,7 @@ def check_adapter_loads(check: Callable[[str, str], None]) -> Wraps:
     """Call `check(model, adapter)` when a server is asked to load one."""
 
     async def validate(original: Around, models: Any, request: Any, *rest: Any, **how: Any) -> Any:
+        # vLLM's own checks first: it answers with an error, or None if the adapter may be loaded.
         answer = await original(models, request, *rest, **how)
         if answer is not None:
             return answer
@@ -99,6 +102,8 @@ def check_requests(check: Callable[[Any, Any], None]) -> Wraps:
 
     def validate(original: Around, processor: Any, params: Any, *rest: Any, **how: Any) -> Any:
         with client_errors():
+            # Parameters of pooling models come through here as well, and need not have the
+            # attribute.
             check(processor.vllm_config, getattr(params, "extra_args", None))
         return original(processor, params, *rest, **how)
 
@@ -112,6 +117,7 @@ def check_beam_searches(check: Callable[[Any], None]) -> Wraps:
     """
 
     def resolve(original: Around, processor: Any, params: Any, *rest: Any, **how: Any) -> Any:
+        # Only parameters of beam searches have it.
         if hasattr(params, "beam_width"):
             with client_errors():
                 check(processor.vllm_config)

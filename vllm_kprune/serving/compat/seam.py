@@ -113,6 +113,7 @@ class Seam:
     @property
     def positional(self) -> tuple[str, ...]:
         """Parameters that are passed by position."""
+        # "model_or_path, revision, *, fall_back_to_pt": two by position, then one by name.
         return _names(self.signature.partition("*")[0])
 
     @property
@@ -125,6 +126,7 @@ class Seam:
         """The signature or the attributes, for a message."""
         if self.use is Use.READS:
             return ", ".join(self.attributes) or "the name"
+        # A wrap without parameters would read "(, …)", which the last line mends.
         more = ", …" if self.use is Use.WRAPS else ""
         return f"{self.binding} ({self.signature}{more})".strip().replace("(, …", "(…")
 
@@ -133,6 +135,8 @@ class Seam:
         if self.use is Use.READS:
             gone = [name for name in self.attributes if name not in shape.attributes]
             return f"no {', '.join(gone)}" if gone else None
+        # Sync or async counts as well: a wrap that awaits a plain function fails at the first
+        # request.
         if shape.binding != self.binding or not _FITS[self.use](self, shape):
             return str(shape)
         return None
@@ -183,6 +187,7 @@ def shape_of(found: Any) -> Shape:
 
 
 def _is_async(function: Any) -> bool:
+    # A wrapper of ours is a plain function around the coroutine function, so look below it.
     inner = inspect.unwrap(function)
     return inspect.iscoroutinefunction(inner) or inspect.isasyncgenfunction(inner)
 
@@ -190,12 +195,15 @@ def _is_async(function: Any) -> bool:
 def _leads(seam: Seam, shape: Shape) -> bool:
     """Do the parameters begin with ours? `*args, **kwargs` takes everything."""
     given = seam.positional
+    # Decorated by something that hides the parameters. Those that it does name must still be ours.
     if shape.any_positional and shape.any_keyword:
         return shape.positional == given[: len(shape.positional)]
     return shape.positional[: len(given)] == given
 
 
 def _accepts(seam: Seam, shape: Shape) -> bool:
+    # By name may be passed what is left of the positional ones, too. Nothing else may be required:
+    # a new parameter without a default would make our call fail.
     rest = {*shape.positional[len(seam.positional) :], *shape.keyword_only}
     return (
         _leads(seam, shape)
@@ -205,6 +213,7 @@ def _accepts(seam: Seam, shape: Shape) -> bool:
 
 
 def _equals(seam: Seam, shape: Shape) -> bool:
+    # Exactly: vLLM calls an override, with whatever its own method takes.
     return (shape.positional, shape.keyword_only) == (seam.positional, seam.keyword)
 
 

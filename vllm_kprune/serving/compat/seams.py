@@ -14,6 +14,7 @@ from vllm_kprune.serving.compat.seam import Seam
 __all__ = ["SEAMS", "seam_rows"]
 
 _PARTS = (seams_engine, seams_requests, seams_guard, seams_prompts)
+# By type, so that a new row needs no second entry here.
 SEAMS = tuple(value for part in _PARTS for value in vars(part).values() if isinstance(value, Seam))
 
 

@@ -70,6 +70,8 @@ VALIDATE_PARAMS = seam(
 INPUT_CONFIG = reads(
     (REQUESTS, LORA), _INPUT, "vllm_config", "model_config", lost="the settings of the server"
 )
+# Not for its watermarks, which kprune has nothing to do with: it is the one call with which beam
+# searches of a server and of `LLM` both begin (see `requests.check_beam_searches`).
 BEAM_SEARCH = seam(
     GUARD,
     (at(f"{_INPUT}.resolve_watermarking", FROM_32),),

@@ -51,6 +51,8 @@ class Sources:
     def check(self, seam: Seam) -> Finding:
         """Is the seam in any of its places, with the shape that kprune relies on?"""
         findings = [self._check_at(seam, place) for place in seam.places]
+        # If a name moved, complain about the place that this vLLM has, not about a module of
+        # another release. Of several, one without a problem is enough (`False` sorts first).
         there = [one for one in findings if self._body(one.place.module) is not None]
         return min(there or findings, key=lambda one: one.problem is not None)
 
@@ -64,6 +66,8 @@ class Sources:
             return "no such module"
         owner, *members = place.path.split(".")
         found = self._in_module(place.module, owner)
+        # One round more than there are members, so that the last look-up is checked for None as
+        # well.
         for number, member in enumerate([*members, ""]):
             if found is None:
                 return f"no {'.'.join([owner, *members][: number + 1])}"
@@ -82,6 +86,7 @@ class Sources:
         return self._modules[module]
 
     def _in_module(self, module: str, name: str) -> _Found | None:
+        # Backwards: of several definitions of a name, the last one holds.
         for node in reversed(self._body(module) or []):
             if name in _defined(node):
                 return _Found(node, module)
@@ -94,9 +99,12 @@ class Sources:
     def _imported(self, module: str, node: ast.ImportFrom, name: str) -> _Found | None:
         source = node.module or ""
         if node.level:
+            # In `vllm/x/y.py` one dot is `vllm.x`: cut one part. In `vllm/x/__init__.py` one dot is
+            # `vllm.x` itself: cut none, and `-0 or None` is the slice that cuts none.
             up = node.level - (module in self._packages)
             parts = module.split(".")[: -up or None]
             source = ".".join([*parts, *([source] if source else [])])
+        # torch and others are not read: the name is taken to be there, with no shape to compare.
         if source.split(".")[0] != _ROOT or self._body(source) is None:
             return _Found(None, source)
         return self._in_module(source, name)
@@ -113,6 +121,8 @@ class Sources:
 
     def _bases(self, node: ast.ClassDef, module: str) -> Iterator[_Found]:
         for base in node.bases:
+            # `class A(Base[T])` is a subscript around `Base`. Dotted bases (`module.Base`) are not
+            # followed.
             base = base.value if isinstance(base, ast.Subscript) else base
             if isinstance(base, ast.Name) and (found := self._in_module(module, base.id)):
                 yield found
@@ -129,6 +139,7 @@ class Sources:
             shape = _function_shape(init.node)
             return replace(
                 shape,
+                # Called without `self`: that is what the table writes for a class.
                 positional=shape.positional[1:],
                 required=shape.required - {shape.positional[0]},
                 attributes=attributes,
@@ -145,6 +156,8 @@ class Sources:
         for node in ast.walk(found.node):
             if isinstance(node, ast.stmt):
                 yield from _defined(node)
+            # `self.name = …` in a method. Any `x.name = …` counts: one attribute too many does no
+            # harm.
             if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
                 yield node.attr
         for base in self._bases(found.node, found.module):
@@ -171,6 +184,7 @@ def _flat(body: Iterable[ast.stmt]) -> Iterator[ast.stmt]:
     """Statements of a body, with those below `if`, `try` and `with` in their place."""
     for node in body:
         yield node
+        # Not `handlers`: what an `except ImportError` defines instead must not hide the usual name.
         for name in ("body", "orelse", "finalbody"):
             if isinstance(node, ast.If | ast.Try | ast.With):
                 yield from _flat(getattr(node, name, []))
@@ -199,6 +213,7 @@ def _function_shape(node: ast.FunctionDef | ast.AsyncFunctionDef) -> Shape:
     given = node.args
     positional = [argument.arg for argument in (*given.posonlyargs, *given.args)]
     by_name = [argument.arg for argument in given.kwonlyargs]
+    # `defaults` belong to the last positional parameters; `kw_defaults` has None for "no default".
     without_default = positional[: len(positional) - len(given.defaults)]
     without_default += [
         name for name, default in zip(by_name, given.kw_defaults, strict=True) if default is None

@@ -24,6 +24,8 @@ def check_version() -> None:
     from packaging.specifiers import SpecifierSet
 
     version = vllm_version()
+    # Builds from source are `0.33.1.dev5+g…`. Without `prereleases` they would all be refused. By
+    # PEP 440 `<0.34` leaves 0.34.0rc1 out all the same, and `+cpu` is ignored.
     if SpecifierSet(TESTED).contains(version, prereleases=True):
         return
     if os.environ.get(ALLOW_UNTESTED, "0") != "0":

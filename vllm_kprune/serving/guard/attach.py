@@ -35,6 +35,8 @@ def attach_guard(config: Any) -> None:
     that cannot have one, and asked for none, answers requests that ask with the reason.
     """
     settings = settings_of(config)
+    # Attached already: a configuration that was copied or built twice must not list the class
+    # twice.
     if not settings.asks_for_kprune or settings.guard.attached:
         return
     reason = _obstacle(config)
@@ -42,6 +44,7 @@ def attach_guard(config: Any) -> None:
         raise KPruneError(f"--kprune-languages and --kprune-scripts: {reason}")
     if not reason:
         model = config.model_config
+        # The class path as text: vLLM imports it itself, in the processes that sample.
         model.logits_processors = [*(model.logits_processors or ()), GUARD_CLASS_PATH]
         ensure_folder()
     guard = replace(settings.guard, attached=not reason, obstacle=reason or "")
@@ -57,6 +60,7 @@ def check_request(config: Any, extra_args: Any) -> None:
     settings = settings_of(config)
     if not settings.asks_for_kprune and not settings.guard.attached:
         return
+    # Only for its errors. The pruner reads the options again where the prompt becomes tokens.
     request_options(settings.pruner, extra_args)
     policy = request_policy(settings.guard, extra_args)
     if policy and not settings.guard.attached:
@@ -72,6 +76,7 @@ def check_beam_search(config: Any) -> None:
     if not guard.attached or guard.default is None:
         return
     mode = str(config.model_config.logprobs_mode)
+    # `raw_logprobs` and `raw_logits` are taken before processors run, `processed_*` after them.
     if mode.startswith("raw"):
         raise KPruneError(
             f"beam search: this server is guarded, and with --logprobs-mode {mode} beams grow "

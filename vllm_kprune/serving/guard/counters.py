@@ -33,6 +33,8 @@ COUNTERS = ("requests", "changed_steps", "dead_ends")
 OTHER = "other"
 _SETS = 32
 _JUST_BEFORE_SECONDS = 5.0
+# A file is _SETS + 1 of these, 96 bytes each, written by one process through `mmap` and read by
+# another.
 _RECORD = np.dtype(
     [("label", "S64"), *((name, "<u8") for name in COUNTERS), ("dead_end_at", "<f8")]
 )
@@ -55,6 +57,7 @@ def ensure_folder() -> Path:
 
 
 def _remove(folder: str, maker: int) -> None:
+    # A forked child inherits the exit handler, and must not take the folder from its parent.
     if os.getpid() == maker:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -70,6 +73,8 @@ class CounterFile:
         if folder is None:
             self._records = np.zeros(_SETS + 1, _RECORD)
         else:
+            # The time as well: two guards of one process, and a process id that is used again, get
+            # files of their own.
             path = folder / f"{os.getpid()}-{time.monotonic_ns()}.counters"
             self._records = np.memmap(path, _RECORD, mode="w+", shape=(_SETS + 1,))
         self._records["label"][0] = OTHER.encode()
@@ -82,7 +87,10 @@ class CounterFile:
     def slot(self, label: str) -> int:
         """The slot of a label, which it gets at its first use."""
         if label not in self._slots and len(self._slots) < _SETS:
+            # Slot 0 is "other". Requests name their languages, so the number of labels must have a
+            # bound: each is a time series in Prometheus.
             self._slots[label] = len(self._slots) + 1
+            # May cut a character in two, which is why readers decode with `errors="replace"`.
             self._records["label"][self._slots[label]] = label.encode()[:64]
         return self._slots.get(label, 0)
 
@@ -94,6 +102,7 @@ class CounterFile:
 
     def raise_to(self, counter: str, totals: Any) -> None:
         """Set a counter to totals counted elsewhere, one for each slot; they only grow."""
+        # Never downwards: Prometheus takes a counter that falls for a restart.
         grown = totals > self._records[counter]
         self._records[counter][grown] = totals[grown]
         if counter == "dead_ends":
@@ -118,6 +127,7 @@ def explain_dead_end(folder: Path | None, now: float | None = None) -> str | Non
     vLLM's error has no reason, and the process that knows the reason does not know the request.
     Both dead ends and other errors are so rare that the time is enough to match them.
     """
+    # Wall-clock time, because it is compared between processes. 0.0 where there was no dead end.
     moments = [float(records["dead_end_at"].max()) for records in _all_records(folder)]
     latest = max(moments, default=0.0)
     if (time.time() if now is None else now) - latest > _JUST_BEFORE_SECONDS:
@@ -131,4 +141,5 @@ def explain_dead_end(folder: Path | None, now: float | None = None) -> str | Non
 
 def _all_records(folder: Path | None) -> list[Any]:
     files = sorted(folder.glob("*.counters")) if folder else []
+    # A file that was created this moment may still be empty, and `max()` of nothing is an error.
     return [records for file in files if len(records := np.fromfile(file, _RECORD))]

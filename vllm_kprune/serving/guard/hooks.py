@@ -27,6 +27,8 @@ def guard_wraps() -> Wraps:
 
 
 def _check_request(config: Any, extra_args: Any) -> None:
+    # The cheap question first: a request without `kprune_` keys costs a look at its keys. Unknown
+    # keys with the prefix count too, so that a typo is refused and not ignored.
     if _asks(extra_args):
         from vllm_kprune.serving.guard.attach import check_request
 
@@ -70,4 +72,5 @@ def _asks(extra_args: Any) -> bool:
 
 def _is_guarded() -> bool:
     """Does this server have a guard? If it has, its counters have a folder."""
+    # `ensure_folder` sets it in the process that starts the server; children inherit it.
     return COUNTER_FOLDER in os.environ

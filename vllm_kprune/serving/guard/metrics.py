@@ -56,8 +56,11 @@ def show_counts(registry: CollectorRegistry) -> None:
     """Show the guard's counts where `registry` is shown, once, if this server has a guard."""
     if counter_folder() is None:
         return
+    # `prometheus_client` itself goes by this variable. Registering on a registry that lives for one
+    # scrape would not help, so the class is wrapped: once, `wrap` sees to that.
     if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
         wrap(multiprocess.MultiProcessCollector, "collect", _collect_all)
+    # The wrapped vLLM function is called more than once, and always returns the same registry here.
     elif not getattr(registry, _SHOWN, False):
         registry.register(GuardCollector())
         setattr(registry, _SHOWN, True)

@@ -32,6 +32,7 @@ class LanguageGuard(V1LogitsProcessor, V2LogitsProcessor):
         is_pin_memory: bool | None = None,
     ) -> None:
         """V1 gives a `torch.device` and `is_pin_memory`, V2 a `LogitsProcRequestState`."""
+        # The second argument tells the runners apart; vLLM passes it by position on both.
         device = where if isinstance(where, torch.device) else where.device
         tally = Tally(
             CounterFile(counter_folder()),
@@ -43,6 +44,8 @@ class LanguageGuard(V1LogitsProcessor, V2LogitsProcessor):
             guards = Guards(vllm_config, vllm_config.model_config.get_vocab_size())
             self._rows = GuardedRows(guards, TokenMask(device), tally, device)
         else:
+            # Without speculative decoding the configuration is None, which has no such attribute:
+            # 0.
             drafts = getattr(vllm_config.speculative_config, "num_speculative_tokens", 0)
             guards = Guards(vllm_config, where.vocab_size)
             self._slots = GuardedSlots(guards, tally, where, drafts)
@@ -50,6 +53,8 @@ class LanguageGuard(V1LogitsProcessor, V2LogitsProcessor):
     @classmethod
     def validate_params(cls, sampling_params: Any) -> None:
         """What can be checked without the server's settings; `attach` checks the rest."""
+        # Some default, so that an option that only refines the server's policy (`kprune_hanja`
+        # alone) passes here: whether there is such a policy is not known to a class method.
         request_policy(GuardSettings(default=GuardPolicy()), sampling_params.extra_args)
 
     def is_argmax_invariant(self) -> bool:
@@ -70,6 +75,7 @@ class LanguageGuard(V1LogitsProcessor, V2LogitsProcessor):
 
     def apply(self, logits: torch.Tensor, ctx: Any = None) -> torch.Tensor:
         """Refuse tokens in place. V2 says which rows these are, with a `LogitsContext`."""
+        # V1 calls `apply(logits)`, V2 `apply(logits, ctx)`.
         if ctx is None:
             return self._rows.apply(logits)
         return self._slots.apply(logits, ctx)

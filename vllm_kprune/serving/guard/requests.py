@@ -19,6 +19,7 @@ from vllm_kprune.serving.settings import settings_of
 
 __all__ = ["Guards", "RequestGuard"]
 
+# A policy is the client's choice, and each has tables of its own.
 _MAX_POLICIES = 16
 
 
@@ -60,6 +61,8 @@ class Guards:
             policy = self._settings.default
         if policy is None:
             return None
+        # Only then can a row lose its last token. Alone, the guard has no dead ends (see
+        # `guard.automaton`), but what it leaves need not be what a grammar leaves.
         constrained = any(
             (params.structured_outputs, params.allowed_token_ids, params.bad_words_token_ids)
         )
@@ -77,19 +80,24 @@ class Guards:
     def _give_up(self, in_use: Iterable[Automaton]) -> None:
         if len(self._automata) < _MAX_POLICIES:
             return
+        # If all are in use, the limit gives way: a running request must keep its automaton.
         kept = {id(automaton) for automaton in in_use}
+        # In order of last use. `move_to_end` keeps it so.
         for policy, automaton in list(self._automata.items()):
             if id(automaton) not in kept and policy != self._settings.default:
                 self._forget(self._automata.pop(policy))
                 return
 
     def _end_id(self, params: Any) -> int:
+        # The request's own end first. Sorted, because all ranks must choose the same one and a set
+        # has no order. 0 is always a row, so that `next` finds something.
         ids = (params.eos_token_id, *sorted(params.all_stop_token_ids), *self._stop_ids, 0)
         return next(i for i in ids if i is not None and 0 <= i < self._num_rows)
 
 
 def _stop_ids(model_config: Any) -> tuple[int, ...]:
     """End-of-text ids of a `ModelConfig`, from its two files, each once."""
+    # A dict as an ordered set. `eos_token_id` may be an id, a list of ids or absent in either file.
     found: dict[int, None] = {}
     hf_config = model_config.hf_text_config
     for ids in (

@@ -39,8 +39,10 @@ class _Row:
     def current_state(self) -> int:
         """The state before the token that is sampled next."""
         output, length = self.output, len(self.output)
+        # `length` -1: a new row, whose prompt has not been read yet.
         if self.length < 0 or not self._still_holds():
             self.state = self.automaton.state_after([*self.prompt, *output])
+        # Otherwise the list is as long as before, and the state still holds.
         elif length == self.length + 1:
             self.state = self.automaton.advance(self.state, output[-1])
         self.length, self.last = length, output[-1] if output else -1
@@ -51,6 +53,7 @@ class _Row:
         known = self.length
         if not known <= len(self.output) <= known + 1:
             return False
+        # The length alone is not enough: tokens can be discarded and others sampled in their place.
         return not known or self.output[known - 1] == self.last
 
 
@@ -70,11 +73,14 @@ class GuardedRows:
         """Follow a `BatchUpdate`, in its documented order: removed, added, moved."""
         if batch is None:
             return
+        # The order matters: an added request may take a row that was just removed, and a moved one
+        # may be one that was just added.
         for index in batch.removed:
             self._rows.pop(index, None)
         for index, params, prompt, output in batch.added:
             self._put(index, self._new_row(params, prompt, output))
         for source, target, direction in batch.moved:
+            # Both are taken out before either is put back, or a swap would lose one of them.
             moved, replaced = self._rows.pop(source, None), self._rows.pop(target, None)
             self._put(target, moved)
             if direction.name == "SWAP":
@@ -97,6 +103,7 @@ class GuardedRows:
         return _Row(
             automaton=guard.automaton,
             prompt=(prompt or [])[-MOST_TOKENS_BACK:],
+            # The list itself, not a copy: vLLM appends the sampled tokens to it.
             output=output,
             label_slot=slot,
             end_id=guard.end_id,
@@ -119,6 +126,8 @@ class GuardedRows:
         )
         self._refused_likeliest = self._tensor([0 for _ in everything]).bool()
         self._constrained = self._tensor(list(constrained))
+        # Shapes: `_labels` and `_refused_likeliest` [last guarded row + 1], the other three
+        # [constrained].
         self._constrained_labels = self._labels[self._constrained]
         self._ends = self._tensor([row.end_id for row in constrained.values()])
 
@@ -131,6 +140,7 @@ class GuardedRows:
             return logits
         groups: dict[tuple[Automaton, int], list[int]] = {}
         for index, row in self._rows.items():
+            # Rows in the same state share one mask. Most rows are in state 0, between characters.
             groups.setdefault((row.automaton, row.current_state()), []).append(index)
         self._mask.apply_(logits, groups, self._refused_likeliest)
         self._tally.rows("changed_steps", self._labels, self._refused_likeliest)
@@ -149,5 +159,7 @@ def end_dead_rows(
     Without a grammar the answer ends.
     """
     dead = logits.index_select(0, indices).amax(dim=1) == float("-inf")
+    # Any finite number does: it is the only one in its row, so its probability is 1. `where`
+    # instead of a branch, which on a GPU would wait for `dead`.
     logits[indices, end_ids] = torch.where(dead, 0.0, logits[indices, end_ids])
     return dead

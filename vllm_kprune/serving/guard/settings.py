@@ -35,6 +35,8 @@ class GuardSettings:
 
 def guard_settings(values: Mapping[str, Any]) -> GuardSettings:
     """The settings in a server's options; `KPruneError` for wrong ones."""
+    # `values` holds the options of all features; each table takes its own, or `make` would refuse
+    # the others as unknown.
     how: dict[str, Any] = {"form": FORM, "prefix": FLAG_PREFIX}
     own = {one.name for one in options_of(GuardOptions)}
     policy = {one.name for one in options_of(GuardPolicy, FORM)}
@@ -50,6 +52,7 @@ def request_policy(
 ) -> GuardPolicy | None:
     """The policy of a request; None if it is not guarded. Raises `KPruneError` for bad options."""
     options = of_guard(extra_args)
+    # Before `fixed`: a request that says nothing of the guard is fine there.
     if not options:
         return settings.default
     if settings.fixed:

@@ -35,12 +35,15 @@ class Tally:
             name: torch.zeros(file.slots, dtype=torch.int64, device=device)
             for name in _DEVICE_COUNTERS
         }
+        # On a CPU the totals are where they are read. Elsewhere `_arrived` is memory of the host to
+        # which they are copied; pinned, because only then is the copy asynchronous.
         self._arrived = self._totals
         if self._counts_rows and device.type != "cpu":
             self._arrived = {
                 name: torch.zeros(file.slots, dtype=torch.int64, pin_memory=True)
                 for name in _DEVICE_COUNTERS
             }
+            # Daemon: it must not keep an engine process from ending.
             threading.Thread(target=self._publish_for_ever, daemon=True).start()
 
     def slot(self, label: str) -> int:
@@ -54,6 +57,7 @@ class Tally:
 
     def rows(self, counter: str, slots: torch.Tensor, happened: torch.Tensor) -> None:
         """Count the rows where it `happened` (bool [rows]), in their `slots` (int64 [rows])."""
+        # Reading `happened` on a GPU would wait for it; there 0 is added, which costs less.
         on_host = self._arrived is self._totals
         if not self._counts_rows or (on_host and True not in happened.tolist()):
             return

@@ -51,6 +51,7 @@ class Line:
     def through(cls, short: tuple[int, float], long: tuple[int, float]) -> "Line":
         """The line through two (tokens, seconds). A slope below 0 is noise and becomes 0."""
         (n, seconds), (m, more) = short, long
+        # With one length only (a tiny context) all of the time counts as time per token.
         slope = max((more - seconds) / (m - n), 0.0) if m > n else seconds / n
         return cls(max(seconds - slope * n, 0.0), slope)
 
@@ -83,6 +84,7 @@ def break_even_tokens(prefill: Line, ranking: Line, keep: float = KEEP) -> int |
     gain = prefill.per_token * (1 - keep) - ranking.per_token
     if gain <= 0:
         return None
+    # `prefill.fixed` does not matter: the prompt is read in any case, shorter or longer.
     tokens = round(ranking.fixed / gain)
     return tokens if tokens < NEVER else None
 
@@ -90,6 +92,7 @@ def break_even_tokens(prefill: Line, ranking: Line, keep: float = KEEP) -> int |
 async def settle(engine_client: Any, pruning: PromptPruning) -> BreakEven | None:
     """Measure, and set where `pruning` begins. If that fails, its constant stays."""
     try:
+        # Awaited while the server starts, so it must come to an end.
         found = await asyncio.wait_for(measure_break_even(engine_client, pruning), _GIVE_UP_SECONDS)
     except Exception as error:
         logger.warning(
@@ -126,10 +129,13 @@ async def measure_break_even(engine_client: Any, pruning: PromptPruning) -> Brea
 
     async def rank(tokens: int) -> tuple[int, float]:
         text = " ".join(random.Random(tokens).choices(_TEXT.split(), k=tokens))
+        # A word is not a token: the line needs what the target counts. Counted in the worker's
+        # thread, where ranking counts too.
         size = await pruning.worker.run(lambda cancelled: pruning.count(text))
         return size, await _fastest(lambda: _rank(pruning, text))
 
     first = await prefill(short)
+    # 128 tokens in 0.1 s: 768 tokens take about 0.6 s. A fast engine gets 2048, a slow one 256.
     long = int(min(longest, max(short * 2, short * _LONG_SECONDS / max(first[1], 1e-6))))
     first_rank = await rank(short)
     prefill_line = Line.through(first, await prefill(long))
@@ -147,12 +153,14 @@ async def _fastest(run: Callable[[], Awaitable[None]]) -> float:
         started = time.perf_counter()
         await run()
         times.append(time.perf_counter() - started)
+    # The fastest, because whatever else the machine does can only make a run slower.
     return min(times[1:])
 
 
 async def _prefill(engine_client: Any, ids: list[int]) -> None:
     from vllm.sampling_params import SamplingParams
 
+    # A salt of its own: with a cached prefix, the second run would read nothing.
     name = f"kprune-{uuid.uuid4().hex}"
     params = SamplingParams(max_tokens=1, temperature=0.0, detokenize=False)
     async for _ in engine_client.generate(engine_input(ids, salt=name), params, name):
@@ -161,6 +169,7 @@ async def _prefill(engine_client: Any, ids: list[int]) -> None:
 
 async def _rank(pruning: PromptPruning, text: str) -> None:
     assert pruning.ranker
+    # Not by a `PruneJob`, whose cache would answer the second run.
     pruner, options = pruning.ranker.pruner, PruneOptions(keep=KEEP)
     await pruning.worker.run(
         lambda cancelled: pruner.prune(text, options, count=pruning.count, cancelled=cancelled)

@@ -35,6 +35,7 @@ _OPTIONS = tuple(name for name in PRUNE_NAMES if name not in ("strict", "min_tok
 
 async def preview(request: Request) -> Response:
     """Answer `POST /kprune/prune`."""
+    # Before the body is read, which may be long.
     if not accepts_key(request.app.state.args, request.headers):
         return _error(401, "Unauthorized")
     pruning: PromptPruning | None = request.app.state.kprune_pruning
@@ -56,10 +57,12 @@ async def _read(request: Request) -> Any:
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
+        # Counted as it arrives: a `Content-Length` may be absent or wrong.
         if len(body) > _MOST_BYTES:
             raise KPruneError(f"the body has more than {_MOST_BYTES} bytes; send a shorter text")
     try:
         return json.loads(body)
+    # Thousands of nested brackets are valid JSON, and too deep for the parser.
     except (ValueError, RecursionError):
         raise KPruneError(
             'the body is not JSON; expected an object such as {"prompt": "…", "keep": 0.8}'
@@ -70,6 +73,7 @@ def read_body(pruning: PromptPruning, body: Any) -> tuple[SplitRequest, RequestO
     """The texts and options in a request's body. Raises `KPruneError` if it has mistakes."""
     if not isinstance(body, Mapping):
         raise KPruneError('expected a JSON object, such as {"prompt": "…", "keep": 0.8}')
+    # So options can be copied from `vllm_xargs` as they are.
     given = {str(key).removeprefix(PREFIX): value for key, value in body.items()}
     for name in given:
         if name not in (*_TEXTS, *_OPTIONS):
@@ -108,6 +112,7 @@ class Preview:
     def __call__(self, split: SplitRequest, cancelled: Callable[[], bool]) -> bytes:
         """The answer as JSON. Writing a long one takes a while, so it is done in the thread too."""
         job = self.pruning.job([split], replace(self.asked, min_tokens=0))
+        # The answer has an entry for each piece, so its limit is lower than that of a prompt.
         job.max_tokens = min(job.max_tokens, _MOST_TOKENS)
         if job.unfit():
             raise KPruneError(f"more than {job.max_tokens} tokens to prune; send a shorter text")
@@ -134,6 +139,7 @@ class Preview:
             "tokens": {"original": before, "kept": after},
             "segments": self._segments,
         }
+        # JSON can carry half of a surrogate pair ("\ud800"), which strict UTF-8 has no bytes for.
         return json.dumps(answer, ensure_ascii=False).encode("utf-8", "surrogatepass")
 
 

@@ -34,10 +34,15 @@ class PruneHeaders:
         report = RequestReport()
 
         async def send_with_headers(message: Message) -> None:
+            # Not `rendered`: a request without a prompt (`/health`), or one that was refused
+            # before.
             if message["type"] == "http.response.start" and report.rendered:
                 message["headers"] = [*message.get("headers", ()), *_headers(report)]
             await send(message)
 
+        # A context variable reaches code that sees no HTTP request. Tasks get a copy of the
+        # context, so the report must be filled in, not replaced: a new one set there would not be
+        # seen here.
         token = current_report.set(report)
         try:
             await self._app(scope, receive, send_with_headers)

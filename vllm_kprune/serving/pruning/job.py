@@ -84,6 +84,7 @@ class PruneJob:
     def unfit(self) -> str | None:
         """Why these texts are not pruned; None if they are."""
         wanted = [text for text, _ in self.wanted]
+        # With 32,768 tokens at most, this is 524,288 characters.
         if sum(map(len, wanted)) > _MOST_CHARACTERS_PER_TOKEN * self.max_tokens:
             return "too_long"  # decided by length, because counting tokens would take long as well
         tokens = sum(map(self.size, wanted))
@@ -97,6 +98,8 @@ class PruneJob:
         uses_query = self._scorer().uses_query
 
         def pruned(request: SplitRequest) -> RequestTexts:
+            # None for the other scorers, so that a document is found in the cache whatever is asked
+            # about it.
             query = request.question if uses_query else None
 
             def one(segment: Segment) -> str:
@@ -134,6 +137,8 @@ class PruneJob:
         """
         if options.target_tokens is None:
             return options
+        # Rounded down, so that segments together do not exceed the target, but to 1 at least, which
+        # is the smallest target there is.
         return replace(options, target_tokens=max(1, int(share * self.size(text))))
 
     def _target_share(self) -> float:
@@ -141,6 +146,7 @@ class PruneJob:
         target = self.asked.request.options.target_tokens
         if target is None:
             return 1.0
+        # Marked spans with a rate of their own have no target, and do not take from it.
         total = sum(self.size(text) for text, options in self.wanted if options.target_tokens)
         return min(1.0, target / total) if total else 1.0
 
@@ -163,8 +169,11 @@ class PruneJob:
         options: PruneOptions,
         query: str | None,
     ) -> str:
+        # Between segments; inside one, the pruner asks.
         if cancelled():
             raise Cancelled
+        # Everything that decides what is kept, as text: `options` is a frozen dataclass, whose
+        # `repr` has every field. The pruner needs no place in it, because a cache has only one.
         how = repr((options, query))
         found = self.cache.get(text, how)
         tally.hits += found is not None
@@ -177,6 +186,7 @@ class PruneJob:
             self.cache.put(text, how, found)
         tally.tokens_before += found.tokens_before
         tally.tokens_after += found.tokens_after
+        # A bool counts as 0 or 1. A segment that was left whole is not counted.
         tally.segments += found.text != text
         return found.text
 

@@ -14,6 +14,7 @@ from vllm_kprune.serving.pruning.job import PrunedRequest
 
 __all__ = ["PruneMetrics", "RequestReport", "current_report", "prune_metrics"]
 
+# Upper bounds of histogram buckets: seconds, and shares of a prompt.
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _RATES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
@@ -31,6 +32,7 @@ class RequestReport:
         """Add a prompt that was rendered to `seen` tokens, after the job `pruned` if one ran."""
         self.rendered = True
         self.kept += seen
+        # Not counted before pruning: that would render and tokenize every prompt twice.
         self.original += seen + (pruned.dropped if pruned else 0)
         self.segments += pruned.segments if pruned else 0
 

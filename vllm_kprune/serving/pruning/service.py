@@ -93,6 +93,7 @@ class PromptPruning:
         self.cache = SegmentCache(settings.cache_bytes if settings else 0)
         self.max_tokens = max_tokens
         self._count = count
+        # Name of an exception's class -> when it was last logged, by the monotonic clock.
         self._last_logged: dict[str, float] = {}
 
     @cached_property
@@ -108,6 +109,7 @@ class PromptPruning:
             return job
         try:
             pruned = await self.worker.run(job)
+        # The client is gone. It is no `Exception`, so the next clauses would not see it.
         except asyncio.CancelledError:
             prune_metrics().count("cancelled")
             raise
@@ -160,6 +162,8 @@ class PromptPruning:
         """The job of a request, or its texts without marks if there is nothing to prune."""
         asked = request_options(self.settings, extra_args)
         requests = split_at_marks(texts, asked)
+        # After the marks were removed and their mistakes found: both happen even where pruning is
+        # off.
         if asked.off or not requests:
             return _unpruned(requests)
         job = self.job(requests, asked)
@@ -213,10 +217,12 @@ def make_pruning(renderer: Any) -> PromptPruning:
         return PromptPruning(None)
     model = config.model_config
     ranker = load_ranker(settings, model.model, model.revision, base=model.model_weights)
+    # More than one context: a prompt that is too long for the model may fit after pruning.
     most = max(_LEAST_MAX_TOKENS, _MOST_CONTEXTS * model.max_model_len)
     target = _target_tokenizer(renderer, ranker)
     count = None
     if target is not None:
+        # What is a control token for the target may be plain text to another ranker.
         ranker = replace(ranker, pruner=ranker.pruner.protecting(control_tokens(target)))
         count = partial(_count, target)
     pruning = PromptPruning(settings, ranker, count, most)
@@ -242,6 +248,7 @@ def load_ranker(
     """
     own = settings.ranker == SELF
     try:
+        # `revision` is the served model's; another ranker has its own history.
         folder = resolve_model(model, revision) if own else resolve_model(settings.ranker)
         if own and base and is_overlay(folder) and base != load_manifest(folder).base.path:
             folder = Path(base)
@@ -270,6 +277,7 @@ def _public_name(reference: str) -> str:
 
 def _target_tokenizer(renderer: Any, ranker: Ranker) -> Tokenizer | None:
     """The served model's tokenizer; None if the ranker has the same."""
+    # A hub id is no folder here: then the tokenizer is copied, which counts the same.
     served = Path(renderer.model_config.tokenizer) / "tokenizer.json"
     own = ranker.folder / "tokenizer.json"
     if served.is_file() and sha256_file(served) == sha256_file(own):

@@ -67,6 +67,7 @@ def pruner_settings(values: Mapping[str, Any]) -> PrunerSettings | None:
         return None
     asked = {one.name_in(FORM) for one in prune_options(FORM)}
     requests = {name: value for name, value in values.items() if name in asked}
+    # "auto" is None here, as is an option that was not given.
     default, least = _parsed(requests, PruneRequest(), FORM)
     return PrunerSettings(
         ranker=server.input_pruner,
@@ -85,6 +86,8 @@ def request_options(
     """What a request asks for. Raises `KPruneError` for what it may not ask, or not here."""
     given = of_pruner(extra_args)
     keep = given.get("keep")
+    # Looked at before parsing, which turns "off" into 1.0: that still prunes marked spans with a
+    # rate.
     off = isinstance(keep, str) and keep.strip().lower() == "off"
     if settings is None:
         # Marks are removed on every server, so it is no mistake to say how they are read.
@@ -109,9 +112,11 @@ def _parsed(
     prefix = FLAG_PREFIX if form == FORM else PREFIX
     parsed = parse_prune_request(given, default, form=form, prefix=prefix)
     least = parsed.options.min_tokens if _MIN_TOKENS in given else None
+    # 0 for each segment, because the bound is for their sum (see `PrunerSettings`).
     return replace(parsed, options=replace(parsed.options, min_tokens=0)), least
 
 
 def _default_threads() -> int:
+    # The CPUs that this process may use: after `taskset`, fewer than the machine has.
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return max(1, min(_MOST_DEFAULT_THREADS, (available or 1) // 2))

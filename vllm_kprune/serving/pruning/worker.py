@@ -53,6 +53,8 @@ class Worker:
         gone = Event()
         future = self._submit(job, gone)
         try:
+            # Giving up cancels `future`, too, which drops a job that still waits. A running thread
+            # cannot be cancelled: its job asks `gone`.
             return await asyncio.wait_for(asyncio.wrap_future(future), self._longest_wait)
         except asyncio.CancelledError:
             gone.set()
@@ -63,6 +65,7 @@ class Worker:
 
     def run_blocking(self, job: Job[T]) -> T:
         """Do the same for a caller that can wait in its own thread; only a full queue is `Busy`."""
+        # An event that nobody sets: nobody could ask this job to give up.
         return self._submit(job, Event()).result()
 
     def close(self) -> None:
@@ -75,6 +78,8 @@ class Worker:
                 raise Busy(f"{self._pending} requests are waiting to be pruned")
             self._pending += 1
         future = self._pool.submit(job, gone.is_set)
+        # Outside of the lock, which `_done` takes: for a job that is done already it is called at
+        # once. A job that was cancelled while it waited calls it, too, so its place is free again.
         future.add_done_callback(self._done)
         return future
 
