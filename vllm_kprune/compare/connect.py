@@ -68,6 +68,7 @@ def connect(
         Endpoint(name, clean_url(f"--{name}", side.url), side.model or "", api_key(name))
         for name, side in sides.items()
     ]
+    # One event loop for the whole run, because connections belong to the loop that opened them.
     with asyncio.Runner() as runner:
         clients = [
             Client(
@@ -79,6 +80,7 @@ def connect(
             for endpoint in endpoints
         ]
         try:
+            # Before the journal makes the folder: a wrong address leaves nothing behind.
             for client, side in zip(clients, sides.values(), strict=True):
                 model = runner.run(_greet(client, side.model))
                 client.endpoint = replace(client.endpoint, model=model)

@@ -44,6 +44,7 @@ class Measurement:
     identical answers.
     """
 
+    # Columns: 1 for a mean, 2 for a ratio (above, below), 10 for BLEU; see `AGGREGATES`.
     metric: Metric
     items: tuple[str, ...]
     original: Floats

@@ -101,6 +101,7 @@ def read_answer(value: Any, e2e_ms: float) -> Answer:
     reply = _checked(value)
     if not reply.choices:
         raise Malformed("an answer without choices")
+    # Servers may list the choices in any order.
     choice, *others = sorted(reply.choices, key=lambda choice: choice.index)
     usage = reply.usage or _Usage()
     texts, logprobs, top = _places(choice.logprobs)
@@ -113,6 +114,7 @@ def read_answer(value: Any, e2e_ms: float) -> Answer:
         logprobs=logprobs,
         top=top,
         ids=choice.token_ids,
+        # In completions, vLLM reports these in the choice, in chats beside the choices.
         prompt_ids=choice.prompt_token_ids or reply.prompt_token_ids,
         prompt_logprobs=_prompt_logprobs(choice, reply),
         e2e_ms=e2e_ms,
@@ -168,6 +170,7 @@ def _untimed(tokens: int | None, chunks: int, reason: str | None) -> str | None:
     """
     if tokens is None:
         return "reports neither token ids nor token counts, so that a chunk may be several tokens"
+    # 12 tokens that ended with `stop` may come in 11 chunks.
     if chunks == tokens or (reason == "stop" and chunks == tokens - 1):
         return None
     few = chunks < tokens
@@ -194,6 +197,8 @@ def _places(
     if found.content is not None:
         texts = tuple(place.token for place in found.content)
         values: Sequence[float | None] = [place.logprob for place in found.content]
+        # Tokens with the same text (parts of a character, shown as U+FFFD) become one here. With
+        # `name_by_id` they stay apart.
         best = [
             {token.token: token.logprob for token in place.top_logprobs or ()}
             for place in found.content

@@ -47,12 +47,14 @@ def build_report(
 
     `incomplete` says why the run ended early, if it did.
     """
+    # All suites together, because Holm's method needs every p-value of the report.
     comparisons = correct(
         compare(one, seed=seed, resamples=resamples, confidence=confidence)
         for result in results
         for one in result.measurements
     )
     incomplete = shorten(incomplete) if incomplete else None
+    # `correct` keeps the order: each suite takes as many as it has measurements.
     rest = iter(comparisons)
     suites = [_suite(result, [next(rest) for _ in result.measurements]) for result in results]
     return Report(

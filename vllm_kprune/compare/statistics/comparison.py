@@ -56,8 +56,11 @@ def compare(
 ) -> Comparison:
     """Compare the two sides; the result depends on the arguments alone, not on the item order."""
     data = pair(measurement)
+    # Each metric has its own stream, whatever else is compared. `hash` of a text would differ from
+    # process to process.
     rng = np.random.default_rng([seed, zlib.crc32(data.metric.name.encode())])
     estimates = _estimates(data, resamples, confidence, rng)
+    # Where the items are too few for an interval, there is no p-value either.
     tested = data.tested and estimates[-1].low is not None
     return Comparison(
         metric=data.metric,
@@ -105,6 +108,7 @@ def _estimates(
         ends = intervals(data, resamples, confidence, rng)
         rows = [(point, *pair) for point, pair in zip(points, ends, strict=True)]
     if data.metric.effect == "ratio" and data.both:
+        # Effects of ratios are computed as logarithms (`pairing`).
         value, low, high = rows[-1]
         rows[-1] = exp(value), exp(low), exp(high)
     return [Estimate(*(_or_none(number) for number in row)) for row in rows]

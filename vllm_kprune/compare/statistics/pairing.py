@@ -67,6 +67,7 @@ class Paired:
     def _rates(self, side: Floats) -> Floats:
         if self.aggregate.columns not in (2, 4):
             return side
+        # Columns [a, b, c, d] give [a / b, c / d].
         rates = np.full(side[:, ::2].shape, np.nan)
         np.divide(side[:, ::2], side[:, 1::2], out=rates, where=side[:, 1::2] != 0)
         return rates
@@ -89,6 +90,7 @@ class Paired:
 
     def with_effect(self, scores: Floats) -> Floats:
         """Scores [sides, resamples] and, as the last row, their effect."""
+        # With one side, both are the same row, and `_itself` returns it.
         return np.vstack([scores, self.effect(scores[0], scores[-1])])
 
     def drawn(self, resamples: int, rng: np.random.Generator) -> Floats:
@@ -107,6 +109,7 @@ def pair(measurement: Measurement) -> Paired:
     """Check a measurement, and drop items that lack a value on one side from both sides."""
     metric = measurement.metric
     aggregate = AGGREGATES[metric.aggregate]
+    # By name: the order in which a suite lists its items must not change what is drawn.
     order = np.argsort(np.array(measurement.items, dtype=str), kind="stable")
     given = [measurement.original, measurement.pruned]
     sides = [_checked(measurement, side, aggregate)[order] for side in given if side is not None]

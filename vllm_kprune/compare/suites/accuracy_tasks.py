@@ -98,6 +98,8 @@ def _data(path: Path, cache: Path) -> dict[str, Any]:
         "dataset_path": "json",
         "dataset_name": None,
         "dataset_kwargs": {"data_files": {"test": str(path)}, "cache_dir": str(cache)},
+        # None overrides the splits of lm-eval's own task: the file is all there is, and no split is
+        # left to draw examples from.
         "training_split": None,
         "validation_split": None,
         "test_split": "test",

@@ -222,6 +222,7 @@ def _example(
     spans: tuple[tuple[Span, ...], tuple[Span, ...]] = ((), ())
     if divergence.verdict != "identical":
         labels["reason"] = divergence.reason or divergence.verdict
+        # No span on a side whose answer ends where the other one goes on.
         original, pruned = (
             (Span(divergence.character, len(answer.text), divergence.detail),)
             if divergence.character < len(answer.text)

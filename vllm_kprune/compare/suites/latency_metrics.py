@@ -91,6 +91,7 @@ def measure(
     for row in _METRICS:
         name = f"{row.name}{suffix}"
         sides = [_features([row.features(turns[side]) for _, turns in whole]) for side in (0, 1)]
+        # No value in any round: this side never reports what the metric needs.
         if any(np.isnan(side).all() for side in sides):
             reasons[name] = row.reason([turn for _, turns in whole for turn in turns])
             continue

@@ -176,6 +176,7 @@ def _loaded_bytes(folder: Path) -> int:
     if not is_overlay(folder):
         return sum(info.bytes for info in open_base(str(folder)).tensors.values())
     manifest = load_manifest(folder)
+    # [1] is the pruned model. The overlay has no weights: those of its base are loaded in part.
     return model_sizes(open_base(str(manifest.check_base())), manifest)[1].weight_bytes
 
 
@@ -192,6 +193,7 @@ def _process_bytes(side: Side) -> int:
     if not side.endpoint.is_local:
         raise KPruneError(f"the {side.name} server is not on this machine")
     listener = _listener(side)
+    # The API server listens; vLLM's engine and workers are its children.
     memory = tree_memory(listener) if listener else None
     if not memory or not memory.bytes:
         raise KPruneError(f"the processes of the {side.name} server belong to another user")

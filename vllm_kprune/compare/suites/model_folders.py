@@ -49,6 +49,7 @@ def _here(root: str) -> Path | None:
     try:
         if folder.is_absolute():
             return folder if folder.is_dir() else None
+        # An id on the hub, such as `org/model`, also looks like a relative path.
         if not folder.parts or len(folder.parts) > _MOST_PARTS or ".." in folder.parts:
             return None
         folder = Path.cwd() / folder

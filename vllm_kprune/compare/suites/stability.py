@@ -104,6 +104,7 @@ class Stability(Suite):
         return SuiteResult(
             self.name,
             tuple(found),
+            # One for each prompt and temperature, although more samples were judged.
             examples=tuple(_example(each) for each in judged if each.sample == 0),
             unavailable=unavailable,
             notes=tuple(notes),

@@ -41,6 +41,7 @@ __all__ = ["Translation"]
 
 # Readers do not notice smaller differences (Kocmi et al. 2024, "Navigating the Metrics Maze", on
 # how well differences of BLEU, chrF and COMET agree with human judgement, by their size).
+# COMET's scale ends at 1, the others' at 100.
 _MARGINS = {"chrf": 1.0, "bleu": 1.0, "comet": 0.01}
 _EXAMPLES = 40  # of each direction, those with the largest difference
 

@@ -45,6 +45,7 @@ def _byte_level(**settings: bool) -> dict[str, Any]:
 
 _SMOLLM_BYTES = _byte_level(trim_offsets=True, use_regex=True)
 _QWEN_BYTES = _byte_level(trim_offsets=False, use_regex=False)
+# As in Alibaba's own tokenizer.json.
 _QWEN_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"

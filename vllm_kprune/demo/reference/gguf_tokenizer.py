@@ -83,6 +83,7 @@ def merges_of(pieces: SentencePieces) -> list[tuple[str, str]]:
     found: list[tuple[float, int, int, int, int]] = []
     for text, score in zip(pieces.texts, pieces.scores, strict=True):
         splits = []
+        # "aba" can be cut into a|ba and ab|a; only cuts into two known pieces are merges.
         for cut in range(1, len(text)):
             left = ids.get(text[:cut])
             if left is not None and (right := ids.get(text[cut:])) is not None:
