@@ -87,6 +87,7 @@ class SuiteResult:
     suite: str
     measurements: tuple[Measurement, ...]
     examples: tuple[Example, ...] = ()
+    # A gate on one of these names fails with the reason (`gate._by_name`).
     unavailable: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     main: str | None = None

@@ -147,6 +147,7 @@ def whole_answer(chunks: Sequence[StreamChunk], started: float) -> Answer:
     usage = usages[-1] if usages else _Usage()
     reasons = [chunk.finish_reason for chunk in chunks if chunk.finish_reason]
     reason = reasons[-1] if reasons else None
+    # One chunk with tokens and without ids makes them all unknown: the rest would be shifted.
     ids = _joined(chunk.ids for chunk in chunks if chunk.tokens)
     untimed = _untimed(usage.completion_tokens, len(arrived), reason) if ids is None else None
     arrivals = ((chunk.moment, 0, chunk.tokens) for chunk in chunks)
@@ -230,6 +231,7 @@ def _prompt_logprobs(choice: _Choice, reply: _Reply) -> tuple[float | None, ...]
 def _own(place: dict[str, _PromptToken] | None, own: int | None) -> float | None:
     if not place:
         return None
+    # vLLM's keys are ids as text.
     token = place.get(str(own)) or next(iter(place.values()))
     return token.logprob if math.isfinite(token.logprob) else None
 

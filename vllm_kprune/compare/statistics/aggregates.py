@@ -94,6 +94,7 @@ def _quantile(share: float) -> Callable[[Floats, Floats], Floats]:
 
     def quantiles(features: Floats, weights: Floats) -> Floats:
         present = ~np.isnan(features)
+        # Sorted once for all resamples: drawing an item only changes how often its values count.
         order = np.argsort(features[present], kind="stable")
         values = features[present][order]
         # The number of values in each resample: items may have different numbers of them.

@@ -83,6 +83,7 @@ def correct(comparisons: Iterable[Comparison]) -> tuple[Comparison, ...]:
     below the one before: 0.01, 0.04 and 0.03 become 0.03, 0.06 and 0.06.
     """
     found = list(comparisons)
+    # With the position, which orders equal p-values, so that the result is always the same.
     tested = sorted((c.p, at) for at, c in enumerate(found) if c.p is not None)
     floor = 0.0
     for rank, (p, at) in enumerate(tested):

@@ -124,6 +124,7 @@ def _around(
     data: Paired, resamples: int, confidence: float, rng: np.random.Generator
 ) -> list[Ends]:
     """Point estimates plus and minus Student's t times the bootstrap standard errors."""
+    # One value for each row: the sides, then the effect.
     reach = _reach(data.num_items, confidence) * _spread(data.drawn(resamples, rng))
     centres = data.point_estimates()
     return list(zip((centres - reach).tolist(), (centres + reach).tolist(), strict=True))
@@ -196,6 +197,7 @@ def _pass_or_fail(data: Paired) -> bool:
     features = np.concatenate(data.sides)
     whole = features[:, 1::2] if features.shape[1] > 1 else np.ones((len(features), 1))
     part = features[:, ::2]
+    # Items with nothing to judge (0 of 0) would count as extreme, so they are left out.
     extreme = ((part == 0) | (part == whole))[whole != 0]
     return bool(len(extreme) and extreme.mean() >= 0.5)
 

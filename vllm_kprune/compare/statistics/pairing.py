@@ -80,6 +80,7 @@ class Paired:
     @property
     def tested(self) -> bool:
         """Whether a p-value makes sense: both sides are samples, and one can be better."""
+        # A metric without a better side would only make Holm's correction stricter for the others.
         judged = self.both and self.metric.better != "neither"
         return judged and self.aggregate.sampled and self.num_items > 1
 
@@ -136,6 +137,7 @@ def quantiles(measurement: Measurement, steps: int = 100) -> tuple[list[float], 
     if not data.both or not data.num_items:
         return None
     shares = np.linspace(0, 1, steps + 1)
+    # `nan`: shorter rows are padded.
     first, second = (np.nanquantile(side, shares).tolist() for side in data.sides)
     return first, second
 

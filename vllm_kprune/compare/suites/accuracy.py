@@ -131,6 +131,7 @@ def _measurements(
 
 def _measurement(name: str, title: str, rows: Sequence[JudgedItem]) -> Measurement:
     metric = Metric(name, f"accuracy, {title}", "share", "higher", _MARGIN)
+    # [items, 2]; slices instead of indices keep each side two-dimensional.
     scores = np.array([row.scores for row in rows], np.float64)
     return Measurement(metric, tuple(row.name for row in rows), scores[:, :1], scores[:, 1:])
 

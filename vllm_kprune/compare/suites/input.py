@@ -69,6 +69,7 @@ class InputPruning(Suite):
             return SuiteResult(self.name, (), unavailable={"*": reason})
         probe = GoldLogprob() if _can(context, "prompt_logprobs") else GoldContained()
         passages = passages_of(self.options.data, context.options)
+        # None stands for "pruner off". The lowest rate comes last, and is the one in the examples.
         rates: list[float | None] = [None, *sorted(self.options.keep_rates, reverse=True)]
         requests = {
             f"{passage.id}/{_shown(rate)}/{part}": request
@@ -175,6 +176,7 @@ def _examples(passages: Sequence[Passage], table: Table, rate: float | None) -> 
     examples = []
     for passage in passages:
         sides = [table[passage.id, None].parts, table[passage.id, rate].parts]
+        # `whole` is a part of `GoldLogprob` only.
         if all("whole" not in parts and parts for parts in sides):
             texts = sides[0]["context"].text.strip(), sides[1]["context"].text.strip()
             prompt = f"{passage.context}\n{passage.question}"

@@ -56,6 +56,7 @@ def likelihood(context: Answer | None, whole: Answer) -> Likelihood | None:
     Without a context (None), everything but the first token counts, as the first one has no
     log-probability.
     """
+    # Counted by the endpoint itself, so `<bos>` and the like are included on both requests alike.
     before = 1 if context is None else context.prompt_tokens
     if before is None or whole.prompt_logprobs is None:
         return None

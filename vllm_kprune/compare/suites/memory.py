@@ -104,6 +104,7 @@ def cache_tokens(metrics: str) -> int | None:
     for match in _CACHE_CONFIG.finditer(metrics):
         labels = dict(_LABEL.findall(match[1]))
         blocks, size = labels.get("num_gpu_blocks", ""), labels.get("block_size", "")
+        # The number may be the text "None".
         if not (blocks.isdecimal() and size.isdecimal()):
             return None
         rooms.append(int(blocks) * int(size))
@@ -181,6 +182,7 @@ def _loaded_bytes(folder: Path) -> int:
 
 
 def _disk_bytes(folder: Path) -> int:
+    # All files of an overlay count, since it is made of them; of a base only its weights do.
     own = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
     if not is_overlay(folder):
         base = open_base(str(folder))
@@ -211,6 +213,7 @@ def _listener(side: Side) -> int:
     try:
         for connection in psutil.net_connections("tcp"):
             address = connection.laddr
+            # Clients of the server have its port as well, but as the other end.
             if connection.status == psutil.CONN_LISTEN and address and address.port == port:
                 return connection.pid or 0
     except psutil.Error as error:

@@ -151,6 +151,7 @@ def _measurement(
     sums: dict[str, tuple[_Counts, _Counts]] = {}
     languages: dict[str, str] = {}
     for each in judged:
+        # The item is the prompt: its samples depend on each other, so they are summed up.
         languages[each.prompt.key] = each.prompt.language
         sides = sums.setdefault(each.prompt.key, (defaultdict(float), defaultdict(float)))
         for side, answer, finding in zip(sides, each.answers, each.findings, strict=True):
@@ -174,6 +175,7 @@ def _measurement(
         if not blocks[-1][:, :, 1].sum(axis=0).all():
             where = f" in {language}" if language else ""
             return f"one side has no answer{where} with anything to judge"
+    # Blocks side by side: [prompts, 2, columns of all languages]; then one array for each side.
     original, pruned = np.concatenate(blocks, axis=2).swapaxes(0, 1)
     return Measurement(metric, tuple(sums), original, pruned)
 

@@ -132,6 +132,7 @@ def _tasks(context: Context, sentences: Sequence[Sentence]) -> Iterator[Task]:
     for direction in directions(options.languages):
         ends = {direction.source, direction.target}
         usable = [s for s in sentences if ends <= s.texts.keys()]
+        # Drawn after the choice of usable ones: each direction has as many as the limit allows.
         for sentence in _some(usable, options.limit, options.seed):
             text = sentence.texts[direction.source]
             yield Task(
@@ -161,6 +162,7 @@ def _measure(
     items = tuple(task.key for task, _ in rows)
     sources = [task.labels["source"] for task, _ in rows]
     references = [task.reference or "" for task, _ in rows]
+    # [side][row]; the features below keep this order.
     sides = [[translation_of(pair[side]) for _, pair in rows] for side in (0, 1)]
     chrf = [chrf_features(texts, references) for texts in sides]
     bleu = [bleu_features(texts, references, direction.target) for texts in sides]

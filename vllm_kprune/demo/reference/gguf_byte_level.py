@@ -89,6 +89,7 @@ def byte_level_json(
     texts, types = (metadata_array(metadata, name) for name in ("tokens", "token_type"))
     named = named_tokens(metadata, texts)
     added = added_tokens(texts, types, named, special)
+    # Qwen's file has added tokens outside of the vocabulary, SmolLM's has them in both.
     apart = {token["id"] for token in added} if around.added_apart else set()
     return {
         "version": "1.0",
