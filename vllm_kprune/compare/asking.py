@@ -44,6 +44,7 @@ def ask_both(
     measurements (`answered`). `concurrency` can lower that of the options.
     """
     asking = _Asking(context, suite, tasks, ((0, 1), (1, 0)))
+    # The client has `options.concurrency` slots: more workers would only wait for one.
     at_once = min(concurrency or context.options.concurrency, context.options.concurrency)
     context.wait(asking.all(at_once))
     return [(asking.answer(i, 0), asking.answer(i, 1)) for i in range(len(tasks))]
@@ -80,12 +81,15 @@ class _Asking:
         assert len({task.key for task in tasks}) == len(tasks), f"{suite}: a key was given twice"
         self._context, self._suite, self._tasks, self._orders = context, suite, tasks, orders
         self._answers: dict[tuple[int, int], Answer] = {}
+        # Shared by all calls for this suite in the run. lm-eval evaluates one side after the other:
+        # the second call must not repeat what failed in the first.
         self._known = context.failed_answers.setdefault(suite, {})
         self._failed: dict[str, Answer] = {}
         self._done = 0
 
     async def all(self, at_once: int) -> None:
         """Ask for the answers that are not in the journal."""
+        # One iterator for all workers: whoever is free takes the next task.
         turns = self._turns()
         self._context.progress(self._suite, 0, len(self._tasks))
         try:
@@ -93,6 +97,7 @@ class _Asking:
                 for _ in range(at_once):
                     workers.create_task(self._work(turns))
         except BaseExceptionGroup as group:
+            # The caller expects the error itself, such as a full disk or a refused key.
             raise group.exceptions[0] from None
         # While a server dies, an error says little about the request: it deserves another try.
         if not self._context.dead_endpoints:
@@ -101,6 +106,7 @@ class _Asking:
 
     def _turns(self) -> Iterator[tuple[int, tuple[int, ...]]]:
         """Indices of tasks with the order of the sides; both depend on the seed alone."""
+        # Seeded by a text: unlike `hash`, `Random` gives it the same meaning in every process.
         chance = random.Random(f"{self._context.options.seed} {self._suite}")
         indices = list(range(len(self._tasks)))
         chance.shuffle(indices)
@@ -135,6 +141,7 @@ class _Asking:
             elif not answer.error:  # in a thread, as a slow disk would disturb others' timings
                 await asyncio.to_thread(journal.put, self._suite, key, answer_as_json(answer))
         self._answers[index, side] = answer
+        # Successes are kept as None: the share of failures needs their number (`run._failures`).
         self._known[key] = answer if answer.error else None
 
     def answer(self, index: int, side: int) -> Answer:
@@ -146,5 +153,7 @@ class _Asking:
 
 def _digest(request: Request, model: str) -> str:
     """A name for what is sent, so that a changed prompt is not answered from the journal."""
+    # With all abilities, not those of this endpoint: the name says what the suite wants to know,
+    # whatever was found missing.
     text = json.dumps(body_of(request, model, Abilities()), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -61,6 +61,7 @@ def compare_endpoints(
         suite.configured(_checked(suite.options, f"{suite.name}."))
         for suite in chosen_suites(suites, configured)
     ]
+    # All of them before `connect`, which makes the folder and sends the first requests.
     for suite in chosen:
         suite.check(options)
     if warning := shared_key(original_url, pruned_url):
@@ -70,6 +71,7 @@ def compare_endpoints(
         Address(pruned_url, pruned_model),
         options,
         output,
+        # Also suites that are not run now: their options are part of the settings of the run.
         suites=list({**configured, **{suite.name: suite for suite in chosen}}.values()),
         gated=gated,
         timeout=timeout,

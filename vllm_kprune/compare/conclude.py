@@ -67,6 +67,7 @@ def _with_main(result: SuiteResult) -> SuiteResult:
     pattern = SUITES[result.suite].metrics[0]
     names = [*(one.metric.name for one in result.measurements), *result.unavailable]
     # For a pattern such as `chrf_*`, the first metric that matches stands for the suite.
+    # `decode_ratio*` means `decode_ratio`, which exists by itself.
     plain = pattern.rstrip("*@_")
     matching = (name for name in names if fnmatchcase(name, pattern))
     return replace(result, main=plain if plain in names else next(matching, plain))
@@ -86,6 +87,7 @@ def _endpoint(context: Context, client: Client) -> EndpointReport:
     same = {"warning": SAME_ENDPOINT} if same_endpoint(*context.endpoints) else {}
     return EndpointReport(
         name=endpoint.name,
+        # As in the settings: servers that the caller starts have another port each time.
         url=_short(str(context.journal.settings[endpoint.name]), _NAME),
         model=_short(endpoint.model, _NAME),
         description=same | checked_description(described),
@@ -95,6 +97,7 @@ def _endpoint(context: Context, client: Client) -> EndpointReport:
 def _within_bounds(result: SuiteResult) -> SuiteResult:
     """A suite's result with names and lists as short as a report allows."""
     reasons = {_short(name, _NAME): why for name, why in result.unavailable.items()}
+    # One place is left for the line that counts the rest: a report has at most 200 notes.
     notes = result.notes[:_MOST_NOTES]
     if len(result.notes) > len(notes):
         notes = (*notes, f"and {len(result.notes) - len(notes):,} more notes")
@@ -117,6 +120,7 @@ def _short(name: str, most: int) -> str:
     """The name, or its beginning and a digest of the full name."""
     if len(name) <= most:
         return name
+    # 10 characters: the ellipsis, a space, and 8 digits of the digest.
     return f"{name[: most - 10]}… {hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 

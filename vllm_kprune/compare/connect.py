@@ -68,6 +68,7 @@ def connect(
         Endpoint(name, clean_url(f"--{name}", side.url), side.model or "", api_key(name))
         for name, side in sides.items()
     ]
+    # One event loop for the whole run, because connections belong to the loop that opened them.
     with asyncio.Runner() as runner:
         clients = [
             Client(
@@ -79,6 +80,7 @@ def connect(
             for endpoint in endpoints
         ]
         try:
+            # Before the journal makes the folder: a wrong address leaves nothing behind.
             for client, side in zip(clients, sides.values(), strict=True):
                 model = runner.run(_greet(client, side.model))
                 client.endpoint = replace(client.endpoint, model=model)
@@ -110,6 +112,7 @@ def settings_of(
     settings = _as_json(options)
     configured: Mapping[str, Suite] = {**SUITES, **{suite.name: suite for suite in suites}}
     for name, suite in configured.items():
+        # The point keeps an option of a suite apart from a common one of the same name.
         settings |= {f"{name}.{key}": value for key, value in _as_json(suite.options).items()}
     for side, address, model in zip(("original", "pruned"), addresses, models, strict=True):
         settings[side] = address.name or clean_url(f"--{side}", address.url)
@@ -143,6 +146,7 @@ async def _greet(client: Client, model: str | None) -> str:
 def _learn(client: Client, journal: Journal, runner: asyncio.Runner) -> None:
     """Probe the endpoint, or recall what the first run found, so that a resumed run asks alike."""
     name = client.endpoint.name
+    # Asked once for a run: other abilities would change the requests between two halves of it.
     missing = journal.step(
         "endpoints", f"missing of {name}", lambda: dict(runner.run(probe(client)).missing)
     )

@@ -28,6 +28,8 @@ from vllm_kprune.errors import KPruneError, nearest, shown
 
 __all__ = ["Gate", "GateFailure", "check_gates", "failed_gates", "parse_gates"]
 
+# A metric's name may contain dots, as tasks of lm-eval do, but not end in one. Numbers have neither
+# exponents nor more than 12 digits on a side, so no text becomes infinity or NaN.
 _GATE = re.compile(
     r"\s*(?P<name>[a-z0-9_@-]+(?:\.[a-z0-9_@.-]*[a-z0-9_@-])?)\s*(?P<operator><=|>=|<|>)"
     r"\s*(?P<number>[+-]?[0-9]{1,12}(?:\.[0-9]{1,12})?)\s*(?P<doubt>\?)?\s*"
@@ -65,6 +67,7 @@ def parse_gates(texts: Sequence[str]) -> tuple[Gate, ...]:
 def _split(text: str) -> list[str]:
     # Spaces around an operator belong to the gate; other spaces and commas separate gates.
     joined = re.sub(r"\s*(<=|>=|<|>)\s*", r"\1", text)
+    # An empty text remains as one gate, so that `_parse` refuses it.
     return [part for part in re.split(r"[\s,]+", joined) if part] or [text]
 
 
@@ -160,6 +163,7 @@ def _main(suite: SuiteReport) -> MetricReport | str:
 def _by_name(suite: SuiteReport) -> dict[str, MetricReport | str]:
     found: dict[str, MetricReport | str] = {}
     found.update({name: f"not measured: {why}" for name, why in suite.unavailable.items()})
+    # Second, so that a measured metric replaces a reason of the same name.
     found.update({metric.name: metric for metric in suite.metrics})
     return found
 
@@ -168,6 +172,7 @@ def _missing(gate: Gate, report: Report) -> str:
     """Why a metric is missing from the report; a name that no suite can measure is an error."""
     suite, _, _ = gate.name.partition(".")
     for one in report.suites:
+        # A metric without its suite could belong to any suite, also to one that did not run at all.
         if "*" in one.unavailable and (one.name == suite or "." not in gate.name):
             return _unmeasured(one.unavailable)
     able = {one.name: SUITES[one.name].metrics for one in report.suites if one.name in SUITES}

@@ -38,9 +38,11 @@ class Journal:
 
     def __init__(self, folder: Path, settings: Mapping[str, Any]) -> None:
         self.folder = folder
+        # As JSON from the start: a tuple would differ from the list that a resumed run reads.
         self._settings: dict[str, Any] = json.loads(json.dumps(settings))
         self._files: dict[str, _File] = {}
         self._lock = FileLock(folder / _FOLDER / ".lock")
+        # `asking` calls `put` in several threads at a time.
         self._writing = threading.Lock()
 
     @property
@@ -102,6 +104,7 @@ class Journal:
 
     def _file(self, suite: str) -> "_File":
         if suite not in self._files:
+            # The name comes from any file of the folder (`__enter__`), and becomes a path below.
             if not _SUITE.fullmatch(suite):
                 raise KPruneError(
                     f"{self.folder / _FOLDER} has a file named {shown(suite)}, which is not the "
@@ -137,9 +140,11 @@ class _File:
         self.values[key] = json.loads(self._write({"key": key, "value": value}))["value"]
 
     def _write(self, line: Mapping[str, Any]) -> bytes:
+        # In ASCII, so that the file can hold whatever text a server sends.
         data = json.dumps(line, allow_nan=False).encode() + b"\n"
         try:
             left = memoryview(data)
+            # An unbuffered stream may write less than it was given.
             while left:
                 left = left[self.stream.write(left) :]
             os.fsync(self.stream.fileno())
@@ -173,6 +178,7 @@ class _File:
             else:
                 self.values[str(line["key"])] = line["value"]
         except (ValueError, KeyError, TypeError, RecursionError) as error:
+            # It is a ValueError too: what `_check_header` says must not become "is damaged".
             if isinstance(error, KPruneError):
                 raise
             raise KPruneError(

@@ -44,6 +44,7 @@ class Measurement:
     identical answers.
     """
 
+    # Columns: 1 for a mean, 2 for a ratio (above, below), 10 for BLEU; see `AGGREGATES`.
     metric: Metric
     items: tuple[str, ...]
     original: Floats
@@ -86,6 +87,7 @@ class SuiteResult:
     suite: str
     measurements: tuple[Measurement, ...]
     examples: tuple[Example, ...] = ()
+    # A gate on one of these names fails with the reason (`gate._by_name`).
     unavailable: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     main: str | None = None

@@ -45,6 +45,7 @@ class CommonOptions:
     limit: int | None = option(
         None, "Maximum number of items in each suite, drawn by --seed.", least=1, group=MEASURED
     )
+    # In order: the first one is the pivot of `translation`.
     languages: tuple[str, ...] = option(
         ("ko", "en"),
         "Language to ask and answer in; repeat for several.",

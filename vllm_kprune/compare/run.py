@@ -40,6 +40,8 @@ class Context:
     options: CommonOptions
     runner: asyncio.Runner
     progress: SuiteProgress = lambda suite, done, total: None
+    # Lists and dicts in a frozen class on purpose: a context made by `replace` shares them, so a
+    # server that died in one suite is dead for all.
     dead_endpoints: list[str] = field(default_factory=list)
     failed_answers: dict[str, dict[str, Answer | None]] = field(default_factory=dict)
 
@@ -83,6 +85,7 @@ class Suite(ABC):
 
     def configured(self, options: Any) -> Self:
         """The suite with other options of its own."""
+        # A suite without options has no field to replace, and always returns here.
         if options == self.options:
             return self
         return replace(self, options=options)  # type: ignore[type-var]
@@ -116,6 +119,8 @@ def run_suites(context: Context, suites: Sequence[Suite]) -> RunResult:
             continue
         try:
             result = suite.run(context)
+        # From `client.get` and the like. `ask_both` raises nothing: it notes the death in `dead`,
+        # and the suite ends with the answers that it has.
         except EndpointDied as error:
             dead.append(str(error))
             result = SuiteResult(suite.name, (), unavailable={"*": str(error)})

@@ -70,6 +70,7 @@ def serve_pair(
     servers = (original, pruned)
     with ExitStack() as stack:
         for server in servers:
+            # Last in, first out: these waits come after all the signals that are registered below.
             stack.push(server.__exit__)
         for server in servers:
             stack.callback(server.ask_to_stop)  # signal all servers before waiting for the first

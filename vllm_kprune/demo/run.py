@@ -62,6 +62,7 @@ def prepare(
     if model is None:
         model = str(demo_model("gemma-3-270m", log=log, progress=progress))
     elif is_overlay(model):
+        # An overlay stands for its base: the demo serves both.
         model = str(load_manifest(Path(model)).check_base())
     return make_pair(model, profile, progress)
 
@@ -106,6 +107,7 @@ def _connect(server: VllmServer) -> "OpenAI":
     """An OpenAI client for a server on this machine, without a proxy and without retries."""
     openai = _openai()
     http = openai.DefaultHttpxClient(trust_env=False)
+    # The client insists on a key; the server asks for none.
     client: OpenAI = openai.OpenAI(
         base_url=server.base_url, api_key="none", timeout=300, max_retries=0, http_client=http
     )

@@ -34,6 +34,7 @@ def check_kept(options: CommonOptions, amounts: Amounts, folder: Path) -> None:
     This needs no servers, so it can be called before they start. The servers must answer under
     `NAMES`, as those of `serve_pair` do.
     """
+    # `name` takes the place of the URL in the settings, so no server is needed.
     addresses = Address("", name=_NAMED[0]), Address("", name=_NAMED[1])
     with Journal(folder, settings_of(addresses, NAMES, options, list(_suites(amounts)))):
         pass
@@ -81,6 +82,7 @@ _COMMON = {field.name for field in fields(CommonOptions)}
 
 def _run(context: Context, suite: Suite, amount: Mapping[str, Any]) -> SuiteResult:
     common = {key: value for key, value in amount.items() if key in _COMMON}
+    # Shares the clients, the journal and the list of dead endpoints.
     of_suite = replace(context, options=replace(context.options, **common))
     outcome = run_suites(of_suite, [suite])
     if outcome.died:

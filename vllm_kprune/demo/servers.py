@@ -38,6 +38,7 @@ __all__ = [
 _HOST = "127.0.0.1"
 _POLL_SECONDS = 0.2
 _STOP_SECONDS = 20.0
+# "Engine core initialization failed" is the last error of a log, but an earlier one says why.
 _CAUSE = re.compile(r"\b([A-Z]\w*(?:Error|Exception): (?!Engine core initialization failed).+)")
 
 
@@ -73,6 +74,7 @@ class VllmServer:
         timeout: float = 600.0,
     ) -> None:
         self.model = str(model)
+        # Another process may still take the port before the server does.
         self.port = free_port()
         self.ready_seconds = 0.0
         self._arguments = list(arguments)
@@ -130,6 +132,7 @@ class VllmServer:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 env=environment,
+                # Its own group, which `killpg` reaches as a whole, and which Ctrl-C does not reach.
                 start_new_session=True,
             )
         self._started = time.monotonic()
@@ -142,6 +145,7 @@ class VllmServer:
         """Whether `/health` answers 200; raises `ServerFailed` if it never will, or is too late."""
         waited = time.monotonic() - self._started
         if self._answers():
+            # The first time counts, however often this is called.
             self.ready_seconds = self.ready_seconds or waited
             return True
         code = self._process.poll() if self._process else None
@@ -212,6 +216,7 @@ def stop_group(process: subprocess.Popen[bytes], seconds: float = _STOP_SECONDS)
             process.wait(seconds)
     finally:  # even if a second Ctrl-C ends the wait
         with suppress(ProcessLookupError):  # the whole group has ended already
+            # The group has the id of its leader (`start_new_session`).
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 

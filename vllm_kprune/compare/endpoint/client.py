@@ -39,7 +39,8 @@ _TIMEOUT_ATTEMPTS = 2  # each costs the full time limit
 _GIVEN_UP_IN_A_ROW = 5
 _FINAL = (400, 413, 422)  # about the request itself: it will always be refused
 _ENDS = (402, 404)  # about the endpoint: no credit, no such model; every request would fail
-# The longest wait between attempts, as a multiple of the first wait.
+# The longest wait between attempts, as a multiple of the first wait: with 0.5 s, they are 4 s, 4 s,
+# 16 s and 64 s.
 _LONGEST = {"connection": 8, "timeout": 8, "server": 32, "busy": 128}
 
 
@@ -63,6 +64,7 @@ class Client:
         self.abilities = Abilities()
         self._timeout, self._attempts, self._first_wait = timeout, attempts, first_wait
         self._slots = asyncio.Semaphore(concurrency)
+        # A moment of `time.monotonic` before which no request is sent; see `_turn`.
         self._not_before = 0.0
         self._given_up = 0
         self._transport = Transport(endpoint, timeout)
@@ -70,6 +72,7 @@ class Client:
     @contextmanager
     def within(self, seconds: float) -> Iterator[None]:
         """Limit attempts to this time inside the `with` block."""
+        # One value for the whole client: requests that run meanwhile get it as well.
         usual = self._transport.timeout
         self._transport.timeout = min(usual, seconds)
         try:
@@ -106,6 +109,8 @@ class Client:
             made += 1
             return await self.ask_once(request)
 
+        # The slot is kept while waiting for another attempt, so that an endpoint in trouble gets
+        # fewer requests instead of others.
         async with self._slots:
             try:
                 answer = await self.try_again(attempt)
@@ -115,6 +120,7 @@ class Client:
                 answer = Answer(error=str(error), final=error.status in _FINAL)
             except (TooLong, Trouble) as error:
                 answer = Answer(error=str(error))
+        # `latency` repeats a round where this is not 0, since it measured waiting.
         return replace(answer, retries=made - 1)
 
     async def get(self, path: str) -> Any:
@@ -151,6 +157,7 @@ class Client:
                 return whole_answer([read_chunk(event, at) for at, event in events], started)
             data = await self._transport.post(url, body)
             return read_answer(parse(data), 1000 * (time.perf_counter() - started))
+        # Such as a proxy's page with status 200: another attempt may get through.
         except Malformed as error:
             raise Trouble("server", str(error)) from None
 
@@ -161,11 +168,13 @@ class Client:
             try:
                 value = await attempt()
             except Trouble as error:
+                # Python deletes `error` at the end of this block; it is needed after the loop.
                 trouble = error
                 if self._is_hopeless(number, trouble):
                     break
                 await asyncio.sleep(self._wait(number, trouble))
                 continue
+            # A refusal is an answer, too: the server lives.
             except (Refused, TooLong):
                 self._lives()
                 raise
@@ -188,12 +197,15 @@ class Client:
         try:
             await self._transport.get(f"{self.endpoint.url}/models")
         except Trouble as silence:
+            # An error status is an answer; silence is not.
             return silence.kind in ("server", "busy")
+        # KPruneError: the server asks for a key, so it is there.
         except (KPruneError, Refused, TooLong):
             return True
         return True
 
     def _is_hopeless(self, number: int, trouble: Trouble) -> bool:
+        # `number` counts from 0: `number + 1` attempts were made.
         late = trouble.kind == "timeout" and number + 1 >= _TIMEOUT_ATTEMPTS
         return late or number + 1 >= self._attempts or (trouble.wait or 0) > _LONGEST_WAIT
 

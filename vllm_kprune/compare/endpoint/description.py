@@ -15,6 +15,7 @@ async def describe_endpoint(client: Client) -> dict[str, str]:
     description: dict[str, str] = {}
     if client.abilities.can("kprune"):
         description |= _of_kprune(await client.get("/kprune"))
+    # vLLM's path; other servers answer with an error or something else.
     version = await client.get("/version")
     if isinstance(version, dict) and isinstance(version.get("version"), str):
         description["vllm"] = version["version"]

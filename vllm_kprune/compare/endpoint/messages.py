@@ -33,6 +33,7 @@ __all__ = [
 ]
 
 _COMMON_KEY = "OPENAI_API_KEY"
+# `v1`, `v2`, `v1beta`: anywhere in the path, so that `/v1/openai` stays as it is.
 _VERSION = re.compile(r"v\d+\w*")
 
 
@@ -149,6 +150,7 @@ _ANSWERS = TypeAdapter(Answer)
 
 def answer_as_json(answer: Answer) -> dict[str, Any]:
     """An answer for the journal, without the fields that the endpoint did not report."""
+    # Defaults are not written. Changing a default therefore changes what old journals mean.
     value: dict[str, Any] = _ANSWERS.dump_python(answer, mode="json", exclude_defaults=True)
     return value
 
@@ -202,6 +204,7 @@ def same_endpoint(one: Endpoint, other: Endpoint) -> bool:
 
 def _address(url: str) -> tuple[str, str, int, str]:
     parts = urlsplit(url)
+    # `hostname` is in lower case.
     host = parts.hostname or ""
     port = parts.port or (443 if parts.scheme == "https" else 80)
     return parts.scheme, "127.0.0.1" if host == "localhost" else host, port, parts.path
@@ -212,6 +215,7 @@ def api_key(name: str, environment: Mapping[str, str] | None = None) -> str:
     environment = os.environ if environment is None else environment
     for variable in (f"KPRUNE_{name.upper()}_API_KEY", _COMMON_KEY):
         key = environment.get(variable, "").strip()
+        # Such a key cannot be sent in a header. The message must not show it.
         if key and not (key.isascii() and key.isprintable()):
             raise KPruneError(f"{variable} has characters that no API key has; copy it again")
         if key:

@@ -16,7 +16,8 @@ from vllm_kprune.errors import KPruneError, nearest
 
 __all__ = ["find_model", "probe"]
 
-# Optional abilities and the words that name them in a refusal, the least common first.
+# Optional abilities and the words that name them in a refusal, the least common first. The order
+# matters twice: a refusal that names `prompt_logprobs` also contains `logprobs`.
 _OPTIONAL: Mapping[str, tuple[str, ...]] = {
     "token_ids": ("return_token_ids", "token_ids"),
     "prompt_logprobs": ("prompt_logprobs",),
@@ -39,6 +40,7 @@ async def find_model(client: Client, wanted: str | None) -> str:
     rows = listed.get("data") if isinstance(listed, dict) else None
     rows = [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
     names = [str(row["id"]) for row in rows if isinstance(row.get("id"), str)]
+    # vLLM lists LoRA adapters as further models, with their base as `parent`.
     adapters = {row.get("id") for row in rows if row.get("parent")}
     bases = [name for name in names if name not in adapters]
     side = client.endpoint.name
@@ -52,6 +54,7 @@ async def find_model(client: Client, wanted: str | None) -> str:
         raise KPruneError(
             f"the {side} endpoint ({client.endpoint.url}) {what}; name one with --{side}-model"
         )
+    # `parse` replaced what was not text, so sending the name back would ask for another model.
     if "\ufffd" in bases[0]:
         raise KPruneError(
             f"the {side} endpoint ({client.endpoint.url}) lists a model whose name is not valid "
@@ -123,6 +126,7 @@ async def _probe_kind(client: Client, kind: str, request: Request) -> dict[str, 
         "token_ids": answer.ids,
         "usage": answer.completion_tokens,
     }
+    # `found` last: the server's own refusal says more than "not in its answers".
     return {name: _SILENT for name, value in reported.items() if value is None} | found
 
 
@@ -133,6 +137,7 @@ async def _probe_stream(
     if answer is None:
         return {"stream": found["refusal"], "stream_usage": found["refusal"]}
     silent = {"stream_usage": _SILENT} if answer.completion_tokens is None else {}
+    # Only what streaming adds: the other fields were probed without a stream.
     return silent | {k: v for k, v in found.items() if k == "stream_usage"}
 
 
@@ -149,6 +154,7 @@ async def _without_refused(
     """
     refused: dict[str, str] = {}
     first = ""
+    # Ends, because each refusal drops one ability.
     while True:
         client.abilities = Abilities({**missing, **refused})
         try:
@@ -160,6 +166,7 @@ async def _without_refused(
                     f"the {client.endpoint.name} endpoint ({client.endpoint.url}) is not ready: a "
                     f"request for one token failed: {trouble}; try again later"
                 ) from None
+            # A server error or a lost connection counts as a refusal of this kind of request.
             return {"refusal": str(trouble)}, None
         except Refused as error:
             first = first or str(error)

@@ -15,6 +15,8 @@ def path_of(request: Request) -> str:
 def body_of(request: Request, model: str, abilities: Abilities) -> dict[str, Any]:
     """The JSON body, without the fields that the endpoint does not support."""
     chat = request.kind == "chat"
+    # Journal keys contain a digest of this body (`asking._digest`). A field that is added for all
+    # requests makes every kept answer unknown.
     body: dict[str, Any] = {"model": model, "temperature": request.temperature}
     body["max_tokens" if abilities.can("max_tokens") else "max_completion_tokens"] = (
         request.max_tokens
@@ -25,6 +27,7 @@ def body_of(request: Request, model: str, abilities: Abilities) -> dict[str, Any
     if request.seed is not None and abilities.can("seed"):
         body["seed"] = request.seed
     if request.logprobs is not None and abilities.can("logprobs"):
+        # Chats say "whether" and "how many" in two fields, completions in one number.
         top = request.logprobs
         body |= {"logprobs": True, "top_logprobs": top} if chat else {"logprobs": top}
     if request.prompt_logprobs is not None and abilities.can("prompt_logprobs"):
@@ -36,4 +39,5 @@ def body_of(request: Request, model: str, abilities: Abilities) -> dict[str, Any
         body["stream"] = True
         if abilities.can("stream_usage"):
             body["stream_options"] = {"include_usage": True}
+    # Last, so that `extra` can replace any field.
     return body | dict(request.extra)

@@ -22,8 +22,10 @@ def token_times(arrivals: Iterable[tuple[float, int, int]]) -> list[float]:
     last: dict[int, float] = {}
     times: list[float] = []
     for moment, sequence, tokens in arrivals:
+        # The first token of a sequence has no gap: its time is that of the prefill.
         if sequence in last and tokens:
             times += [(moment - last[sequence]) / tokens] * tokens
         if tokens:
+            # Chunks without a token (the role, the usage) do not start a gap.
             last[sequence] = moment
     return times

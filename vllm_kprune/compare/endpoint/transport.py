@@ -29,8 +29,11 @@ _CONNECT_SECONDS = 10.0
 _MAX_BYTES = 16 * 1024 * 1024
 _MAX_ERROR_BYTES = 65536
 _MAX_WORDS = 300
+# Escaped surrogates are usually whole pairs, such as emoji, which `json.loads` joins. `_HALF` finds
+# those that are left over. The search in bytes spares most answers that second pass.
 _HALF_ESCAPED = re.compile(rb"\\u[dD][89a-fA-F]")
 _HALF = re.compile("[\ud800-\udfff]")
+# Request timeout, conflict, too early, too many requests.
 _BUSY = (408, 409, 425, 429)
 
 
@@ -72,6 +75,7 @@ class Transport:
         key = endpoint.api_key
         self._http: httpx.AsyncClient = http.AsyncClient(
             headers={"Authorization": f"Bearer {key}"} if key else {},
+            # httpx limits each read. A server that sends a byte a minute is stopped by `_in_time`.
             timeout=http.Timeout(timeout, connect=_CONNECT_SECONDS),
             trust_env=not endpoint.is_local,
             verify=not endpoint.url.startswith("http:"),  # loading certificates is slow
@@ -120,6 +124,7 @@ class Transport:
                 # An event can be split over chunks: what follows the last line feed is kept.
                 *lines, rest = (rest + chunk).split(b"\n")
                 for line in lines:
+                    # `strip` also removes the carriage return of servers that end lines with both.
                     data = line.removeprefix(b"data:").strip()
                     done = done or data == b"[DONE]"
                     if line.startswith(b"data:") and not done:
@@ -141,9 +146,11 @@ class Transport:
         http, size = _httpx(), 0
         try:
             async with self._http.stream(method, url, json=body) as response:
+                # Also for 3xx, as redirects are not followed.
                 if response.status_code != 200:
                     await self._refuse(response)
                 async for chunk in response.aiter_bytes():
+                    # Counted after decompression, where a small answer can become huge.
                     size += len(chunk)
                     if size > _MAX_BYTES:
                         raise TooLong(f"an answer of more than {_MAX_BYTES:,} bytes")
@@ -165,6 +172,7 @@ class Transport:
             )
         if status in _BUSY:
             raise Trouble("busy", f"HTTP {status}: {words}", _retry_after(response.headers))
+        # 501 means "not implemented", which no later attempt changes.
         if status >= 500 and status != 501:
             raise Trouble("server", f"HTTP {status}: {words}", _retry_after(response.headers))
         raise Refused(status, words)
@@ -200,11 +208,13 @@ def _words(data: bytes, secret: str) -> str:
         value = parse(data)
     except Malformed:
         value = None
+    # Goes down step by step: {"error": {"message": "no such model"}} gives the innermost text.
     for name in ("error", "message", "detail"):
         if isinstance(value, dict) and value.get(name):
             value = value[name]
     text = value if isinstance(value, str) else data.decode(errors="replace")
     text = " ".join(text.split())
+    # Before the text is cut, as a cut could leave half of the key.
     if secret:
         text = text.replace(secret, "***")
     return text if len(text) <= _MAX_WORDS else f"{text[:_MAX_WORDS]}…"

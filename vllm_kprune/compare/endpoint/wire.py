@@ -101,6 +101,7 @@ def read_answer(value: Any, e2e_ms: float) -> Answer:
     reply = _checked(value)
     if not reply.choices:
         raise Malformed("an answer without choices")
+    # Servers may list the choices in any order.
     choice, *others = sorted(reply.choices, key=lambda choice: choice.index)
     usage = reply.usage or _Usage()
     texts, logprobs, top = _places(choice.logprobs)
@@ -113,6 +114,7 @@ def read_answer(value: Any, e2e_ms: float) -> Answer:
         logprobs=logprobs,
         top=top,
         ids=choice.token_ids,
+        # In completions, vLLM reports these in the choice, in chats beside the choices.
         prompt_ids=choice.prompt_token_ids or reply.prompt_token_ids,
         prompt_logprobs=_prompt_logprobs(choice, reply),
         e2e_ms=e2e_ms,
@@ -145,6 +147,7 @@ def whole_answer(chunks: Sequence[StreamChunk], started: float) -> Answer:
     usage = usages[-1] if usages else _Usage()
     reasons = [chunk.finish_reason for chunk in chunks if chunk.finish_reason]
     reason = reasons[-1] if reasons else None
+    # One chunk with tokens and without ids makes them all unknown: the rest would be shifted.
     ids = _joined(chunk.ids for chunk in chunks if chunk.tokens)
     untimed = _untimed(usage.completion_tokens, len(arrived), reason) if ids is None else None
     arrivals = ((chunk.moment, 0, chunk.tokens) for chunk in chunks)
@@ -168,6 +171,7 @@ def _untimed(tokens: int | None, chunks: int, reason: str | None) -> str | None:
     """
     if tokens is None:
         return "reports neither token ids nor token counts, so that a chunk may be several tokens"
+    # 12 tokens that ended with `stop` may come in 11 chunks.
     if chunks == tokens or (reason == "stop" and chunks == tokens - 1):
         return None
     few = chunks < tokens
@@ -194,6 +198,8 @@ def _places(
     if found.content is not None:
         texts = tuple(place.token for place in found.content)
         values: Sequence[float | None] = [place.logprob for place in found.content]
+        # Tokens with the same text (parts of a character, shown as U+FFFD) become one here. With
+        # `name_by_id` they stay apart.
         best = [
             {token.token: token.logprob for token in place.top_logprobs or ()}
             for place in found.content
@@ -225,6 +231,7 @@ def _prompt_logprobs(choice: _Choice, reply: _Reply) -> tuple[float | None, ...]
 def _own(place: dict[str, _PromptToken] | None, own: int | None) -> float | None:
     if not place:
         return None
+    # vLLM's keys are ids as text.
     token = place.get(str(own)) or next(iter(place.values()))
     return token.logprob if math.isfinite(token.logprob) else None
 

@@ -47,12 +47,14 @@ def build_report(
 
     `incomplete` says why the run ended early, if it did.
     """
+    # All suites together, because Holm's method needs every p-value of the report.
     comparisons = correct(
         compare(one, seed=seed, resamples=resamples, confidence=confidence)
         for result in results
         for one in result.measurements
     )
     incomplete = shorten(incomplete) if incomplete else None
+    # `correct` keeps the order: each suite takes as many as it has measurements.
     rest = iter(comparisons)
     suites = [_suite(result, [next(rest) for _ in result.measurements]) for result in results]
     return Report(
@@ -77,6 +79,7 @@ def build_report(
 def _without_secrets(endpoint: EndpointReport) -> EndpointReport:
     """The endpoint without the user, password and query of its URL, which may hold keys."""
     parts = urlsplit(endpoint.url)
+    # From the last @ on: a password may contain one.
     host = parts.netloc.rpartition("@")[2]
     url = urlunsplit((parts.scheme, host, parts.path, "", ""))
     return endpoint.model_copy(update={"url": url})
@@ -109,6 +112,7 @@ def _suite(result: SuiteResult, comparisons: Sequence[Comparison]) -> SuiteRepor
 
 def _metric(measurement: Measurement, comparison: Comparison, judgement: Judgement) -> MetricReport:
     metric, pruned = comparison.metric, comparison.pruned
+    # One curve for each set of timings: p50, p95 and p99 have the same values.
     both = quantiles(measurement) if metric.aggregate == "p50" else None
     return MetricReport(
         name=metric.name,

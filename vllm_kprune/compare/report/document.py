@@ -133,6 +133,7 @@ class EndpointReport(_Part):
 class Report(_Part):
     """A whole comparison; `incomplete` says why the run ended early, if it did."""
 
+    # Must follow SCHEMA_VERSION: a Literal cannot name a variable.
     schema_version: Literal[1]
     kprune_version: Name
     summary: Text

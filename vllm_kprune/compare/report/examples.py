@@ -20,6 +20,7 @@ def choose_examples(examples: Sequence[Example], most: int = MOST_EXAMPLES) -> l
     Those with spans come first, then those whose answers differ, then the rest, each group in the
     given order.
     """
+    # `sorted` is stable, so each group keeps the order of the suite.
     ranked = sorted(examples, key=_rank)
     return [_cut(example) for example in ranked[:most]]
 
@@ -63,5 +64,6 @@ def shorten(text: str, most: int = MOST_CHARACTERS) -> str:
     Lone surrogates, which a hostile server can send in JSON, cannot be written as UTF-8 and become
     replacement characters.
     """
+    # One character for one, so that spans keep their places.
     text = text.encode("utf-8", "replace").decode("utf-8") if not text.isascii() else text
     return text if len(text) <= most else f"{text[:most]}… [{len(text) - most:,} more characters]"

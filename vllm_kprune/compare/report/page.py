@@ -60,6 +60,7 @@ def _embedded(report: Report) -> str:
     `<` and `&` are escaped, as are the two line separators that JSON allows and old scripts do not.
     """
     text = json.dumps(report.model_dump(mode="json"), ensure_ascii=False, allow_nan=False)
+    # Outside texts, JSON has none of these characters, so every escape lands inside a text.
     for character in "<>&\u2028\u2029":
         text = text.replace(character, f"\\u{ord(character):04x}")
     return text
@@ -71,4 +72,6 @@ def _part(name: str) -> str:
 
 
 def _hash(content: str) -> str:
+    # Of the text between the tags. A space added beside a placeholder in page.html would make the
+    # browser refuse the style or the script.
     return f"'sha256-{b64encode(sha256(content.encode('utf-8')).digest()).decode('ascii')}'"

@@ -32,10 +32,12 @@ def read_report(path: Path) -> Report:
             raise KPruneError(
                 f"report {path} is larger than {MOST_BYTES >> 20} MiB, which no report of kprune is"
             )
+        # Python's parser accepts NaN and Infinity, which are not JSON.
         data = json.loads(path.read_bytes(), parse_constant=_refuse)
     except OSError as error:
         raise KPruneError(f"report {path} cannot be read: {error.strerror}") from None
     except (ValueError, RecursionError) as error:
+        # It is a ValueError too: "larger than" must not become "not JSON".
         if isinstance(error, KPruneError):
             raise
         raise KPruneError(

@@ -75,6 +75,7 @@ def _macro(function: Callable[[Floats], Floats], columns: int) -> Aggregate:
 
     def mean(sums: Floats) -> Floats:
         groups = np.split(sums, sums.shape[1] // columns, axis=1)
+        # Not `nanmean`: a language without data makes the score undefined instead of vanishing.
         scores: Floats = np.mean([function(group) for group in groups], axis=0)
         return scores
 
@@ -93,16 +94,20 @@ def _quantile(share: float) -> Callable[[Floats, Floats], Floats]:
 
     def quantiles(features: Floats, weights: Floats) -> Floats:
         present = ~np.isnan(features)
+        # Sorted once for all resamples: drawing an item only changes how often its values count.
         order = np.argsort(features[present], kind="stable")
         values = features[present][order]
+        # The number of values in each resample: items may have different numbers of them.
         total = weights @ present.sum(axis=1)
         if not len(values):
             return np.full(len(weights), np.nan)
+        # 5 values, share 0.95: position 3.8, between the ranks 3 and 4 and nearer to 4.
         position = (total - 1) * share
         below = np.floor(position)
         ranks = np.stack([below, np.ceil(position)])
         find = _count_up if features.shape[1] < _MANY_VALUES else _bisect
         found = find(np.nonzero(present)[0][order], weights, ranks)
+        # A resample without any value finds no index; it becomes NaN below.
         low, high = values[np.minimum(found, len(values) - 1)]
         return np.where(total > 0, low + (high - low) * (position - below), np.nan)
 
@@ -127,9 +132,12 @@ def _bisect(owners: Indices, weights: Floats, ranks: Floats) -> Indices:
     """
     own = owners[:, None] == np.arange(weights.shape[1])
     counts = np.concatenate([np.zeros((1, weights.shape[1])), np.cumsum(own, axis=0)])
+    # Looks for the first index up to which more than `rank` values were counted, as `_count_up`.
     low, high = np.zeros(ranks.shape, dtype=np.int64), np.full(ranks.shape, len(owners))
     while (low < high).any():
         middle = (low + high) // 2
+        # [resamples, items] and [2, resamples, items] give [2, resamples]. A search that has ended
+        # may point past the last value.
         reached = np.einsum("ri,tri->tr", weights, counts[np.minimum(middle + 1, len(owners))])
         up = (reached <= ranks) & (low < high)
         low, high = np.where(up, middle + 1, low), np.where(up, high, middle)
@@ -150,7 +158,9 @@ AGGREGATES: Mapping[str, Aggregate] = MappingProxyType(
         "p50": _of_values(0.50),
         "p95": _of_values(0.95),
         "p99": _of_values(0.99),
+        # Two lengths, then matches and n-grams of 4 orders.
         "bleu": Aggregate(10, _of_sums(bleu)),
+        # 3 counts for each of 6 character orders and 2 word orders.
         "chrf": Aggregate(24, _of_sums(chrf)),
         "exact": Aggregate(1, lambda features, weights: (weights @ features)[:, 0], sampled=False),
     }

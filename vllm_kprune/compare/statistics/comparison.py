@@ -56,8 +56,11 @@ def compare(
 ) -> Comparison:
     """Compare the two sides; the result depends on the arguments alone, not on the item order."""
     data = pair(measurement)
+    # Each metric has its own stream, whatever else is compared. `hash` of a text would differ from
+    # process to process.
     rng = np.random.default_rng([seed, zlib.crc32(data.metric.name.encode())])
     estimates = _estimates(data, resamples, confidence, rng)
+    # Where the items are too few for an interval, there is no p-value either.
     tested = data.tested and estimates[-1].low is not None
     return Comparison(
         metric=data.metric,
@@ -80,6 +83,7 @@ def correct(comparisons: Iterable[Comparison]) -> tuple[Comparison, ...]:
     below the one before: 0.01, 0.04 and 0.03 become 0.03, 0.06 and 0.06.
     """
     found = list(comparisons)
+    # With the position, which orders equal p-values, so that the result is always the same.
     tested = sorted((c.p, at) for at, c in enumerate(found) if c.p is not None)
     floor = 0.0
     for rank, (p, at) in enumerate(tested):
@@ -105,6 +109,7 @@ def _estimates(
         ends = intervals(data, resamples, confidence, rng)
         rows = [(point, *pair) for point, pair in zip(points, ends, strict=True)]
     if data.metric.effect == "ratio" and data.both:
+        # Effects of ratios are computed as logarithms (`pairing`).
         value, low, high = rows[-1]
         rows[-1] = exp(value), exp(low), exp(high)
     return [Estimate(*(_or_none(number) for number in row)) for row in rows]

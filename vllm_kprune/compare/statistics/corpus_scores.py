@@ -10,6 +10,7 @@ from vllm_kprune.compare.measurements import Floats
 
 __all__ = ["bleu", "chrf"]
 
+# beta = 2, sacrebleu's default: recall weighs more than precision.
 _BETA_SQUARED = 4.0
 
 
@@ -23,9 +24,11 @@ def bleu(sums: Floats) -> Floats:
     correct, total = sums[:, 2:6], sums[:, 6:10]
     missed = correct == 0
     # The first order without a match counts as 1/2 of a match, the next one as 1/4, and so on.
+    # Matches [3, 0, 0, 0] are counted as [3, 1/2, 1/4, 1/8].
     halvings = 2.0 ** np.cumsum(missed, axis=1)
     counted = np.where(missed, 1 / halvings, correct)
     with np.errstate(divide="ignore", invalid="ignore"):
+        # A corpus too short for any 4-gram has a precision of 0, and therefore a score of 0.
         precisions = np.where(total > 0, counted / total, 0.0)
         log_mean = np.log(precisions).mean(axis=1)
         brevity = np.where(length < reference, np.exp(1 - reference / length), 1.0)

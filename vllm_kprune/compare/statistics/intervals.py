@@ -44,6 +44,7 @@ Ends = tuple[float, float]
 
 _NORMAL = NormalDist()
 _FEW = 12
+# Two-sided, 5 items that all point one way give p = 2 / 2**5 = 0.06, and 6 give 0.03.
 MIN_ITEMS = 6
 
 
@@ -62,6 +63,8 @@ def intervals(
     else:
         found = _standard(data, resamples, confidence, rng)
     points = data.point_estimates()
+    # The centre of Bonett and Price is not the point estimate, but the interval contains it anyway.
+    # The end comes first in `min` and `max`: in the other order they would lose a NaN.
     held = [
         (min(low, point), max(high, point)) if isfinite(point) else (nan, nan)
         for (low, high), point in zip(found, points.tolist(), strict=True)
@@ -100,11 +103,13 @@ def _standard(
     enlarged = _enlarged(data)
     if enlarged is not data:
         cautious = _around(enlarged, resamples, confidence, rng)
+        # The sides always get the cautious interval, the effect only while few items vary.
         plain = data.both and data.varied >= _FEW
         found = [*cautious[:-1], found[-1] if plain else cautious[-1]]
     elif data.both and data.differing == 0:
         point = float(data.point_estimates()[-1])
         # A score of 0 has nothing to lose, and the data do not say what it might gain.
+        # `or` binds last: a reach of 0 becomes NaN, which is no interval.
         reach = rule_of_three(data.num_items, confidence) * _to_lose(data) or nan
         unseen = point - reach, point + reach
         found[-1] = found[-1] if _width(found[-1]) > _width(unseen) else unseen
@@ -119,6 +124,7 @@ def _around(
     data: Paired, resamples: int, confidence: float, rng: np.random.Generator
 ) -> list[Ends]:
     """Point estimates plus and minus Student's t times the bootstrap standard errors."""
+    # One value for each row: the sides, then the effect.
     reach = _reach(data.num_items, confidence) * _spread(data.drawn(resamples, rng))
     centres = data.point_estimates()
     return list(zip((centres - reach).tolist(), (centres + reach).tolist(), strict=True))
@@ -169,6 +175,7 @@ def _enlarged(data: Paired) -> Paired:
         # Swapping the sides must mirror the effect exactly, so each side gets the same items
         # whichever comes first.
         extra.reverse()
+    # A metric of the pair has one side only; `extra` always has two.
     sides = (np.concatenate(pair) for pair in zip(data.sides, extra, strict=False))
     return replace(data, sides=tuple(sides))
 
@@ -190,6 +197,7 @@ def _pass_or_fail(data: Paired) -> bool:
     features = np.concatenate(data.sides)
     whole = features[:, 1::2] if features.shape[1] > 1 else np.ones((len(features), 1))
     part = features[:, ::2]
+    # Items with nothing to judge (0 of 0) would count as extreme, so they are left out.
     extreme = ((part == 0) | (part == whole))[whole != 0]
     return bool(len(extreme) and extreme.mean() >= 0.5)
 

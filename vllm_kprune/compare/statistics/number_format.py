@@ -35,12 +35,14 @@ def show_effect(effect: Estimate, metric: Metric, *, of_pair: bool = False) -> s
     if effect.value is None:
         return _NOTHING
     numbers = [effect.value]
+    # Values that are counted have an interval of width 0, which says nothing.
     if effect.low is not None and effect.high is not None and effect.low != effect.high:
         numbers += [effect.low, effect.high]
     if metric.effect == "ratio" and not of_pair:
         return "×" + _with_interval([f"{number:.2f}" for number in numbers], "")
     scale, name = _unit(metric.unit, max(map(abs, numbers)), of_effect=not of_pair)
     scaled = [number / scale for number in numbers]
+    # The width of the interval says how many digits mean anything, not the size of the effect.
     spread = scaled[2] - scaled[1] if len(scaled) > 1 else scaled[0]
     places = {"share": 1, "points": 2}.get(metric.unit, _places(spread, 2))
     return _with_interval([_number(one, places, signed=not of_pair) for one in scaled], name)
@@ -75,6 +77,7 @@ def _places(value: float, digits: int) -> int:
     """Decimal places that show `digits` significant ones, at most 6."""
     if value == 0 or not isfinite(value):
         return 0
+    # 0.0123 with 2 digits: 2 - 1 - (-2) = 3 places, 0.012.
     return min(6, max(0, digits - 1 - floor(log10(abs(value)))))
 
 

@@ -67,6 +67,7 @@ class Paired:
     def _rates(self, side: Floats) -> Floats:
         if self.aggregate.columns not in (2, 4):
             return side
+        # Columns [a, b, c, d] give [a / b, c / d].
         rates = np.full(side[:, ::2].shape, np.nan)
         np.divide(side[:, ::2], side[:, 1::2], out=rates, where=side[:, 1::2] != 0)
         return rates
@@ -79,6 +80,7 @@ class Paired:
     @property
     def tested(self) -> bool:
         """Whether a p-value makes sense: both sides are samples, and one can be better."""
+        # A metric without a better side would only make Holm's correction stricter for the others.
         judged = self.both and self.metric.better != "neither"
         return judged and self.aggregate.sampled and self.num_items > 1
 
@@ -89,6 +91,7 @@ class Paired:
 
     def with_effect(self, scores: Floats) -> Floats:
         """Scores [sides, resamples] and, as the last row, their effect."""
+        # With one side, both are the same row, and `_itself` returns it.
         return np.vstack([scores, self.effect(scores[0], scores[-1])])
 
     def drawn(self, resamples: int, rng: np.random.Generator) -> Floats:
@@ -107,6 +110,7 @@ def pair(measurement: Measurement) -> Paired:
     """Check a measurement, and drop items that lack a value on one side from both sides."""
     metric = measurement.metric
     aggregate = AGGREGATES[metric.aggregate]
+    # By name: the order in which a suite lists its items must not change what is drawn.
     order = np.argsort(np.array(measurement.items, dtype=str), kind="stable")
     given = [measurement.original, measurement.pruned]
     sides = [_checked(measurement, side, aggregate)[order] for side in given if side is not None]
@@ -133,6 +137,7 @@ def quantiles(measurement: Measurement, steps: int = 100) -> tuple[list[float], 
     if not data.both or not data.num_items:
         return None
     shares = np.linspace(0, 1, steps + 1)
+    # `nan`: shorter rows are padded.
     first, second = (np.nanquantile(side, shares).tolist() for side in data.sides)
     return first, second
 

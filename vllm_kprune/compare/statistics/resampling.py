@@ -79,6 +79,8 @@ def permutation_test(
     larger = tried = 0
     for chosen in _swaps(len(unequal), resamples, rng, stacked):
         masks = np.zeros((len(chosen), items))
+        # Items that are alike stay: swapping them changes nothing, and would only multiply the
+        # arrangements.
         masks[:, unequal] = chosen
         effects = np.abs(_swapped(aggregate, stacked, effect, masks))
         # Written so that an undefined effect (NaN) counts as large: evidence against a difference.
@@ -108,6 +110,8 @@ def _swaps(
 
 def _swapped(aggregate: Aggregate, stacked: Floats, effect: Effect, masks: Floats) -> Floats:
     """Effects [rows] after swapping; `stacked` holds both sides, masks [rows, items] are 0 or 1."""
+    # Row i of `stacked` is an item's original side, row items + i its pruned side. A swap moves the
+    # item's weight from one to the other, so every aggregate can be tested without copies.
     first = aggregate.compute(stacked, np.concatenate([1 - masks, masks], axis=1))
     second = aggregate.compute(stacked, np.concatenate([masks, 1 - masks], axis=1))
     return effect(first, second)

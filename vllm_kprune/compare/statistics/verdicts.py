@@ -55,6 +55,7 @@ def judge(comparison: Comparison) -> Judgement:
         return Judgement("equal", f"equal{within}")
     # Values that are counted have no sampling error, so any difference is certain.
     p = 0.0 if not AGGREGATES[metric.aggregate].sampled else comparison.p_adjusted
+    # `and value`: an effect of exactly 0 has no direction.
     if p is not None and p < 1 - comparison.confidence and value:
         good = (value > 0) == (metric.better == "higher")
         return Judgement("better", "better") if good else Judgement("worse", "worse")
@@ -80,6 +81,7 @@ def _on_scale(comparison: Comparison) -> tuple[float, float | None, tuple[float,
     effect, margin = comparison.effect, comparison.metric.margin
     value, low, high = (_scaled(one, ratio) for one in (effect.value, effect.low, effect.high))
     ends = None if low is None or high is None else (low, high)
+    # A margin of 0.02 allows ratios from 1 / 1.02 to 1.02, the same distance to both sides.
     return log1p(margin) if ratio else margin, value, ends
 
 
@@ -106,6 +108,7 @@ def _needed(comparison: Comparison) -> int | None:
     factors = [_to_be_significant(comparison)]
     if margin > abs(value):
         factors.append((half / (margin - abs(value))) ** 2)
+    # Whichever verdict comes first: equal within the margin, or different.
     most = min(factors) * comparison.n
     return max(comparison.n + 1, ceil(most)) if most < inf else None
 
@@ -119,6 +122,7 @@ def _to_be_significant(comparison: Comparison) -> float:
     p, adjusted = comparison.p, comparison.p_adjusted
     if p is None or not adjusted or p >= 1:
         return inf
+    # Holm multiplied p by adjusted / p, so p itself must fall below the level divided by that.
     asked = (1 - comparison.confidence) * p / adjusted
     have, need = (-NormalDist().inv_cdf(one / 2) for one in (p, asked))
     return (need / have) ** 2 if have > 0 else inf
@@ -138,6 +142,7 @@ def _needed_unseen(comparison: Comparison, allowed: float) -> int | None:
     share = rule_of_three(comparison.n, comparison.confidence) * allowed
     if not 0 < share < 1:
         return None
+    # `rule_of_three` solved for the number of items.
     return max(comparison.n + 1, ceil(log((1 - comparison.confidence) / 2) / log1p(-share)))
 
 

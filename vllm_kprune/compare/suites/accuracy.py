@@ -92,6 +92,7 @@ class Accuracy(Suite):
         judged: dict[str, list[JudgedItem]] = {}
         unavailable: dict[str, str] = {}
         notes: list[str] = []
+        # A task may stand in several groups, but is asked once.
         tasks = dict.fromkeys(name for names in groups.values() for name in names)
         with tempfile.TemporaryDirectory(prefix="kprune-lm-eval-") as folder:
             for task in tasks:
@@ -120,6 +121,7 @@ def _measurements(
         yield _measurement("all", "all tasks", [r for rows in judged.values() for r in rows])
     for group, tasks in groups.items():
         had = [task for task in tasks if task in judged]
+        # Not for single tasks (""), nor where the group would repeat one task or the total.
         if group and 1 < len(had) < len(judged):
             rows = [row for task in had for row in judged[task]]
             yield _measurement(group, f"group {group}", rows)
@@ -129,6 +131,7 @@ def _measurements(
 
 def _measurement(name: str, title: str, rows: Sequence[JudgedItem]) -> Measurement:
     metric = Metric(name, f"accuracy, {title}", "share", "higher", _MARGIN)
+    # [items, 2]; slices instead of indices keep each side two-dimensional.
     scores = np.array([row.scores for row in rows], np.float64)
     return Measurement(metric, tuple(row.name for row in rows), scores[:, :1], scores[:, 1:])
 
@@ -143,4 +146,5 @@ def _examples(task: str, rows: Sequence[JudgedItem]) -> Iterator[Example]:
 
 
 def _slug(task: str) -> str:
+    # Only characters that `--fail-on` can name (`gate._GATE`).
     return re.sub(r"[^a-z0-9_.@-]", "_", task.lower())

@@ -71,6 +71,7 @@ def local_files(folder: Path) -> dict[str, Path]:
 
 def check_files(folder: Path, names: Collection[str]) -> None:
     """Raise a `KPruneError` for the first file of these tasks that cannot be read."""
+    # Files of tasks that were not chosen may hold anything.
     for name, path in local_files(folder).items():
         if name in names:
             _kind(path)
@@ -98,6 +99,8 @@ def _data(path: Path, cache: Path) -> dict[str, Any]:
         "dataset_path": "json",
         "dataset_name": None,
         "dataset_kwargs": {"data_files": {"test": str(path)}, "cache_dir": str(cache)},
+        # None overrides the splits of lm-eval's own task: the file is all there is, and no split is
+        # left to draw examples from.
         "training_split": None,
         "validation_split": None,
         "test_split": "test",
@@ -133,4 +136,5 @@ def _sound(kind: str, row: Mapping[str, Any]) -> bool:
     if kind != "choice":
         return True
     texts = all(isinstance(choice, str) and choice for choice in row["choices"])
+    # A negative index would silently choose from the end.
     return texts and 0 <= row["answer"] < len(row["choices"]) and len(row["choices"]) > 1

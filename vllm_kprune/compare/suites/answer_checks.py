@@ -32,6 +32,7 @@ _UNJUDGED = regex.compile(
     r"```.*?(?:```|\Z)|`[^`\n]+`|https?://\S+|\S+@\S+\.\w+|www\.\S+", regex.DOTALL
 )
 _UNSPACED = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]")
+# (?V1) allows `--`, the difference of two sets.
 _SPACED_WORD = regex.compile(r"(?V1)[\p{L}\p{M}--[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}]]+")
 _LATIN_WORD = regex.compile(r"\p{Latin}+")
 _LOOP_TAIL = 4000  # characters at the end that are searched
@@ -76,6 +77,7 @@ class Checks:
         Characters of the language of the prompt (`asked`) and characters that occur in the prompt
         are not foreign. An answer that was `cut` may end inside a character.
         """
+        # Blanked, not cut out: positions must remain those of `text`, where spans are highlighted.
         judged = _UNJUDGED.sub(lambda found: " " * len(found[0]), text)
         lines = list(_lines(judged))
         wrong = [span for span in lines if self.identify(judged[slice(*span)]) != language]
@@ -83,6 +85,7 @@ class Checks:
         english = list(_english(judged, lines)) if lines_pass and has_own_script(language) else None
         foreign = list(_foreign(judged, {language, asked or language}, prompt))
         broken = [found.span() for found in regex.finditer(f"{_BROKEN}+", text)]
+        # The limit of tokens ended the answer inside a character, which is no flaw of the model.
         if cut and broken and broken[-1][1] == len(text):
             broken.pop()
         loop = find_loop(text)
@@ -121,6 +124,7 @@ def find_loop(text: str) -> tuple[int, int] | None:
     """
     tail = text.rstrip()[-_LOOP_TAIL:]
     codes = _codes(tail)
+    # At most 4,000 / 5 = 800 periods, each compared in one step.
     for period in range(1, len(codes) // _LOOP_TIMES + 1):
         # The text repeats itself from just after the last place where it differs from itself
         # shifted by the period.
@@ -172,6 +176,7 @@ def _foreign(text: str, languages: set[str], prompt: str) -> Iterator[tuple[int,
     """Runs of characters outside the scripts of the languages, Latin and Greek (mathematics)."""
     policy = GuardPolicy(languages=tuple(sorted(languages)), scripts=("Greek", "Latin"))
     codes = _codes(text)
+    # A table with one flag for each code point.
     allowed = allowed_characters(policy)[codes] | (codes == ord(_BROKEN))
     bad = np.flatnonzero(~allowed & ~np.isin(codes, _codes(prompt)))
     # Split where indices are not consecutive: [3, 4, 9] has the runs [3, 4] and [9].
@@ -181,4 +186,5 @@ def _foreign(text: str, languages: set[str], prompt: str) -> Iterator[tuple[int,
 
 
 def _codes(text: str) -> npt.NDArray[np.uint32]:
+    # One number for each code point, so that indices are those of `str`.
     return np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")

@@ -55,6 +55,7 @@ def find_divergence(
     if texts[0] is None or texts[1] is None or original.top is None:
         detail = f"from character {character} on; the endpoints report no log-probabilities"
         return Divergence("different", "unexplained", character, detail)
+    # In tokens; `character` above counts characters.
     place = _common(texts[0], texts[1])
     return _by_text(original, pruned, place, character)
 
@@ -108,6 +109,7 @@ def _by_text(original: Answer, pruned: Answer, place: int, character: int) -> Di
         return Divergence("different", "unexplained", character, f"token {place}: one answer ends")
     best = original.top[place]
     detail = f"token {place}: {found[0]!r} or {found[1]!r}"
+    # `exactness` asks for the two best tokens, so this is the gap between them.
     tie = set(found) <= best.keys() and max(best.values()) - min(best.values()) <= _step(best)
     return Divergence(
         "tie" if tie else "different", "" if tie else "unexplained", character, detail
@@ -126,6 +128,7 @@ def _by_id(answer: Answer) -> GreedyAnswer | None:
     if len(answer.top) != len(answer.ids):
         return None
     names = {name for place in answer.top for name in place}
+    # Texts instead of ids: the server ignored `return_tokens_as_token_ids`.
     if not all(name.removeprefix("token_id:").isdecimal() for name in names):
         return None
     best = tuple(

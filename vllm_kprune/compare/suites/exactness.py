@@ -137,6 +137,7 @@ def _known_vocabularies(context: Context) -> tuple[Vocabularies | None, str]:
         return None, f"{_BY_TEXT_AS}{reason}"
     try:
         vocabularies = _vocabularies(model_folder(context, 0), model_folder(context, 1))
+    # Before KPruneError, of which it is a subclass.
     except FolderUnknown as error:
         return None, f"{_BY_TEXT_AS}{error}"
     except KPruneError as error:
@@ -178,6 +179,7 @@ def _measure(
     known = [(key, places) for key, places in lowered if places is not None]
     unavailable = {}
     if known:
+        # Only prompts whose tokens correspond: a sum over other tokens cannot be compared.
         names = tuple(key for key, _ in known)
         measurements.append(_share(_LOWERED, names, [bool(places) for _, places in known]))
         pairs = {key: pair for key, pair, _ in found}
@@ -202,6 +204,7 @@ def _unexplained(
     """
     metric = _UNEXPLAINED if explained else replace(_UNEXPLAINED, better="neither")
     flags = _share(metric, items, [divergence.reason == "unexplained" for divergence in verdicts])
+    # `_share` makes a metric of the pair; here the same flags are the pruned side.
     return replace(flags, original=np.zeros_like(flags.original), pruned=flags.original)
 
 
@@ -211,6 +214,7 @@ def _share(metric: Metric, items: tuple[str, ...], flags: Sequence[bool]) -> Mea
 
 def _sum(answer: Answer) -> tuple[float, float]:
     logprobs = [one for one in answer.prompt_logprobs or () if one is not None]
+    # The columns of a ratio: nats, and number of tokens. The first token has no log-probability.
     return sum(logprobs), float(len(logprobs))
 
 
@@ -222,6 +226,7 @@ def _example(
     spans: tuple[tuple[Span, ...], tuple[Span, ...]] = ((), ())
     if divergence.verdict != "identical":
         labels["reason"] = divergence.reason or divergence.verdict
+        # No span on a side whose answer ends where the other one goes on.
         original, pruned = (
             (Span(divergence.character, len(answer.text), divergence.detail),)
             if divergence.character < len(answer.text)

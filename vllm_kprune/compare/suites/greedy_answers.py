@@ -80,10 +80,12 @@ def explain(
     The two best tokens tie if their gap is at most `tie_gap`, or by default the precision of their
     logits.
     """
+    # Ids of the pruned model are translated here; from now on, all ids are the original's.
     kept = vocabularies.kept_ids
     if original.prompt_ids != tuple(kept[i] for i in pruned.prompt_ids):
         return Difference("prompt", 0, _prompt_detail(original, vocabularies))
     answer = [kept[i] for i in pruned.ids]
+    # Not strict: a difference in length counts only if one answer begins with the other.
     places = zip(original.ids, answer, strict=False)
     for position, (expected, found) in enumerate(places):
         if expected != found:
@@ -113,6 +115,7 @@ def _explain_place(
 ) -> Difference:
     expected, best = original.ids[position], original.best[position]
     gap = max(best.values()) - min(best.values())
+    # Before the tie: a pruned token explains the difference whatever the gap is.
     if expected not in set(vocabularies.kept_ids):
         detail = f"the original chose {vocabularies.describe(expected)}"
         return Difference("pruned token", position, detail, gap)

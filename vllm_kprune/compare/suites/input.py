@@ -69,6 +69,7 @@ class InputPruning(Suite):
             return SuiteResult(self.name, (), unavailable={"*": reason})
         probe = GoldLogprob() if _can(context, "prompt_logprobs") else GoldContained()
         passages = passages_of(self.options.data, context.options)
+        # None stands for "pruner off". The lowest rate comes last, and is the one in the examples.
         rates: list[float | None] = [None, *sorted(self.options.keep_rates, reverse=True)]
         requests = {
             f"{passage.id}/{_shown(rate)}/{part}": request
@@ -104,6 +105,7 @@ class _PassageAnswers:
     def of(cls, probe: Any, answers: Mapping[str, Answer], start: str) -> "_PassageAnswers":
         found = {key.removeprefix(start): a for key, a in answers.items() if key.startswith(start)}
         failed = any(answer.error for answer in found.values())
+        # `prompt_tokens` is None if the endpoint does not report it; the passage is then left out.
         return cls(None if failed else found["context"].prompt_tokens, {} if failed else found)
 
 
@@ -149,6 +151,7 @@ def _measure(
             continue
         quality = [probe.quality(side.parts, passage.answer) for side in (off, on)]
         if None not in quality:
+            # The last two are the columns of a ratio: tokens saved, tokens without the pruner.
             rows.append((passage.id, quality, off.tokens - on.tokens, off.tokens))
     if not rows:
         return []
@@ -173,6 +176,7 @@ def _examples(passages: Sequence[Passage], table: Table, rate: float | None) -> 
     examples = []
     for passage in passages:
         sides = [table[passage.id, None].parts, table[passage.id, rate].parts]
+        # `whole` is a part of `GoldLogprob` only.
         if all("whole" not in parts and parts for parts in sides):
             texts = sides[0]["context"].text.strip(), sides[1]["context"].text.strip()
             prompt = f"{passage.context}\n{passage.question}"

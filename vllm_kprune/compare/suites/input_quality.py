@@ -94,4 +94,6 @@ def _plain(text: str) -> str:
 
 def _pruning(rate: float | None) -> dict[str, Any]:
     options = {"kprune_keep": "off"} if rate is None else {"kprune_keep": rate}
+    # A minimum of 1 token: the pruner leaves texts below its own minimum as they are, and then
+    # nothing would be measured.
     return {"vllm_xargs": options | ({} if rate is None else {"kprune_min_tokens": 1})}

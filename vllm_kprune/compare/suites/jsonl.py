@@ -19,7 +19,9 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             continue
         try:
             row = json.loads(line)
+            # Fails on half a character here, where the line is known, instead of in a request.
             json.dumps(row, ensure_ascii=False).encode()
+        # Before ValueError, of which it is a subclass.
         except UnicodeEncodeError as error:
             half = f"{ord(error.object[error.start]):04x}"
             raise KPruneError(

@@ -159,7 +159,10 @@ class _Rounds:
         turns = {}
         # A B, B A, A B: the side that ended a round begins the next one, so drift hits both.
         for place, side in enumerate((0, 1) if number % 2 == 0 else (1, 0)):
+            # The first side of a round also ended the round before, so the other server is idle
+            # already, except after the warm-up and in a repeated round.
             if settle and (place or again or not settled):
+                # Blocking is right: no request is in flight.
                 time.sleep(settle)
             turns[side] = self._turn(side, requests)
         return [turns[0], turns[1]]
@@ -181,9 +184,11 @@ def _requests(
     options = context.options
     draw = random.Random(f"{options.seed}/{batch}/{number}" + f"/{again}" * bool(again))
     groups = [PROMPTS[code] for code in options.languages if code in PROMPTS] or [*PROMPTS.values()]
+    # Alternates the languages: ko, en, ko, en, ...
     texts = [text for group in zip(*groups, strict=True) for text in group]
     chosen = [texts[(number + n) % len(texts)] for n in range(batch)]
     prompts = [f"{draw.randrange(10**6, 10**7)}. {text}" for text in chosen]
+    # Both sides must write the same number of tokens, or the total times compare lengths.
     extra = {"ignore_eos": True} if _is_vllm(context) else {}
     common: dict[str, Any] = {"max_tokens": tokens, "stream": True, "seed": options.seed}
     if context.missing("completion"):

@@ -44,12 +44,14 @@ class Turn:
         """
         if not any(self.itl_ms):
             return _NAN
+        # Milliseconds. One entry of `e2e_ms` for each sequence that was answered.
         return 1000 * len(self.e2e_ms) / mean(self.itl_ms)
 
 
 def turn_of(answers: Sequence[Answer], seconds: float) -> Turn:
     """The turn that the answers of one side make up; failed ones are counted but not timed."""
     good = [answer for answer in answers if answer.error is None]
+    # One answer whose gaps are unknown is enough: the others would be a selection.
     untimed = next((answer.untimed for answer in good if answer.untimed), None)
     gaps = () if untimed else tuple(gap for a in good for gap in a.itl_ms)
     counts = [_tokens(answer) for answer in good]
@@ -91,6 +93,7 @@ def measure(
     for row in _METRICS:
         name = f"{row.name}{suffix}"
         sides = [_features([row.features(turns[side]) for _, turns in whole]) for side in (0, 1)]
+        # No value in any round: this side never reports what the metric needs.
         if any(np.isnan(side).all() for side in sides):
             reasons[name] = row.reason([turn for _, turns in whole for turn in turns])
             continue

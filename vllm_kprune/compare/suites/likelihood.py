@@ -56,9 +56,11 @@ def likelihood(context: Answer | None, whole: Answer) -> Likelihood | None:
     Without a context (None), everything but the first token counts, as the first one has no
     log-probability.
     """
+    # Counted by the endpoint itself, so `<bos>` and the like are included on both requests alike.
     before = 1 if context is None else context.prompt_tokens
     if before is None or whole.prompt_logprobs is None:
         return None
+    # Index i belongs to token i of the prompt; index 0 is None.
     known = [value for value in whole.prompt_logprobs[before:] if value is not None]
     # A gap among the tokens of the continuation would make it look more likely than it is.
     if not known or len(known) != len(whole.prompt_logprobs) - before:

@@ -30,6 +30,7 @@ def load_task(task: str, folder: Path | None, cache_folder: Path) -> dict[str, A
             return dict(_manager(False).load([spec])["tasks"])
         manager = _manager(True)
         if task not in manager.all_tasks:
+            # Thousands of names: the list of all would be no help.
             near = get_close_matches(task, manager.all_tasks, n=5) or list(GROUPS)
             raise KPruneError(f"--tasks: there is no task {task!r}; {nearest(task, near)}")
         named = on_file(task, path, cache_folder) if path else task

@@ -55,6 +55,7 @@ class EndpointModel:
     It does not inherit from that class, so that importing it does not need lm-eval.
     """
 
+    # One process: lm-eval would divide the items among several.
     rank = 0
     world_size = 1
 
@@ -70,6 +71,7 @@ class EndpointModel:
         self, chat_history: Sequence[Mapping[str, str]], add_generation_prompt: bool = True
     ) -> str:
         """The messages as JSON, since the endpoint applies the template."""
+        # `_generation` reads it back.
         return json.dumps(list(chat_history), ensure_ascii=False)
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
@@ -91,6 +93,8 @@ class EndpointModel:
         before, _ = split_space(*request.args)
         whole = answers[f"{name}/whole"]
         context = answers[_context_name(request.task_name, before)] if before else None
+        # An error on either side drops the item from both (`lm_eval_tasks._paired`). The score is
+        # 0.0 only because lm-eval needs a number.
         errors = [answer.error for answer in (*whole, *(context or ())) if answer.error]
         if errors:
             self._pair.failed[name] = errors[0]
@@ -122,6 +126,7 @@ class EndpointModel:
 
     def _generation(self, context: str, settings: Mapping[str, Any]) -> Request:
         options = self._pair.context.options
+        # The server stops at the first four; `until` cuts at the others afterwards.
         stops = _stops(settings)[:_MOST_STOPS]
         wanted = int(settings.get("max_gen_toks", options.max_tokens))
         common: dict[str, Any] = {

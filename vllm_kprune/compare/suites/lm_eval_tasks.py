@@ -117,6 +117,7 @@ def _evaluated(
             lm=EndpointModel(pair, side),
             task_dict={"tasks": dict(parts), "groups": {}, "group_map": {}},
             samples=dict(samples),
+            # kprune computes the intervals, from the single items.
             bootstrap_iters=0,
             log_samples=True,
             apply_chat_template=pair.chat,
@@ -133,6 +134,7 @@ def _paired(
         chosen = _filter_of(records)
         tables = [{r["doc_id"]: r for r in side[part] if r["filter"] == chosen} for side in sides]
         # Both sides judged the same documents, but lm-eval may list them in another order.
+        # In any order: the statistics sort items by name.
         for number in tables[0].keys() & tables[1].keys():
             pair = [table[number] for table in tables]
             if pair[0]["prompt_hash"] != pair[1]["prompt_hash"]:

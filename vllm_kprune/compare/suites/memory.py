@@ -104,6 +104,7 @@ def cache_tokens(metrics: str) -> int | None:
     for match in _CACHE_CONFIG.finditer(metrics):
         labels = dict(_LABEL.findall(match[1]))
         blocks, size = labels.get("num_gpu_blocks", ""), labels.get("block_size", "")
+        # The number may be the text "None".
         if not (blocks.isdecimal() and size.isdecimal()):
             return None
         rooms.append(int(blocks) * int(size))
@@ -176,10 +177,12 @@ def _loaded_bytes(folder: Path) -> int:
     if not is_overlay(folder):
         return sum(info.bytes for info in open_base(str(folder)).tensors.values())
     manifest = load_manifest(folder)
+    # [1] is the pruned model. The overlay has no weights: those of its base are loaded in part.
     return model_sizes(open_base(str(manifest.check_base())), manifest)[1].weight_bytes
 
 
 def _disk_bytes(folder: Path) -> int:
+    # All files of an overlay count, since it is made of them; of a base only its weights do.
     own = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
     if not is_overlay(folder):
         base = open_base(str(folder))
@@ -192,6 +195,7 @@ def _process_bytes(side: Side) -> int:
     if not side.endpoint.is_local:
         raise KPruneError(f"the {side.name} server is not on this machine")
     listener = _listener(side)
+    # The API server listens; vLLM's engine and workers are its children.
     memory = tree_memory(listener) if listener else None
     if not memory or not memory.bytes:
         raise KPruneError(f"the processes of the {side.name} server belong to another user")
@@ -209,6 +213,7 @@ def _listener(side: Side) -> int:
     try:
         for connection in psutil.net_connections("tcp"):
             address = connection.laddr
+            # Clients of the server have its port as well, but as the other end.
             if connection.status == psutil.CONN_LISTEN and address and address.port == port:
                 return connection.pid or 0
     except psutil.Error as error:

@@ -49,6 +49,7 @@ def _here(root: str) -> Path | None:
     try:
         if folder.is_absolute():
             return folder if folder.is_dir() else None
+        # An id on the hub, such as `org/model`, also looks like a relative path.
         if not folder.parts or len(folder.parts) > _MOST_PARTS or ".." in folder.parts:
             return None
         folder = Path.cwd() / folder
@@ -62,9 +63,11 @@ def _root(context: Context, client: Client) -> str | None:
 
     A run that is resumed after the server has stopped still knows it.
     """
+    # A path on another machine may exist here, too, and hold something else.
     if not client.endpoint.is_local:
         return None
     key = f"folder of {client.endpoint.name}"
+    # An empty answer is not kept, so a later run asks again.
     kept = context.journal.get("endpoints", key)
     if not kept:
         kept = _reported(context.wait(client.get("/v1/models")), client.endpoint.model)

@@ -100,8 +100,10 @@ def _sentence(row: Mapping[str, Any], name: str) -> Sentence:
 
 
 def _tsv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    # A quotation mark belongs to the sentence.
     reader = csv.DictReader(text_lines(path), delimiter="\t", quoting=csv.QUOTE_NONE)
     try:
+        # Line 1 is the header. Cells beyond it have the name None.
         for number, row in enumerate(reader, 2):
             yield number, {name: text for name, text in row.items() if name}
     except csv.Error as error:

@@ -35,6 +35,7 @@ def passages_of(data: Path | None, common: CommonOptions) -> list[Passage]:
     if data is None:
         text = (files(__package__) / "data" / "input.jsonl").read_text(encoding="utf-8")
         found = [_passage(json.loads(line), "") for line in text.splitlines()]
+        # Without a passage in the compared languages, all are used.
         found = [p for p in found if p.language in common.languages] or found
     else:
         found = list(_read(data))

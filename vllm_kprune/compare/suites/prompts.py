@@ -2,6 +2,7 @@
 
 __all__ = ["PROMPTS", "SAMPLE_PROMPTS"]
 
+# As many in each language: `latency` pairs them off, and refuses lists of different lengths.
 PROMPTS: dict[str, tuple[str, ...]] = {
     "ko": (
         "대한민국의 수도는 서울이며, 서울은",

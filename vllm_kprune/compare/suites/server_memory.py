@@ -28,6 +28,7 @@ def tree_memory(pid: int) -> ServerMemory:
     """The memory of a process and all its descendants."""
     psutil = _psutil()
     try:
+        # vLLM's engine and its workers are children, so the sum is over the whole tree.
         root = psutil.Process(pid)
         return _summed([root, *root.children(recursive=True)])
     except psutil.NoSuchProcess:
@@ -46,6 +47,7 @@ def _size(process: Any) -> tuple[int, str] | None:
         full = process.memory_full_info()
     except (ProcessLookupError, PermissionError, _psutil().Error):
         return None
+    # psutil has the field on Linux only.
     pss = getattr(full, "pss", None)
     return (full.rss, "RSS") if pss is None else (pss, "PSS")
 

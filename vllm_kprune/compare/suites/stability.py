@@ -93,6 +93,7 @@ class Stability(Suite):
         kept = {task.key: pair for task, pair in answered(asked, pairs)}
         judged = [
             _judge(checks, prompt, temperature, sample, kept[task.key])
+            # A pair counts only as a whole, so both sides are judged on the same prompts.
             for prompt, temperature, sample, task in tasks
             if task.key in kept
         ]
@@ -104,6 +105,7 @@ class Stability(Suite):
         return SuiteResult(
             self.name,
             tuple(found),
+            # One for each prompt and temperature, although more samples were judged.
             examples=tuple(_example(each) for each in judged if each.sample == 0),
             unavailable=unavailable,
             notes=tuple(notes),
@@ -115,12 +117,14 @@ def _tasks(
 ) -> Iterator[tuple[Prompt, int, int, Task]]:
     """(prompt, temperature, sample, task): one at T=0 and `samples` at T=1, each with its seed."""
     for prompt in prompts:
+        # Greedy answers do not vary, so there is one.
         for temperature, sample in [(0, 0), *((1, n) for n in range(samples))]:
             request = request_of(
                 prompt,
                 chat=chat,
                 max_tokens=options.max_tokens,
                 temperature=float(temperature),
+                # Samples of one prompt need different seeds, or all would be the same text.
                 seed=options.seed + sample,
             )
             key = f"{prompt.key} t{temperature} {sample}"

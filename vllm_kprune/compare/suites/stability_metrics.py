@@ -66,6 +66,7 @@ _IN_LATIN = ("lpr", "foreign")
 
 NAMES = tuple(
     [f"{row.name}_t{temperature}" for temperature in TEMPERATURES for row in _METRICS]
+    # `??` stands for a language code.
     + [f"{name}_??_t{temperature}" for temperature in TEMPERATURES for name in _BY_LANGUAGE]
 )
 _UNEVEN = 0.02
@@ -150,6 +151,7 @@ def _measurement(
     sums: dict[str, tuple[_Counts, _Counts]] = {}
     languages: dict[str, str] = {}
     for each in judged:
+        # The item is the prompt: its samples depend on each other, so they are summed up.
         languages[each.prompt.key] = each.prompt.language
         sides = sums.setdefault(each.prompt.key, (defaultdict(float), defaultdict(float)))
         for side, answer, finding in zip(sides, each.answers, each.findings, strict=True):
@@ -163,14 +165,17 @@ def _measurement(
     blocks = []
     for language, columns in groups.items():
         rows = [
+            # A prompt has zeros in the columns of other languages, and adds nothing to their sums.
             [[side[name] * (languages[key] == language or not language) for name in columns]
              for side in sums[key]]
             for key in sums
         ]  # fmt: skip
         blocks.append(np.array(rows, np.float64))
+        # [prompts, sides, columns]; column 1 is what the score is divided by.
         if not blocks[-1][:, :, 1].sum(axis=0).all():
             where = f" in {language}" if language else ""
             return f"one side has no answer{where} with anything to judge"
+    # Blocks side by side: [prompts, 2, columns of all languages]; then one array for each side.
     original, pruned = np.concatenate(blocks, axis=2).swapaxes(0, 1)
     return Measurement(metric, tuple(sums), original, pruned)
 
@@ -187,6 +192,7 @@ def _groups(row: _StabilityMetric, languages: Sequence[str]) -> dict[str, tuple[
         if has_own_script(language):
             groups[language] = row.columns
         elif row.columns != _WORDS:
+            # LCPR gets its lines twice: the harmonic mean of a number and itself is that number.
             groups[language] = _LINES * (len(row.columns) // 2)
     return groups
 

@@ -83,6 +83,7 @@ def request_of(
 def _own(languages: Sequence[str]) -> Iterator[Prompt]:
     text = files(__package__).joinpath("data/stability.json").read_text(encoding="utf-8")
     for kind, prompts in json.loads(text).items():
+        # `en-ko` asks in English for an answer in Korean; `ko` does both in Korean.
         asked, _, answered = kind.partition("-")
         if {asked, answered or asked} <= set(languages):
             for number, prompt in enumerate(prompts, 1):
@@ -102,6 +103,7 @@ def _benchmark(folder: Path, languages: Sequence[str]) -> Iterator[Prompt]:
         kind = "/".join(path.relative_to(folder).with_suffix("").parts)
         for number, (language, text) in enumerate(_rows(path), 1):
             if language in languages:
+                # Cross-lingual prompts are in English; the column names the answer's language.
                 asked = "en" if "crosslingual" in kind else language
                 yield Prompt(f"{kind}/{number}", kind, asked, language, text)
 

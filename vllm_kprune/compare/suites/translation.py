@@ -41,6 +41,7 @@ __all__ = ["Translation"]
 
 # Readers do not notice smaller differences (Kocmi et al. 2024, "Navigating the Metrics Maze", on
 # how well differences of BLEU, chrF and COMET agree with human judgement, by their size).
+# COMET's scale ends at 1, the others' at 100.
 _MARGINS = {"chrf": 1.0, "bleu": 1.0, "comet": 0.01}
 _EXAMPLES = 40  # of each direction, those with the largest difference
 
@@ -131,6 +132,7 @@ def _tasks(context: Context, sentences: Sequence[Sentence]) -> Iterator[Task]:
     for direction in directions(options.languages):
         ends = {direction.source, direction.target}
         usable = [s for s in sentences if ends <= s.texts.keys()]
+        # Drawn after the choice of usable ones: each direction has as many as the limit allows.
         for sentence in _some(usable, options.limit, options.seed):
             text = sentence.texts[direction.source]
             yield Task(
@@ -160,6 +162,7 @@ def _measure(
     items = tuple(task.key for task, _ in rows)
     sources = [task.labels["source"] for task, _ in rows]
     references = [task.reference or "" for task, _ in rows]
+    # [side][row]; the features below keep this order.
     sides = [[translation_of(pair[side]) for _, pair in rows] for side in (0, 1)]
     chrf = [chrf_features(texts, references) for texts in sides]
     bleu = [bleu_features(texts, references, direction.target) for texts in sides]

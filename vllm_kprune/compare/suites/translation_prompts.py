@@ -53,6 +53,7 @@ def prompt_request(
     direction: Direction, text: str, *, chat: bool, max_tokens: int, seed: int
 ) -> Request:
     """The greedy request for one translation."""
+    # A language without a name here is asked for by its code.
     source, target = (_NAMES.get(code, code) for code in (direction.source, direction.target))
     if chat:
         words = (
@@ -61,9 +62,11 @@ def prompt_request(
         )
         messages = ({"role": "user", "content": words},)
         return Request("chat", messages=messages, max_tokens=max_tokens, seed=seed)
+    # None where kprune's own examples lack one of the languages: the model then sees the form only.
     shots = [s.texts for s in own_shots() if {direction.source, direction.target} <= s.texts.keys()]
     shown = [f"{source}: {s[direction.source]}\n{target}: {s[direction.target]}" for s in shots]
     prompt = "\n\n".join([*shown, f"{source}: {text}\n{target}:"])
+    # Without it, the model may go on with examples of its own.
     stop = {"stop": ["\n"]}
     return Request("completion", prompt=prompt, max_tokens=max_tokens, seed=seed, extra=stop)
 

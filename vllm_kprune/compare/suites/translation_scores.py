@@ -84,6 +84,7 @@ def _bleu(language: str, sentence: bool) -> Any:
             return BLEU(tokenize="ko-mecab", effective_order=sentence)
         except RuntimeError:  # sacrebleu[ko] is not installed
             return BLEU(tokenize="char", effective_order=sentence)
+    # 13a is sacrebleu's default, for languages with spaces between words.
     return BLEU(tokenize=_TOKENIZERS.get(language, "13a"), effective_order=sentence)
 
 
@@ -91,6 +92,7 @@ def _bleu(language: str, sentence: bool) -> Any:
 def _chrf() -> Any:
     from sacrebleu import CHRF
 
+    # Two word orders make chrF into chrF++.
     return CHRF(word_order=2)
 
 

@@ -96,6 +96,7 @@ def _make(target: Path, model: ReferenceModel, log: Log, progress: Progress) -> 
     prefix = f".{target.name}.tmp-"
     _sweep(target.parent, prefix)
     downloads = target.parent / f".{target.name}.downloads"
+    # `disk_bytes` includes the downloads, so what is already downloaded counts as free.
     free = shutil.disk_usage(target.parent).free + folder_bytes(downloads)
     if free < model.disk_bytes:
         raise KPruneError(
@@ -103,6 +104,7 @@ def _make(target: Path, model: ReferenceModel, log: Log, progress: Progress) -> 
             "are needed; make room, or set KPRUNE_CACHE to a folder on another disk"
         )
     log(model.terms)
+    # Beside the target, because a rename works on one disk only.
     with tempfile.TemporaryDirectory(prefix=prefix, dir=target.parent) as scratch:
         try:
             finished = _assemble_and_convert(Path(scratch), downloads, model, progress)
@@ -114,6 +116,7 @@ def _make(target: Path, model: ReferenceModel, log: Log, progress: Progress) -> 
             ) from error
         if target.exists():
             log(f"{target.name} in the cache was incomplete or outdated; it is replaced")
+            # A folder cannot take the name of a full one; the old one goes with `scratch`.
             target.rename(Path(scratch) / "replaced")
         finished.rename(target)
     shutil.rmtree(downloads, ignore_errors=True)

@@ -45,6 +45,7 @@ def _byte_level(**settings: bool) -> dict[str, Any]:
 
 _SMOLLM_BYTES = _byte_level(trim_offsets=True, use_regex=True)
 _QWEN_BYTES = _byte_level(trim_offsets=False, use_regex=False)
+# As in Alibaba's own tokenizer.json.
 _QWEN_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -88,6 +89,7 @@ def byte_level_json(
     texts, types = (metadata_array(metadata, name) for name in ("tokens", "token_type"))
     named = named_tokens(metadata, texts)
     added = added_tokens(texts, types, named, special)
+    # Qwen's file has added tokens outside of the vocabulary, SmolLM's has them in both.
     apart = {token["id"] for token in added} if around.added_apart else set()
     return {
         "version": "1.0",

@@ -26,6 +26,7 @@ from vllm_kprune.progress import ShareDone
 
 __all__ = ["model_config", "tied_by_head", "write_safetensors"]
 
+# A power of two: a block never ends inside a head of 64, 128 or 256 rows (`_in_halves`).
 _ROWS_PER_BLOCK = 16_384
 _BLOCK_NAMES = {  # GGUF's names inside `blk.N.`, the same in every family so far
     "attn_k": "self_attn.k_proj",
@@ -186,6 +187,7 @@ def model_config(gguf: GgufFile) -> dict[str, Any]:
         "num_attention_heads": number("attention.head_count"),
         "num_key_value_heads": number("attention.head_count_kv"),
         "max_position_embeddings": number("context_length"),
+        # GGUF has it as a float32, in which 1e-06 is 9.99999997e-07.
         "rms_norm_eps": float(f"{number('attention.layer_norm_rms_epsilon'):.6g}"),
         **family.config(number),
         "attention_dropout": 0.0,
@@ -209,6 +211,7 @@ def write_safetensors(gguf: GgufFile, target: Path, progress: ShareDone | None =
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, tensor in tensors:
+        # Two bytes for each value; offsets count from the end of the header.
         begin, end = end, end + 2 * int(np.prod(tensor.shape))
         header[name] = {
             "dtype": "BF16",
@@ -216,11 +219,14 @@ def write_safetensors(gguf: GgufFile, target: Path, progress: ShareDone | None =
             "data_offsets": [begin, end],
         }
     head = json.dumps(header, separators=(",", ":")).encode()
+    # Padded to a multiple of 8 bytes, so that the data is aligned.
     head += b" " * (-len(head) % 8)
     written = 0
     with gguf.path.open("rb") as source, target.open("wb") as out:
         out.write(struct.pack("<Q", len(head)) + head)
         for name, tensor in tensors:
+            # Gemma multiplies by 1 + weight, and GGUF stores that sum. The name is the new one, in
+            # which every norm has "norm".
             shift = family.norm_offset if "norm" in name else 0.0
             paired = tensor.name.split(".")[-2] in family.paired
             for block in _blocks(source, tensor):

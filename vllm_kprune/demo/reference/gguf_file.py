@@ -20,6 +20,7 @@ __all__ = ["GgufFile", "GgufTensor", "MetaValue", "read_gguf"]
 
 MetaValue = int | float | bool | str | list["MetaValue"]
 
+# By the format's numbers for types of values, as letters of `struct`.
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q"}
 _SCALARS[12] = "d"
 _STRING, _ARRAY = 8, 9
@@ -82,6 +83,7 @@ class _Cursor:
     def string(self) -> str:
         length = self.integer("Q")
         self.at += length
+        # A slice of a map silently ends early, so a length that is too large must be noticed here.
         if self.at > len(self.data):
             raise struct.error("a string reaches past the end of the file")
         return self.data[self.at - length : self.at].decode("utf-8")
@@ -114,9 +116,11 @@ def _parse(path: Path, cursor: _Cursor) -> GgufFile:
     for _ in range(num_tensors):
         name = cursor.string()
         dims = [cursor.integer("Q") for _ in range(cursor.integer("I"))]
+        # GGUF lists the dimension that varies fastest first, numpy last.
         found.append((name, tuple(reversed(dims)), cursor.integer("I"), cursor.integer("Q")))
     alignment = metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
     assert isinstance(alignment, int)
+    # Rounded up: tensor offsets count from the next multiple of the alignment.
     start = -(-cursor.at // alignment) * alignment
     tensors = (GgufTensor(name, shape, kind, start + at) for name, shape, kind, at in found)
     return GgufFile(path, metadata, tuple(tensors))

@@ -51,6 +51,7 @@ def pieces_of(metadata: Mapping[str, MetaValue]) -> SentencePieces:
         KPruneError: the metadata describes another kind of tokenizer.
     """
     kind = metadata.get("tokenizer.ggml.model")
+    # A missing key means True: SentencePiece adds a space unless it is told not to.
     if kind != "llama" or metadata.get("tokenizer.ggml.add_space_prefix", True):
         raise KPruneError(
             f"the tokenizer of the GGUF file is {kind!r}; only SentencePiece BPE without a space "
@@ -83,6 +84,7 @@ def merges_of(pieces: SentencePieces) -> list[tuple[str, str]]:
     found: list[tuple[float, int, int, int, int]] = []
     for text, score in zip(pieces.texts, pieces.scores, strict=True):
         splits = []
+        # "aba" can be cut into a|ba and ab|a; only cuts into two known pieces are merges.
         for cut in range(1, len(text)):
             left = ids.get(text[:cut])
             if left is not None and (right := ids.get(text[cut:])) is not None:
@@ -113,6 +115,7 @@ def tokenizer_json(
     added = added_tokens(pieces.texts, pieces.types, named, special)
     added += [
         added_token(index, text, True)
+        # Ids go on after the last piece.
         for index, text in enumerate(past_vocabulary, len(pieces.texts))
     ]
     return {
@@ -158,6 +161,7 @@ def _is_byte_level(metadata: Mapping[str, MetaValue]) -> bool:
 def tokenizer_config(metadata: Mapping[str, MetaValue], max_length: int) -> dict[str, Any]:
     """Build the object of `tokenizer_config.json`, with the file's chat template if it has one."""
     byte_level = _is_byte_level(metadata)
+    # Not `pieces_of` for both: it refuses a byte-level vocabulary.
     texts = metadata_array(metadata, "tokens") if byte_level else pieces_of(metadata).texts
     template = metadata.get("tokenizer.chat_template")
     return {

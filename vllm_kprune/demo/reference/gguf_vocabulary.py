@@ -79,6 +79,7 @@ def post_processor(
             {"Sequence": {"id": name, "type_id": type_id}},
         ]
 
+    # The position of a token is its id.
     ids = [texts.index(bos)]
     return {
         "type": "TemplateProcessing",

@@ -78,6 +78,7 @@ def fetch_wheels(
 
 def _fetch(wheel: Wheel, folder: Path, report: BytesDone) -> Path:
     scratch, target = folder / "pip", folder / "wheel"
+    # By content, not by name: a file that was cut off has the right name, too.
     for path in target.glob("*.whl"):
         if _sha256(path) == wheel.sha256:
             return path
