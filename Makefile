@@ -13,7 +13,8 @@ BIN := .venv/bin
 STAMP := .venv/.kprune-setup-$(shell cat requirements/cpu.lock pyproject.toml packaging/vllm/pyproject.toml packaging/make_venv.py | cksum | cut -d' ' -f1)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo paper test test-fast test-fast-1 test-fast-2 lint bench docs docs-serve clean
+.PHONY: help setup demo paper lint bench docs docs-serve clean
+.PHONY: test test-vocabulary test-serving test-rest test-fast test-fast-vocabulary test-fast-rest
 
 help:
 	@echo "make setup | demo | paper | test | test-fast | lint | bench | docs | docs-serve | clean   (variables: PYTHON, TORCH_INDEX)"
@@ -42,21 +43,34 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint
-	$(BIN)/python -m pytest
+# Three processes one after another, each with its own summary: one alone grows beyond 2 GB, as torch,
+# vLLM and large vocabularies add up. A failure of one does not stop the others.
+VOCABULARY_ROOMS := $(addprefix tests/,checkpoint cli tokenizer vocabulary)
+OTHER_ROOMS := tests $(addprefix --ignore=,$(VOCABULARY_ROOMS))
 
-# Two processes side by side, about as long as each other; a failure of one does not stop the other.
+test: lint
+	@$(MAKE) --no-print-directory -k -j1 test-vocabulary test-serving test-rest
+
+test-vocabulary: $(STAMP)
+	$(BIN)/python -m pytest $(VOCABULARY_ROOMS)
+
+test-serving: $(STAMP)
+	$(BIN)/python -m pytest tests/serving
+
+test-rest: $(STAMP)
+	$(BIN)/python -m pytest $(OTHER_ROOMS) --ignore=tests/serving
+
+# Two processes side by side, about as long as each other.
 FAST := $(BIN)/python -m pytest -q -m "not server and not slow" --no-downloads
-FAST_ROOMS := $(addprefix tests/,checkpoint cli tokenizer vocabulary)
 
 test-fast: $(STAMP)
-	@$(MAKE) --no-print-directory -k -j2 --output-sync=target test-fast-1 test-fast-2
+	@$(MAKE) --no-print-directory -k -j2 --output-sync=target test-fast-vocabulary test-fast-rest
 
-test-fast-1:
-	$(FAST) $(FAST_ROOMS)
+test-fast-vocabulary:
+	$(FAST) $(VOCABULARY_ROOMS)
 
-test-fast-2:
-	$(FAST) tests $(addprefix --ignore=,$(FAST_ROOMS))
+test-fast-rest:
+	$(FAST) $(OTHER_ROOMS)
 
 # Figures for the README: run it on an idle machine.
 bench: $(STAMP)
