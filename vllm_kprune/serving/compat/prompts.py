@@ -63,7 +63,7 @@ def prune_online(pruning_of: PruningOf) -> Wraps:
         with client_errors():
             # Only this is inside `client_errors`: what vLLM raises while rendering keeps its
             # meaning.
-            prepared = await pruning.prune([texts], _wishes(request))
+            prepared = await pruning.prune([texts], _options_of(request))
         (pruned,) = prepared.texts
         with _documents_replaced(request, pruned.documents):
             conversation, inputs = await original(online, request, pruned.messages, *rest, **how)
@@ -82,11 +82,11 @@ def prune_online(pruning_of: PruningOf) -> Wraps:
         if pruning is None:
             return await original(online, request, prompts, *rest, **how)
         # A list, because the prompts are gone through twice.
-        prompts, wishes = list(prompts), _wishes(request)
+        prompts, options = list(prompts), _options_of(request)
         if getattr(request, "suffix", None) is not None:  # fill in the middle: a rendered template
-            wishes = _only_marks(wishes)
+            options = _only_marks(options)
         with client_errors():
-            prepared = await pruning.prune(_prompt_texts(prompts), wishes)
+            prepared = await pruning.prune(_prompt_texts(prompts), options)
         inputs = await original(online, request, _with_texts(prompts, prepared), *rest, **how)
         pruning.rendered(prepared, _tokens(inputs))
         return inputs
@@ -116,8 +116,8 @@ def prune_offline(pruning_of: PruningOf) -> Wraps:
             # several.
             given = list(prompt_to_seq(prompts))
             prompts = [
-                _with_texts([prompt], pruning.prune_blocking(_prompt_texts([prompt]), wishes))[0]
-                for prompt, wishes in _with_wishes(given, params)
+                _with_texts([prompt], pruning.prune_blocking(_prompt_texts([prompt]), options))[0]
+                for prompt, options in _with_options(given, params)
             ]
         return original(llm, prompts, params, *rest, **how)
 
@@ -130,8 +130,8 @@ def prune_offline(pruning_of: PruningOf) -> Wraps:
 
             given = list(conversation_to_seq(messages))
             messages = [
-                pruning.prune_blocking([_chat_texts(chat, None)], wishes).texts[0].messages
-                for chat, wishes in _with_wishes(given, params)
+                pruning.prune_blocking([_chat_texts(chat, None)], options).texts[0].messages
+                for chat, options in _with_options(given, params)
             ]
         return original(llm, messages, params, *rest, **how)
 
@@ -204,7 +204,7 @@ def accepts_key(args: Any, headers: Any) -> bool:
     return not tokens or AuthenticationMiddleware(None, tokens).verify_token(headers)
 
 
-def _wishes(request: Any) -> Mapping[str, Any]:
+def _options_of(request: Any) -> Mapping[str, Any]:
     # No way for its client to ask for pruning or against it, so the server's default is not
     # applied.
     if not hasattr(request, "vllm_xargs"):
@@ -212,7 +212,7 @@ def _wishes(request: Any) -> Mapping[str, Any]:
     return request.vllm_xargs or {}
 
 
-def _with_wishes(prompts: Sequence[Any], params: Any) -> Iterator[tuple[Any, Mapping[str, Any]]]:
+def _with_options(prompts: Sequence[Any], params: Any) -> Iterator[tuple[Any, Mapping[str, Any]]]:
     """Each prompt with its options; vLLM refuses more or fewer parameters than prompts."""
     each = params if isinstance(params, Sequence) else [params] * len(prompts)
     for number, prompt in enumerate(prompts):
@@ -227,9 +227,9 @@ def _generates(params: Any) -> bool:
     return hasattr(first, "extra_args") and hasattr(first, "temperature")
 
 
-def _only_marks(wishes: Mapping[str, Any]) -> Mapping[str, Any]:
+def _only_marks(options: Mapping[str, Any]) -> Mapping[str, Any]:
     """The request's options without any that would prune."""
-    marks = {key: value for key, value in wishes.items() if key == "kprune_marks"}
+    marks = {key: value for key, value in options.items() if key == "kprune_marks"}
     # "off" and not 1: with `keep` 1, spans that are marked with a rate of their own would be
     # pruned.
     return {"kprune_keep": "off", **marks}
