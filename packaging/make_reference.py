@@ -49,8 +49,8 @@ client.completions.create(
 )
 ```
 
-`vllm_xargs` holds texts, numbers and lists of these. Write switches as `1` and `0`, or
-`"true"` and `"false"`.
+`vllm_xargs` holds texts, numbers and lists of these. Switches are `true` and `false`, `1` and
+`0`, or `"true"` and `"false"`.
 
 ## Errors
 

@@ -156,3 +156,8 @@ def test_without_a_model_every_scorer_but_attention_works(tmp_path: Path) -> Non
 def test_scripts_without_a_word_list_are_not_the_first_to_go() -> None:
     pruned = InputPruner().prune("it is of the ภาษาไทย and to be in it", keep=0.6)
     assert "ภาษาไทย" in pruned.text
+
+
+def test_an_unknown_setting_of_the_scorer_is_refused_whatever_the_scorer() -> None:
+    with pytest.raises(KPruneError, match=r"unknown setting 'sead'; did you mean 'seed'"):
+        InputPruner(sead=1)  # type: ignore[call-arg]

@@ -44,12 +44,14 @@ class PruneOptions:
         above=0,
         most=1,
         words={"off": 1.0},
+        default_text="1.0; 0.7 in `kprune prompt` and Python",
         metavar="SHARE",
         forms=_EVERYWHERE,
     )
     target_tokens: int | None = option(
         None,
-        "Keep at most this many tokens of each segment, instead of a share.",
+        "Keep at most this many tokens instead of a share: of each segment in `kprune prompt` and "
+        "Python, of all segments together on a server.",
         noun=_TOKENS,
         least=1,
         most=_MOST_TOKENS,

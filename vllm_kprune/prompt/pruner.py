@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 from vllm_kprune.checkpoint.model_folder import resolve_model
+from vllm_kprune.errors import KPruneError, nearest
 from vllm_kprune.prompt.options import PruneRequest, parse_prune_request
 from vllm_kprune.prompt.pieces import Unit
 from vllm_kprune.prompt.result import PrunedMessages, PrunedPrompt, PrunedSegment
@@ -59,7 +60,10 @@ class InputPruner:
         pruner = InputPruner("google/gemma-3-270m")
         pruner.prune_messages(messages, keep=0.5, unit="word").messages
 
-    Several threads may use one object at once.
+    Settings of scorers are `window` (tokens), `causal` and `precision` of `attention`, and `seed`
+    of `random`. Options of a call are `keep` (0.7), `target_tokens`, `unit`, `scorer`, `force_tokens`,
+    `force_digits`, `force_first`, `force_last`, `min_tokens`, `roles` and `marks`; `kprune prompt
+    --help` explains them. Several threads may use one object at once.
     """
 
     def __init__(
@@ -71,8 +75,13 @@ class InputPruner:
     ) -> None:
         """Load a tokenizer, and of the ranker's weights only what `scorer` needs.
 
-        Raises `KPruneError` for an unknown scorer, or a model that cannot be found or cannot rank.
+        Raises `KPruneError` for an unknown scorer or setting, or a model that cannot be found or
+        cannot rank.
         """
+        for name in settings:
+            if name not in ScorerSettings.__annotations__:
+                known = ScorerSettings.__annotations__
+                raise KPruneError(f"InputPruner: unknown setting {name!r}; {nearest(name, known)}")
         if ranker is None:
             self._pruner = TextPruner(
                 word_tokenizer(), lambda name: make_scorer(name, None, **settings), scorer
