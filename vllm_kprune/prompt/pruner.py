@@ -61,9 +61,9 @@ class InputPruner:
         pruner.prune_messages(messages, keep=0.5, unit="word").messages
 
     Settings of scorers are `window` (tokens), `causal` and `precision` of `attention`, and `seed`
-    of `random`. Options of a call are `keep` (0.7), `target_tokens`, `unit`, `scorer`, `force_tokens`,
-    `force_digits`, `force_first`, `force_last`, `min_tokens`, `roles` and `marks`; `kprune prompt
-    --help` explains them. Several threads may use one object at once.
+    of `random`. Options of a call are `keep` (0.7), `target_tokens`, `unit`, `scorer`,
+    `force_tokens`, `force_digits`, `force_first`, `force_last`, `min_tokens`, `roles` and `marks`;
+    `kprune prompt --help` explains them. Several threads may use one object at once.
     """
 
     def __init__(
