@@ -1,7 +1,8 @@
 """A body that is quantised, in the formats that vLLM's CPU build runs, is served as it was.
 
 INT8 is computed in float32 here; the kernel of INT4 has no float32, so those are in bfloat16. The
-three formats of INT4 hold the same numbers: one original is enough for all.
+three formats of INT4 hold the same numbers: one original is enough for all. vLLM builds the kernel
+of INT4 only for CPUs with AVX-512: on others its tests are skipped.
 """
 
 from dataclasses import replace
@@ -20,6 +21,7 @@ pytestmark = [pytest.mark.server, pytest.mark.slow]
 # The kernels take sizes that are multiples of 32.
 ARCHITECTURE = replace(ARCHITECTURES["llama-3.1"], settings={"intermediate_size": 64})
 INT4 = ("awq", "gptq", "int4")
+NO_INT4_KERNEL = "has no attribute 'cpu_gemm_wna16'"
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +53,10 @@ def answers(
     found: dict[str, Any] = dict(
         zip(jobs, ask("offline_jobs.py", list(jobs.values()), folder), strict=True)
     )
-    assert not any("error" in answer for answer in found.values()), found
+    errors = {name: found.pop(name) for name in list(found) if "error" in found[name]}
+    missing = {name for name in errors if NO_INT4_KERNEL in errors[name]["error"]}
+    assert set(errors) == missing, errors
+    assert not missing or missing == {name for name in jobs if not name.startswith("int8")}
     kept = pairs["int8"].original_ids
     return {
         name: answer["ids"] if name.endswith("original") else [kept(ids) for ids in answer["ids"]]
@@ -70,5 +75,7 @@ def test_an_int8_body_answers_as_the_masked_original_from_overlay_and_export(
 def test_an_int4_body_answers_as_the_masked_original(
     name: str, answers: dict[str, list[list[int]]]
 ) -> None:
+    if "int4 original" not in answers:
+        pytest.skip("vLLM has no INT4 kernel for this CPU, which lacks AVX-512")
     assert answers["int4 original"] != answers["int8 original"]
     assert answers[f"{name} overlay"] == answers["int4 original"]
