@@ -54,7 +54,8 @@ class Automaton:
     `token_class` int16 [num_rows]: the class of each token. `class_next` int16 [num_states,
     num_classes]: the next state, or REFUSED. `class_fallback` int16 [num_classes]: the state after
     a token that is refused and comes all the same, in a prompt for instance. `broken`: see above.
-    Automatons compare by identity.
+    States from `first_reasoning_state` on belong to a model's reasoning, the others to its answer;
+    if it is None, there is no reasoning. Automatons compare by identity.
     """
 
     policy: GuardPolicy
@@ -64,6 +65,7 @@ class Automaton:
     broken: int
     _spellings: TokenSpellings = field(repr=False)
     _bytes: ByteTable = field(repr=False)
+    first_reasoning_state: int | None = None
 
     @property
     def num_states(self) -> int:

@@ -22,6 +22,7 @@ from vllm_kprune.serving.options import COUNTER_FOLDER
 
 __all__ = [
     "COUNTERS",
+    "REASONING",
     "CounterFile",
     "counter_folder",
     "ensure_folder",
@@ -31,6 +32,8 @@ __all__ = [
 
 COUNTERS = ("requests", "changed_steps", "dead_ends")
 OTHER = "other"
+# How labels of what is counted in a model's reasoning begin; the rest is the policy's label.
+REASONING = "reasoning:"
 _SETS = 32
 _JUST_BEFORE_SECONDS = 5.0
 # A file is _SETS + 1 of these, 96 bytes each, written by one process through `mmap` and read by

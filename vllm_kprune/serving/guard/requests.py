@@ -27,12 +27,14 @@ _MAX_POLICIES = 16
 class RequestGuard:
     """`end_id` ends an answer for which no token is left; only `constrained` requests need it.
 
-    A request is constrained when something besides the guard refuses tokens too.
+    A request is constrained when something besides the guard refuses tokens too. One that is not
+    `counted` is no client's: vLLM's warm-up.
     """
 
     automaton: Automaton
     end_id: int
     constrained: bool
+    counted: bool = True
 
 
 class Guards:
