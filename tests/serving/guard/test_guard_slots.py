@@ -69,12 +69,14 @@ class Runner:
         if not staged:
             self.states.all_token_ids.gpu[slot, : len(text)] = torch.tensor(text)
         self.states.prompt_len.np[slot], self.states.prefill_len.np[slot] = prompt_len, len(text)
+        self.states.total_len.gpu[slot] = len(text)
         return self.guard.add_request(slot, params)
 
     def commit(self, slot: int, tokens: list[int]) -> None:
         begin = len(self.texts[slot])
         self.texts[slot] += tokens
         self.states.all_token_ids.gpu[slot, begin : begin + len(tokens)] = torch.tensor(tokens)
+        self.states.total_len.gpu[slot] = len(self.texts[slot])
 
     def step(self, order: list[int], drafts: dict[int, list[int]] | None = None) -> torch.Tensor:
         """Logits after the guard, one row for each slot in `order` and for each of its drafts."""

@@ -5,7 +5,7 @@ schedules ahead, replaces placeholders (-1) in it before processors run. A list 
 exactly one token since the last step (a resumed request, discarded tokens) is read again.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from vllm_kprune.guard.automaton import MOST_TOKENS_BACK, Automaton
 from vllm_kprune.guard.mask import TokenMask
 from vllm_kprune.serving.guard.requests import Guards
+from vllm_kprune.serving.guard.steps import refuses
 from vllm_kprune.serving.guard.tally import Tally
 
 __all__ = ["GuardedRows"]
@@ -148,6 +149,16 @@ class GuardedRows:
             dead = end_dead_rows(logits, self._constrained, self._ends)
             self._tally.rows("dead_ends", self._constrained_labels, dead)
         return logits
+
+    def withdraw(self, logits: torch.Tensor, token_ids: Sequence[int]) -> None:
+        """After `apply`: refuse tokens again that were forced inside of characters."""
+        for index, row in self._rows.items():
+            state = row.current_state()
+            # Between characters the end of the answer is allowed, and anything may be forced.
+            if refuses(row.automaton, state, row.end_id):
+                for token_id in token_ids:
+                    if refuses(row.automaton, state, token_id):
+                        logits[index, token_id] = -torch.inf
 
 
 def end_dead_rows(
