@@ -187,10 +187,12 @@ def refuse_tokens(
         refused = inside & (following < 0)
         at = logits + row * stride + columns * column_stride
         before = tl.load(at, mask=inside, other=float("-inf"))
-        tl.store(at, float("-inf"), mask=refused)
+        after = tl.where(refused, float("-inf"), before)
+        # All of them: refused tokens are everywhere, and whole vectors are faster than parts.
+        tl.store(at, after, mask=inside)
         both = largest + (row * num_blocks + block) * 2
         tl.store(both, tl.max(before, axis=0))
-        tl.store(both + 1, tl.max(tl.where(refused, float("-inf"), before), axis=0))
+        tl.store(both + 1, tl.max(after, axis=0))
 
 
 @triton.jit(do_not_specialize=["num_blocks", "num_labels", "num_drafts"])
