@@ -26,7 +26,7 @@ def brute(request: pytest.FixtureRequest) -> tuple[GuardPolicy, BruteForce]:
 def state_of(automaton: Automaton, pending: bytes) -> int:
     state = 0
     for byte in pending:
-        state = int(automaton._bytes[state, byte])
+        state = int(automaton._reader.table[state, byte])
     return state
 
 
@@ -81,7 +81,7 @@ def test_every_state_is_reached_by_some_beginning_of_a_character(
 
 
 def test_states_with_the_same_completions_are_one(vocabulary: Vocabulary) -> None:
-    table = vocabulary.automaton(HANJA)._bytes[:-1]
+    table = vocabulary.automaton(HANJA)._reader.table[:-1]
     assert len(np.unique(table, axis=0)) == len(table)
 
 
