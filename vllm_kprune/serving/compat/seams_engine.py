@@ -118,7 +118,7 @@ VLLM_CONFIG = reads(
     (VOCABULARY, GUARD),
     "vllm.config:VllmConfig",
     *("model_config", "parallel_config", "speculative_config", "lora_config"),
-    *("additional_config", "use_v2_model_runner"),
+    *("additional_config", "use_v2_model_runner", "structured_outputs_config"),
     lost="what the engine serves",
 )
 SPECULATIVE_CONFIG = reads(
