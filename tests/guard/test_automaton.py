@@ -9,7 +9,7 @@ from support.tiny_tokenizers import TINY, data_of
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.guard.automaton import REFUSED, Automaton, build_automaton
 from vllm_kprune.guard.policy import GuardPolicy
-from vllm_kprune.guard.tokens import BYTE, PRESENT, SPECIAL, TokenSpellings, spell_tokens
+from vllm_kprune.guard.tokens import BYTE, CONTROL, PRESENT, SPECIAL, TokenSpellings, spell_tokens
 from vllm_kprune.tokenizer.bpe import byte_alphabet, parse_tokenizer
 
 ENKO = policy_of(languages="en,ko")
@@ -32,8 +32,8 @@ def state_of(automaton: Automaton, pending: bytes) -> int:
 
 def judged(spellings: TokenSpellings, force: BruteForce, pending: bytes, token_id: int) -> bool:
     flags = spellings.flags_of(token_id)
-    if flags & SPECIAL or not flags & PRESENT:
-        return bool(flags & SPECIAL) and not pending
+    if flags & CONTROL or not flags & PRESENT:
+        return bool(flags & CONTROL) and not pending
     if pending and spellings.kind == "byte_fallback" and not flags & BYTE:
         return False
     token = spellings.bytes_of(token_id)
@@ -105,7 +105,7 @@ def test_special_and_stop_tokens_are_allowed_between_characters_only(
     foreign_id = vocabulary.tokenizer.encode("中", add_special_tokens=False).ids[0]
     assert vocabulary.automaton(ENKO).refused(0)[foreign_id]
     automaton = build_automaton(
-        vocabulary.spellings, ENKO, vocabulary.num_rows, stop_ids=[foreign_id, -1, 1 << 30]
+        vocabulary.spellings, ENKO, vocabulary.num_rows, control_ids=[foreign_id, -1, 1 << 30]
     )
     special = np.flatnonzero(vocabulary.spellings.flags & SPECIAL)
     ids = [*special[special < vocabulary.num_rows], foreign_id]

@@ -13,7 +13,7 @@ from vllm_kprune.guard.automaton import Automaton, build_automaton
 from vllm_kprune.guard.characters import allowed_characters
 from vllm_kprune.guard.policy import GuardPolicy, parse_policy
 from vllm_kprune.guard.spelling import TokenSpellings
-from vllm_kprune.guard.tokens import BYTE, PRESENT, SPECIAL
+from vllm_kprune.guard.tokens import BYTE, CONTROL, PRESENT, SPECIAL
 from vllm_kprune.profile import LANGUAGES
 
 # Width of the logits: Qwen3's embedding has rows past its tokenizer, Gemma-3's lacks a token's.
@@ -157,7 +157,7 @@ class PhaseOracle:
 
     def _is_control(self, token_id: int) -> bool:
         marked = token_id in (self.start, self.end)
-        return marked or bool(self.spellings.flags_of(token_id) & SPECIAL)
+        return marked or bool(self.spellings.flags_of(token_id) & CONTROL)
 
     def _is_blank(self, token_id: int) -> bool:
         text = self.spellings.bytes_of(token_id).decode(errors="replace")

@@ -16,13 +16,13 @@ An example: "é" is C3 A9 in UTF-8, and a policy allows "a" and "é", but not "�
     A3       refused              refused: "ã"
     <eos>    0                    refused
 
-- Between characters, special tokens and the given stop tokens are always allowed. Inside a
-  character, only tokens that continue it are: decoding drops a special token and leaves a broken
+- Between characters, control tokens (`guard/controls.py`) are always allowed, whatever the policy.
+  Inside a character, only tokens that continue it are: a control token would leave a broken
   character behind.
 - A byte-fallback decoder turns a whole run of byte tokens into U+FFFD if one of them is wrong. A
   prompt can end in such a run, and no token can repair it: the state `broken` refuses byte tokens
-  until another token has ended the run. Byte-level text recovers by itself: there, `broken` is
-  state 0.
+  until another token has ended the run. A special token does not end it, because decoders may
+  skip it. Byte-level text recovers by itself: there, `broken` is state 0.
 - No dead ends: a state is not entered if the vocabulary has no way to finish the character.
 """
 
@@ -31,6 +31,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol
 
+import numpy as np
 import torch
 
 from vllm_kprune.errors import KPruneError
@@ -152,13 +153,14 @@ def build_automaton(
     spellings: TokenSpellings,
     policy: GuardPolicy,
     num_rows: int | None = None,
-    stop_ids: Collection[int] = (),
+    control_ids: Collection[int] = (),
 ) -> Automaton:
     """Apply a policy to a tokenizer: which tokens may come next, in every state.
 
     `spellings` come from `load_spellings`. `num_rows` is the width of the model's logits, by
     default one row for each id of the tokenizer; rows without a token are always refused.
-    `stop_ids` are allowed between characters like special tokens: EOS, for instance.
+    `control_ids` are control tokens besides those that the tokenizer's folder shows
+    (`guard/controls.py`): the model's EOS, for instance, or those of a parser.
 
     Raises `KPruneError` if the policy leaves no token at all.
 
@@ -172,7 +174,7 @@ def build_automaton(
     num_rows = spellings.num_tokens if num_rows is None else num_rows
     allowed = allowed_characters(policy)
     table = byte_table(allowed)
-    classes = classify(spellings, allowed, table, num_rows, stop_ids)
+    classes = classify(spellings, allowed, table, num_rows, control_ids)
     # Every character begins in state 0: if nothing may come there, nothing can be written.
     if not (classes.following[0, classes.of_token] >= 0).any():
         raise KPruneError(
@@ -185,5 +187,5 @@ def build_automaton(
         class_next=torch.from_numpy(classes.following),
         class_fallback=torch.from_numpy(classes.fallback),
         broken=classes.broken,
-        _reader=Ending(spellings, table, classes.broken, (classes.following >= 0).any(axis=1)),
+        _reader=Ending(spellings, table, classes.broken, np.any(classes.following >= 0, axis=1)),
     )

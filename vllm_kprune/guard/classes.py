@@ -15,6 +15,7 @@ import numpy.typing as npt
 from vllm_kprune.guard.characters import NUM_CODE_POINTS, CharacterTable
 from vllm_kprune.guard.tokens import (
     BYTE,
+    CONTROL,
     PRESENT,
     SPECIAL,
     UNSPELLABLE,
@@ -59,7 +60,7 @@ def classify(
     allowed: CharacterTable,
     table: ByteTable,
     num_rows: int,
-    stop_ids: Collection[int] = (),
+    control_ids: Collection[int] = (),
 ) -> Classes:
     """The classes of ids 0 to `num_rows - 1`. Ids without a token are always refused.
 
@@ -73,9 +74,9 @@ def classify(
     of_token[ids] = len(whole.fallback) + index
     following = np.concatenate([whole.following, parts.following], axis=1)
 
-    # After the parts, because a special token acts as control whatever it spells.
-    control = spellings.flags & SPECIAL != 0
-    control[[token_id for token_id in stop_ids if 0 <= token_id < len(control)]] = True
+    # After the parts, because a control token acts as control whatever it spells.
+    control = spellings.flags & CONTROL != 0
+    control[[token_id for token_id in control_ids if 0 <= token_id < len(control)]] = True
     is_shown = spellings.flags & (SPECIAL | BYTE) == 0
     of_token[control] = np.where(is_shown, _SHOWN, _HIDDEN)[control]
     # Logits may be wider than the tokenizer (rows without a token stay 0, _NEVER) or narrower.
@@ -91,7 +92,8 @@ def is_white(spellings: TokenSpellings) -> npt.NDArray[np.bool_]:
     """Which tokens are white space and nothing else, bool [num_tokens]."""
     white = np.zeros(NUM_CODE_POINTS, np.bool_)
     white[[code for code in range(_LAST_WHITE + 1) if chr(code).isspace()]] = True
-    return _spelled_with(spellings, white) & (spellings.head_lengths + spellings.tail_lengths == 0)
+    has_parts = (spellings.head_lengths > 0) | (spellings.tail_lengths > 0)
+    return _spelled_with(spellings, white) & ~has_parts
 
 
 def _spelled_with(spellings: TokenSpellings, characters: CharacterTable) -> npt.NDArray[np.bool_]:
@@ -101,8 +103,9 @@ def _spelled_with(spellings: TokenSpellings, characters: CharacterTable) -> npt.
     others = np.zeros(len(spellings.code_points) + 1, np.int32)
     np.cumsum(~characters[spellings.code_points], out=others[1:])
     starts = spellings.code_starts
-    good: npt.NDArray[np.bool_] = others[starts[1:]] == others[starts[:-1]]
-    return good & (spellings.flags & (PRESENT | UNSPELLABLE) == PRESENT)
+    good = np.equal(others[starts[1:]], others[starts[:-1]])
+    good &= spellings.flags & (PRESENT | UNSPELLABLE) == PRESENT
+    return good
 
 
 def _whole(

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from vllm_kprune.guard.tokens import BYTE, PRESENT, SPECIAL, TokenSpellings
+from vllm_kprune.guard.tokens import BYTE, CONTROL, PRESENT, SPECIAL, TokenSpellings
 from vllm_kprune.guard.utf8 import ByteTable
 from vllm_kprune.tokenizer.utf8 import LONGEST_CHARACTER, unfinished
 
@@ -64,9 +64,9 @@ class Ending:
             flags = self.spellings.flags_of(token_id)
             if is_fallback and flags & SPECIAL:
                 parts.append(b"")
-            elif not flags & PRESENT or flags & SPECIAL or (is_fallback and not flags & BYTE):
-                # The run ends: an id without a token, a special one in byte-level text, or, with
-                # fallback, any that is not a byte token.
+            elif not flags & PRESENT or flags & CONTROL or (is_fallback and not flags & BYTE):
+                # The run ends: an id without a token, a control token, or, with fallback, any that
+                # is not a byte token.
                 break
             else:
                 parts[-1] = self.spellings.bytes_of(token_id) + parts[-1]

@@ -34,7 +34,7 @@ from vllm_kprune.guard.characters import NUM_CODE_POINTS
 from vllm_kprune.guard.classes import States, classify, is_white
 from vllm_kprune.guard.ending import Ending
 from vllm_kprune.guard.policy import GuardPolicy
-from vllm_kprune.guard.tokens import PRESENT, SPECIAL, TokenSpellings
+from vllm_kprune.guard.tokens import CONTROL, PRESENT, TokenSpellings
 from vllm_kprune.guard.utf8 import REFUSED, byte_table
 
 __all__ = ["ReasoningTokens", "build_phases"]
@@ -72,7 +72,7 @@ def build_phases(
     reasoning: GuardPolicy | None,
     tokens: ReasoningTokens,
     num_rows: int | None = None,
-    stop_ids: Collection[int] = (),
+    control_ids: Collection[int] = (),
 ) -> Automaton:
     """An automaton that guards the answer and the reasoning, each by its own policy or not at all.
 
@@ -94,7 +94,7 @@ def build_phases(
             f"reasoning: got the tokens {tokens.start} and {tokens.end} for its start and end, "
             f"expected two different ids of the vocabulary, below {num_rows:,}"
         )
-    controls = {*stop_ids, *marks}
+    controls = {*control_ids, *marks}
     first, second = (
         _guarded(build_automaton(spellings, part, num_rows, controls))
         if part
@@ -139,7 +139,7 @@ def _roles(
 ) -> Roles:
     """What each token does to the phase, int8 [num_rows]."""
     roles = np.full(num_rows, _TEXT, np.int8)
-    stays = is_white(spellings) | (spellings.flags & SPECIAL != 0)
+    stays = is_white(spellings) | (spellings.flags & CONTROL != 0)
     stays[[token for token in controls if 0 <= token < len(stays)]] = True
     width = min(num_rows, len(stays))
     roles[:width][stays[:width]] = _STAYS
