@@ -72,11 +72,13 @@ def _count(totals, num_labels, slots, slot, happened, flags):
     answer = _field(slots, slot, _ANSWER)
     reasoning = _field(slots, slot, _REASONING)
     label = tl.where((happened & _IN_REASONING) != 0, reasoning, answer)
-    one = (label >= 0).to(tl.int64)
-    label = tl.where(label >= 0, label, 0)
+    changed = ((happened & _CHANGED_HERE) != 0) & (label >= 0)
+    tl.atomic_add(totals + label, 1, mask=changed)
     is_dead = (happened & _DEAD_HERE) != 0
-    tl.atomic_add(totals + label, one, mask=(happened & _CHANGED_HERE) != 0)
-    tl.atomic_add(totals + num_labels + label, one, mask=is_dead & ((flags & _DEAD) == 0))
+    # Reasoning without a guard has no label of its own.
+    label = tl.where(label >= 0, label, answer)
+    is_first = is_dead & ((flags & _DEAD) == 0) & (label >= 0)
+    tl.atomic_add(totals + num_labels + label, 1, mask=is_first)
     return tl.where(is_dead, flags | _DEAD, flags)
 
 
