@@ -102,7 +102,7 @@ class GuardedSlots:
             labels=labels if self._tally.counts_rows else (NOT_COUNTED, NOT_COUNTED),
             end_id=guard.end_id,
             constrained=guard.constrained,
-            stops=guard.end_id in (params.eos_token_id, *params.all_stop_token_ids),
+            stops=guard.end_id in (params.eos_token_id, *(params.stop_token_ids or ())),
             prefill=prefill,
             state=_NOT_READ if text is None else self._state_after(text, slot, guard.automaton),
         )
