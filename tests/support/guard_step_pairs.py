@@ -25,8 +25,8 @@ from vllm_kprune.guard.automaton import Automaton, build_automaton
 from vllm_kprune.guard.policy import parse_policy
 from vllm_kprune.serving.guard.counters import CounterFile
 from vllm_kprune.serving.guard.device_steps import DeviceSteps
-from vllm_kprune.serving.guard.steps import NOT_COUNTED, HostSteps, SlotEntry
-from vllm_kprune.serving.guard.tally import Tally
+from vllm_kprune.serving.guard.steps import HostSteps, SlotEntry
+from vllm_kprune.serving.guard.tally import NOT_COUNTED, Tally
 
 SLOTS, LENGTH, LABELS = 5, 160, 6
 POLICIES = (
