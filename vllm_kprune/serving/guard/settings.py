@@ -40,8 +40,6 @@ class Policies:
     def resolved(self, escapes: Literal["json", "off"]) -> "Policies":
         """The same policies with `escapes` in place of "auto". Reasoning is no JSON document."""
         answer, reasoning = self.answer, self.reasoning
-        if not hasattr(GuardPolicy, "escapes"):  # TEMP
-            return self
         if answer and answer.escapes == "auto":
             answer = replace(answer, escapes=escapes)
         return Policies(answer, reasoning and replace(reasoning, escapes="off"))
