@@ -299,13 +299,13 @@ def test_policies_are_built_once_and_only_a_few_are_kept(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     built: list[str] = []
-    original = guard_requests.build_automaton
+    original = guard_requests.load_automaton
 
-    def build(spellings: Any, policy: Any, *args: Any) -> Any:
-        built.append(policy.allow)
-        return original(spellings, policy, *args)
+    def load(spellings: Any, policies: Any, *args: Any) -> Any:
+        built.append(policies.answer.allow)
+        return original(spellings, policies, *args)
 
-    monkeypatch.setattr(guard_requests, "build_automaton", build)
+    monkeypatch.setattr(guard_requests, "load_automaton", load)
     world = Batch(engine)
     for letter in "αβγδεζηθικλμνξοπρστυα":
         world.meet(letter, engine.prompt("ok", 0), {"kprune_allow": letter})

@@ -1,7 +1,7 @@
 """What the guard does for a request: its automaton, built once for each policy, and its end token.
 
 Everything slow happens when the engine starts: what the tokens spell, and the automaton of the
-default policies. New policies in a request cost their automaton once.
+default policies. That of other policies is read from a file, which the front end has made.
 """
 
 from collections import OrderedDict
@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from vllm_kprune.errors import KPruneError
-from vllm_kprune.guard.automaton import Automaton, build_automaton
-from vllm_kprune.guard.phases import build_phases
+from vllm_kprune.guard.automaton import Automaton
 from vllm_kprune.serving.compat import logger
 from vllm_kprune.serving.guard.admission import admitted
 from vllm_kprune.serving.guard.attach import engine_markers, engine_spellings
 from vllm_kprune.serving.guard.markers import end_of_answer
+from vllm_kprune.serving.guard.policies import load_automaton
 from vllm_kprune.serving.guard.settings import Policies, request_policies
 from vllm_kprune.serving.settings import settings_of
 
@@ -80,17 +80,11 @@ class Guards:
     def _automaton(self, policies: Policies, in_use: Iterable[Automaton]) -> Automaton:
         if policies not in self._automata:
             self._give_up(in_use)
-            self._automata[policies] = self._build(policies)
+            self._automata[policies] = load_automaton(
+                self._spellings, policies, self._markers, self._num_rows
+            )
         self._automata.move_to_end(policies)
         return self._automata[policies]
-
-    def _build(self, policies: Policies) -> Automaton:
-        answer, reasoning, tokens = policies.answer, policies.reasoning, self._markers.reasoning
-        controls = (*self._markers.stop_ids, *self._markers.control_ids)
-        if tokens is None:
-            assert answer
-            return build_automaton(self._spellings, answer, self._num_rows, controls)
-        return build_phases(self._spellings, answer, reasoning, tokens, self._num_rows, controls)
 
     def _give_up(self, in_use: Iterable[Automaton]) -> None:
         if len(self._automata) < _MAX_POLICIES:
