@@ -115,7 +115,7 @@ def _automaton(arrays: Arrays, spec: AutomatonSpec, spellings: TokenSpellings) -
     if any(arrays[name].dtype != dtype for name, dtype in dtypes.items()):
         raise ValueError("its arrays have other types")
     tables, broken = [arrays[name] for name in _TABLES], int(arrays["numbers"][0])
-    _check(lambda: _are_tables(*tables, spec.num_rows) and 0 <= broken < len(tables[1]))
+    _check(lambda: _are_tables(tables, spec.num_rows) and 0 <= broken < len(tables[1]))
     answer = _read_ending(arrays, "answer", spellings)
     if spec.tokens is None:
         _check(lambda: len(answer.alive) == len(tables[1]))
@@ -159,8 +159,9 @@ def _read_ending(arrays: Arrays, part: str, spellings: TokenSpellings) -> Ending
     return Ending(spellings, table, broken, alive, None if escaped == _NONE else escaped)
 
 
-def _are_tables(token_class: Any, class_next: Any, class_fallback: Any, num_rows: int) -> bool:
+def _are_tables(tables: list[Any], num_rows: int) -> bool:
     """May these be indexed with each other, as the guard does on a GPU without a check?"""
+    token_class, class_next, class_fallback = tables
     if token_class.shape != (num_rows,) or class_next.ndim != 2 or not class_next.size:
         return False
     num_states, num_classes = class_next.shape
