@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from vllm_kprune.serving.guard.markers import Markers, end_of_answer
+from vllm_kprune.serving.guard.prepared import prepare
 from vllm_kprune.serving.request_options import ADMITTED
 from vllm_kprune.serving.settings import settings_of
 
@@ -33,6 +34,7 @@ def admit(config: Any, params: Any) -> None:
     noted = given.get(ADMITTED)
     tools = isinstance(noted, Mapping) and bool(noted.get(_TOOLS))
     escapes = "json" if tools or _is_json(params.structured_outputs) else "off"
+    prepare(config, given, escapes)
     params.extra_args = {**given, ADMITTED: {_TOOLS: tools, _ESCAPES: escapes}}
     if params.ignore_eos:
         rows = config.model_config.get_vocab_size()

@@ -25,6 +25,7 @@ __all__ = [
     "attach_guard",
     "check_beam_search",
     "check_request",
+    "engine_folder",
     "engine_markers",
     "engine_spellings",
     "refuse_beam_options",
@@ -107,7 +108,7 @@ def engine_spellings(config: Any) -> TokenSpellings:
     Raises `KPruneError` for a tokenizer without `tokenizer.json`, or of a kind that the guard does
     not know.
     """
-    return load_spellings(_tokenizer_folder(config), cache_dir() / "guard")
+    return load_spellings(engine_folder(config), cache_dir() / "guard")
 
 
 def engine_markers(config: Any) -> Markers:
@@ -116,10 +117,11 @@ def engine_markers(config: Any) -> Markers:
 
 
 def _find_markers(config: Any) -> Markers:
-    return find_markers(config, _tokenizer_folder(config))
+    return find_markers(config, engine_folder(config))
 
 
-def _tokenizer_folder(config: Any) -> Path:
+def engine_folder(config: Any) -> Path:
+    """The folder of an engine's tokenizer. Raises `KPruneError` if it has no `tokenizer.json`."""
     model = config.model_config
     folder = resolve_model(model.tokenizer, model.tokenizer_revision, weights=False)
     if not (folder / "tokenizer.json").is_file():

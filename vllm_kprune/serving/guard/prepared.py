@@ -1,0 +1,60 @@
+"""Which automaton guards a request, and how it is ready before the request reaches a worker.
+
+A new policy takes 30 to 90 ms to build, with reasoning twice that; in a worker, all requests of the
+engine would wait for it. So the front end builds it when it admits the first request that needs it
+and leaves it in kprune's cache, from where workers read it in a few milliseconds. A worker that
+finds none there (another machine, a read-only cache) builds it.
+"""
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from vllm_kprune.guard.spelling import TokenSpellings, load_spellings
+from vllm_kprune.guard.stored import AutomatonSpec, keep_automaton
+from vllm_kprune.serving.guard.attach import engine_folder, engine_markers
+from vllm_kprune.serving.guard.markers import Markers
+from vllm_kprune.serving.guard.settings import Policies, request_policies
+from vllm_kprune.serving.settings import settings_of
+from vllm_kprune.storage.cache import cache_dir
+
+__all__ = ["automaton_spec", "guard_cache", "prepare"]
+
+
+def automaton_spec(policies: Policies, markers: Markers, num_rows: int) -> AutomatonSpec | None:
+    """What guards a request with these policies; None if nothing does."""
+    # Reasoning that cannot be told from the answer is not guarded on its own.
+    reasoning = policies.reasoning if markers.reasoning else None
+    if policies.answer is None and reasoning is None:
+        return None
+    controls = (*markers.stop_ids, *markers.control_ids)
+    return AutomatonSpec(policies.answer, num_rows, controls, reasoning, markers.reasoning)
+
+
+def prepare(config: Any, extra_args: Any, escapes: Any) -> None:
+    """Build what guards a request of the engine of a `VllmConfig`, unless it is in the cache."""
+    guard = settings_of(config).guard
+    policies = request_policies(guard, extra_args).resolved(escapes)
+    # The worker has built the default at its start.
+    if policies == guard.policies.resolved("off"):
+        return
+    rows = config.model_config.get_vocab_size()
+    spec = automaton_spec(policies, engine_markers(config), rows)
+    if spec is not None:
+        _keep(engine_folder(config), guard_cache(), spec)
+
+
+def guard_cache() -> Path:
+    """Where spellings and automatons are kept."""
+    return cache_dir() / "guard"
+
+
+@lru_cache(maxsize=256)
+def _keep(folder: Path, cache: Path, spec: AutomatonSpec) -> None:
+    # Cached, so that each policy is looked for once in a process.
+    keep_automaton(_spellings(folder, cache), spec, cache)
+
+
+@lru_cache(maxsize=1)
+def _spellings(folder: Path, cache: Path) -> TokenSpellings:
+    return load_spellings(folder, cache)
