@@ -12,7 +12,7 @@ from typing import Any
 
 from vllm_kprune.guard.spelling import TokenSpellings, load_spellings
 from vllm_kprune.guard.stored import AutomatonSpec, keep_automaton
-from vllm_kprune.serving.guard.attach import engine_folder, engine_markers
+from vllm_kprune.serving.guard.attach import engine_markers, tokenizer_folder
 from vllm_kprune.serving.guard.markers import Markers
 from vllm_kprune.serving.guard.settings import Policies, request_policies
 from vllm_kprune.serving.settings import settings_of
@@ -41,7 +41,8 @@ def prepare(config: Any, extra_args: Any, escapes: Any) -> None:
     rows = config.model_config.get_vocab_size()
     spec = automaton_spec(policies, engine_markers(config), rows)
     if spec is not None:
-        _keep(engine_folder(config), guard_cache(), spec)
+        model = config.model_config
+        _keep(model.tokenizer, model.tokenizer_revision, guard_cache(), spec)
 
 
 def guard_cache() -> Path:
@@ -50,11 +51,11 @@ def guard_cache() -> Path:
 
 
 @lru_cache(maxsize=256)
-def _keep(folder: Path, cache: Path, spec: AutomatonSpec) -> None:
-    # Cached, so that each policy is looked for once in a process.
-    keep_automaton(_spellings(folder, cache), spec, cache)
+def _keep(tokenizer: str, revision: str | None, cache: Path, spec: AutomatonSpec) -> None:
+    # Cached, so that a process looks for each policy once.
+    keep_automaton(_spellings(tokenizer, revision, cache), spec, cache)
 
 
 @lru_cache(maxsize=1)
-def _spellings(folder: Path, cache: Path) -> TokenSpellings:
-    return load_spellings(folder, cache)
+def _spellings(tokenizer: str, revision: str | None, cache: Path) -> TokenSpellings:
+    return load_spellings(tokenizer_folder(tokenizer, revision), cache)
