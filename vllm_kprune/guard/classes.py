@@ -182,7 +182,7 @@ def number_tuples(
         # The same, without sorting all tokens.
         used = np.zeros(math.prod(shape), np.bool_)
         used[tuples] = True
-        distinct, of_token = np.flatnonzero(used), (np.cumsum(used, dtype=np.int32) - 1)[tuples]
+        distinct, of_token = np.flatnonzero(used), (np.cumsum(used) - 1)[tuples]
     check_int16(len(distinct))
     return of_token.astype(np.int16), np.unravel_index(distinct, shape)
 

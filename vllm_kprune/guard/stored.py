@@ -1,21 +1,21 @@
 """Automatons in files, so that one process builds a policy and others only read it.
 
 To build a policy takes 30 to 90 ms, and with phases twice that: too long for a worker between two
-steps. An API server that calls `stored_automaton` when a request arrives leaves the file for the
-worker, which reads it in a few milliseconds. A file holds tables alone; what they depend on is in
-its name.
+steps. A front end that calls `keep_automaton` when a request arrives leaves the file for the
+worker, which reads it in a few milliseconds with `stored_automaton`. A file holds tables alone;
+what they depend on is in its name.
 """
 
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from vllm_kprune import __version__
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.guard.array_files import Arrays, read_arrays, write_arrays
 from vllm_kprune.guard.automaton import Automaton, build_automaton
@@ -25,9 +25,8 @@ from vllm_kprune.guard.phases import PhasedReader, ReasoningTokens, build_phases
 from vllm_kprune.guard.policy import GuardPolicy
 from vllm_kprune.guard.tokens import TokenSpellings
 
-__all__ = ["AutomatonSpec", "stored_automaton"]
+__all__ = ["AutomatonSpec", "keep_automaton", "stored_automaton"]
 
-_FORMAT = 1
 _MOST_FILES = 64  # each of 1 to 4 MB; policies are the clients' choice
 _TABLES = {"token_class": np.int16, "class_next": np.int16, "class_fallback": np.int16}
 _ENDING = {"table": np.int16, "alive": np.bool_, "numbers": np.int32}
@@ -64,7 +63,7 @@ class AutomatonSpec:
     def digest(self, spellings: TokenSpellings) -> str:
         """Equal for equal automatons, in every process."""
         # The fields are text, numbers and tuples of these, so their `repr` says all.
-        digest = hashlib.sha256(f"{__version__} {spellings.digest} {self!r}".encode())
+        digest = hashlib.sha256(f"{_code_digest()} {spellings.digest} {self!r}".encode())
         # Which characters a policy allows depends on the version of `regex` too.
         for policy in (self.policy, self.reasoning):
             digest.update(np.packbits(allowed_characters(policy)).tobytes() if policy else b"none")
@@ -76,7 +75,7 @@ def stored_automaton(spellings: TokenSpellings, spec: AutomatonSpec, cache: Path
 
     A cache that cannot be read or written is only logged. Raises `KPruneError` as `spec.build`.
     """
-    path = cache / f"automaton-{_FORMAT}-{spec.digest(spellings)[:32]}.npz"
+    path = _path(spellings, spec, cache)
     parts = ("answer", "reasoning") if spec.tokens else ("answer",)
     names = [*_TABLES, "numbers", *(_PHASES if spec.tokens else ())]
     names += [f"{part}_{name}" for part in parts for name in _ENDING]
@@ -85,6 +84,24 @@ def stored_automaton(spellings: TokenSpellings, spec: AutomatonSpec, cache: Path
         found = spec.build(spellings)
         write_arrays(path, _arrays(found), _MOST_FILES)
     return found
+
+
+def keep_automaton(spellings: TokenSpellings, spec: AutomatonSpec, cache: Path) -> None:
+    """Build an automaton and keep it in the folder `cache`, unless it is there already."""
+    path = _path(spellings, spec, cache)
+    if not path.exists():
+        write_arrays(path, _arrays(spec.build(spellings)), _MOST_FILES)
+
+
+def _path(spellings: TokenSpellings, spec: AutomatonSpec, cache: Path) -> Path:
+    return cache / f"automaton-{spec.digest(spellings)[:32]}.npz"
+
+
+@lru_cache(maxsize=1)
+def _code_digest() -> str:
+    """Of the code that builds automatons, so that none is read that other code has built."""
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()
 
 
 def _arrays(automaton: Automaton) -> Arrays:
@@ -115,7 +132,7 @@ def _automaton(arrays: Arrays, spec: AutomatonSpec, spellings: TokenSpellings) -
     if any(arrays[name].dtype != dtype for name, dtype in dtypes.items()):
         raise ValueError("its arrays have other types")
     tables, broken = [arrays[name] for name in _TABLES], int(arrays["numbers"][0])
-    _check(lambda: _are_tables(*tables, spec.num_rows) and 0 <= broken < len(tables[1]))
+    _check(lambda: _are_tables(tables, spec.num_rows) and 0 <= broken < len(tables[1]))
     answer = _read_ending(arrays, "answer", spellings)
     if spec.tokens is None:
         _check(lambda: len(answer.alive) == len(tables[1]))
@@ -159,8 +176,9 @@ def _read_ending(arrays: Arrays, part: str, spellings: TokenSpellings) -> Ending
     return Ending(spellings, table, broken, alive, None if escaped == _NONE else escaped)
 
 
-def _are_tables(token_class: Any, class_next: Any, class_fallback: Any, num_rows: int) -> bool:
+def _are_tables(tables: list[Any], num_rows: int) -> bool:
     """May these be indexed with each other, as the guard does on a GPU without a check?"""
+    token_class, class_next, class_fallback = tables
     if token_class.shape != (num_rows,) or class_next.ndim != 2 or not class_next.size:
         return False
     num_states, num_classes = class_next.shape

@@ -117,7 +117,9 @@ class TokenSpellings:
         members[[code for code in range(_LAST_WHITE + 1) if chr(code).isspace()]] = True
         has_parts = (self.head_lengths > 0) | (self.tail_lengths > 0)
         is_text = self.flags & (PRESENT | UNSPELLABLE) == PRESENT
-        return only_of(members, self.code_points, self.code_starts) & is_text & ~has_parts
+        white = only_of(members, self.code_points, self.code_starts)
+        white &= is_text & ~has_parts
+        return white
 
     @cached_property
     def backslashes(self) -> Steps:

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from collections import OrderedDict
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +14,7 @@ from vllm_kprune.errors import KPruneError
 from vllm_kprune.guard.stored import AutomatonSpec
 from vllm_kprune.serving.compat.requests import prepare_requests
 from vllm_kprune.serving.compat.seams_requests import ADD_REQUEST
-from vllm_kprune.serving.guard import policies as policies_module
+from vllm_kprune.serving.guard import prepared
 from vllm_kprune.serving.guard.admission import admit, to_prepare
 from vllm_kprune.serving.guard.requests import Guards
 
@@ -24,7 +25,6 @@ pytestmark = pytest.mark.usefixtures("vllm_ready")
 def built(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     """The policies that were built, in a cache of the test's own, by their extra characters."""
     monkeypatch.setenv("KPRUNE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(policies_module, "_engines", {})
     calls: list[str] = []
     build = AutomatonSpec.build
 
@@ -105,6 +105,7 @@ def test_a_policy_that_leaves_no_token_is_the_clients_mistake(
         raise KPruneError("leaves none of the vocabulary's 960 tokens")
 
     monkeypatch.setattr(AutomatonSpec, "build", refuse)
+    assert built == []
     add = prepare_requests(to_prepare)[ADD_REQUEST]
     llm = SimpleNamespace(vllm_config=engine.config)
     from vllm.exceptions import VLLMValidationError
@@ -116,9 +117,9 @@ def test_a_policy_that_leaves_no_token_is_the_clients_mistake(
 def test_only_a_few_policies_are_remembered(
     engine: Engine, built: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(policies_module, "_MOST_REMEMBERED", 2)
+    monkeypatch.setattr(prepared, "_MOST_REMEMBERED", 2)
+    monkeypatch.setattr(prepared, "_kept", OrderedDict())
     for allow in ("α", "β", "γ", "α"):
         admit(engine.config, asking(allow))
-    (files,) = policies_module._engines.values()
-    assert len(files._made) == 2
+    assert len(prepared._kept) == 2
     assert built == ["α", "β", "γ"]  # the file is still there

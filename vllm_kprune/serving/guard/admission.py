@@ -6,18 +6,15 @@ and what the caller gave do not change. Requests without it are vLLM's own, and 
 """
 
 from collections.abc import Callable, Mapping
-from functools import partial
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 from vllm_kprune.serving.guard.markers import Markers, end_of_answer
-from vllm_kprune.serving.guard.policies import is_prepared, prepare
-from vllm_kprune.serving.guard.settings import request_policies
+from vllm_kprune.serving.guard.prepared import unprepared
+from vllm_kprune.serving.guard.settings import Escapes
 from vllm_kprune.serving.request_options import ADMITTED
 from vllm_kprune.serving.settings import settings_of
 
 __all__ = ["admit", "admitted", "note_tools", "to_prepare"]
-
-Escapes: TypeAlias = Literal["json", "off"]
 _TOOLS, _ESCAPES = "tools", "escapes"
 
 
@@ -35,8 +32,8 @@ def admit(config: Any, params: Any) -> None:
     guard = settings_of(config).guard
     if not guard.attached:
         return
-    if unprepared := to_prepare(config, params):
-        unprepared()
+    if build := to_prepare(config, params):
+        build()
     noted = {_TOOLS: _has_tools(params), _ESCAPES: _escapes(params)}
     params.extra_args = {**(params.extra_args or {}), ADMITTED: noted}
     if params.ignore_eos:
@@ -46,11 +43,9 @@ def admit(config: Any, params: Any) -> None:
 
 def to_prepare(config: Any, params: Any) -> Callable[[], None] | None:
     """What would take `admit` long, for a thread to do before; None if there is nothing."""
-    guard = settings_of(config).guard
-    if not guard.attached:
+    if not settings_of(config).guard.attached:
         return None
-    policies = request_policies(guard, params.extra_args).resolved(_escapes(params))
-    return None if is_prepared(config, policies) else partial(prepare, config, policies)
+    return unprepared(config, params.extra_args, _escapes(params))
 
 
 def admitted(params: Any) -> tuple[bool, Escapes]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from vllm_kprune.serving.compat import requests, seams_requests
 from vllm_kprune.serving.compat.installer import Wraps
+from vllm_kprune.serving.guard.runner_hooks import runner_wraps
 from vllm_kprune.serving.options import COUNTER_FOLDER, PREFIX
 
 __all__ = ["guard_wraps"]
@@ -26,6 +27,7 @@ def guard_wraps() -> Wraps:
         **requests.note_requests(_note_tools),
         **requests.explain_failures(_explain_failure),
         seams_requests.REGISTRY: _registry,
+        **runner_wraps(),
     }
 
 

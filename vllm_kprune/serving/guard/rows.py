@@ -10,7 +10,7 @@ not grow after it. So a step counts at once if the list has just grown, which me
 has been read. Otherwise it counts once the list has grown.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +18,8 @@ import torch
 
 from vllm_kprune.guard.automaton import Automaton
 from vllm_kprune.guard.mask import TokenMask
-from vllm_kprune.serving.guard.counters import REASONING
 from vllm_kprune.serving.guard.requests import Guards, RequestGuard
+from vllm_kprune.serving.guard.steps import refuses
 from vllm_kprune.serving.guard.tally import Tally
 
 __all__ = ["GuardedRows"]
@@ -147,11 +147,7 @@ class GuardedRows:
     def _slots(self, guard: RequestGuard) -> tuple[int, int]:
         if not guard.counted:
             return _UNCOUNTED, _UNCOUNTED
-        thinking = guard.automaton.reasoning_label
-        return (
-            self._tally.slot(guard.automaton.label),
-            _UNCOUNTED if thinking is None else self._tally.slot(REASONING + thinking),
-        )
+        return self._tally.slots_of(guard.automaton)
 
     def _automata(self) -> Iterable[Automaton]:
         return (row.guard.automaton for row in self._rows.values())
@@ -199,6 +195,16 @@ class GuardedRows:
         if len(self._ends):
             self._end_dead_rows(logits)
         return logits
+
+    def withdraw(self, logits: torch.Tensor, token_ids: Sequence[int]) -> None:
+        """After `apply`: refuse tokens again that were forced inside of characters."""
+        for index, row in self._rows.items():
+            automaton = row.guard.automaton
+            # Between characters the end of the answer is allowed, and anything may be forced.
+            if refuses(automaton, row.state, row.guard.end_id):
+                for token_id in token_ids:
+                    if refuses(automaton, row.state, token_id):
+                        logits[index, token_id] = -torch.inf
 
     def _count(self, slots: list[int], waiting: list[tuple[_Row, int, int, int]]) -> None:
         # Seldom different from the last step: when a row leaves its prompt, or its reasoning.
