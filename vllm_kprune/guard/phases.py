@@ -31,13 +31,13 @@ import torch
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.guard.automaton import Automaton, build_automaton
 from vllm_kprune.guard.characters import NUM_CODE_POINTS
-from vllm_kprune.guard.classes import States, check_int16, classify, is_white, number_tuples
+from vllm_kprune.guard.classes import States, check_int16, classify, number_tuples
 from vllm_kprune.guard.ending import Ending
 from vllm_kprune.guard.policy import GuardPolicy
 from vllm_kprune.guard.tokens import CONTROL, PRESENT, TokenSpellings
 from vllm_kprune.guard.utf8 import REFUSED, byte_table
 
-__all__ = ["ReasoningTokens", "build_phases"]
+__all__ = ["PhasedReader", "ReasoningTokens", "build_phases"]
 
 # What a token does to the phase.
 _TEXT, _STAYS, _START, _END = range(4)
@@ -139,7 +139,7 @@ def _roles(
 ) -> Roles:
     """What each token does to the phase, int8 [num_rows]."""
     roles = np.full(num_rows, _TEXT, np.int8)
-    stays = is_white(spellings) | (spellings.flags & CONTROL != 0)
+    stays = spellings.white | (spellings.flags & CONTROL != 0)
     stays[[token for token in controls if 0 <= token < len(stays)]] = True
     width = min(num_rows, len(stays))
     roles[:width][stays[:width]] = _STAYS
@@ -185,7 +185,7 @@ def _product(
         class_next=torch.from_numpy(np.concatenate([stay, wait, think]).astype(np.int16)),
         class_fallback=torch.from_numpy(answer.fallback[of_answer]),
         broken=answer.broken,
-        _reader=_PhasedReader(answer.reader, reasoning.reader, tokens, roles, before, first),
+        _reader=PhasedReader(answer.reader, reasoning.reader, tokens, roles, before, first),
         first_reasoning_state=first,
         reasoning=reasoning_policy,
     )
@@ -201,7 +201,7 @@ def _crossed(following: States, broken: int, whole_state: int, broken_state: int
 
 
 @dataclass(frozen=True, eq=False)
-class _PhasedReader:
+class PhasedReader:
     """Finds the phase, and then the state in it. `before[s]` is the state s in BEFORE."""
 
     answer: Ending

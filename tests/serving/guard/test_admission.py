@@ -7,9 +7,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from support.guard_engines import Engine, sampling_params
+from support.guard_engines import NUM_ROWS, Engine, sampling_params
 from support.tiny_folders import read, save_model, write_json
 
+from vllm_kprune.guard.stored import AutomatonSpec
 from vllm_kprune.serving.guard.admission import admit, admitted, note_tools
 from vllm_kprune.serving.guard.requests import Guards
 from vllm_kprune.serving.options import COUNTER_FOLDER, NAMED
@@ -193,3 +194,19 @@ def test_a_dead_end_stops_an_answer_that_ignores_its_end(
 def _asking(params: Any) -> Any:
     params.extra_args = {**params.extra_args, "kprune_languages": "ko"}
     return params
+
+
+def test_a_new_guard_is_built_where_the_request_arrives_and_the_engine_only_reads_it(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KPRUNE_CACHE", str(tmp_path / "cache"))
+    guards = Guards(engine.config, NUM_ROWS)
+    requests = [
+        sampling_params(admitted=False, extra_args=extra_args)
+        for extra_args in (None, {"kprune_languages": "ja"}, {"kprune_scripts": "Hangul"})
+    ]
+    for params in requests:
+        admit(engine.config, params)
+    monkeypatch.setattr(AutomatonSpec, "build", lambda *_: pytest.fail("built in the engine"))
+    found = [guards.of_request(params, ()) for params in requests]
+    assert [guard and guard.automaton.label for guard in found] == ["en+ko", "ja", "Hangul"]
