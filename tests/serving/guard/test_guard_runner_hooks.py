@@ -25,14 +25,14 @@ def built(monkeypatch: pytest.MonkeyPatch) -> "weakref.WeakSet[Any]":
     """The automatons that a test has built and that somebody still holds."""
     from vllm_kprune.serving.guard import requests
 
-    alive, build = weakref.WeakSet[Any](), requests.build_automaton
+    alive, find = weakref.WeakSet[Any](), requests.stored_automaton
 
     def remember(*args: Any) -> Any:
-        automaton = build(*args)
+        automaton = find(*args)
         alive.add(automaton)
         return automaton
 
-    monkeypatch.setattr(requests, "build_automaton", remember)
+    monkeypatch.setattr(requests, "stored_automaton", remember)
     return alive
 
 
