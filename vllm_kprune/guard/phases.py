@@ -22,6 +22,7 @@ has an end token.
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TypeAlias
 
 import numpy as np
@@ -30,12 +31,12 @@ import torch
 
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.guard.automaton import Automaton, build_automaton
-from vllm_kprune.guard.characters import NUM_CODE_POINTS
+from vllm_kprune.guard.characters import NUM_CODE_POINTS, CharacterTable
 from vllm_kprune.guard.classes import States, check_int16, classify, number_tuples
 from vllm_kprune.guard.ending import Ending
 from vllm_kprune.guard.policy import GuardPolicy
 from vllm_kprune.guard.tokens import CONTROL, PRESENT, TokenSpellings
-from vllm_kprune.guard.utf8 import REFUSED, byte_table
+from vllm_kprune.guard.utf8 import REFUSED, ByteTable, byte_table
 
 __all__ = ["PhasedReader", "ReasoningTokens", "build_phases"]
 
@@ -123,15 +124,21 @@ def _free(spellings: TokenSpellings, num_rows: int, controls: Collection[int]) -
         present[:width] = spellings.flags[:width] & PRESENT != 0
         reader = Ending(spellings, np.zeros((2, 256), np.int16), 0, np.ones(1, np.bool_))
         return _Part(present, np.array([[REFUSED, 0]], np.int16), np.zeros(2, np.int16), 0, reader)
-    everything = np.ones(NUM_CODE_POINTS, np.bool_)
-    everything[0xD800:0xE000] = False
-    table = byte_table(everything)
+    everything, table = _everything()
     classes = classify(spellings, everything, table, num_rows, controls)
     following = np.where(classes.following < 0, classes.fallback, classes.following)
     # The first class is that of rows without a token: no other token is refused by this table.
     following[:, 0] = REFUSED
     reader = Ending(spellings, table, classes.broken, np.ones(len(following), np.bool_))
     return _Part(classes.of_token, following, classes.fallback, classes.broken, reader)
+
+
+@lru_cache(maxsize=1)
+def _everything() -> tuple[CharacterTable, ByteTable]:
+    """All characters, and their bytes."""
+    everything = np.ones(NUM_CODE_POINTS, np.bool_)
+    everything[0xD800:0xE000] = False
+    return everything, byte_table(everything)
 
 
 def _roles(

@@ -1,9 +1,9 @@
 """Which automaton guards a request, and how it is ready before the request reaches a worker.
 
-A new policy takes 30 to 90 ms to build, with reasoning twice that; in a worker, all requests of the
-engine would wait for it. So the front end builds it when it admits the first request that needs it
-and leaves it in kprune's cache, from where workers read it in a few milliseconds. A worker that
-finds none there (another machine, a read-only cache) builds it.
+A new policy takes 20 to 60 ms to build; in a worker, all requests of the engine would wait for it.
+So the front end builds it when it admits the first request that needs it and leaves it in kprune's
+cache, from where workers read it in a few milliseconds. A worker that finds none there (another
+machine, a read-only cache) builds it.
 """
 
 from collections import OrderedDict
