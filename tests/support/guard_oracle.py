@@ -13,6 +13,7 @@ from vllm_kprune.guard.automaton import Automaton, build_automaton
 from vllm_kprune.guard.characters import allowed_characters
 from vllm_kprune.guard.policy import GuardPolicy, parse_policy
 from vllm_kprune.guard.spelling import TokenSpellings
+from vllm_kprune.guard.tokens import BYTE, CONTROL, PRESENT, SPECIAL
 from vllm_kprune.profile import LANGUAGES
 
 # Width of the logits: Qwen3's embedding has rows past its tokenizer, Gemma-3's lacks a token's.
@@ -108,6 +109,98 @@ class BruteForce:
                     continue
                 return all(character in self.characters for character in whole)
         return False
+
+
+class PhaseOracle:
+    """What may come next where a model reasons and then answers: by brute force, token by token."""
+
+    def __init__(
+        self,
+        spellings: TokenSpellings,
+        answer: BruteForce | None,
+        reasoning: BruteForce | None,
+        start: int | None,
+        end: int,
+    ) -> None:
+        self.spellings = spellings
+        self.forces = {"before": answer, "answer": answer, "reasoning": reasoning}
+        self.start, self.end = start, end
+        self.present = spellings.flags & PRESENT != 0
+        self._judged: dict[tuple[int, bytes | None], np.ndarray] = {}
+
+    def phase(self, prompt: Sequence[int], output: Sequence[int]) -> str:
+        inside = self.start is None
+        for token_id in prompt:
+            inside = token_id == self.start or (inside and token_id != self.end)
+        phase = "reasoning" if inside else "before"
+        for token_id in output:
+            if phase == "reasoning" and token_id == self.end:
+                phase = "answer"
+            elif phase == "before" and token_id == self.start:
+                phase = "reasoning"
+            elif phase == "before" and (token_id == self.end or not self._is_blank(token_id)):
+                phase = "answer"
+        return phase
+
+    def allowed(self, prompt: Sequence[int], output: Sequence[int]) -> np.ndarray:
+        """Which tokens may follow, bool [num_tokens]."""
+        force = self.forces[self.phase(prompt, output)]
+        if force is None:
+            return self.present
+        pending = self._pending(force, [*prompt, *output])
+        key = (id(force), pending)
+        if key not in self._judged:
+            self._judged[key] = np.array(
+                [self._judge(force, pending, i) for i in range(self.spellings.num_tokens)]
+            )
+        return self._judged[key]
+
+    def _is_control(self, token_id: int) -> bool:
+        marked = token_id in (self.start, self.end)
+        return marked or bool(self.spellings.flags_of(token_id) & CONTROL)
+
+    def _is_blank(self, token_id: int) -> bool:
+        text = self.spellings.bytes_of(token_id).decode(errors="replace")
+        return self._is_control(token_id) or not text.strip()
+
+    def _judge(self, force: BruteForce, pending: bytes | None, token_id: int) -> bool:
+        """`pending` are the bytes of an unfinished character; None: a broken run of byte tokens."""
+        flags, token = self.spellings.flags_of(token_id), self.spellings.bytes_of(token_id)
+        if not flags & PRESENT or self._is_control(token_id):
+            return bool(flags & PRESENT) and not pending
+        if pending is None:
+            return not flags & BYTE and force.allows(b"", token)
+        if pending and self.spellings.kind == "byte_fallback" and not flags & BYTE:
+            return False
+        return force.allows(pending, token) and bool(token or not pending)
+
+    def _pending(self, force: BruteForce, ids: Sequence[int]) -> bytes | None:
+        """The unfinished character at the end of a text, if an allowed one begins like this."""
+        is_fallback = self.spellings.kind == "byte_fallback"
+        runs = [b""]  # what is decoded together; a special token cuts a run, and may be skipped
+        for token_id in ids:
+            flags = self.spellings.flags_of(token_id)
+            if flags & SPECIAL:
+                runs = [*runs, b""] if is_fallback else [b""]
+            elif self._is_control(token_id) or (is_fallback and not flags & BYTE):
+                runs = [b""]
+            else:
+                runs[-1] += self.spellings.bytes_of(token_id)
+        *cut, last = runs
+        whole = last
+        while whole[-1:] and len(last) - len(whole) < 4 and not _is_text(whole):
+            whole = whole[:-1]
+        pending = last[len(whole) :] if _is_text(whole) else None
+        if is_fallback:
+            is_sound = all(map(_is_text, cut)) and pending in force.beginnings
+            return pending if is_sound else None
+        # Byte-level text recovers by itself: only the last few bytes matter.
+        ends = (last[-n:] for n in (3, 2, 1) if len(last) >= n)
+        return next((end for end in ends if end in force.beginnings and end[0] >= 0xC2), b"")
+
+
+def _is_text(text: bytes) -> bool:
+    return text == text.decode(errors="ignore").encode()
 
 
 class Walks:

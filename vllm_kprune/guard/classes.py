@@ -12,9 +12,10 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from vllm_kprune.guard.characters import CharacterTable
+from vllm_kprune.guard.characters import NUM_CODE_POINTS, CharacterTable
 from vllm_kprune.guard.tokens import (
     BYTE,
+    CONTROL,
     PRESENT,
     SPECIAL,
     UNSPELLABLE,
@@ -24,12 +25,14 @@ from vllm_kprune.guard.tokens import (
 )
 from vllm_kprune.guard.utf8 import REFUSED, ByteTable, walk
 
-__all__ = ["Classes", "States", "classify"]
+__all__ = ["Classes", "States", "classify", "is_white"]
 
 States: TypeAlias = npt.NDArray[np.int16]
-# Four classes have a fixed meaning: never allowed, whole allowed text, special and stop tokens, and
-# ASCII byte tokens. The others are for tokens with parts of characters.
-_NEVER, _TEXT, _CONTROL, _ASCII_BYTE = range(4)
+# Five classes have a fixed meaning: never allowed, whole allowed text, control tokens that decoders
+# skip, those that they show, and ASCII byte tokens. The others are for tokens with parts of
+# characters.
+_NEVER, _TEXT, _HIDDEN, _SHOWN, _ASCII_BYTE = range(5)
+_LAST_WHITE = 0x3000  # the ideographic space
 # The last column in `_after`: an index of -1 reads it.
 _NO_HEAD = -1
 
@@ -45,9 +48,11 @@ class _Columns:
 
 @dataclass(frozen=True)
 class Classes(_Columns):
-    """The columns, and `of_token` int16 [num_rows]: which column each token has."""
+    """The columns, `of_token` int16 [num_rows]: which column each token has, and the state of a
+    broken run."""
 
     of_token: States
+    broken: int
 
 
 def classify(
@@ -55,12 +60,13 @@ def classify(
     allowed: CharacterTable,
     table: ByteTable,
     num_rows: int,
-    stop_ids: Collection[int] = (),
+    control_ids: Collection[int] = (),
 ) -> Classes:
     """The classes of ids 0 to `num_rows - 1`. Ids without a token are always refused.
 
     A byte-fallback vocabulary gets one more state than `table` has, the last one: a broken run.
     """
+    # The table's last row is no state (it belongs to REFUSED), so this number is free.
     broken = len(table) - 1 if spellings.kind == "byte_fallback" else 0
     of_token, whole = _whole(spellings, allowed, len(table) - 1 + (broken > 0), broken)
     # Parts of a token count only if its whole characters are allowed.
@@ -68,42 +74,57 @@ def classify(
     of_token[ids] = len(whole.fallback) + index
     following = np.concatenate([whole.following, parts.following], axis=1)
 
-    # After the parts, because a special token acts as control whatever it spells.
-    control = spellings.flags & SPECIAL != 0
-    control[[token_id for token_id in stop_ids if 0 <= token_id < len(control)]] = True
-    of_token[control] = _CONTROL
+    # After the parts, because a control token acts as control whatever it spells.
+    control = spellings.flags & CONTROL != 0
+    control[[token_id for token_id in control_ids if 0 <= token_id < len(control)]] = True
+    is_shown = spellings.flags & (SPECIAL | BYTE) == 0
+    of_token[control] = np.where(is_shown, _SHOWN, _HIDDEN)[control]
     # Logits may be wider than the tokenizer (rows without a token stay 0, _NEVER) or narrower.
     rows = np.zeros(num_rows, np.int16)
     width = min(num_rows, len(of_token))
     rows[:width] = of_token[:width]
     # Only classes in these rows: a token past the logits is never sampled and finishes nothing.
     _close_dead_ends(following, np.unique(rows))
-    return Classes(following, np.concatenate([whole.fallback, parts.fallback]), rows)
+    return Classes(following, np.concatenate([whole.fallback, parts.fallback]), rows, broken)
+
+
+def is_white(spellings: TokenSpellings) -> npt.NDArray[np.bool_]:
+    """Which tokens are white space and nothing else, bool [num_tokens]."""
+    white = np.zeros(NUM_CODE_POINTS, np.bool_)
+    white[[code for code in range(_LAST_WHITE + 1) if chr(code).isspace()]] = True
+    has_parts = (spellings.head_lengths > 0) | (spellings.tail_lengths > 0)
+    return _spelled_with(spellings, white) & ~has_parts
+
+
+def _spelled_with(spellings: TokenSpellings, characters: CharacterTable) -> npt.NDArray[np.bool_]:
+    """Which tokens have whole characters of this table only, bool [num_tokens]."""
+    # others[n]: other characters among the first n of all tokens. A token has none if the count is
+    # the same at its beginning and its end.
+    others = np.zeros(len(spellings.code_points) + 1, np.int32)
+    np.cumsum(~characters[spellings.code_points], out=others[1:])
+    starts = spellings.code_starts
+    good = np.equal(others[starts[1:]], others[starts[:-1]])
+    good &= spellings.flags & (PRESENT | UNSPELLABLE) == PRESENT
+    return good
 
 
 def _whole(
     spellings: TokenSpellings, allowed: CharacterTable, num_states: int, broken: int
 ) -> tuple[States, _Columns]:
-    """The class of each token by its whole characters only, and the first four columns."""
-    # refused[n]: refused characters among the first n of all tokens. A token has none if the count
-    # is the same at its beginning and its end.
-    refused = np.zeros(len(spellings.code_points) + 1, np.int32)
-    np.cumsum(~allowed[spellings.code_points], out=refused[1:])
-    starts = spellings.code_starts
-    good = refused[starts[1:]] == refused[starts[:-1]]
-    good &= spellings.flags & (PRESENT | UNSPELLABLE) == PRESENT
+    """The class of each token by its whole characters only, and the first five columns."""
+    good = _spelled_with(spellings, allowed)
     of_token = np.where(good, _TEXT, _NEVER).astype(np.int16)
     # A class of their own, because a broken run would take an ASCII byte token along. Other byte
     # tokens are parts of characters, see `_parts`.
     of_token[good & (spellings.flags & BYTE != 0)] = _ASCII_BYTE
 
-    following = np.full((num_states, 4), REFUSED, np.int16)
+    following = np.full((num_states, 5), REFUSED, np.int16)
     if broken:
         # Text ends a broken run. A special token does not, because decoders may skip it.
-        following[broken, [_TEXT, _CONTROL]] = 0, broken
-    following[0, [_TEXT, _CONTROL, _ASCII_BYTE]] = 0
-    # In the order of the four classes.
-    return of_token, _Columns(following, np.array([0, 0, broken, broken], np.int16))
+        following[broken, [_TEXT, _HIDDEN, _SHOWN]] = 0, broken, 0
+    following[0, [_TEXT, _HIDDEN, _SHOWN, _ASCII_BYTE]] = 0
+    # In the order of the five classes.
+    return of_token, _Columns(following, np.array([0, 0, broken, 0, broken], np.int16))
 
 
 def _parts(

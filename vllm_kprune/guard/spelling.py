@@ -1,11 +1,12 @@
 """The spellings of a model's tokenizer, cached on disk.
 
-Reading and spelling a large `tokenizer.json` takes a second, which every start would pay.
-The cache has one uncompressed NumPy file for each content of `tokenizer.json` and version of the
-format. No pickle is read or written. A file appears complete or not at all, a damaged one is made
-again, and only the newest few are kept.
+Reading and spelling a large `tokenizer.json` takes a second, which every start would pay. The cache
+has one uncompressed NumPy file for each version of the format and content of `tokenizer.json` and
+of what shows control tokens (`guard/controls.py`). No pickle is read or written. A file appears
+complete or not at all, a damaged one is made again, and only the newest few are kept.
 """
 
+import hashlib
 import logging
 import zipfile
 from collections.abc import Callable
@@ -17,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vllm_kprune.errors import KPruneError
+from vllm_kprune.guard.controls import read_evidence
 from vllm_kprune.guard.tokens import TokenSpellings, spell_tokens
 from vllm_kprune.storage.digest import sha256_file
 from vllm_kprune.storage.folders import new_file
@@ -25,7 +27,7 @@ from vllm_kprune.tokenizer.bpe import TokenKind, read_tokenizer
 __all__ = ["TokenSpellings", "load_spellings"]
 
 # A part of the file's name, so that another version of kprune does not read its files.
-_FORMAT = 1
+_FORMAT = 2
 _MOST_FILES = 8
 _MOST_BYTES = 256 << 20
 _DTYPES = {
@@ -53,16 +55,18 @@ def load_spellings(folder: str | Path, cache: Path | None = None) -> TokenSpelli
     """
     folder = Path(folder)
     path = folder / "tokenizer.json"
+    evidence = read_evidence(folder)
     if cache is None or not path.is_file():
-        return spell_tokens(read_tokenizer(folder))
+        return spell_tokens(read_tokenizer(folder), evidence)
     try:
-        digest = sha256_file(path)
+        content = sha256_file(path)
     except OSError as error:
         raise KPruneError(f"{path} is not readable: {error.strerror}") from None
+    digest = hashlib.sha256(f"{content} {evidence.digest}".encode()).hexdigest()
     kept = cache / f"spellings-{_FORMAT}-{digest[:32]}.npz"
     found = _read(kept)
     if found is None:
-        found = spell_tokens(read_tokenizer(folder))
+        found = spell_tokens(read_tokenizer(folder), evidence)
         _write(found, kept)
     return found
 

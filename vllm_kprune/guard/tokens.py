@@ -11,12 +11,14 @@ import numpy as np
 import numpy.typing as npt
 
 from vllm_kprune.errors import KPruneError
+from vllm_kprune.guard.controls import NO_EVIDENCE, Evidence, control_ids
 from vllm_kprune.guard.decoder import make_speller
 from vllm_kprune.tokenizer.bpe import BpeTokenizer, TokenKind
 from vllm_kprune.vocabulary.scripts import split_incomplete
 
 __all__ = [
     "BYTE",
+    "CONTROL",
     "PRESENT",
     "SPECIAL",
     "UNSPELLABLE",
@@ -26,7 +28,7 @@ __all__ = [
 ]
 
 # Bits of `TokenSpellings.flags`.
-PRESENT, SPECIAL, BYTE, UNSPELLABLE = 1, 2, 4, 8
+PRESENT, SPECIAL, BYTE, UNSPELLABLE, CONTROL = 1, 2, 4, 8, 16
 # Arrays are as long as the largest id: a damaged file with one huge id must not take all memory.
 _MAX_TOKENS = 1 << 23
 # Of a character of at most 4 bytes, at most 3 are missing or left over.
@@ -56,8 +58,9 @@ class TokenSpellings:
     `spelled` uint8: the bytes, by `starts`. `code_points` uint32: the whole characters among them,
     by `code_starts`. `head_lengths` uint8 [num_tokens]: number of bytes before these, which end a
     character; `tail_lengths`: number of bytes after these, which begin one. `flags` uint8
-    [num_tokens]: PRESENT (the id has a token), SPECIAL, BYTE (a byte token of byte fallback),
-    UNSPELLABLE (never part of valid UTF-8).
+    [num_tokens]: PRESENT (the id has a token), CONTROL (`guard/controls.py`), SPECIAL (a control
+    token that decoders may skip), BYTE (a byte token of byte fallback), UNSPELLABLE (never part of
+    valid UTF-8).
 
     The token 9C 20 ED 95 (the end of a syllable, a space, the beginning of the next) has one code
     point, a head of length 1 and a tail of length 2.
@@ -109,8 +112,11 @@ class TokenSpellings:
         )
 
 
-def spell_tokens(tokenizer: BpeTokenizer) -> TokenSpellings:
-    """Spell every token. Raises `KPruneError` for a decoder that is not understood."""
+def spell_tokens(tokenizer: BpeTokenizer, evidence: Evidence = NO_EVIDENCE) -> TokenSpellings:
+    """Spell every token; the evidence says which of them are control tokens.
+
+    Raises `KPruneError` for a decoder that is not understood.
+    """
     tokens, spell = tokenizer.tokens, make_speller(tokenizer)
     num_tokens = max(tokens, default=-1) + 1
     if num_tokens > _MAX_TOKENS or min(tokens, default=0) < 0:
@@ -121,6 +127,7 @@ def spell_tokens(tokenizer: BpeTokenizer) -> TokenSpellings:
         spelled[token_id], is_byte = spell(token)
         flags[token_id] = PRESENT | BYTE * is_byte
     flags[[token.id for token in tokenizer.added if token.special]] |= SPECIAL
+    flags[control_ids(tokenizer, evidence)] |= CONTROL
     return _flatten(tokenizer.kind, spelled, flags)
 
 
