@@ -31,25 +31,28 @@ from support.v2_traffic import Kind, Traffic
 from vllm_kprune.guard.policy import parse_policy
 from vllm_kprune.serving.guard.counters import read_totals
 from vllm_kprune.serving.options import COUNTER_FOLDER
+from vllm_kprune.serving.plugin import register
 
 _SLOTS, _LENGTH = 6, 256
 
 
 @dataclass(frozen=True)
 class Run:
-    """A tokenizer, and how drafts are verified."""
+    """A tokenizer, how drafts are verified, and which of the guard's two steps runs."""
 
     tokenizer: str
     num_drafts: int = 0
     method: str = "standard"
     draft_logits: bool = False
+    kernels: bool = True
 
 
 RUNS = (
     Run("byte_level"),
+    Run("byte_fallback", kernels=False),
     Run("byte_fallback", 3),
     Run("byte_level", 3, "block", draft_logits=True),
-    Run("byte_fallback", 2, "block"),
+    Run("byte_fallback", 2, "block", kernels=False),
 )
 REQUESTS: tuple[dict[str, Any] | None, ...] = (
     None,
@@ -71,13 +74,7 @@ def simulate(run: Run, steps: int, seed: int) -> dict[str, Any]:
         counters.mkdir()
         os.environ[COUNTER_FOLDER] = str(counters)
         engine = make_engine(run.tokenizer, Path(scratch))
-        runner = V2Runner(
-            _config(engine, run),
-            num_slots=_SLOTS,
-            length=_LENGTH,
-            num_rows=NUM_ROWS,
-            draft_logits=run.draft_logits,
-        )
+        runner = _runner(_config(engine, run), run)
         traffic = Traffic(
             runner, _kinds(engine), engine.tokenizer, eos=engine.eos, think_ids=None, seed=seed
         )
@@ -96,6 +93,18 @@ def simulate(run: Run, steps: int, seed: int) -> dict[str, Any]:
                 for label, n in traffic.counts.items()
             },
         }
+
+
+def _runner(config: Any, run: Run) -> V2Runner:
+    # Read by the guard when it is made; vLLM's kernels have read it when they were imported.
+    os.environ["TRITON_INTERPRET"] = str(int(run.kernels))
+    return V2Runner(
+        config,
+        num_slots=_SLOTS,
+        length=_LENGTH,
+        num_rows=NUM_ROWS,
+        draft_logits=run.draft_logits,
+    )
 
 
 def _config(engine: Engine, run: Run) -> Any:
@@ -118,6 +127,7 @@ def _kinds(engine: Engine) -> list[Kind]:
 
 
 if __name__ == "__main__":
+    register()
     how_many, first_seed = int(sys.argv[1]), int(sys.argv[2])
     results = [simulate(run, how_many, first_seed + n) for n, run in enumerate(RUNS)]
     sys.stdout.write(json.dumps(results) + "\n")

@@ -220,13 +220,13 @@ class Traffic:
         is_dead = False
         if not judge.guards_nothing:
             is_dead = self._judge_row(request, allowed, got, n)
-        if is_dead:
-            self.figures["other_ends"] += token != self._eos
-        else:
-            self.figures["refused"] += not allowed[token]
+        request.has_ended = token == self._eos
+        if is_dead:  # the end token, wherever the text has come to
+            self.figures["other_ends"] += not request.has_ended
+            return
+        self.figures["refused"] += not allowed[token]
         request.answer.append(token)
         request.place = judge.after(place, token)
-        request.has_ended = token == self._eos
 
     def _judge_row(self, request: _Request, allowed: np.ndarray, got: Committed, n: int) -> bool:
         """Compare what the guard did to a row with what it had to do. True for a dead end."""

@@ -123,6 +123,7 @@ class HostSteps:
         lengths = self._states.total_len.gpu.tolist()
         for number, slot in self._slots.items():
             self._settle(slot, lengths[number])
+        self._tally.fetch()
 
     def apply(self, logits: torch.Tensor, context: Any) -> None:
         """See `Steps`."""
