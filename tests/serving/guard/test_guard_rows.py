@@ -246,10 +246,15 @@ def test_requests_changed_steps_and_dead_ends_are_counted(
     logits[0] = -torch.inf
     logits[:3, refused] = 2.0
     logits[3, left] = 2.0
-    for _ in range(2):
+    for _ in range(3):
         world.guard.apply(logits.clone())
+        for state in world.states.values():
+            state.output_token_ids.append(left)
+    # The last step of a request that leaves counts as well: its output has grown.
+    world.change(["changed"], [], [])
+    world.batch.refresh_metadata()
     assert read_totals(tmp_path) == {
-        "en+ko": {"requests": 2, "changed_steps": 4, "dead_ends": 2},
+        "en+ko": {"requests": 2, "changed_steps": 6, "dead_ends": 1},
         "ko+hanja": {"requests": 1, "changed_steps": 0, "dead_ends": 0},
     }
 

@@ -97,10 +97,16 @@ def refuses_logits_processors(config: Any) -> str | None:
         return "vLLM runs no logits processors on TPUs"
     if getattr(model, "return_sampling_mask", False):
         return "--return-sampling-mask refuses logits processors; leave it out"
-    if config.speculative_config is not None and not config.use_v2_model_runner:
+    speculative = config.speculative_config
+    if speculative is not None and not config.use_v2_model_runner:
         return (
             "vLLM's V1 model runner refuses logits processors with speculative decoding; "
             "leave --speculative-config (-sc) out"
+        )
+    if speculative is not None and speculative.rejection_sample_method == "synthetic":
+        return (
+            "speculative decoding with rejection_sample_method synthetic accepts drafts at random, "
+            "also those that the guard refuses; use standard or block"
         )
     return None
 

@@ -15,6 +15,7 @@ from vllm_kprune.serving.compat.installer import Around, Wraps
 from vllm_kprune.serving.compat.log import logger
 
 __all__ = [
+    "admit_requests",
     "at_start",
     "check_adapter_loads",
     "check_adapter_requests",
@@ -23,6 +24,7 @@ __all__ = [
     "check_requests",
     "client_errors",
     "explain_failures",
+    "note_requests",
 ]
 
 
@@ -108,6 +110,32 @@ def check_requests(check: Callable[[Any, Any], None]) -> Wraps:
         return original(processor, params, *rest, **how)
 
     return {seams_requests.VALIDATE_PARAMS: validate}
+
+
+def admit_requests(admit: Callable[[Any, Any], None]) -> Wraps:
+    """Call `admit(vllm_config, params)` for every request to generate that was let in.
+
+    `params` are vLLM's own copy of the sampling parameters, which goes to the engine.
+    """
+
+    def process(original: Around, processor: Any, *rest: Any, **how: Any) -> Any:
+        request = original(processor, *rest, **how)
+        if request.sampling_params is not None:
+            admit(processor.vllm_config, request.sampling_params)
+        return request
+
+    return {seams_requests.PROCESS_INPUTS: process}
+
+
+def note_requests(note: Callable[[Any, Any], None]) -> Wraps:
+    """Call `note(request, params)` when a chat or response request becomes sampling parameters."""
+
+    def convert(original: Around, request: Any, *rest: Any, **how: Any) -> Any:
+        params = original(request, *rest, **how)
+        note(request, params)
+        return params
+
+    return {seams_requests.CHAT_PARAMS: convert, seams_requests.RESPONSE_PARAMS: convert}
 
 
 def check_beam_searches(check: Callable[[Any], None]) -> Wraps:

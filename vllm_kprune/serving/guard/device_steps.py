@@ -23,6 +23,7 @@ __all__ = ["DeviceSteps"]
 
 # Columns for a program: few rows are cut into many blocks, so that the whole GPU has work.
 _SMALL_BLOCK, _LARGE_BLOCK = 2048, 8192
+_WARPS = {_SMALL_BLOCK: 4, _LARGE_BLOCK: 8}
 _FEW_ROWS = 64
 
 
@@ -103,6 +104,7 @@ class DeviceSteps:
             *(logits, *logits.stride(), self._rows, self._slots, self._tables.tensor),
             *(self._largest, num_blocks, self._num_rows),
             BLOCK=block,
+            num_warps=_WARPS[block],
         )
         kernels.settle_rows[(rows,)](
             *(logits, *logits.stride(), self._rows, self._slots, self._waiting),
@@ -129,7 +131,7 @@ class DeviceSteps:
     def _compile(self) -> None:
         """Compile the kernels while the engine starts and not at its first guarded request."""
         device = self._slots.device
-        for rows in (1, _FEW_ROWS + 1):
+        for rows in {1, min(_FEW_ROWS + 1, len(self._rows))}:
             logits = torch.zeros((rows, self._num_rows), device=device)
             numbers = (torch.zeros(rows, dtype=kind, device=device) for kind in _ROW_TYPES)
             self._launch(logits, *numbers)

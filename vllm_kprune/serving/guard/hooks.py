@@ -22,6 +22,8 @@ def guard_wraps() -> Wraps:
         **requests.check_requests(_check_request),
         **requests.check_beam_searches(_check_beam_search),
         **requests.check_beam_options(_check_beam_options),
+        **requests.admit_requests(_admit),
+        **requests.note_requests(_note_tools),
         **requests.explain_failures(_explain_failure),
         seams_requests.REGISTRY: _registry,
         **runner_wraps(),
@@ -49,6 +51,20 @@ def _check_beam_options(extra_args: Any) -> None:
         from vllm_kprune.serving.guard.attach import refuse_beam_options
 
         refuse_beam_options(extra_args)
+
+
+def _admit(config: Any, params: Any) -> None:
+    if _is_guarded():
+        from vllm_kprune.serving.guard.admission import admit
+
+        admit(config, params)
+
+
+def _note_tools(request: Any, params: Any) -> None:
+    if _is_guarded():
+        from vllm_kprune.serving.guard.admission import note_tools
+
+        note_tools(request, params)
 
 
 def _registry(original: Callable[..., Any]) -> Any:

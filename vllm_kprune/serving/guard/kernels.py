@@ -72,11 +72,13 @@ def _count(totals, num_labels, slots, slot, happened, flags):
     answer = _field(slots, slot, _ANSWER)
     reasoning = _field(slots, slot, _REASONING)
     label = tl.where((happened & _IN_REASONING) != 0, reasoning, answer)
-    one = (label >= 0).to(tl.int64)
-    label = tl.where(label >= 0, label, 0)
+    changed = ((happened & _CHANGED_HERE) != 0) & (label >= 0)
+    tl.atomic_add(totals + label, 1, mask=changed)
     is_dead = (happened & _DEAD_HERE) != 0
-    tl.atomic_add(totals + label, one, mask=(happened & _CHANGED_HERE) != 0)
-    tl.atomic_add(totals + num_labels + label, one, mask=is_dead & ((flags & _DEAD) == 0))
+    # Reasoning without a guard has no label of its own.
+    label = tl.where(label >= 0, label, answer)
+    is_first = is_dead & ((flags & _DEAD) == 0) & (label >= 0)
+    tl.atomic_add(totals + num_labels + label, 1, mask=is_first)
     return tl.where(is_dead, flags | _DEAD, flags)
 
 
@@ -187,10 +189,12 @@ def refuse_tokens(
         refused = inside & (following < 0)
         at = logits + row * stride + columns * column_stride
         before = tl.load(at, mask=inside, other=float("-inf"))
-        tl.store(at, float("-inf"), mask=refused)
+        after = tl.where(refused, float("-inf"), before)
+        # All of them: refused tokens are everywhere, and whole vectors are faster than parts.
+        tl.store(at, after, mask=inside)
         both = largest + (row * num_blocks + block) * 2
         tl.store(both, tl.max(before, axis=0))
-        tl.store(both + 1, tl.max(tl.where(refused, float("-inf"), before), axis=0))
+        tl.store(both + 1, tl.max(after, axis=0))
 
 
 @triton.jit(do_not_specialize=["num_blocks", "num_labels", "num_drafts"])

@@ -17,7 +17,7 @@ from vllm_kprune.serving.guard.counters import CounterFile, counter_folder
 from vllm_kprune.serving.guard.live import is_sharded
 from vllm_kprune.serving.guard.requests import Guards
 from vllm_kprune.serving.guard.rows import GuardedRows
-from vllm_kprune.serving.guard.settings import GuardSettings, request_policy
+from vllm_kprune.serving.guard.settings import GuardSettings, request_policies
 from vllm_kprune.serving.guard.slots import GuardedSlots
 from vllm_kprune.serving.guard.tally import Tally
 
@@ -62,7 +62,7 @@ class LanguageGuard(V1LogitsProcessor, V2LogitsProcessor):
         """What can be checked without the server's settings; `attach` checks the rest."""
         # Some default, so that an option that only refines the server's policy (`kprune_hanja`
         # alone) passes here: whether there is such a policy is not known to a class method.
-        request_policy(GuardSettings(default=GuardPolicy()), sampling_params.extra_args)
+        request_policies(GuardSettings(default=GuardPolicy()), sampling_params.extra_args)
 
     def is_argmax_invariant(self) -> bool:
         """V1: it may refuse the most likely token."""

@@ -88,35 +88,37 @@ class GuardedSlots:
             self._steps.withdraw(logits, token_ids)
 
     def _entry(self, slot: int, guard: RequestGuard, params: Any) -> SlotEntry:
-        automaton, prefill = guard.automaton, int(self._states.prefill_len.np[slot])
         labels = self._labels(guard)
+        prefill = int(self._states.prefill_len.np[slot])
         # A request that was preempted comes back with its tokens.
         if guard.counted and prefill == self._states.prompt_len.np[slot]:
-            self._tally.request(next(label for label in labels if label != NOT_COUNTED))
+            self._tally.request(labels[0])
         # Now or never: vLLM writes what is staged to the device before it calls our
         # `apply_staged_writes`.
         text = staged_tokens(self._states.all_token_ids, slot)
         return SlotEntry(
             slot=slot,
-            automaton=automaton,
+            automaton=guard.automaton,
             labels=labels if self._tally.counts_rows else (NOT_COUNTED, NOT_COUNTED),
             end_id=guard.end_id,
             constrained=guard.constrained,
             stops=guard.end_id in (params.eos_token_id, *params.all_stop_token_ids),
             prefill=prefill,
-            # Prompt and, after a preemption, the answer so far.
-            state=_NOT_READ if text is None else automaton.state_after(text),
+            state=_NOT_READ if text is None else self._state_after(text, slot, guard.automaton),
         )
+
+    def _state_after(self, text: list[int], slot: int, automaton: Automaton) -> int:
+        """The state after a prompt and, after a preemption, the answer so far."""
+        return automaton.state_after(text, int(self._states.prompt_len.np[slot]))
 
     def _labels(self, guard: RequestGuard) -> tuple[int, int]:
         """The numbers under which rows of the answer and of the reasoning count."""
         if not guard.counted:
             return NOT_COUNTED, NOT_COUNTED
-        answer = getattr(guard.automaton, "label", guard.automaton.policy.label)
-        reasoning = getattr(guard.automaton, "reasoning_label", None)
+        thinking = guard.automaton.reasoning_label
         return (
-            NOT_COUNTED if answer is None else self._tally.slot(answer),
-            NOT_COUNTED if reasoning is None else self._tally.slot(REASONING + reasoning),
+            self._tally.slot(guard.automaton.label),
+            NOT_COUNTED if thinking is None else self._tally.slot(REASONING + thinking),
         )
 
     def _with_state(self, entry: SlotEntry) -> SlotEntry:
@@ -124,7 +126,7 @@ class GuardedSlots:
             return entry
         # Read back from the device; this waits for the GPU.
         ids: list[int] = self._states.all_token_ids.gpu[entry.slot, : entry.prefill].tolist()
-        return replace(entry, state=entry.automaton.state_after(ids))
+        return replace(entry, state=self._state_after(ids, entry.slot, entry.automaton))
 
     def _in_use(self) -> Iterable[Automaton]:
         return (automaton for automaton in self._automata if automaton is not None)

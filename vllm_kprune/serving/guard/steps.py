@@ -206,10 +206,11 @@ class HostSteps:
             row.slot.waiting.append((label, happened if row.counts else []))
 
     def _count(self, slot: _Slot, label: int, happened: list[str]) -> None:
+        if "changed_steps" in happened and label != NOT_COUNTED:
+            self._tally.totals["changed_steps"][label] += 1
         if "dead_ends" in happened:
-            if slot.is_dead:
-                happened = [name for name in happened if name != "dead_ends"]
+            # Reasoning without a guard has no label of its own.
+            label = slot.entry.labels[0] if label == NOT_COUNTED else label
+            if not slot.is_dead and label != NOT_COUNTED:
+                self._tally.totals["dead_ends"][label] += 1
             slot.is_dead = True
-        if label != NOT_COUNTED:
-            for name in happened:
-                self._tally.totals[name][label] += 1
