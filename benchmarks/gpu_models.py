@@ -129,7 +129,9 @@ def _token_ids(tokenizer: Path) -> dict[str, int]:
 
 def _end_token(tokenizer: Path, ids: dict[str, int]) -> int:
     path = tokenizer / "tokenizer_config.json"
-    given = json.loads(path.read_text(encoding="utf-8")).get("eos_token") if path.is_file() else None
+    given = (
+        json.loads(path.read_text(encoding="utf-8")).get("eos_token") if path.is_file() else None
+    )
     name = given["content"] if isinstance(given, dict) else given
     found = [ids[one] for one in (name, "<|im_end|>", "<eos>", "</s>") if one in ids]
     if not found:

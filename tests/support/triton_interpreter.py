@@ -30,6 +30,7 @@ def use_interpreter() -> None:
     backends.backends["cpu"] = SimpleNamespace(driver=_NoDriver, compiler=None)
     # The runner's buffers, streams and copies, on the CPU: vLLM's own CPU worker has them.
     import vllm.v1.worker.cpu.shm  # noqa: F401
+
     _replace_what_cannot_be_interpreted()
     _patch_the_language_once()
 

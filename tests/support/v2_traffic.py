@@ -7,7 +7,7 @@ liking for parts of characters, drafts, and the tokens that begin and end reason
 
 import random
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,8 +30,8 @@ _WARM_UP = "_warmup"
 class Kind:
     """Requests that ask for the same: their `extra_args`, and who judges them.
 
-    Rows are counted as `label`, or as `reasoning_label` while the model thinks; those with None are
-    not counted.
+    They are counted as `label`, and so are their rows, but as `reasoning_label` while the model
+    thinks. None: not counted.
     """
 
     extra_args: dict[str, Any] | None
@@ -69,6 +69,7 @@ class Traffic:
         kinds: Sequence[Kind],
         tokenizer: Tokenizer,
         *,
+        admit: Callable[[Any], None],
         eos: int,
         think_ids: tuple[int, int] | None,
         seed: int,
@@ -79,6 +80,7 @@ class Traffic:
         self._runner = runner
         self._kinds = kinds
         self._tokenizer = tokenizer
+        self._admit = admit
         self._eos = eos
         self._think_ids = think_ids
         self._draw = random.Random(seed)
@@ -144,8 +146,9 @@ class Traffic:
             **extra,
         )
         params.update_from_generation_config({}, self._eos)
+        self._admit(params)
         self.figures["requests"] += 1
-        self._count(kind.label or kind.reasoning_label, "requests")
+        self._count(kind.label, "requests")
         name = f"r{self.figures['requests']}"
         place = kind.judge.after_prompt(prompt)
         return _Request(name, kind, prompt, params, place, draw.randrange(4, 40), is_constrained)
