@@ -2,19 +2,20 @@
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.guard_oracle import SETTINGS, BruteForce, PhaseOracle, foreign, policy_of
+from support.guard_oracle import BruteForce, PhaseOracle, foreign, policy_of
 from support.tiny_tokenizers import TINY
 from tokenizers import AddedToken, Tokenizer
 
 from vllm_kprune.errors import KPruneError
-from vllm_kprune.guard import phases
+from vllm_kprune.guard import classes
 from vllm_kprune.guard.automaton import build_automaton
 from vllm_kprune.guard.phases import ReasoningTokens, build_phases
 from vllm_kprune.guard.tokens import spell_tokens
@@ -22,7 +23,28 @@ from vllm_kprune.tokenizer.bpe import parse_tokenizer
 
 KO = policy_of(scripts="Hangul", allow="é")
 RU = policy_of(scripts="Cyrillic", allow="😀")
-GUARDS = {"both": (KO, RU), "answer": (KO, None), "reasoning": (None, RU), "same": (KO, KO)}
+KO_JSON, RU_JSON = replace(KO, escapes="json"), replace(RU, escapes="json")
+GUARDS = {
+    "both": (KO, RU),
+    "answer": (KO, None),
+    "reasoning": (None, RU),
+    "json": (KO_JSON, RU_JSON),
+    "json answer": (KO_JSON, RU),
+}
+# Tokens with backslashes and a u in every order.
+BACKSLASHES = (
+    "\\",
+    "\\\\",
+    "u",
+    "\\u",
+    "\\\\u",
+    "u4e01",
+    "\\n",
+    "é\\",
+    "u\\",
+    "\\ u\\\\\\",
+    "1\\\\",
+)
 force_of = cache(BruteForce)
 
 
@@ -33,6 +55,7 @@ class Case:
         self.tokenizer = Tokenizer.from_str(TINY[kind]().to_str())
         added = [AddedToken(t, normalized=False, special=is_special) for t in ("<t>", "</t>")]
         self.tokenizer.add_tokens(added)
+        self.tokenizer.add_tokens([*BACKSLASHES])
         self.spellings = spell_tokens(parse_tokenizer(json.loads(self.tokenizer.to_str())))
         start, end = (self.tokenizer.token_to_id(token.content) for token in added)
         self.tokens = ReasoningTokens(start if has_start else None, end)
@@ -42,8 +65,12 @@ class Case:
         self.automaton = build_phases(
             self.spellings, self.answer, self.reasoning, self.tokens, self.num_rows
         )
-        forces = [policy and force_of(policy) for policy in (self.answer, self.reasoning)]
-        self.oracle = PhaseOracle(self.spellings, *forces, *vars(self.tokens).values())
+        policies = (self.answer, self.reasoning)
+        forces = [policy and force_of(replace(policy, escapes="auto")) for policy in policies]
+        phases = {"answer": self.answer, "before": self.answer, "reasoning": self.reasoning}
+        json_phases = {name for name, p in phases.items() if p and p.escapes == "json"}
+        self.oracle = PhaseOracle(self.spellings, *forces, *vars(self.tokens).values(), json_phases)
+        self.backslashes = [self.tokenizer.token_to_id(text) for text in BACKSLASHES]
         self.bytes = {
             self.spellings.bytes_of(i): i
             for i in np.flatnonzero(np.diff(self.spellings.starts) == 1)
@@ -55,18 +82,19 @@ class Case:
         cut = [self.bytes[bytes([byte])] for text in "한é中д😀\n" for byte in text.encode()]
         words = self.tokenizer.encode("나는 中 the мир \n", add_special_tokens=False).ids
         marks = [self.start, self.end, self.tokenizer.token_to_id("<eos>")]
-        return st.lists(st.sampled_from([*cut, *words, *marks * 4]), max_size=8)
+        return st.lists(st.sampled_from([*cut, *words, *marks * 4, *self.backslashes]), max_size=8)
 
     def following(self, state: int, random: np.random.Generator) -> int:
         """A random allowed token, with rare ones often."""
         allowed = np.flatnonzero(~self.automaton.refused(state).numpy())
-        marks = [i for i in (self.start, self.end, 1) if i in allowed]
+        marks = [i for i in (*[self.start, self.end, 1] * 4, *self.backslashes) if i in allowed]
         if marks and random.random() < 0.25:
             return int(random.choice(marks))
         classes = self.automaton.token_class.numpy()[allowed]
         return int(random.choice(allowed[classes == random.choice(np.unique(classes))]))
 
 
+SETTINGS = settings(max_examples=8)  # of each of many cases
 case_of: Callable[..., Case] = cache(Case)
 CASES = [
     (kind, is_special, guards)
@@ -74,7 +102,7 @@ CASES = [
     for is_special in (True, False)
     for guards in GUARDS
 ]
-NO_START = [(kind, True, "both", False) for kind in sorted(TINY)]
+NO_START = [(kind, True, g, False) for kind in sorted(TINY) for g in ("both", "json")]
 
 
 @pytest.fixture(params=[*CASES, *NO_START], ids=lambda p: "-".join(map(str, p)))
@@ -191,7 +219,8 @@ def test_labels_name_what_is_guarded() -> None:
         "both": ("Hangul", "Cyrillic"),
         "answer": ("Hangul", None),
         "reasoning": ("Cyrillic", "Cyrillic"),
-        "same": ("Hangul", "Hangul"),
+        "json": ("Hangul", "Cyrillic"),
+        "json answer": ("Hangul", "Cyrillic"),
     }
     plain = build_automaton(case_of("byte_level", True, "both").spellings, KO)
     assert (plain.label, plain.reasoning_label, plain.first_reasoning_state) == (
@@ -218,6 +247,6 @@ def test_more_states_than_the_tables_can_number_are_an_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     case = case_of("byte_level", True, "both")
-    monkeypatch.setattr(phases, "_MOST_STATES", case.automaton.num_states - 1)
-    with pytest.raises(KPruneError, match="name fewer scripts"):
+    monkeypatch.setattr(classes, "MOST_NUMBERS", case.automaton.num_states - 1)
+    with pytest.raises(KPruneError, match="name fewer languages or scripts"):
         build_phases(case.spellings, KO, RU, case.tokens, case.num_rows)

@@ -42,9 +42,12 @@ def test_every_option_is_a_field_and_reaches_it() -> None:
             "digits": False,
             "punctuation": 0,
             "emoji": "false",
+            "escapes": "json",
         }
     )
-    assert policy == GuardPolicy(("ja",), ("Greek", "Han"), "ksx1001", "αβ", False, False, False)
+    assert policy == GuardPolicy(
+        ("ja",), ("Greek", "Han"), "ksx1001", "αβ", False, False, False, "json"
+    )
     assert set(vars(policy)) == OPTIONS
 
 

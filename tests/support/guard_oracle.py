@@ -1,6 +1,6 @@
 """What is allowed, decided without the guard's tables: by characters, and bytes by brute force."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -112,7 +112,10 @@ class BruteForce:
 
 
 class PhaseOracle:
-    """What may come next where a model reasons and then answers: by brute force, token by token."""
+    """What may come next where a model reasons and then answers: by brute force, token by token.
+
+    `json`: the phases in which no escaped u may be written.
+    """
 
     def __init__(
         self,
@@ -121,39 +124,66 @@ class PhaseOracle:
         reasoning: BruteForce | None,
         start: int | None,
         end: int,
+        json: Collection[str] = (),
     ) -> None:
         self.spellings = spellings
         self.forces = {"before": answer, "answer": answer, "reasoning": reasoning}
-        self.start, self.end = start, end
+        self.start, self.end, self.json = start, end, json
         self.present = spellings.flags & PRESENT != 0
-        self._judged: dict[tuple[int, bytes | None], np.ndarray] = {}
+        self._judged: dict[tuple[object, ...], np.ndarray] = {}
 
     def phase(self, prompt: Sequence[int], output: Sequence[int]) -> str:
-        inside = self.start is None
-        for token_id in prompt:
-            inside = token_id == self.start or (inside and token_id != self.end)
-        phase = "reasoning" if inside else "before"
-        for token_id in output:
+        return self._phase(prompt, output)[0]
+
+    def _phase(self, prompt: Sequence[int], output: Sequence[int]) -> tuple[str, int]:
+        """The phase, and how many tokens came before it."""
+        inside, begin = self.start is None, 0
+        for n, token_id in enumerate(prompt):
+            if token_id == self.start:
+                inside, begin = True, n + 1
+            inside = inside and token_id != self.end
+        phase, begin = ("reasoning", begin) if inside else ("before", 0)
+        for n, token_id in enumerate(output, start=len(prompt)):
             if phase == "reasoning" and token_id == self.end:
-                phase = "answer"
+                phase, begin = "answer", n + 1
             elif phase == "before" and token_id == self.start:
-                phase = "reasoning"
+                phase, begin = "reasoning", n + 1
             elif phase == "before" and (token_id == self.end or not self._is_blank(token_id)):
                 phase = "answer"
-        return phase
+        return phase, begin
 
     def allowed(self, prompt: Sequence[int], output: Sequence[int]) -> np.ndarray:
         """Which tokens may follow, bool [num_tokens]."""
-        force = self.forces[self.phase(prompt, output)]
+        phase, begin = self._phase(prompt, output)
+        ids, force = [*prompt, *output], self.forces[phase]
         if force is None:
             return self.present
-        pending = self._pending(force, [*prompt, *output])
-        key = (id(force), pending)
+        pending = self._pending(force, ids)
+        slashes = self._backslashes(ids[begin:]) if phase in self.json and not pending else 0
+        key = (id(force), pending, slashes, phase in self.json)
         if key not in self._judged:
             self._judged[key] = np.array(
-                [self._judge(force, pending, i) for i in range(self.spellings.num_tokens)]
+                [
+                    self._judge(force, pending, i)
+                    and not (phase in self.json and self._writes_u(slashes, i))
+                    for i in range(self.spellings.num_tokens)
+                ]
             )
         return self._judged[key]
+
+    def _backslashes(self, ids: Sequence[int]) -> int:
+        text = b""
+        for token_id in ids:
+            if not self._is_control(token_id):
+                text += self.spellings.bytes_of(token_id)
+            elif not self.spellings.flags_of(token_id) & SPECIAL:
+                text = b""
+        return len(text) - len(text.rstrip(b"\\"))
+
+    def _writes_u(self, slashes: int, token_id: int) -> bool:
+        """Does a token write an escaped u after this many backslashes?"""
+        text = b"\\" * slashes + self.spellings.bytes_of(token_id)
+        return not self._is_control(token_id) and bool(regex.search(rb"(?<!\\)(\\\\)*\\u", text))
 
     def _is_control(self, token_id: int) -> bool:
         marked = token_id in (self.start, self.end)

@@ -23,6 +23,7 @@ An example: "é" is C3 A9 in UTF-8, and a policy allows "a" and "é", but not "�
   prompt can end in such a run, and no token can repair it: the state `broken` refuses byte tokens
   until another token has ended the run. A special token does not end it, because decoders may
   skip it. Byte-level text recovers by itself: there, `broken` is state 0.
+- With `escapes: json`, one more state refuses a u after a backslash: see `guard/escapes.py`.
 - No dead ends: a state is not entered if the vocabulary has no way to finish the character.
 """
 
@@ -38,6 +39,7 @@ from vllm_kprune.errors import KPruneError
 from vllm_kprune.guard.characters import allowed_characters
 from vllm_kprune.guard.classes import States, classify
 from vllm_kprune.guard.ending import MOST_TOKENS_BACK, Ending
+from vllm_kprune.guard.escapes import add_escapes
 from vllm_kprune.guard.policy import GuardPolicy
 from vllm_kprune.guard.tokens import TokenSpellings
 from vllm_kprune.guard.utf8 import REFUSED, byte_table
@@ -158,7 +160,8 @@ def build_automaton(
     """Apply a policy to a tokenizer: which tokens may come next, in every state.
 
     `spellings` come from `load_spellings`. `num_rows` is the width of the model's logits, by
-    default one row for each id of the tokenizer; rows without a token are always refused.
+    default one row for each id of the tokenizer; rows without a token are always refused. A policy
+    whose `escapes` are "auto" is built as with "off": only a request shows that its answer is JSON.
     `control_ids` are control tokens besides those that the tokenizer's folder shows
     (`guard/controls.py`): the model's EOS, for instance, or those of a parser.
 
@@ -175,6 +178,8 @@ def build_automaton(
     allowed = allowed_characters(policy)
     table = byte_table(allowed)
     classes = classify(spellings, allowed, table, num_rows, control_ids)
+    if policy.escapes == "json":
+        classes = add_escapes(classes, spellings)
     # Every character begins in state 0: if nothing may come there, nothing can be written.
     if not (classes.following[0, classes.of_token] >= 0).any():
         raise KPruneError(
@@ -187,5 +192,11 @@ def build_automaton(
         class_next=torch.from_numpy(classes.following),
         class_fallback=torch.from_numpy(classes.fallback),
         broken=classes.broken,
-        _reader=Ending(spellings, table, classes.broken, np.any(classes.following >= 0, axis=1)),
+        _reader=Ending(
+            spellings,
+            table,
+            classes.broken,
+            alive=np.any(classes.following >= 0, axis=1),
+            escaped=classes.escaped,
+        ),
     )

@@ -17,6 +17,7 @@ The rules, in order (each has a test, and a row in the documentation's table):
 7. `allow` overrides all of these, except for surrogates, which UTF-8 cannot spell.
 """
 
+from dataclasses import replace
 from functools import lru_cache
 from typing import TypeAlias
 
@@ -47,9 +48,14 @@ _NUMBERS = r"\p{N}"
 _MARKS = rf"[[\p{{P}}\p{{S}}]--{_EMOJI}]"
 
 
-@lru_cache(maxsize=16)
 def allowed_characters(policy: GuardPolicy) -> CharacterTable:
     """Code point -> is it allowed? bool [0x110000], read-only."""
+    # How characters may be escaped makes no difference here.
+    return _allowed(replace(policy, escapes="off"))
+
+
+@lru_cache(maxsize=16)
+def _allowed(policy: GuardPolicy) -> CharacterTable:
     scripts = {script for code in policy.languages for script in LANGUAGES[code].scripts}
     scripts |= {*policy.scripts, *(("Han",) if policy.hanja == "all" else ())}
     # A copy, because `_members` returns the array in its own cache.

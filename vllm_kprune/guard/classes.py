@@ -5,13 +5,15 @@ refused text, control tokens, and one class for each combination of the bytes th
 character and the state in which the token ends. `guard/automaton.py` has an example.
 """
 
-from collections.abc import Collection
+import math
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from vllm_kprune.errors import KPruneError
 from vllm_kprune.guard.characters import NUM_CODE_POINTS, CharacterTable
 from vllm_kprune.guard.tokens import (
     BYTE,
@@ -25,13 +27,25 @@ from vllm_kprune.guard.tokens import (
 )
 from vllm_kprune.guard.utf8 import REFUSED, ByteTable, walk
 
-__all__ = ["Classes", "States", "classify", "is_white"]
+__all__ = [
+    "HIDDEN",
+    "MOST_NUMBERS",
+    "SHOWN",
+    "Classes",
+    "States",
+    "check_int16",
+    "classify",
+    "close_dead_ends",
+    "is_white",
+    "number_tuples",
+]
 
 States: TypeAlias = npt.NDArray[np.int16]
+MOST_NUMBERS = 1 << 15
 # Five classes have a fixed meaning: never allowed, whole allowed text, control tokens that decoders
 # skip, those that they show, and ASCII byte tokens. The others are for tokens with parts of
 # characters.
-_NEVER, _TEXT, _HIDDEN, _SHOWN, _ASCII_BYTE = range(5)
+_NEVER, _TEXT, HIDDEN, SHOWN, _ASCII_BYTE = range(5)
 _LAST_WHITE = 0x3000  # the ideographic space
 # The last column in `_after`: an index of -1 reads it.
 _NO_HEAD = -1
@@ -48,11 +62,12 @@ class _Columns:
 
 @dataclass(frozen=True)
 class Classes(_Columns):
-    """The columns, `of_token` int16 [num_rows]: which column each token has, and the state of a
-    broken run."""
+    """The columns, `of_token` int16 [num_rows]: which column each token has; and the numbers of
+    two states: of a broken run, and after a backslash (`guard/escapes.py`)."""
 
     of_token: States
     broken: int
+    escaped: int | None = None
 
 
 def classify(
@@ -78,13 +93,13 @@ def classify(
     control = spellings.flags & CONTROL != 0
     control[[token_id for token_id in control_ids if 0 <= token_id < len(control)]] = True
     is_shown = spellings.flags & (SPECIAL | BYTE) == 0
-    of_token[control] = np.where(is_shown, _SHOWN, _HIDDEN)[control]
+    of_token[control] = np.where(is_shown, SHOWN, HIDDEN)[control]
     # Logits may be wider than the tokenizer (rows without a token stay 0, _NEVER) or narrower.
     rows = np.zeros(num_rows, np.int16)
     width = min(num_rows, len(of_token))
     rows[:width] = of_token[:width]
     # Only classes in these rows: a token past the logits is never sampled and finishes nothing.
-    _close_dead_ends(following, np.unique(rows))
+    close_dead_ends(following, np.unique(rows))
     return Classes(following, np.concatenate([whole.fallback, parts.fallback]), rows, broken)
 
 
@@ -121,8 +136,8 @@ def _whole(
     following = np.full((num_states, 5), REFUSED, np.int16)
     if broken:
         # Text ends a broken run. A special token does not, because decoders may skip it.
-        following[broken, [_TEXT, _HIDDEN, _SHOWN]] = 0, broken, 0
-    following[0, [_TEXT, _HIDDEN, _SHOWN, _ASCII_BYTE]] = 0
+        following[broken, [_TEXT, HIDDEN, SHOWN]] = 0, broken, 0
+    following[0, [_TEXT, HIDDEN, SHOWN, _ASCII_BYTE]] = 0
     # In the order of the five classes.
     return of_token, _Columns(following, np.array([0, 0, broken, 0, broken], np.int16))
 
@@ -168,7 +183,33 @@ def _after(kinds: npt.NDArray[np.int64], table: ByteTable, heads: Fragments) -> 
     return np.where(end == REFUSED, REFUSED, after).astype(np.int16)
 
 
-def _close_dead_ends(following: States, used: States) -> None:
+def number_tuples(
+    shape: tuple[int, ...], numbers: Sequence[npt.NDArray[np.integer[Any]]]
+) -> tuple[States, tuple[npt.NDArray[np.int64], ...]]:
+    """Number the distinct tuples of each token's numbers, which are below `shape`.
+
+    Returns the number of each token's tuple, int16 [num_rows], and the tuples, one array for each
+    place in them. Raises `KPruneError` if there are more than int16 can number.
+    """
+    tuples = np.ravel_multi_index(tuple(numbers), shape)
+    # As `np.unique` with its inverse, which would sort all tokens.
+    used = np.zeros(math.prod(shape), np.bool_)
+    used[tuples] = True
+    distinct = np.flatnonzero(used)
+    check_int16(len(distinct))
+    return (np.cumsum(used) - 1)[tuples].astype(np.int16), np.unravel_index(distinct, shape)
+
+
+def check_int16(number: int) -> None:
+    """Raise `KPruneError` if states or classes are more than the tables can number."""
+    if number > MOST_NUMBERS:
+        raise KPruneError(
+            f"the guard: its tables need {number:,} states or classes, more than {MOST_NUMBERS:,}; "
+            "name fewer languages or scripts"
+        )
+
+
+def close_dead_ends(following: States, used: States) -> None:
     """Refuse what leads to a state from which no `used` class leads back to state 0.
 
     Searches backwards from state 0 until no more states are found.

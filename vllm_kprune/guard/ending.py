@@ -27,13 +27,15 @@ class Ending:
     """Reads the end of a text for one set of tables.
 
     `table` has the states of unfinished characters; `alive` bool [num_states] says which of them
-    some token leaves. `broken` is the state of a character that cannot become an allowed one.
+    some token leaves. `broken` is the state of a character that cannot become an allowed one, and
+    `escaped`, if there is one, that after a backslash (`guard/escapes.py`).
     """
 
     spellings: TokenSpellings
     table: ByteTable
     broken: int
     alive: npt.NDArray[np.bool_]
+    escaped: int | None = None
 
     @property
     def nbytes(self) -> int:
@@ -42,6 +44,13 @@ class Ending:
 
     def state_after(self, token_ids: Sequence[int], prompt_length: int | None = None) -> int:
         """The state after a text; where the prompt in it ends makes no difference."""
+        return self.state_from(token_ids, 0)
+
+    def state_from(self, token_ids: Sequence[int], begin: int) -> int:
+        """The state after a text in which the tokens before `begin` are of another phase.
+
+        A run of byte tokens can go on from there, but a backslash does not count.
+        """
         run, is_sound = self._last_bytes(token_ids)
         state = 0
         # An unfinished character begins in state 0, so nothing before it matters.
@@ -49,7 +58,11 @@ class Ending:
             state = int(self.table[state, byte])
         # The byte table knows allowed characters, not the vocabulary, so this may be a state that
         # no token leaves. REFUSED must not be an index: -1 would read the last state.
-        return state if is_sound and state >= 0 and self.alive[state] else self.broken
+        if not (is_sound and state >= 0 and self.alive[state]):
+            return self.broken
+        if state == 0 and self.escaped is not None and self.alive[self.escaped]:
+            return self.escaped if _ends_escaped(self.spellings, token_ids[begin:]) else 0
+        return state
 
     def _last_bytes(self, token_ids: Sequence[int]) -> tuple[bytes, bool]:
         """The bytes at the end of a text that are decoded together with what follows.
@@ -77,6 +90,22 @@ class Ending:
         # unfinished end to be forgiven: the token has cut it off.
         whole = last[: len(last) - len(unfinished(last))]
         return last, not is_fallback or all(map(_is_utf8, (whole, *earlier)))
+
+
+def _ends_escaped(spellings: TokenSpellings, token_ids: Sequence[int]) -> bool:
+    """Does a text end in an odd number of backslashes?"""
+    count = 0
+    for token_id in reversed(token_ids[-MOST_TOKENS_BACK:]):
+        flags = spellings.flags_of(token_id)
+        if flags & SPECIAL:
+            continue
+        if not flags & PRESENT or flags & CONTROL:
+            break
+        text = spellings.bytes_of(token_id)
+        count += len(text) - len(text.rstrip(b"\\"))
+        if text.strip(b"\\"):
+            break
+    return count % 2 == 1
 
 
 def _is_utf8(text: bytes) -> bool:

@@ -29,9 +29,9 @@ import numpy.typing as npt
 import torch
 
 from vllm_kprune.errors import KPruneError
-from vllm_kprune.guard.automaton import Automaton, Reader, build_automaton
+from vllm_kprune.guard.automaton import Automaton, build_automaton
 from vllm_kprune.guard.characters import NUM_CODE_POINTS
-from vllm_kprune.guard.classes import States, classify, is_white
+from vllm_kprune.guard.classes import States, check_int16, classify, is_white, number_tuples
 from vllm_kprune.guard.ending import Ending
 from vllm_kprune.guard.policy import GuardPolicy
 from vllm_kprune.guard.tokens import CONTROL, PRESENT, TokenSpellings
@@ -42,7 +42,6 @@ __all__ = ["ReasoningTokens", "build_phases"]
 # What a token does to the phase.
 _TEXT, _STAYS, _START, _END = range(4)
 _NUM_ROLES = 4
-_MOST_STATES = 1 << 15  # states and classes are int16
 
 Roles: TypeAlias = npt.NDArray[np.int8]
 
@@ -63,7 +62,7 @@ class _Part:
     following: States
     fallback: States
     broken: int
-    reader: Reader
+    reader: Ending
 
 
 def build_phases(
@@ -106,6 +105,7 @@ def build_phases(
 
 
 def _guarded(automaton: Automaton) -> _Part:
+    assert isinstance(automaton._reader, Ending)
     return _Part(
         automaton.token_class.numpy(),
         automaton.class_next.numpy(),
@@ -157,7 +157,10 @@ def _product(
     policy: GuardPolicy,
     reasoning_policy: GuardPolicy | None,
 ) -> Automaton:
-    of_token, (of_answer, of_reasoning, role) = _pairs(answer, reasoning, roles)
+    of_token, (of_answer, of_reasoning, role) = number_tuples(
+        (len(answer.fallback), len(reasoning.fallback), _NUM_ROLES),
+        (answer.of_token, reasoning.of_token, roles),
+    )
     stay, think = answer.following[:, of_answer], reasoning.following[:, of_reasoning]
     # Only a state in which the start token is allowed has a copy in BEFORE: from all others, what
     # comes next is text, and leads to ANSWER.
@@ -167,7 +170,7 @@ def _product(
     before = np.arange(len(stay))
     before[doors] = len(stay) + np.arange(doors.sum())
     first = len(stay) + int(doors.sum())
-    _check_size(first + len(think), len(role))
+    check_int16(first + len(think))
 
     wait = stay[doors]
     staying = (wait >= 0) & (role == _STAYS)
@@ -188,21 +191,6 @@ def _product(
     )
 
 
-def _pairs(
-    answer: _Part, reasoning: _Part, roles: Roles
-) -> tuple[States, tuple[npt.NDArray[np.int64], ...]]:
-    """The class of each token, int16 [num_rows], and each class's answer class, reasoning class and
-    role."""
-    shape = (len(answer.fallback), len(reasoning.fallback), _NUM_ROLES)
-    pairs = np.ravel_multi_index((answer.of_token, reasoning.of_token, roles), shape)
-    # As `np.unique` with its inverse, which would sort all tokens.
-    used = np.zeros(np.prod(shape), np.bool_)
-    used[pairs] = True
-    numbers = np.cumsum(used) - 1
-    distinct = np.flatnonzero(used)
-    return numbers[pairs].astype(np.int16), np.unravel_index(distinct, shape)
-
-
 def _crossed(following: States, broken: int, whole_state: int, broken_state: int) -> States:
     """Where a control token leads that also ends the phase: a broken run goes on (see above).
 
@@ -212,20 +200,12 @@ def _crossed(following: States, broken: int, whole_state: int, broken_state: int
     return np.where(following < 0, REFUSED, reached)
 
 
-def _check_size(num_states: int, num_classes: int) -> None:
-    if max(num_states, num_classes) > _MOST_STATES:
-        raise KPruneError(
-            f"reasoning: these two guards need {num_states:,} states and {num_classes:,} classes, "
-            f"more than {_MOST_STATES:,}; name fewer scripts"
-        )
-
-
 @dataclass(frozen=True, eq=False)
 class _PhasedReader:
     """Finds the phase, and then the state in it. `before[s]` is the state s in BEFORE."""
 
-    answer: Reader
-    reasoning: Reader
+    answer: Ending
+    reasoning: Ending
     tokens: ReasoningTokens
     roles: Roles
     before: npt.NDArray[np.int64]
@@ -238,31 +218,44 @@ class _PhasedReader:
 
     def state_after(self, token_ids: Sequence[int], prompt_length: int | None = None) -> int:
         length = len(token_ids) if prompt_length is None else prompt_length
-        phase = _START if self._is_open(token_ids[:length]) else _STAYS
-        if phase == _STAYS:
-            # The first token that is not white space decides.
-            phase, length = self._leave_before(token_ids, length)
-        if phase == _START and self.tokens.end in token_ids[length:]:
-            phase = _END
-        if phase == _START:
-            return self.first + self.reasoning.state_after(token_ids)
-        state = self.answer.state_after(token_ids)
-        return int(self.before[state]) if phase == _STAYS else state
+        role, begin = self._phase(token_ids, length)
+        if role == _START:
+            return self.first + self.reasoning.state_from(token_ids, begin)
+        state = self.answer.state_from(token_ids, begin)
+        return int(self.before[state]) if role == _STAYS else state
 
-    def _is_open(self, prompt: Sequence[int]) -> bool:
-        """Does the prompt end inside reasoning?"""
-        start = -1 if self.tokens.start is None else _last(prompt, self.tokens.start)
+    def _phase(self, token_ids: Sequence[int], length: int) -> tuple[int, int]:
+        """What led to the phase at the end of a text, and where in the text it begins.
+
+        _STAYS if it is BEFORE, _START if it is REASONING. `length` is the prompt's.
+        """
+        if (begin := self._open_since(token_ids[:length])) is None:
+            # The first token that is not white space decides.
+            role, begin = self._leave_before(token_ids, length)
+            if role != _START:
+                return role, 0
+            length = begin
+        try:
+            return _END, token_ids.index(self.tokens.end, length) + 1
+        except ValueError:
+            return _START, begin
+
+    def _open_since(self, prompt: Sequence[int]) -> int | None:
+        """Where the reasoning begins that the prompt ends in; None if it ends in none."""
         end = _last(prompt, self.tokens.end)
-        return end < 0 if self.tokens.start is None else start > end
+        if self.tokens.start is None:
+            return 0 if end < 0 else None
+        start = _last(prompt, self.tokens.start)
+        return start + 1 if start > end else None
 
     def _leave_before(self, token_ids: Sequence[int], length: int) -> tuple[int, int]:
-        """What ended BEFORE, and how many tokens there were then; _STAYS if nothing did."""
+        """The role of the token that ended BEFORE, and its position + 1; _STAYS if none did."""
         for n in range(length, len(token_ids)):
             token_id = token_ids[n]
             role = self.roles[token_id] if 0 <= token_id < len(self.roles) else _TEXT
             if role != _STAYS:
-                return (_START if role == _START else _END), n + 1
-        return _STAYS, len(token_ids)
+                return int(role), n + 1
+        return _STAYS, 0
 
 
 def _last(token_ids: Sequence[int], token_id: int) -> int:
