@@ -5,6 +5,7 @@ the model reasoning, or answering?). From these it says which tokens may come ne
 token of the vocabulary with Python's own UTF-8 decoder and the rules of `guard_oracle`.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -20,6 +21,7 @@ __all__ = ["Judge", "Place", "Spelling", "spell"]
 
 # Decoders skip hidden control tokens and show others.
 _ABSENT, _HIDDEN, _SHOWN, _BYTE, _TEXT = range(5)
+_ESCAPED_U = re.compile(rb"(?s)([^\\]|\\[^u])*\\u")
 _BEFORE, _REASONING, _ANSWER = "before", "reasoning", "answer"
 
 
@@ -56,11 +58,13 @@ class Place:
 
     `pending` are the bytes of an unfinished character. `is_broken`: the text ends in byte tokens
     that are no UTF-8, so that a byte-fallback decoder would show each of them as U+FFFD.
+    `is_escaped`: it ends in an odd number of backslashes, and is JSON.
     """
 
     phase: str = _BEFORE
     pending: bytes = b""
     is_broken: bool = False
+    is_escaped: bool = False
 
     @property
     def is_reasoning(self) -> bool:
@@ -99,12 +103,20 @@ class Judge:
             if self._think_ids and token in self._think_ids:
                 phase = _REASONING if token == self._think_ids[0] else _BEFORE
         pending, is_broken = self._end_of(prompt, self._policies[phase])
-        return Place(phase, pending, is_broken)
+        place = Place(phase, pending, is_broken)
+        if pending or is_broken or not self._reads_escapes(phase):
+            return place
+        for token in prompt:
+            place = replace(place, is_escaped=self._is_escaped_after(place, token))
+        return place
 
     def pieces(
         self, prompt: Sequence[int], answer: Sequence[int]
     ) -> Iterator[tuple[GuardPolicy, list[int]]]:
-        """The guarded parts of an answer, each with its policy, cut between characters."""
+        """The guarded parts of an answer, each with its policy, cut between characters.
+
+        Without control tokens, which are no characters of the model's.
+        """
         place, begin, end = self.after_prompt(prompt), None, 0
         for n, token in enumerate(answer):
             phase = _REASONING if place.is_reasoning else _ANSWER
@@ -115,7 +127,8 @@ class Judge:
                 end = end if place.pending else n + 1
                 policy = self._policies[phase]
                 if policy is not None and begin is not None:
-                    yield policy, list(answer[begin:end])
+                    ids = answer[begin:end]
+                    yield policy, [i for i in ids if self._spelling.kinds[i] != _SHOWN]
                 begin = None
 
     def allowed(self, place: Place) -> np.ndarray:
@@ -137,7 +150,12 @@ class Judge:
         # Only in a phase that is free, or after such a prompt.
         is_broken = place.is_broken or not _is_utf8(text[: len(text) - len(pending)])
         is_run = self._spelling.is_fallback and kind == _BYTE
-        return replace(place, pending=pending, is_broken=is_run and is_broken)
+        return replace(
+            place,
+            pending=pending,
+            is_broken=is_run and is_broken,
+            is_escaped=self._is_escaped_after(place, token),
+        )
 
     def _after_control(self, place: Place, token: int) -> Place:
         is_hidden = self._spelling.kinds[token] == _HIDDEN
@@ -149,7 +167,20 @@ class Judge:
             phase = _REASONING
         elif phase == _REASONING and token == end:
             phase = _ANSWER
-        return Place(phase, b"", is_hidden and is_broken)
+        is_escaped = phase == place.phase and self._is_escaped_after(place, token)
+        return Place(phase, b"", is_hidden and is_broken, is_escaped)
+
+    def _reads_escapes(self, phase: str) -> bool:
+        policy = self._policies[phase]
+        return policy is not None and policy.escapes == "json"
+
+    def _is_escaped_after(self, place: Place, token: int) -> bool:
+        kind, data = self._spelling.kinds[token], self._spelling.data[token]
+        if not self._reads_escapes(place.phase) or kind == _SHOWN:
+            return False
+        before = b"\\" * place.is_escaped
+        text = before + data
+        return bool(len(text) - len(text.rstrip(b"\\")) & 1)
 
     def _is_allowed(self, place: Place, token: int) -> bool:
         kind, data = self._spelling.kinds[token], self._spelling.data[token]
@@ -164,6 +195,8 @@ class Judge:
         rest = _unfinished(text)
         whole = text[: len(text) - len(rest)]
         if not _is_utf8(whole) or rest not in _beginnings(policy):
+            return False
+        if policy.escapes == "json" and _ESCAPED_U.match(b"\\" * place.is_escaped + text):
             return False
         return all(is_allowed(character, policy) for character in whole.decode())
 

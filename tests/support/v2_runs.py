@@ -29,6 +29,7 @@ from vllm_kprune.serving.guard.counters import REASONING, read_totals
 from vllm_kprune.serving.guard.markers import Markers
 from vllm_kprune.serving.guard.settings import request_policies
 from vllm_kprune.serving.options import COUNTER_FOLDER
+from vllm_kprune.serving.request_options import ADMITTED
 from vllm_kprune.serving.settings import attach_settings, settings_of
 
 __all__ = ["RUNS", "Run", "simulate"]
@@ -65,6 +66,8 @@ REQUESTS: tuple[dict[str, Any] | None, ...] = (
     {"kprune_languages": "ko", "kprune_hanja": "all"},
     {"kprune_scripts": ["Hiragana", "Han"]},
     {"kprune_languages": "en", "kprune_digits": False},
+    # What a chat request with tools leaves for `admit`: answers may be JSON.
+    {"kprune_languages": "ko,en", ADMITTED: {"tools": True}},
 )
 THINKING: tuple[dict[str, Any], ...] = (
     {"kprune_languages": "en", "kprune_think_languages": "ko"},
@@ -158,10 +161,13 @@ def _kinds(engine: Engine, config: Any, run: Run) -> list[Kind]:
     think_ids = _think_ids(engine) if run.thinks else None
     kinds = []
     for xargs in (*REQUESTS, *(THINKING if run.thinks else ())):
+        is_json = ADMITTED in (xargs or {})
         policies = request_policies(settings_of(config).guard, xargs)
+        policies = policies.resolved("json" if is_json else "off")
         answer, reasoning = policies.answer, policies.reasoning
         judge = Judge(spelling, answer, reasoning, think_ids)
         policy = answer or reasoning
         label = policy.label if policy else None
-        kinds.append(Kind(xargs, judge, label, reasoning and REASONING + reasoning.label))
+        reasoning_label = reasoning and REASONING + reasoning.label
+        kinds.append(Kind(xargs, judge, label, reasoning_label, is_json))
     return kinds

@@ -22,7 +22,7 @@ from support.v2_runner import Committed, Scheduled, V2Runner
 
 __all__ = ["Kind", "Traffic"]
 
-_TEXTS = ("the cat sat", "나는 오늘 학교에", "中国人民", "これは", "😀 é", "서울의 날씨는")
+_TEXTS = ("the cat sat", "나는 오늘 학교에", "中国人民", "これは", "😀 é", "a\\", "서울의 날씨는")
 _WARM_UP = "_warmup"
 
 
@@ -31,13 +31,14 @@ class Kind:
     """Requests that ask for the same: their `extra_args`, and who judges them.
 
     They are counted as `label`, and so are their rows, but as `reasoning_label` while the model
-    thinks. None: not counted.
+    thinks. None: not counted. `is_json`: they like backslashes.
     """
 
     extra_args: dict[str, Any] | None
     judge: Judge
     label: str | None
     reasoning_label: str | None = None
+    is_json: bool = False
 
 
 @dataclass
@@ -85,8 +86,9 @@ class Traffic:
         self._think_ids = think_ids
         self._draw = random.Random(seed)
         self._live: dict[str, _Request] = {}
-        fragments = [i for i in range(tokenizer.get_vocab_size()) if self._is_fragment(i)]
-        self._fragments = torch.tensor(fragments)
+        texts = [tokenizer.decode([i]) for i in range(tokenizer.get_vocab_size())]
+        self._fragments = torch.tensor([i for i, t in enumerate(texts) if "\ufffd" in t])
+        self._slashes = torch.tensor([i for i, t in enumerate(texts) if t[:1] in ("\\", "u")])
 
     def warm_up(self) -> None:
         """What vLLM does before it takes requests: none of it is to be counted."""
@@ -151,7 +153,7 @@ class Traffic:
         self._count(kind.label, "requests")
         name = f"r{self.figures['requests']}"
         place = kind.judge.after_prompt(prompt)
-        return _Request(name, kind, prompt, params, place, draw.randrange(4, 40), is_constrained)
+        return _Request(name, kind, prompt, params, place, draw.randrange(3, 24), is_constrained)
 
     def _new_prompt(self) -> list[int]:
         """A text, cut off anywhere at its end, sometimes inside the model's reasoning."""
@@ -199,6 +201,8 @@ class Traffic:
         for token in self._think_ids or ():
             if self._draw.random() < 0.1:
                 logits[self._draw.randrange(len(logits)), token] += 12
+        if one.name in self._live and self._live[one.name].kind.is_json:
+            logits[:, self._slashes] += 9
         return logits
 
     def _take(self, request: _Request, got: Committed) -> None:
@@ -220,6 +224,7 @@ class Traffic:
         self.figures["tokens"] += 1
         self.figures["inside_a_character"] += bool(place.pending)
         self.figures["while_reasoning"] += place.is_reasoning
+        self.figures["after_a_backslash"] += place.is_escaped
         is_dead = False
         if not judge.guards_nothing:
             is_dead = self._judge_row(request, allowed, got, n)
@@ -274,6 +279,3 @@ class Traffic:
     def _count(self, label: str | None, counter: str) -> None:
         if label is not None:
             self.counts.setdefault(label, Counter())[counter] += 1
-
-    def _is_fragment(self, token: int) -> bool:
-        return "\ufffd" in self._tokenizer.decode([token])
