@@ -13,11 +13,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from vllm_kprune.checkpoint.manifest import read_manifest
+from vllm_kprune.checkpoint.manifest import load_manifest
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.storage.cache import cache_dir
 
-__all__ = ["SHAPES", "find_tokenizer", "kept_ids", "make_overlay", "save_model", "save_shape"]
+__all__ = ["SHAPES", "find_tokenizer", "kept_rows", "make_overlay", "save_model", "save_shape"]
 
 KPRUNE = ("-c", "from vllm_kprune.cli import main; main()")
 # In the order in which they are looked for, below kprune's cache.
@@ -116,9 +116,9 @@ def make_overlay(model: Path, profile: str, folder: Path) -> float:
     return time.monotonic() - began
 
 
-def kept_ids(overlay: Path) -> list[int]:
-    """The original's id of each of an overlay's rows."""
-    return list(read_manifest(overlay).kept_ids)
+def kept_rows(overlay: Path) -> list[int]:
+    """The original's row of each of an overlay's rows."""
+    return list(load_manifest(overlay).kept_rows)
 
 
 def _token_ids(tokenizer: Path) -> dict[str, int]:
