@@ -202,17 +202,22 @@ class Judge:
 
     def _end_of(self, prompt: Sequence[int], policy: GuardPolicy | None) -> tuple[bytes, bool]:
         kinds, is_fallback = self._spelling.kinds, self._spelling.is_fallback
-        run: list[bytes] = []
+        # What is decoded together: with fallback, also across a token that the decoder skips.
+        parts = [b""]
         for token in reversed(prompt):
-            if kinds[token] != (_BYTE if is_fallback else _TEXT):
+            if is_fallback and kinds[token] == _HIDDEN:
+                parts.append(b"")
+            elif kinds[token] == (_BYTE if is_fallback else _TEXT):
+                parts[-1] = self._spelling.data[token] + parts[-1]
+            else:
                 break
-            run.insert(0, self._spelling.data[token])
-        text = b"".join(run)
+        text, *earlier = parts
         rest = _unfinished(text)
         fits = policy is None or rest in _beginnings(policy)
         if not is_fallback:
             return (rest if fits else b""), False
-        is_broken = not fits or not _is_utf8(text[: len(text) - len(rest)])
+        whole = (text[: len(text) - len(rest)], *earlier)
+        is_broken = not fits or not all(map(_is_utf8, whole))
         return (b"" if is_broken else rest), is_broken
 
 
