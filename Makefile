@@ -15,7 +15,7 @@ STAMP := .venv/.kprune-setup-$(shell cat requirements/cpu.lock pyproject.toml pa
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo paper lint bench check-v2 docs docs-serve clean
-.PHONY: test test-vocabulary test-serving test-rest test-fast test-fast-vocabulary test-fast-rest
+.PHONY: test test-others test-vocabulary test-serving test-rest test-fast test-fast-vocabulary test-fast-rest
 
 help:
 	@echo "make setup | demo | paper | test | test-fast | lint | bench | check-v2 | docs | docs-serve | clean   (variables: PYTHON, TORCH_INDEX)"
@@ -44,13 +44,17 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Three processes one after another, each with its own summary: one alone grows beyond 2 GB, as torch,
-# vLLM and large vocabularies add up. A failure of one does not stop the others.
+# Three processes, each with its own summary: one alone grows beyond 2 GB, as torch, vLLM and large
+# vocabularies add up. A failure of one does not stop the others. The one with live servers takes as
+# long as the other two together, so it runs beside them; what it prints comes when it ends.
 VOCABULARY_ROOMS := $(addprefix tests/,checkpoint cli tokenizer vocabulary)
 OTHER_ROOMS := tests $(addprefix --ignore=,$(VOCABULARY_ROOMS))
 
 test: lint
-	@$(MAKE) --no-print-directory -k -j1 test-vocabulary test-serving test-rest
+	@$(MAKE) --no-print-directory -k -j2 --output-sync=target test-serving test-others
+
+test-others: $(STAMP)
+	@$(MAKE) --no-print-directory -k -j1 test-vocabulary test-rest
 
 test-vocabulary: $(STAMP)
 	$(BIN)/python -m pytest $(VOCABULARY_ROOMS)

@@ -36,7 +36,17 @@ __all__ = ["main"]
 # The simulation is a part of the tests.
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-_SHOWN = ("tokens", "inside_a_character", "while_reasoning", "preemptions", "drafts", "accepted")
+# Figures, and what the table calls them.
+_SHOWN = {
+    "tokens": "tokens",
+    "inside_a_character": "in a character",
+    "while_reasoning": "reasoning",
+    "preemptions": "preempted",
+    "drafts": "drafts",
+    "accepted": "accepted",
+    "dead_ends": "dead ends",
+    "refused": "refused",
+}
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -96,13 +106,11 @@ def _simulate(version: str, steps: int, seed: int, console: Console) -> list[dic
 
 
 def _table(results: dict[str, list[dict[str, Any]]]) -> Table:
-    columns = [*(name.replace("_", " ") for name in _SHOWN), "dead ends", "refused", "seconds"]
-    table = Table("vLLM", *columns, title="Committed tokens, by release")
+    table = Table("vLLM", *_SHOWN.values(), "seconds", title="Committed tokens, by release")
     for version, runs in results.items():
         figures = sum((Counter(run["figures"]) for run in runs), Counter[str]())
         seconds = sum(run["seconds"] for run in runs)
-        shown = (*_SHOWN, "dead_ends", "refused")
-        table.add_row(version, *(f"{figures[name]:,}" for name in shown), f"{seconds:.0f}")
+        table.add_row(version, *(f"{figures[name]:,}" for name in _SHOWN), f"{seconds:.0f}")
     return table
 
 

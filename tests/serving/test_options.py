@@ -102,6 +102,7 @@ def test_the_help_has_a_group_that_explains_every_option(parser: Any) -> None:
         "--plugin", "--kprune-profile", "--kprune-corpus", "--kprune-target-size", "--kprune-base",
         "--kprune-coverage", "--kprune-max-extra-tokens",
         "--kprune-languages", "--kprune-scripts", "--kprune-hanja", "--kprune-allow",
+        "--kprune-escapes", "--kprune-latin",
         "--kprune-guard-fixed", "--kprune-think-languages",
         "--kprune-input-pruner", "--kprune-keep", "--kprune-scorer", "--kprune-unit",
         "--kprune-min-tokens", "--kprune-force-tokens", "--kprune-force-digits",

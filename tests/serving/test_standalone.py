@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.live_client import greedy_steps
+from support.live_client import greedy_batch
 from support.tiny_models import ENVIRONMENT
 from tokenizers import Tokenizer
 
@@ -65,8 +65,8 @@ def without_kprune(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return environment
 
 
-def greedy_ids(server: VllmServer, prompt_ids: list[int]) -> list[int]:
-    return [step.token for step in greedy_steps(server, prompt_ids, TOKENS)]
+def greedy_ids(server: VllmServer, prompts: list[list[int]]) -> list[list[int]]:
+    return [[step.token for step in steps] for steps in greedy_batch(server, prompts, TOKENS)]
 
 
 def test_plain_vllm_serves_it_with_the_overlays_greedy_ids(
@@ -76,10 +76,10 @@ def test_plain_vllm_serves_it_with_the_overlays_greedy_ids(
     export_overlay(overlay, export)
     tokenizer = Tokenizer.from_file(str(overlay / "tokenizer.json"))
     prompts = [tokenizer.encode(prompt).ids for prompt in PROMPTS]
-    expected = [greedy_ids(pruned, ids) for ids in prompts]
+    expected = greedy_ids(pruned, prompts)
     arguments = ["--enforce-eager", "--max-model-len", "1024"]
     arguments += ["--logprobs-mode", "processed_logits", "--dtype", "float32"]  # as `pruned`
     with VllmServer(export, arguments, environment=without_kprune) as plain:
-        answers = [greedy_ids(plain, ids) for ids in prompts]
+        answers = greedy_ids(plain, prompts)
     assert answers == expected
     assert [len(answer) for answer in answers] == [TOKENS] * len(PROMPTS)

@@ -55,7 +55,9 @@ def is_allowed(character: str, policy: GuardPolicy) -> bool:
         return False
     if not (policy.punctuation and policy.emoji) and regex.match(r"[\p{P}\p{S}]", character):
         raise NotImplementedError("tested by examples")
-    if policy.languages and regex.match(r"[A-Za-zⅠ-ↂↅ-ↈ]", character):
+    if policy.languages and (
+        regex.match(r"[A-Za-zⅠ-ↂↅ-ↈ]", character) or _is_loan(character, policy)
+    ):
         return True
     if policy.hanja == "ksx1001" and _has(character, "Han") and _is_ksx1001(character):
         return True
@@ -67,6 +69,15 @@ def is_allowed(character: str, policy: GuardPolicy) -> bool:
         return False
     neutral = ("Common", "Inherited", "Latin", "Greek")
     return any(_extends(character, script) for script in neutral)
+
+
+def _is_loan(character: str, policy: GuardPolicy) -> bool:
+    """Is it a Latin letter beyond ASCII that the policy lets other languages use?"""
+    if policy.latin == "all":
+        return _extends(character, "Latin")
+    return policy.latin == "european" and (
+        (0xC0 <= ord(character) < 0x180 and character.isalpha()) or character in "ȘșȚț"
+    )
 
 
 def _has(character: str, script: str) -> bool:

@@ -7,7 +7,7 @@ batches contained, so that a test can see that they were not harmless.
 import json
 import random
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,14 +19,17 @@ if __name__ == "__main__":
     use_interpreter()
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from support.guard_engines import NUM_ROWS, PROMPTS, Engine, make_engine, spellings
 from vllm_kprune.guard.automaton import Automaton, build_automaton
+from vllm_kprune.guard.phases import ReasoningTokens, build_phases
 from vllm_kprune.guard.policy import parse_policy
+from vllm_kprune.serving.guard import device_steps, kernels
 from vllm_kprune.serving.guard.counters import CounterFile
 from vllm_kprune.serving.guard.device_steps import DeviceSteps
-from vllm_kprune.serving.guard.steps import NOT_COUNTED, HostSteps, SlotEntry
-from vllm_kprune.serving.guard.tally import Tally
+from vllm_kprune.serving.guard.steps import HostSteps, SlotEntry
+from vllm_kprune.serving.guard.tally import NOT_COUNTED, Tally
 
 SLOTS, LENGTH, LABELS = 5, 160, 6
 POLICIES = (
@@ -202,16 +205,73 @@ class Pair:
 
 
 def _automaton(engine: Engine, number: int) -> Automaton:
-    policy = parse_policy(POLICIES[number])
-    automaton = build_automaton(spellings(engine.folder), policy, NUM_ROWS, (engine.eos,))
-    # No tokenizer here has reasoning tokens; which states are reasoning is all that a step knows.
-    first: Any = (None, 1, automaton.num_states // 2)[number]
-    return replace(automaton, first_reasoning_state=first)
+    policy, known = parse_policy(POLICIES[number]), spellings(engine.folder)
+    assert policy
+    if number == 0:
+        return build_automaton(known, policy, NUM_ROWS, (engine.eos,))
+    # No tokenizer here has tokens of its own for reasoning; any two will do.
+    tokens = ReasoningTokens(start=5, end=6)
+    other = parse_policy(POLICIES[0]) if number == 1 else None
+    return build_phases(known, policy, other, tokens, NUM_ROWS, (engine.eos,))
+
+
+class _Kernels:
+    """In place of the kernels' module: notes each launch, and runs nothing."""
+
+    def __init__(self, launched: list[str]) -> None:
+        self._launched = launched
+
+    def __getattr__(self, name: str) -> Any:
+        self._launched.append(name)
+        return defaultdict(lambda: lambda *args, **kwargs: None)  # for any grid
+
+
+# Views, and what turns an array of the host into a tensor: no work for a device.
+_FREE = ("aten.detach", "aten.lift_fresh", "aten.select", "aten.slice")
+
+
+class _Operations(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if (name := str(func.overloadpacket)) not in _FREE:
+            self.names.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def operations(engine: Engine, num_drafts: int) -> dict[str, list[str]]:
+    """PyTorch's operations and the kernels of what a step consists of, with three policies."""
+    pair, launched = Pair(engine, num_drafts, seed=0), list[str]()
+    device_steps.kernels = _Kernels(launched)
+    steps, done = pair.steps[1], {}
+    entries = [replace(pair._entry(n, [1]), automaton=pair.automata[n]) for n in range(3)]
+    rows = torch.zeros(9, dtype=torch.int64)
+    context = SimpleNamespace(
+        expanded_idx_mapping=rows, expanded_local_pos=rows, pos=rows, input_ids=rows
+    )
+    logits = torch.zeros(9, NUM_ROWS)
+    parts = {
+        "new policies enter": lambda: steps.enter(entries, []),
+        "known policies enter": lambda: steps.enter(entries, [3]),
+        "nobody enters": lambda: steps.enter([], []),
+        "step": lambda: steps.apply(logits, context),
+        "budget": lambda: steps.withdraw(logits, rows[:1]),
+        "leave": steps.leave,
+    }
+    for name, part in parts.items():
+        launched.clear()
+        with _Operations() as seen:
+            part()
+        done[name] = [*seen.names, *launched]
+    device_steps.kernels = kernels
+    return done
 
 
 def main() -> None:
     folder, steps = Path(sys.argv[1]), int(sys.argv[2])
-    seen = {}
+    seen: dict[str, Any] = {}
     for kind in ("byte_level", "byte_fallback"):
         (folder / kind).mkdir()
         engine = make_engine(kind, folder / kind)
@@ -219,7 +279,8 @@ def main() -> None:
             pair = Pair(engine, num_drafts, seed=num_drafts)
             pair.run(steps)
             seen[f"{kind} {num_drafts}"] = dict(pair.seen)
-    sys.stdout.write(json.dumps(seen))
+    done = {num_drafts: operations(engine, num_drafts) for num_drafts in (0, 3)}
+    sys.stdout.write(json.dumps({"seen": seen, "done": done}))
 
 
 if __name__ == "__main__":

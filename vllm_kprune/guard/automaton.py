@@ -28,8 +28,8 @@ An example: "é" is C3 A9 in UTF-8, and a policy allows "a" and "é", but not "�
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
 from typing import Protocol
 
 import numpy as np
@@ -42,7 +42,7 @@ from vllm_kprune.guard.ending import MOST_TOKENS_BACK, Ending
 from vllm_kprune.guard.escapes import add_escapes
 from vllm_kprune.guard.policy import GuardPolicy
 from vllm_kprune.guard.tokens import TokenSpellings
-from vllm_kprune.guard.utf8 import REFUSED, byte_table
+from vllm_kprune.guard.utf8 import REFUSED, ByteTable, byte_table
 
 __all__ = ["MOST_TOKENS_BACK", "REFUSED", "Automaton", "Reader", "build_automaton"]
 
@@ -151,6 +151,14 @@ class Automaton:
         return self.class_fallback.numpy()
 
 
+@lru_cache(maxsize=16)
+def _byte_table(policy: GuardPolicy) -> ByteTable:
+    table = byte_table(allowed_characters(policy))
+    # All automatons of the policy share it.
+    table.flags.writeable = False
+    return table
+
+
 def build_automaton(
     spellings: TokenSpellings,
     policy: GuardPolicy,
@@ -176,7 +184,7 @@ def build_automaton(
     """
     num_rows = spellings.num_tokens if num_rows is None else num_rows
     allowed = allowed_characters(policy)
-    table = byte_table(allowed)
+    table = _byte_table(replace(policy, escapes="off"))
     classes = classify(spellings, allowed, table, num_rows, control_ids)
     if policy.escapes == "json":
         classes = add_escapes(classes, spellings)

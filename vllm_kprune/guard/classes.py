@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from vllm_kprune.errors import KPruneError
-from vllm_kprune.guard.characters import NUM_CODE_POINTS, CharacterTable
+from vllm_kprune.guard.characters import CharacterTable
+from vllm_kprune.guard.token_texts import only_of
 from vllm_kprune.guard.tokens import (
     BYTE,
     CONTROL,
@@ -36,17 +37,16 @@ __all__ = [
     "check_int16",
     "classify",
     "close_dead_ends",
-    "is_white",
     "number_tuples",
 ]
 
 States: TypeAlias = npt.NDArray[np.int16]
 MOST_NUMBERS = 1 << 15
+_FEW_TUPLES = 1 << 24
 # Five classes have a fixed meaning: never allowed, whole allowed text, control tokens that decoders
 # skip, those that they show, and ASCII byte tokens. The others are for tokens with parts of
 # characters.
 _NEVER, _TEXT, HIDDEN, SHOWN, _ASCII_BYTE = range(5)
-_LAST_WHITE = 0x3000  # the ideographic space
 # The last column in `_after`: an index of -1 reads it.
 _NO_HEAD = -1
 
@@ -103,31 +103,12 @@ def classify(
     return Classes(following, np.concatenate([whole.fallback, parts.fallback]), rows, broken)
 
 
-def is_white(spellings: TokenSpellings) -> npt.NDArray[np.bool_]:
-    """Which tokens are white space and nothing else, bool [num_tokens]."""
-    white = np.zeros(NUM_CODE_POINTS, np.bool_)
-    white[[code for code in range(_LAST_WHITE + 1) if chr(code).isspace()]] = True
-    has_parts = (spellings.head_lengths > 0) | (spellings.tail_lengths > 0)
-    return _spelled_with(spellings, white) & ~has_parts
-
-
-def _spelled_with(spellings: TokenSpellings, characters: CharacterTable) -> npt.NDArray[np.bool_]:
-    """Which tokens have whole characters of this table only, bool [num_tokens]."""
-    # others[n]: other characters among the first n of all tokens. A token has none if the count is
-    # the same at its beginning and its end.
-    others = np.zeros(len(spellings.code_points) + 1, np.int32)
-    np.cumsum(~characters[spellings.code_points], out=others[1:])
-    starts = spellings.code_starts
-    good = np.equal(others[starts[1:]], others[starts[:-1]])
-    good &= spellings.flags & (PRESENT | UNSPELLABLE) == PRESENT
-    return good
-
-
 def _whole(
     spellings: TokenSpellings, allowed: CharacterTable, num_states: int, broken: int
 ) -> tuple[States, _Columns]:
     """The class of each token by its whole characters only, and the first five columns."""
-    good = _spelled_with(spellings, allowed)
+    good = only_of(allowed, spellings.code_points, spellings.code_starts)
+    good &= spellings.flags & (PRESENT | UNSPELLABLE) == PRESENT
     of_token = np.where(good, _TEXT, _NEVER).astype(np.int16)
     # A class of their own, because a broken run would take an ASCII byte token along. Other byte
     # tokens are parts of characters, see `_parts`.
@@ -191,13 +172,19 @@ def number_tuples(
     Returns the number of each token's tuple, int16 [num_rows], and the tuples, one array for each
     place in them. Raises `KPruneError` if there are more than int16 can number.
     """
-    tuples = np.ravel_multi_index(tuple(numbers), shape)
-    # As `np.unique` with its inverse, which would sort all tokens.
-    used = np.zeros(math.prod(shape), np.bool_)
-    used[tuples] = True
-    distinct = np.flatnonzero(used)
+    tuples = np.zeros(len(numbers[0]), np.int64)
+    for size, number in zip(shape, numbers, strict=True):
+        tuples *= size
+        tuples += number
+    if math.prod(shape) > _FEW_TUPLES:
+        distinct, of_token = np.unique(tuples, return_inverse=True)
+    else:
+        # The same, without sorting all tokens.
+        used = np.zeros(math.prod(shape), np.bool_)
+        used[tuples] = True
+        distinct, of_token = np.flatnonzero(used), (np.cumsum(used) - 1)[tuples]
     check_int16(len(distinct))
-    return (np.cumsum(used) - 1)[tuples].astype(np.int16), np.unravel_index(distinct, shape)
+    return of_token.astype(np.int16), np.unravel_index(distinct, shape)
 
 
 def check_int16(number: int) -> None:

@@ -16,21 +16,16 @@ not only its strings. HTML entities, percent-encoding and base64 are not read.
 """
 
 from dataclasses import replace
-from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
 from vllm_kprune.guard.classes import HIDDEN, SHOWN, Classes, States, close_dead_ends, number_tuples
+from vllm_kprune.guard.token_texts import BROKEN_STEP, Steps
 from vllm_kprune.guard.tokens import TokenSpellings
 from vllm_kprune.guard.utf8 import REFUSED
 
 __all__ = ["add_escapes"]
-
-_BACKSLASH, _U = ord("\\"), ord("u")
-# int8 [num_tokens, 2]: from an even and from an odd number of backslashes, is the number odd (1) or
-# even (0) after the token? REFUSED if the token writes an escaped u.
-Steps: TypeAlias = npt.NDArray[np.int8]
 
 
 def add_escapes(classes: Classes, spellings: TokenSpellings) -> Classes:
@@ -46,7 +41,7 @@ def add_escapes(classes: Classes, spellings: TokenSpellings) -> Classes:
     def through(following: States, after: npt.NDArray[np.int64]) -> States:
         # Only where a token ends between characters does it matter how many backslashes it has.
         reached = np.where((following == 0) & (after == 1), escaped, following)
-        return np.where(after == REFUSED, REFUSED, reached)
+        return np.where(after == BROKEN_STEP, REFUSED, reached)
 
     # Inside a character, the number is even: its bytes are no backslashes.
     following = np.concatenate([through(old, even), through(old[:1], odd)]).astype(np.int16)
@@ -62,29 +57,8 @@ def _steps(spellings: TokenSpellings, of_token: States) -> Steps:
     """What each row of the logits does."""
     steps = np.zeros((len(of_token), 2), np.int8)
     width = min(len(steps), spellings.num_tokens)
-    steps[:width] = _text_steps(spellings)[:width]
+    steps[:width] = spellings.backslashes[:width]
     # After the texts, because control tokens act as such whatever they spell.
     steps[of_token == HIDDEN] = 0, 1
     steps[of_token == SHOWN] = 0, 0
     return steps
-
-
-def _text_steps(spellings: TokenSpellings) -> Steps:
-    steps = np.zeros((spellings.num_tokens, 2), np.int8)
-    starts, lengths = spellings.starts[:-1], np.diff(spellings.starts)
-    steps[lengths == 0] = 0, 1
-    begun = np.flatnonzero(lengths)
-    steps[begun[spellings.spelled[starts[begun]] == _U], 1] = REFUSED
-    places = np.flatnonzero(spellings.spelled == _BACKSLASH)
-    for token_id in np.unique(np.searchsorted(spellings.starts, places, side="right") - 1):
-        text = spellings.bytes_of(int(token_id))
-        steps[token_id] = _read(text, 0), _read(text, 1)
-    return steps
-
-
-def _read(text: bytes, odd: int) -> int:
-    for byte in text:
-        if odd and byte == _U:
-            return REFUSED
-        odd = int(not odd and byte == _BACKSLASH)
-    return odd

@@ -22,6 +22,7 @@ has an end token.
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TypeAlias
 
 import numpy as np
@@ -30,14 +31,14 @@ import torch
 
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.guard.automaton import Automaton, build_automaton
-from vllm_kprune.guard.characters import NUM_CODE_POINTS
-from vllm_kprune.guard.classes import States, check_int16, classify, is_white, number_tuples
+from vllm_kprune.guard.characters import NUM_CODE_POINTS, CharacterTable
+from vllm_kprune.guard.classes import States, check_int16, classify, number_tuples
 from vllm_kprune.guard.ending import Ending
 from vllm_kprune.guard.policy import GuardPolicy
 from vllm_kprune.guard.tokens import CONTROL, PRESENT, TokenSpellings
-from vllm_kprune.guard.utf8 import REFUSED, byte_table
+from vllm_kprune.guard.utf8 import REFUSED, ByteTable, byte_table
 
-__all__ = ["ReasoningTokens", "build_phases"]
+__all__ = ["PhasedReader", "ReasoningTokens", "build_phases"]
 
 # What a token does to the phase.
 _TEXT, _STAYS, _START, _END = range(4)
@@ -123,9 +124,7 @@ def _free(spellings: TokenSpellings, num_rows: int, controls: Collection[int]) -
         present[:width] = spellings.flags[:width] & PRESENT != 0
         reader = Ending(spellings, np.zeros((2, 256), np.int16), 0, np.ones(1, np.bool_))
         return _Part(present, np.array([[REFUSED, 0]], np.int16), np.zeros(2, np.int16), 0, reader)
-    everything = np.ones(NUM_CODE_POINTS, np.bool_)
-    everything[0xD800:0xE000] = False
-    table = byte_table(everything)
+    everything, table = _everything()
     classes = classify(spellings, everything, table, num_rows, controls)
     following = np.where(classes.following < 0, classes.fallback, classes.following)
     # The first class is that of rows without a token: no other token is refused by this table.
@@ -134,12 +133,20 @@ def _free(spellings: TokenSpellings, num_rows: int, controls: Collection[int]) -
     return _Part(classes.of_token, following, classes.fallback, classes.broken, reader)
 
 
+@lru_cache(maxsize=1)
+def _everything() -> tuple[CharacterTable, ByteTable]:
+    """All characters, and their bytes."""
+    everything = np.ones(NUM_CODE_POINTS, np.bool_)
+    everything[0xD800:0xE000] = False
+    return everything, byte_table(everything)
+
+
 def _roles(
     spellings: TokenSpellings, tokens: ReasoningTokens, num_rows: int, controls: Collection[int]
 ) -> Roles:
     """What each token does to the phase, int8 [num_rows]."""
     roles = np.full(num_rows, _TEXT, np.int8)
-    stays = is_white(spellings) | (spellings.flags & CONTROL != 0)
+    stays = spellings.white | (spellings.flags & CONTROL != 0)
     stays[[token for token in controls if 0 <= token < len(stays)]] = True
     width = min(num_rows, len(stays))
     roles[:width][stays[:width]] = _STAYS
@@ -185,7 +192,7 @@ def _product(
         class_next=torch.from_numpy(np.concatenate([stay, wait, think]).astype(np.int16)),
         class_fallback=torch.from_numpy(answer.fallback[of_answer]),
         broken=answer.broken,
-        _reader=_PhasedReader(answer.reader, reasoning.reader, tokens, roles, before, first),
+        _reader=PhasedReader(answer.reader, reasoning.reader, tokens, roles, before, first),
         first_reasoning_state=first,
         reasoning=reasoning_policy,
     )
@@ -201,7 +208,7 @@ def _crossed(following: States, broken: int, whole_state: int, broken_state: int
 
 
 @dataclass(frozen=True, eq=False)
-class _PhasedReader:
+class PhasedReader:
     """Finds the phase, and then the state in it. `before[s]` is the state s in BEFORE."""
 
     answer: Ending

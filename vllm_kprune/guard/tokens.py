@@ -3,6 +3,7 @@
 This depends only on the tokenizer; `guard/automaton.py` applies policies to it.
 """
 
+import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeAlias
@@ -11,8 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from vllm_kprune.errors import KPruneError
+from vllm_kprune.guard.characters import NUM_CODE_POINTS
 from vllm_kprune.guard.controls import NO_EVIDENCE, Evidence, control_ids
 from vllm_kprune.guard.decoder import make_speller
+from vllm_kprune.guard.token_texts import Steps, backslash_steps, only_of
 from vllm_kprune.tokenizer.bpe import BpeTokenizer, TokenKind
 from vllm_kprune.vocabulary.scripts import split_incomplete
 
@@ -33,6 +36,7 @@ PRESENT, SPECIAL, BYTE, UNSPELLABLE, CONTROL = 1, 2, 4, 8, 16
 _MAX_TOKENS = 1 << 23
 # Of a character of at most 4 bytes, at most 3 are missing or left over.
 _MOST_FRAGMENT_BYTES = 3
+_LAST_WHITE = 0x3000  # the ideographic space
 
 Bytes: TypeAlias = npt.NDArray[np.uint8]
 Ints: TypeAlias = npt.NDArray[np.int32]
@@ -75,6 +79,14 @@ class TokenSpellings:
     tail_lengths: Bytes
     flags: Bytes
 
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the arrays in hex."""
+        digest = hashlib.sha256(self.kind.encode())
+        for name in ("spelled", "starts", "code_starts", "head_lengths", "tail_lengths", "flags"):
+            digest.update(getattr(self, name).tobytes())
+        return digest.hexdigest()
+
     @property
     def num_tokens(self) -> int:
         """The largest id, plus one. Ids below may have no token."""
@@ -97,6 +109,22 @@ class TokenSpellings:
     def tails(self) -> Fragments:
         """Bytes at the end of tokens that begin a character."""
         return self._fragments(self.tail_lengths, self.starts[1:] - self.tail_lengths)
+
+    @cached_property
+    def white(self) -> npt.NDArray[np.bool_]:
+        """Which tokens are white space, or nothing: bool [num_tokens]."""
+        members = np.zeros(NUM_CODE_POINTS, np.bool_)
+        members[[code for code in range(_LAST_WHITE + 1) if chr(code).isspace()]] = True
+        has_parts = (self.head_lengths > 0) | (self.tail_lengths > 0)
+        is_text = self.flags & (PRESENT | UNSPELLABLE) == PRESENT
+        white = only_of(members, self.code_points, self.code_starts)
+        white &= is_text & ~has_parts
+        return white
+
+    @cached_property
+    def backslashes(self) -> Steps:
+        """What each token does to the number of backslashes before it."""
+        return backslash_steps(self.spelled, self.starts)
 
     def _fragments(self, lengths: Bytes, begins: Ints) -> Fragments:
         token_ids = np.flatnonzero(lengths).astype(np.int32)

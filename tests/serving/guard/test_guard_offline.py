@@ -31,6 +31,7 @@ def main():
     llm = LLM(
         model=model,
         enforce_eager=True,
+        dtype="float32",
         max_model_len=256,
         block_size=16,
         num_gpu_blocks_override=72,

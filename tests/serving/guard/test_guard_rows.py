@@ -299,13 +299,13 @@ def test_policies_are_built_once_and_only_a_few_are_kept(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     built: list[str] = []
-    original = guard_requests.build_automaton
+    original = guard_requests.stored_automaton
 
-    def build(spellings: Any, policy: Any, *args: Any) -> Any:
-        built.append(policy.allow)
-        return original(spellings, policy, *args)
+    def find(spellings: Any, spec: Any, *args: Any) -> Any:
+        built.append(spec.policy.allow)
+        return original(spellings, spec, *args)
 
-    monkeypatch.setattr(guard_requests, "build_automaton", build)
+    monkeypatch.setattr(guard_requests, "stored_automaton", find)
     world = Batch(engine)
     for letter in "αβγδεζηθικλμνξοπρστυα":
         world.meet(letter, engine.prompt("ok", 0), {"kprune_allow": letter})

@@ -4,6 +4,7 @@ Each function gives wraps for `installer.hook`. The error of a check is the answ
 HTTP 400 from a server, the exception from `LLM`.
 """
 
+import asyncio
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ __all__ = [
     "client_errors",
     "explain_failures",
     "note_requests",
+    "prepare_requests",
 ]
 
 
@@ -121,10 +123,36 @@ def admit_requests(admit: Callable[[Any, Any], None]) -> Wraps:
     def process(original: Around, processor: Any, *rest: Any, **how: Any) -> Any:
         request = original(processor, *rest, **how)
         if request.sampling_params is not None:
-            admit(processor.vllm_config, request.sampling_params)
+            with client_errors():
+                admit(processor.vllm_config, request.sampling_params)
         return request
 
     return {seams_requests.PROCESS_INPUTS: process}
+
+
+def prepare_requests(to_prepare: Callable[[Any, Any], Callable[[], None] | None]) -> Wraps:
+    """Run what `to_prepare(vllm_config, params)` gives in a thread, before a server admits.
+
+    Admission itself runs on the event loop. `LLM` has none, and waits for it.
+    """
+
+    async def add(
+        original: Around,
+        engine: Any,
+        request_id: Any,
+        prompt: Any,
+        params: Any,
+        *rest: Any,
+        **how: Any,
+    ) -> Any:
+        # Parameters of pooling models come through here as well.
+        if hasattr(params, "extra_args"):
+            with client_errors():
+                if slow := to_prepare(engine.vllm_config, params):
+                    await asyncio.to_thread(slow)
+        return await original(engine, request_id, prompt, params, *rest, **how)
+
+    return {seams_requests.ADD_REQUEST: add}
 
 
 def note_requests(note: Callable[[Any, Any], None]) -> Wraps:

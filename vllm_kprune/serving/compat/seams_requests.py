@@ -21,6 +21,7 @@ from vllm_kprune.serving.compat.seam import Use, Without
 
 __all__ = [
     "ADAPTER_PATH",
+    "ADD_REQUEST",
     "API_KEY",
     "ATTACH_ROUTER",
     "AUTHENTICATION",
@@ -77,6 +78,15 @@ PROCESS_INPUTS = seam(
     Use.WRAPS,
     "self, request_id, prompt, params",
     lost="the counts of guarded requests, and JSON escapes in answers that are JSON",
+)
+ADD_REQUEST = seam(
+    GUARD,
+    "vllm.v1.engine.async_llm:AsyncLLM.add_request",
+    Use.WRAPS,
+    "self, request_id, prompt, params",
+    binding="async",
+    without=Without.QUIET,
+    lost="speed: a policy that is new is built on the server's event loop",
 )
 _TOOLS_LOST = "JSON escapes in answers with tool calls: a request must ask with kprune_escapes"
 CHAT_PARAMS = seam(

@@ -28,6 +28,7 @@ __all__ = [
     "engine_markers",
     "engine_spellings",
     "refuse_beam_options",
+    "tokenizer_folder",
 ]
 
 
@@ -107,7 +108,7 @@ def engine_spellings(config: Any) -> TokenSpellings:
     Raises `KPruneError` for a tokenizer without `tokenizer.json`, or of a kind that the guard does
     not know.
     """
-    return load_spellings(_tokenizer_folder(config), cache_dir() / "guard")
+    return load_spellings(_folder(config), cache_dir() / "guard")
 
 
 def engine_markers(config: Any) -> Markers:
@@ -116,15 +117,19 @@ def engine_markers(config: Any) -> Markers:
 
 
 def _find_markers(config: Any) -> Markers:
-    return find_markers(config, _tokenizer_folder(config))
+    return find_markers(config, _folder(config))
 
 
-def _tokenizer_folder(config: Any) -> Path:
-    model = config.model_config
-    folder = resolve_model(model.tokenizer, model.tokenizer_revision, weights=False)
+def tokenizer_folder(tokenizer: str, revision: str | None) -> Path:
+    """The folder of a tokenizer. Raises `KPruneError` if it has no `tokenizer.json`."""
+    folder = resolve_model(tokenizer, revision, weights=False)
     if not (folder / "tokenizer.json").is_file():
         raise KPruneError(f"{folder} has no tokenizer.json, which the guard reads the tokens from")
     return folder
+
+
+def _folder(config: Any) -> Path:
+    return tokenizer_folder(config.model_config.tokenizer, config.model_config.tokenizer_revision)
 
 
 def _obstacle(config: Any) -> str | None:

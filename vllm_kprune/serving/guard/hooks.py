@@ -23,6 +23,7 @@ def guard_wraps() -> Wraps:
         **requests.check_beam_searches(_check_beam_search),
         **requests.check_beam_options(_check_beam_options),
         **requests.admit_requests(_admit),
+        **requests.prepare_requests(_to_prepare),
         **requests.note_requests(_note_tools),
         **requests.explain_failures(_explain_failure),
         seams_requests.REGISTRY: _registry,
@@ -58,6 +59,14 @@ def _admit(config: Any, params: Any) -> None:
         from vllm_kprune.serving.guard.admission import admit
 
         admit(config, params)
+
+
+def _to_prepare(config: Any, params: Any) -> Callable[[], None] | None:
+    if not _is_guarded():
+        return None
+    from vllm_kprune.serving.guard.admission import to_prepare
+
+    return to_prepare(config, params)
 
 
 def _note_tools(request: Any, params: Any) -> None:

@@ -5,6 +5,8 @@ one. A request's rows are neighbours: the first of them follows the committed to
 draft each. Offsets into logits are 64 bits wide: rows times vocabulary can be more than 2 ** 31.
 """
 
+# mypy: disallow-incomplete-defs=False
+
 from vllm.triton_utils import HAS_TRITON, tl, triton
 
 from vllm_kprune.serving.guard.slot_fields import FIELDS, Flag

@@ -1,7 +1,7 @@
 """What the guard does for a request: its automaton, built once for each policy, and its end token.
 
 Everything slow happens when the engine starts: what the tokens spell, and the automaton of the
-default policies. New policies in a request cost their automaton once.
+default policies. Those of new policies in a request are read from kprune's cache (`prepared`).
 """
 
 from collections import OrderedDict
@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from vllm_kprune.errors import KPruneError
-from vllm_kprune.guard.automaton import Automaton, build_automaton
-from vllm_kprune.guard.phases import build_phases
+from vllm_kprune.guard.automaton import Automaton
+from vllm_kprune.guard.stored import AutomatonSpec, stored_automaton
 from vllm_kprune.serving.compat import logger
 from vllm_kprune.serving.guard.admission import admitted
 from vllm_kprune.serving.guard.attach import engine_markers, engine_spellings
 from vllm_kprune.serving.guard.markers import end_of_answer
+from vllm_kprune.serving.guard.prepared import automaton_spec, guard_cache
 from vllm_kprune.serving.guard.settings import Policies, request_policies
 from vllm_kprune.serving.settings import settings_of
 
@@ -48,9 +49,9 @@ class Guards:
         self._markers = engine_markers(config)
         self._num_rows = num_rows
         self._forget: Callable[[Automaton], None] = lambda automaton: None
-        self._automata: OrderedDict[Policies, Automaton] = OrderedDict()
-        self._default = self._settings.policies.resolved("off")
-        if self._default.guard:
+        self._automata: OrderedDict[AutomatonSpec, Automaton] = OrderedDict()
+        self._default = self._spec(self._settings.policies.resolved("off"))
+        if self._default:
             self._automaton(self._default, ())
 
     def when_given_up(self, forget: Callable[[Automaton], None]) -> None:
@@ -65,9 +66,8 @@ class Guards:
             logger.warning("kprune: the default guard is used: %s", error)
             policies = self._settings.policies
         counted, escapes = admitted(params)
-        policies = policies.resolved(escapes)
-        # Reasoning that cannot be told from the answer is not guarded on its own.
-        if policies.answer is None and (self._markers.reasoning is None or not policies.guard):
+        spec = self._spec(policies.resolved(escapes))
+        if spec is None:
             return None
         # Only then can a row lose its last token. Alone, the guard has no dead ends (see
         # `guard.automaton`), but what it leaves need not be what a grammar leaves.
@@ -75,22 +75,17 @@ class Guards:
             (params.structured_outputs, params.allowed_token_ids, params.bad_words_token_ids)
         )
         end_id = end_of_answer(params, self._markers, self._num_rows)
-        return RequestGuard(self._automaton(policies, in_use), end_id, constrained, counted)
+        return RequestGuard(self._automaton(spec, in_use), end_id, constrained, counted)
 
-    def _automaton(self, policies: Policies, in_use: Iterable[Automaton]) -> Automaton:
-        if policies not in self._automata:
+    def _spec(self, policies: Policies) -> AutomatonSpec | None:
+        return automaton_spec(policies, self._markers, self._num_rows)
+
+    def _automaton(self, spec: AutomatonSpec, in_use: Iterable[Automaton]) -> Automaton:
+        if spec not in self._automata:
             self._give_up(in_use)
-            self._automata[policies] = self._build(policies)
-        self._automata.move_to_end(policies)
-        return self._automata[policies]
-
-    def _build(self, policies: Policies) -> Automaton:
-        answer, reasoning, tokens = policies.answer, policies.reasoning, self._markers.reasoning
-        controls = (*self._markers.stop_ids, *self._markers.control_ids)
-        if tokens is None:
-            assert answer
-            return build_automaton(self._spellings, answer, self._num_rows, controls)
-        return build_phases(self._spellings, answer, reasoning, tokens, self._num_rows, controls)
+            self._automata[spec] = stored_automaton(self._spellings, spec, guard_cache())
+        self._automata.move_to_end(spec)
+        return self._automata[spec]
 
     def _give_up(self, in_use: Iterable[Automaton]) -> None:
         if len(self._automata) < _MAX_POLICIES:
@@ -98,7 +93,7 @@ class Guards:
         # If all are in use, the limit gives way: a running request must keep its automaton.
         kept = {id(automaton) for automaton in in_use}
         # In order of last use. `move_to_end` keeps it so.
-        for policies, automaton in list(self._automata.items()):
-            if id(automaton) not in kept and policies != self._default:
-                self._forget(self._automata.pop(policies))
+        for spec, automaton in list(self._automata.items()):
+            if id(automaton) not in kept and spec != self._default:
+                self._forget(self._automata.pop(spec))
                 return

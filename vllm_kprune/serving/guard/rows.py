@@ -18,7 +18,6 @@ import torch
 
 from vllm_kprune.guard.automaton import Automaton
 from vllm_kprune.guard.mask import TokenMask
-from vllm_kprune.serving.guard.counters import REASONING
 from vllm_kprune.serving.guard.requests import Guards, RequestGuard
 from vllm_kprune.serving.guard.steps import refuses
 from vllm_kprune.serving.guard.tally import Tally
@@ -148,11 +147,7 @@ class GuardedRows:
     def _slots(self, guard: RequestGuard) -> tuple[int, int]:
         if not guard.counted:
             return _UNCOUNTED, _UNCOUNTED
-        thinking = guard.automaton.reasoning_label
-        return (
-            self._tally.slot(guard.automaton.label),
-            _UNCOUNTED if thinking is None else self._tally.slot(REASONING + thinking),
-        )
+        return self._tally.slots_of(guard.automaton)
 
     def _automata(self) -> Iterable[Automaton]:
         return (row.guard.automaton for row in self._rows.values())

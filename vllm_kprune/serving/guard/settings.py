@@ -10,7 +10,7 @@ The options of a request are those of `guard.policy`, and `think_languages`, wit
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.guard.policy import GuardPolicy, parse_policy
@@ -20,8 +20,9 @@ from vllm_kprune.serving.options import FLAG_PREFIX, FORM, PREFIX, GuardOptions
 from vllm_kprune.serving.request_options import FORM as REQUEST
 from vllm_kprune.serving.request_options import of_guard
 
-__all__ = ["GuardSettings", "Policies", "guard_settings", "request_policies"]
+__all__ = ["Escapes", "GuardSettings", "Policies", "guard_settings", "request_policies"]
 
+Escapes: TypeAlias = Literal["json", "off"]
 _THINK = "think_languages"
 
 
@@ -37,11 +38,9 @@ class Policies:
         """Is any part guarded?"""
         return self.answer is not None or self.reasoning is not None
 
-    def resolved(self, escapes: Literal["json", "off"]) -> "Policies":
+    def resolved(self, escapes: Escapes) -> "Policies":
         """The same policies with `escapes` in place of "auto". Reasoning is no JSON document."""
         answer, reasoning = self.answer, self.reasoning
-        if not hasattr(GuardPolicy, "escapes"):  # TEMP
-            return self
         if answer and answer.escapes == "auto":
             answer = replace(answer, escapes=escapes)
         return Policies(answer, reasoning and replace(reasoning, escapes="off"))

@@ -15,11 +15,10 @@ import torch
 
 from vllm_kprune.guard.automaton import Automaton
 from vllm_kprune.serving.compat.engine import has_triton, staged_tokens
-from vllm_kprune.serving.guard.counters import REASONING
 from vllm_kprune.serving.guard.live import keep_slots
 from vllm_kprune.serving.guard.requests import Guards, RequestGuard
-from vllm_kprune.serving.guard.steps import NOT_COUNTED, HostSteps, SlotEntry, Steps
-from vllm_kprune.serving.guard.tally import Tally
+from vllm_kprune.serving.guard.steps import HostSteps, SlotEntry, Steps
+from vllm_kprune.serving.guard.tally import NOT_COUNTED, Tally
 
 __all__ = ["GuardedSlots"]
 
@@ -88,21 +87,22 @@ class GuardedSlots:
             self._steps.withdraw(logits, token_ids)
 
     def _entry(self, slot: int, guard: RequestGuard, params: Any) -> SlotEntry:
-        labels = self._labels(guard)
+        labels = self._tally.slots_of(guard.automaton)
         prefill = int(self._states.prefill_len.np[slot])
         # A request that was preempted comes back with its tokens.
         if guard.counted and prefill == self._states.prompt_len.np[slot]:
             self._tally.request(labels[0])
+        counts = guard.counted and self._tally.counts_rows
         # Now or never: vLLM writes what is staged to the device before it calls our
         # `apply_staged_writes`.
         text = staged_tokens(self._states.all_token_ids, slot)
         return SlotEntry(
             slot=slot,
             automaton=guard.automaton,
-            labels=labels if self._tally.counts_rows else (NOT_COUNTED, NOT_COUNTED),
+            labels=labels if counts else (NOT_COUNTED, NOT_COUNTED),
             end_id=guard.end_id,
             constrained=guard.constrained,
-            stops=guard.end_id in (params.eos_token_id, *params.all_stop_token_ids),
+            stops=guard.end_id in (params.eos_token_id, *(params.stop_token_ids or ())),
             prefill=prefill,
             state=_NOT_READ if text is None else self._state_after(text, slot, guard.automaton),
         )
@@ -110,16 +110,6 @@ class GuardedSlots:
     def _state_after(self, text: list[int], slot: int, automaton: Automaton) -> int:
         """The state after a prompt and, after a preemption, the answer so far."""
         return automaton.state_after(text, int(self._states.prompt_len.np[slot]))
-
-    def _labels(self, guard: RequestGuard) -> tuple[int, int]:
-        """The numbers under which rows of the answer and of the reasoning count."""
-        if not guard.counted:
-            return NOT_COUNTED, NOT_COUNTED
-        thinking = guard.automaton.reasoning_label
-        return (
-            self._tally.slot(guard.automaton.label),
-            NOT_COUNTED if thinking is None else self._tally.slot(REASONING + thinking),
-        )
 
     def _with_state(self, entry: SlotEntry) -> SlotEntry:
         if entry.state != _NOT_READ:

@@ -16,12 +16,9 @@ import torch
 
 from vllm_kprune.guard.automaton import Automaton
 from vllm_kprune.guard.mask import TokenMask
-from vllm_kprune.serving.guard.tally import Tally
+from vllm_kprune.serving.guard.tally import NOT_COUNTED, Tally
 
-__all__ = ["NOT_COUNTED", "HostSteps", "SlotEntry", "Steps", "refuses"]
-
-# In place of a label's number.
-NOT_COUNTED = -1
+__all__ = ["HostSteps", "SlotEntry", "Steps", "refuses"]
 
 
 @dataclass(frozen=True)

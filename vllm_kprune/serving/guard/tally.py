@@ -11,11 +11,14 @@ from collections.abc import Callable
 
 import torch
 
-from vllm_kprune.serving.guard.counters import CounterFile
+from vllm_kprune.guard.automaton import Automaton
+from vllm_kprune.serving.guard.counters import REASONING, CounterFile
 from vllm_kprune.serving.guard.device_memory import lasting_zeros
 
-__all__ = ["ROW_COUNTERS", "Tally"]
+__all__ = ["NOT_COUNTED", "ROW_COUNTERS", "Tally"]
 
+# In place of a label's slot.
+NOT_COUNTED = -1
 _PUBLISH_SECONDS = 1.0
 # What is counted by row, in the order of `Tally.on_device`.
 ROW_COUNTERS = ("changed_steps", "dead_ends")
@@ -59,6 +62,14 @@ class Tally:
     def slot(self, label: str) -> int:
         """The slot that a label counts in."""
         return self._file.slot(label)
+
+    def slots_of(self, automaton: Automaton) -> tuple[int, int]:
+        """The slots for rows of the answer and of the reasoning; the latter may be NOT_COUNTED."""
+        thinking = automaton.reasoning_label
+        return (
+            self.slot(automaton.label),
+            NOT_COUNTED if thinking is None else self.slot(REASONING + thinking),
+        )
 
     def request(self, slot: int) -> None:
         """Count a guarded request."""
