@@ -252,8 +252,8 @@ class Traffic:
         label = request.kind.reasoning_label if reasons else request.kind.label
         if left.max() < before.max():
             self._count(label, "changed_steps")
-        if is_dead:
-            self._count(label, "dead_ends")
+        if is_dead:  # free reasoning has no label of its own
+            self._count(label or request.kind.label, "dead_ends")
         return is_dead
 
     def _new_drafts(self, request: _Request) -> list[int]:
