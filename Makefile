@@ -3,6 +3,7 @@
 # make paper  the paper's experiment, remade small: tables and reports in build/paper, 80 minutes
 # make test   linters, types, tests: 20 minutes on two cores, 2 GB and the servers' own memory
 # make test-fast  the tests of a contributor's loop: no servers, no downloads, none that take long
+# make check-v2  the guard in the V2 sampler of vLLM 0.31 to 0.33, interpreted: 10 minutes, downloads 240 MB once
 # make docs   the documentation site in build/site, links and anchors checked; make docs-serve shows it
 # All set up .venv first, once. PYTHON=... picks the interpreter, TORCH_INDEX=... an index for the CPU torch.
 
@@ -13,11 +14,11 @@ BIN := .venv/bin
 STAMP := .venv/.kprune-setup-$(shell cat requirements/cpu.lock pyproject.toml packaging/vllm/pyproject.toml packaging/make_venv.py | cksum | cut -d' ' -f1)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo paper lint bench docs docs-serve clean
+.PHONY: help setup demo paper lint bench check-v2 docs docs-serve clean
 .PHONY: test test-others test-vocabulary test-serving test-rest test-fast test-fast-vocabulary test-fast-rest
 
 help:
-	@echo "make setup | demo | paper | test | test-fast | lint | bench | docs | docs-serve | clean   (variables: PYTHON, TORCH_INDEX)"
+	@echo "make setup | demo | paper | test | test-fast | lint | bench | check-v2 | docs | docs-serve | clean   (variables: PYTHON, TORCH_INDEX)"
 
 setup: $(STAMP)
 	@echo "setup: .venv is ready"
@@ -80,6 +81,10 @@ test-fast-rest:
 bench: $(STAMP)
 	$(BIN)/python benchmarks/build_overlay.py
 	$(BIN)/kprune demo -o build/demo --json build/demo.json
+
+# Options of the script: CHECK_V2="0.33.0 --steps 200".
+check-v2: $(STAMP)
+	@$(BIN)/python packaging/check_v2.py $(CHECK_V2)
 
 # The generator has an environment of its own: it needs nothing of kprune's.
 DOCS_STAMP := .venv-docs/.kprune-docs-$(shell cksum requirements/docs.lock | cut -d' ' -f1)

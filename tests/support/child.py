@@ -25,11 +25,14 @@ def in_child(function: Callable[..., _Result], *arguments: object) -> _Result:
         return pool.submit(function, *arguments).result()
 
 
-def run_script(script: str, *arguments: object) -> str:
-    """Run a script beside this file; gives what it wrote to standard output."""
+def run_script(script: str, *arguments: object, environment: dict[str, str] | None = None) -> str:
+    """Run a script beside this file; gives what it wrote to standard output.
+
+    `environment` is by default the one in which it can import `support`.
+    """
     done = subprocess.run(
         [sys.executable, Path(__file__).with_name(script), *map(str, arguments)],
-        env=script_environment(),
+        env=environment or script_environment(),
         capture_output=True,
         text=True,
         check=False,

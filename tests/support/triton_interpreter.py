@@ -30,3 +30,26 @@ def use_interpreter() -> None:
     backends.backends["cpu"] = SimpleNamespace(driver=_NoDriver, compiler=None)
     # The runner's buffers, streams and copies, on the CPU: vLLM's own CPU worker has them.
     import vllm.v1.worker.cpu.shm  # noqa: F401
+
+    _replace_what_cannot_be_interpreted()
+    _patch_the_language_once()
+
+
+def _replace_what_cannot_be_interpreted() -> None:
+    """One kernel, for which vLLM has the same in PyTorch, and a function of CUDA's."""
+    from triton import language as tl
+    from vllm.v1.sample.ops import topk_topp_sampler
+    from vllm.v1.worker.gpu.spec_decode import rejection_sampler_utils
+
+    topk_topp_sampler.HAS_TRITON = False
+    rejection_sampler_utils.tldevice = SimpleNamespace(log1p=lambda x: tl.log(1 + x))
+
+
+def _patch_the_language_once() -> None:
+    """Triton patches `tl` for every call of a function, which is a third of the time."""
+    from triton import language as tl
+    from triton.runtime import interpreter
+
+    interpreter._patch_lang(SimpleNamespace(__globals__={"tl": tl, "core": tl.core}))
+    nothing = interpreter._LangPatchScope()  # whose restoring restores nothing
+    interpreter._patch_lang = lambda function: nothing
