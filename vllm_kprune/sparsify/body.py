@@ -5,7 +5,6 @@ bytes in some places. Tensors are read one at a time. They are not mapped: mappe
 would count as memory.
 """
 
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -119,7 +118,7 @@ def read_tensor(path: Path, info: StoredTensor) -> torch.Tensor:
 
 
 def write_tensor(path: Path, info: StoredTensor, values: torch.Tensor) -> None:
-    """Overwrite a tensor in its place; it is on the disk when this returns."""
+    """Overwrite a tensor in its place."""
     assert values.dtype == checked_dtype(info) and tuple(values.shape) == info.shape
     data = values.contiguous().view(torch.uint8).numpy().tobytes()
     with path.open("r+b", buffering=0) as stream:
@@ -127,4 +126,3 @@ def write_tensor(path: Path, info: StoredTensor, values: torch.Tensor) -> None:
         view = memoryview(data)
         while view:
             view = view[stream.write(view) :]
-        os.fsync(stream.fileno())

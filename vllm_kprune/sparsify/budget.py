@@ -21,6 +21,8 @@ __all__ = ["Budget", "available_memory", "plan_budget"]
 
 _ROOM_FOR_OTHER_FILES = 64 << 20
 _FLOAT = 4
+# Attention masks of sliding windows are [length, length]: a byte, and four more as numbers.
+_MASK_BYTES = 5
 # Matrices that take the inputs of another one, whose statistic they share.
 _SHARING = ("k_proj", "v_proj", "up_proj")
 # What needs less memory, by statistic.
@@ -115,8 +117,7 @@ def _statistics_bytes(layer: torch.nn.Module, statistic: MakeStatistic | None) -
 def _passing_bytes(layers: list[torch.nn.Module], hidden: int, length: int) -> int:
     widths = [m.out_features + m.in_features for one in layers for m in matrices_of(one).values()]
     per_token = 8 * hidden + 4 * max(widths)
-    # Attention masks of sliding windows are [length, length]: a byte, and four more as numbers.
-    return length * per_token * _FLOAT + length * length * 5
+    return length * per_token * _FLOAT + length * length * _MASK_BYTES
 
 
 def _gb(count: int) -> str:

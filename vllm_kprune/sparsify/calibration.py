@@ -113,7 +113,9 @@ class _Text:
         self.file, self.needed = file, needed
         self.lines: list[str] = []
         self.ids: list[int] = []
+        self.empty = True
         for block in self._blocks():
+            self.empty = self.empty and not block.strip()
             self.lines += [line for line in block.splitlines() if len(line) >= _SHORTEST_LINE]
             self.ids += encoder.encode(block, add_special_tokens=False).ids
             if len(self.ids) >= _SPARE * needed:
@@ -134,7 +136,7 @@ class _Text:
     def windows(self, width: int, count: int, random: np.random.Generator) -> list[list[int]]:
         """`count` of the windows of `width` ids that do not overlap."""
         path = self.file.path
-        if not self.lines and not any(self.ids):
+        if self.empty:
             raise KPruneError(f"calibration {path} has no text")
         there = len(self.ids) // width
         if there < count:

@@ -7,7 +7,7 @@ from vllm_kprune.checkpoint.shards import copy_file
 from vllm_kprune.progress import Progress
 from vllm_kprune.sparsify.body import ModelBody
 
-__all__ = ["copy_other_files", "copy_shards", "missing_bytes"]
+__all__ = ["copy_other_files", "copy_shards", "missing_bytes", "sync_file"]
 
 # Weights in other formats would not be sparsified, and code is never copied.
 _LEFT_OUT = {".bin", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".pt", ".pth", ".py",
@@ -39,10 +39,15 @@ def copy_shards(body: ModelBody, folder: Path, progress: Progress) -> None:
             # Killed while it copies, a run leaves a file of another name.
             scratch = folder / f"{name}.tmp"
             copy_file(body.base.folder / name, scratch, advance)
-            with scratch.open("rb") as stream:
-                os.fsync(stream.fileno())
+            sync_file(scratch)
             scratch.rename(folder / name)
     progress("copy weights", 1.0)
+
+
+def sync_file(path: Path) -> None:
+    """Wait until a file's content is on the disk."""
+    with path.open("rb") as stream:
+        os.fsync(stream.fileno())
 
 
 def copy_other_files(body: ModelBody, folder: Path) -> None:

@@ -35,9 +35,9 @@ class SparsifyOptions:
         "which also checks that it is Korean; repeat for several. They share the samples equally.",
         metavar="[LANGUAGE=]FILE",
     )
-    samples: int = option(128, "Samples of the calibration text.", least=1, most=1_000_000)
-    length: int = option(2048, "Tokens of each sample.", least=8, most=1_000_000)
-    seed: int = option(0, "Seed of the choice of samples.", least=0, most=2**32 - 1)
+    samples: int = option(128, "Samples of the calibration text.", least=1)
+    length: int = option(2048, "Tokens of each sample.", least=8)
+    seed: int = option(0, "Seed of the choice of samples.", least=0)
     device: Literal["auto", "cpu", "cuda"] = option(
         "auto", "Where to calculate; auto takes a GPU if there is one."
     )

@@ -22,7 +22,7 @@ from vllm_kprune.sparsify.activations import Activations
 from vllm_kprune.sparsify.body import ModelBody, checked_dtype, open_body, write_tensor
 from vllm_kprune.sparsify.budget import Budget, available_memory, plan_budget
 from vllm_kprune.sparsify.calibration import Calibration, draw_calibration, parse_calibration
-from vllm_kprune.sparsify.files import copy_other_files, copy_shards, missing_bytes
+from vllm_kprune.sparsify.files import copy_other_files, copy_shards, missing_bytes, sync_file
 from vllm_kprune.sparsify.layer import LayerPruner
 from vllm_kprune.sparsify.methods import METHODS
 from vllm_kprune.sparsify.network import Network, build_network, matrices_of
@@ -166,6 +166,8 @@ class _Run:
                 **found,
             }
             unseen += bool(found.get("no_inputs"))
+        for shard in {shard for shard, _ in stored.values()}:
+            sync_file(self.notes.folder / shard)
         if unseen:
             self.tell(
                 f"layer {layer}: {unseen} matrices of experts got no token of the text and were "

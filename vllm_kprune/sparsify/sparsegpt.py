@@ -57,41 +57,44 @@ def prune_and_compensate(
 
     `factor` is from `inverse_factor`; `dead` [inputs] marks inputs that never came.
     """
-    mask = torch.zeros_like(weight, dtype=torch.bool)
-    for first in range(0, weight.shape[1], BLOCK_COLUMNS):
+    # Transposed, a column is one stretch of memory: several times as fast.
+    columns = weight.T.contiguous()
+    mask = torch.zeros_like(columns, dtype=torch.bool)
+    for first in range(0, len(columns), BLOCK_COLUMNS):
         block = slice(first, first + BLOCK_COLUMNS)
-        inner = factor[block, block]
-        errors = _prune_block(weight[:, block], inner, dead[block], pattern, mask[:, block])
-        weight[:, block.stop :] -= errors @ factor[block, block.stop :]
-    return mask
+        errors = _prune_block(
+            columns[block], factor[block, block].contiguous(), dead[block], pattern, mask[block]
+        )
+        columns[block.stop :] -= factor[block, block.stop :].T @ errors
+    weight.copy_(columns.T)
+    return mask.T
 
 
 def _prune_block(
-    weight: torch.Tensor,
+    columns: torch.Tensor,
     factor: torch.Tensor,
     dead: torch.Tensor,
     pattern: SparsityPattern,
     mask: torch.Tensor,
 ) -> torch.Tensor:
-    """Prune a block of columns in place and fill its mask; the errors, scaled, for the rest."""
+    """Prune a block [columns, outputs] in place and fill its mask; the errors, for the rest."""
     diagonal = factor.diagonal()
-    errors = torch.zeros_like(weight)
+    errors = torch.zeros_like(columns)
 
-    def scores(columns: slice) -> torch.Tensor:
+    def scores(part: slice) -> torch.Tensor:
         # w^2 / U_cc^2: how much the output error grows if the weight goes (equation 3).
-        saliency = (weight[:, columns] / diagonal[columns]).square()
-        return saliency.masked_fill(dead[columns], 0.0)
+        saliency = (columns[part] / diagonal[part, None]).square()
+        return saliency.masked_fill(dead[part, None], 0.0)
 
     if not pattern.group:
-        mask |= lowest_of_all(scores(slice(None)), pattern.zeros_in(weight.numel()))
-    for column in range(weight.shape[1]):
+        mask |= lowest_of_all(scores(slice(None)), pattern.zeros_in(columns.numel()))
+    for number in range(len(columns)):
         # A group is chosen late, from weights that columns before it have changed already.
-        if pattern.group and column % pattern.group == 0:
-            group = slice(column, column + pattern.group)
-            mask[:, group] = lowest_in_rows(scores(group), pattern)
-        kept = weight[:, column].masked_fill(mask[:, column], 0.0)
-        error = (weight[:, column] - kept) / diagonal[column]
-        weight[:, column + 1 :] -= torch.outer(error, factor[column, column + 1 :])
-        weight[:, column] = kept
-        errors[:, column] = error
+        if pattern.group and number % pattern.group == 0:
+            group = slice(number, number + pattern.group)
+            mask[group] = lowest_in_rows(scores(group).T.contiguous(), pattern).T
+        torch.mul(columns[number], mask[number], out=errors[number])
+        errors[number] /= diagonal[number]
+        columns[number + 1 :].addr_(factor[number, number + 1 :], errors[number], alpha=-1)
+        columns[number].masked_fill_(mask[number], 0.0)
     return errors
