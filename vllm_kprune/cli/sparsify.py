@@ -23,7 +23,9 @@ class _Paths:
     model: str = option(
         REQUIRED, "Folder of the model, or its id on the model hub.", positional=True
     )
-    output: Path = option(REQUIRED, "Folder to write the sparsified model to.", flags=("--output", "-o"))
+    output: Path = option(
+        REQUIRED, "Folder to write the sparsified model to.", flags=("--output", "-o")
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
