@@ -43,7 +43,7 @@ class SparsifyOptions:
     )
     memory: float | None = option(
         None,
-        "Memory to use, in GB, besides about 0.5 GB for Python's libraries. Activations that do "
+        "Memory to use, in GB, besides up to 1 GB for libraries and tokenizer. Activations that do "
         "not fit go to a file beside the output.",
         above=0,
         default_text="80 % of what is available",
