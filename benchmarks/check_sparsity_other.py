@@ -1,4 +1,4 @@
-"""The other side of `check_sparsity.py`: sparsify with llm-compressor, in an environment of its own.
+"""The other side of `check_sparsity.py`: llm-compressor, in an environment of its own.
 
 PYTHON benchmarks/check_sparsity_other.py MODEL IDS.npy wanda|sparsegpt SPARSITY OUT.safetensors
 

@@ -13,6 +13,11 @@ from support.tiny_exports import metadata, stored
 from support.tiny_folders import read
 from support.whole_model_pruning import prune_whole_model
 
+from vllm_kprune.checkpoint.export import export_overlay
+from vllm_kprune.checkpoint.manifest import EXPORT_NAME
+from vllm_kprune.checkpoint.overlay import build_overlay
+from vllm_kprune.errors import KPruneError
+from vllm_kprune.profile import Profile
 from vllm_kprune.sparsify.calibration import draw_calibration, parse_calibration
 from vllm_kprune.sparsify.record import SPARSITY_NAME
 from vllm_kprune.sparsify.run import sparsify_model
@@ -123,6 +128,20 @@ def test_bfloat16_stays_bfloat16_and_magnitude_needs_no_text(tmp_path: Path, tex
         weights = np.frombuffer(written[matrix]["data"], np.uint16) & 0x7FFF
         assert (weights == 0).sum() == report["zeros"] == int(report["weights"] * 0.7)
     assert "calibration" not in record
+
+
+def test_an_export_is_sparsified_and_stays_an_export(
+    saved: Saved, text: Path, tmp_path: Path
+) -> None:
+    profile = Profile(name="thai", languages=("th",), code=False)
+    overlay, export, output = (tmp_path / name for name in ("overlay", "export", "sparse"))
+    build_overlay(saved("qwen3-tied"), profile, overlay, corpora=[text])
+    with pytest.raises(KPruneError, match=r"is an overlay, .* kprune export .*overlay -o DIR"):
+        sparsify_model(overlay, output, small_options("magnitude", text))
+    export_overlay(overlay, export)
+    record = sparsify_model(export, output, small_options("wanda", text))
+    assert record["sparsity"] == 0.5
+    assert (output / EXPORT_NAME).read_bytes() == (export / EXPORT_NAME).read_bytes()
 
 
 def test_activations_on_disk_give_the_same_bytes(
