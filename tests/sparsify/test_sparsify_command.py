@@ -42,11 +42,12 @@ def run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Command:
 def refused(run: Command, tmp_path: Path) -> Callable[..., str]:
     """Run the command with a mistake; gives its one line, after checking that nothing was left."""
 
-    def run_refused(model: Path, *arguments: object) -> str:
+    def run_refused(model: Path, *arguments: object, left_behind: bool = False) -> str:
         code, out, err = run(model, *arguments)
         assert (code, out) == (2, ""), err
         (line,) = err.splitlines()
         assert not (tmp_path / "out").exists()
+        assert left_behind or not (tmp_path / ".out.unfinished").exists()
         return line.removeprefix("error: ")
 
     return run_refused
@@ -142,7 +143,7 @@ def test_nan_in_the_weights_is_named(
     weights = load_file(model / "model.safetensors")
     weights[f"model.{tensor}.weight"][0, 0] = torch.nan
     save_file(weights, model / "model.safetensors", {"format": "pt"})
-    line = refused(model, "--calibration", text)
+    line = refused(model, "--calibration", text, left_behind=True)
     layer = tensor.split(".")[1]
     assert line.startswith(f"layer {layer}") and "NaN or infinity" in line
 

@@ -54,16 +54,15 @@ class RunNotes:
                 )
         for old in folder.iterdir():
             old.unlink()
-        notes = cls(folder, settings)
-        notes._write()
-        return notes
+        return cls(folder, settings)
 
     def add(self, report: LayerReport) -> None:
         """Note that the next layer is finished, after its weights are on the disk."""
         self.layers.append(report)
-        self._write()
+        self.save()
 
-    def _write(self) -> None:
+    def save(self) -> None:
+        """Write the notes, so that a later run finds its settings here."""
         with new_file(self.folder / NOTES_NAME) as stream:
             stream.write(json.dumps({"settings": self.settings, "layers": self.layers}).encode())
 

@@ -70,37 +70,56 @@ def sparsify_model(
     Raises `KPruneError` for a model, a text or options that do not fit.
     """
     output, pattern = Path(output), options.checked_pattern()
-    files = parse_calibration(options.calibration)
+    parse_calibration(options.calibration)  # a mistake here is found before the model is read
     device = _device(options.device)
     body = open_body(model, revision)
     refuse_base(output, body.base.folder)
     network = build_network(body, device)
     _check_matrices(network, pattern)
     with resumable_folder(output, SPARSITY_NAME if force else None) as folder:
-        text = None
-        if files:
-            _check_length(options.length, network)
-            progress("read calibration text", 0.0)
-            text = draw_calibration(
-                files,
-                load_encoder(body.base.folder),
-                samples=options.samples,
-                length=options.length,
-                seed=options.seed,
-                tell=tell,
-            )
-            _check_ids(text, body)
-        memory = int(options.memory * _GB if options.memory else
-                     available_memory() * _SHARE_OF_MEMORY)  # fmt: skip
-        shape = (options.samples, options.length)
-        budget = plan_budget(network, METHODS[options.method].statistic, shape, memory)
+        text = _draw(options, network, progress, tell) if options.calibration else None
+        budget = _budget(options, network)
         settings = _settings(body, options, pattern, text, device, progress)
         notes = RunNotes.open(folder, settings, force)
         budget.check_disk(folder, missing_bytes(body, folder))
+        notes.save()
         copy_shards(body, folder, progress)
         run = _Run(network, LayerPruner(network, options.method, pattern), notes, tell)
         run.layers(text, budget, progress)
         return _finish(run, folder, device)
+
+
+def _draw(
+    options: SparsifyOptions, network: Network, progress: Progress, tell: Tell
+) -> Calibration:
+    """The calibration samples, checked to be what the network can take."""
+    most, body = network.most_positions, network.body
+    if most is not None and options.length > most:
+        raise KPruneError(
+            f"--length {options.length} is more than the {most} positions of the model; lower it"
+        )
+    progress("read calibration text", 0.0)
+    text = draw_calibration(
+        parse_calibration(options.calibration),
+        load_encoder(body.base.folder),
+        samples=options.samples,
+        length=options.length,
+        seed=options.seed,
+        tell=tell,
+    )
+    if (largest := int(text.ids.max())) >= body.base.rows:
+        raise KPruneError(
+            f"the tokenizer gives the id {largest}, but the embedding has {body.base.rows} rows; "
+            "is tokenizer.json that of this model?"
+        )
+    return text
+
+
+def _budget(options: SparsifyOptions, network: Network) -> Budget:
+    given = options.memory and int(options.memory * _GB)
+    memory = given or int(available_memory() * _SHARE_OF_MEMORY)
+    statistic = METHODS[options.method].statistic
+    return plan_budget(network, statistic, (options.samples, options.length), memory)
 
 
 @dataclass(frozen=True)
@@ -227,23 +246,6 @@ def _check_matrices(network: Network, pattern: SparsityPattern) -> None:
         network.stored(layer)
         for name, matrix in matrices_of(network.skeleton(layer)).items():
             pattern.check(network.body.layer_prefix(layer) + name, matrix.in_features)
-
-
-def _check_length(length: int, network: Network) -> None:
-    most = network.most_positions
-    if most is not None and length > most:
-        raise KPruneError(
-            f"--length {length} is more than the {most} positions of the model; lower it"
-        )
-
-
-def _check_ids(text: Calibration, body: ModelBody) -> None:
-    largest, rows = int(text.ids.max()), body.base.rows
-    if largest >= rows:
-        raise KPruneError(
-            f"the tokenizer gives the id {largest}, but the embedding has {rows} rows; is "
-            "tokenizer.json that of this model?"
-        )
 
 
 def _device(wanted: str) -> torch.device:
