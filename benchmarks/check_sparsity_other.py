@@ -28,7 +28,7 @@ def main(folder: str, ids_file: str, method: str, sparsity: str, output: str) ->
         model=model,
         tokenizer=AutoTokenizer.from_pretrained(folder),
         dataset=Dataset.from_dict(rows),
-        recipe=MODIFIERS[method](sparsity=float(sparsity), ignore=["lm_head"]),
+        recipe=MODIFIERS[method](sparsity=float(sparsity), ignore=["re:.*lm_head.*"]),
         max_seq_length=ids.shape[1],
         num_calibration_samples=len(ids),
         shuffle_calibration_samples=False,
