@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 SCRIPT = Path(__file__).parents[2] / "support" / "guard_step_pairs.py"
+COMPILER = SCRIPT.with_name("guard_kernel_compiler.py")
 STEPS = 15
 
 
@@ -53,3 +54,14 @@ def test_a_step_is_three_kernels_and_nothing_else(found: dict[str, Any], drafts:
     assert done["known policies enter"] == ["aten.index_copy_"]
     # Another copy for each of three policies.
     assert done["new policies enter"] == [*["aten.copy_"] * 3, "aten.index_copy_"]
+
+
+def test_a_gpus_compiler_takes_the_kernels(
+    triton_environment: dict[str, str], tmp_path: Path
+) -> None:
+    environment = {**triton_environment, "TRITON_CACHE_DIR": str(tmp_path)}
+    del environment["TRITON_INTERPRET"]
+    command = [sys.executable, str(COMPILER)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len(done.stdout.split()) == 5

@@ -9,7 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.guard_engines import NUM_ROWS, Engine, expected_refusals, sampling_params
+from support.guard_engines import (
+    NUM_ROWS,
+    REQUEST_OPTIONS,
+    Engine,
+    expected_refusals,
+    sampling_params,
+)
 from support.slot_runner import SLOTS, Runner
 
 from vllm_kprune.serving.compat import seams_guard
@@ -22,7 +28,7 @@ MOST_POLICIES = 16
 
 @pytest.fixture
 def built(monkeypatch: pytest.MonkeyPatch) -> "weakref.WeakSet[Any]":
-    """The automatons that a test has built and that somebody still holds."""
+    """The automatons that a test was given and that somebody still holds."""
     from vllm_kprune.serving.guard import requests
 
     alive, find = weakref.WeakSet[Any](), requests.stored_automaton
@@ -40,7 +46,7 @@ def test_many_policies_one_after_another_are_let_go(
     engine: Engine, built: "weakref.WeakSet[Any]"
 ) -> None:
     runner, text = Runner(engine), engine.ids("ok")
-    for n in range(40):
+    for n in range(MOST_POLICIES + 8):
         # As in a server with room: each request gets a slot of its own, and then ends.
         options = {"kprune_languages": "ko", "kprune_allow": chr(0x4E00 + n)}
         runner.enter(n % SLOTS, text, len(text), options)
@@ -50,13 +56,13 @@ def test_many_policies_one_after_another_are_let_go(
     assert len(built) <= MOST_POLICIES
 
 
-def test_policies_that_are_in_use_stay(engine: Engine, built: "weakref.WeakSet[Any]") -> None:
+def test_policies_that_are_in_use_stay(engine: Engine) -> None:
     runner, text = Runner(engine), engine.ids("ok")
-    runner.enter(0, text, len(text), None)
-    for n in range(20):
+    runner.enter(0, text, len(text), REQUEST_OPTIONS[2])
+    for n in range(MOST_POLICIES + 2):
         options = {"kprune_languages": "ko", "kprune_allow": chr(0x4E00 + n)}
         runner.enter(1, text, len(text), options)
-        runner.check([0])
+    runner.check([0])
 
 
 def test_a_runner_says_when_a_request_ends(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,12 +88,11 @@ class Guards:
         return self._automata[spec]
 
     def _give_up(self, in_use: Iterable[Automaton]) -> None:
-        if len(self._automata) < _MAX_POLICIES:
-            return
         # If all are in use, the limit gives way: a running request must keep its automaton.
         kept = {id(automaton) for automaton in in_use}
         # In order of last use. `move_to_end` keeps it so.
         for spec, automaton in list(self._automata.items()):
+            if len(self._automata) < _MAX_POLICIES:
+                return
             if id(automaton) not in kept and spec != self._default:
                 self._forget(self._automata.pop(spec))
-                return

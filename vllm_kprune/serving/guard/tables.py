@@ -16,9 +16,9 @@ __all__ = ["AutomatonTables"]
 
 # As many as `requests.Guards` keeps.
 _POLICIES = 16
-# Numbers of a policy's table of states and classes: usually 10,000 to 30,000, and twice or three
-# times as many with phases.
-_STATES_AND_CLASSES = 1 << 16
+# Numbers of a policy's table of states and classes: 10,000 to 30,000, and up to 72,000 if a model's
+# reasoning has a policy of its own.
+_STATES_AND_CLASSES = 80_000
 # Numbers, 2 bytes each: GPUs read 16 bytes at a time.
 _ALIGNMENT = 8
 
