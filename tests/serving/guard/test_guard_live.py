@@ -190,24 +190,27 @@ def test_a_dead_end_is_one_end_though_the_request_ignores_ends(
 
 SHORT_TEXT = {"type": "object", "properties": {"a": {"type": "string", "maxLength": 3}},
               "required": ["a"]}  # fmt: skip
+# A document whose one character is a line end, or Chinese.
+ESCAPED = r'\{"a":"\\(u4e[0-9a-f]{2}|n)"\}'
 
 
 def test_answers_that_are_json_hold_no_other_script_after_they_are_parsed(
     server: VllmServer, tokenizer: Tokenizer
 ) -> None:
-    form = {"type": "json_schema", "json_schema": {"name": "answer", "schema": SHORT_TEXT}}
-    # Whatever the model would write, it is made to begin escapes.
-    ids = (tokenizer.token_to_id(text) for text in ("\\", "\\u", "u"))
-    bias = {str(token_id): 30 for token_id in ids if token_id is not None}
-
-    def parsed(**xargs: str) -> list[str]:
-        asked = {"response_format": form, "logit_bias": bias, "vllm_xargs": {**KOREAN, **xargs}}
-        answer = complete(server, PROMPTS[0], n=4, temperature=1.5, max_tokens=40, **asked)
+    def parsed(token: str, asked: dict[str, Any], **xargs: str) -> list[str]:
+        """With a bias, so that the model writes this token wherever it may."""
+        bias = {str(tokenizer.token_to_id(token)): 30}
+        how = {"n": 4, "temperature": 1.5, "max_tokens": 40, "logit_bias": bias, **asked}
+        answer = complete(server, PROMPTS[0], vllm_xargs={**KOREAN, **xargs}, **how)
         assert {choice.finish_reason for choice in answer.choices} == {"stop"}
         return [json.loads(choice.text)["a"] for choice in answer.choices]
 
-    assert set().union(*map(foreign, parsed())) == set()
-    assert set().union(*map(foreign, parsed(kprune_escapes="off"))) != set()
+    schema = {"type": "json_schema", "json_schema": {"name": "answer", "schema": SHORT_TEXT}}
+    assert set().union(*map(foreign, parsed("\\", {"response_format": schema}))) == set()
+    document = {"structured_outputs": {"regex": ESCAPED}}
+    assert parsed("u", document, kprune_escapes="json") == ["\n"] * 4
+    # Nothing shows that a regular expression describes JSON.
+    assert all(foreign(text) for text in parsed("u", document))
 
 
 @pytest.mark.parametrize(

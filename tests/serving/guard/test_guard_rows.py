@@ -259,6 +259,28 @@ def test_requests_changed_steps_and_dead_ends_are_counted(
     }
 
 
+def test_a_step_whose_token_is_dropped_counts_nothing(
+    engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A prompt that is read in three parts: vLLM samples after each, and keeps the last token."""
+    monkeypatch.setenv(COUNTER_FOLDER, str(tmp_path))
+    refused, left = refused_and_left(engine)
+    world = Batch(engine)
+    world.meet("r", engine.prompt("ok", 0), None)
+    world.change([], ["r"], [])
+    world.batch.refresh_metadata()
+    logits = torch.zeros((1, NUM_ROWS))
+    logits[0, refused] = 2.0
+    for _ in range(3):
+        world.guard.apply(logits.clone())
+        assert read_totals(tmp_path)["en+ko"]["changed_steps"] == 0
+    for committed in (1, 2):
+        world.states["r"].output_token_ids.append(left)
+        world.guard.apply(logits.clone())
+        # The step that waited, and this one, which is known to count.
+        assert read_totals(tmp_path)["en+ko"]["changed_steps"] == committed + 1
+
+
 def test_a_request_that_comes_back_is_not_counted_again(
     engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
