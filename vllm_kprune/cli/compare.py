@@ -13,7 +13,14 @@ from vllm_kprune.cli.compare_table import print_report
 from vllm_kprune.cli.console import counts, error_console, log, output_console, write_json
 from vllm_kprune.cli.typer_options import with_options
 from vllm_kprune.compare.comparing import chosen_suites, compare_endpoints
-from vllm_kprune.compare.gate import Gate, check_gates, failed_gates, parse_gates
+from vllm_kprune.compare.gate import (
+    Gate,
+    GateResult,
+    check_gates,
+    gate_results,
+    parse_gates,
+    worse_metrics,
+)
 from vllm_kprune.compare.journal import set_aside
 from vllm_kprune.compare.options import ENDPOINTS, MEASURED, CommonOptions
 from vllm_kprune.compare.report.document import Report
@@ -34,10 +41,10 @@ A first look within minutes:
 
 `kprune compare --original URL --pruned URL --suite stability --suite latency --limit 40`
 
-A gate in CI: fail if the data show that Korean is less stable, or if they do not show that decoding
-is at least 1.2 times as fast:
+A gate in CI: fail if anything is worse, or if the data do not show that decoding is at least 1.2
+times as fast:
 
-`kprune compare --original URL --pruned URL --fail-on "stability<0" "decode_ratio<1.2?"`
+`kprune compare --original URL --pruned URL --fail-on worse "decode_ratio<1.2?"`
 
 Two models of a hosted API:
 
@@ -106,9 +113,9 @@ class _Output:
     )
     fail_on: tuple[str, ...] = option(
         (),
-        'Exit with code 1 if the data show this: "stability<0" (the main metric of a suite, pruned '
-        '- original), "decode_ratio<1.5?" (with ?: unless the data rule it out). Several may '
-        "follow.",
+        'Exit with code 1 if the data show this: worse (any metric is worse), "stability<0" (the '
+        'main metric of a suite, pruned - original), "decode_ratio<1.5?" (with ?: unless the data '
+        "rule it out). Several may follow.",
         group=_REPORT,
     )
     json_to: str | None = option(
@@ -192,7 +199,7 @@ def _run(
             warn=lambda warning: log(f"warning: {warning}"),
         )
     _show(report, out.output, out.json_to)
-    _end(report, gates, out.output)
+    _end(report, gate_results(gates, report, selection.suites), out.output)
 
 
 def _gates(conditions: Sequence[str], more: Sequence[str]) -> tuple[Gate, ...]:
@@ -218,10 +225,11 @@ def _show(report: Report, folder: Path, json_to: str | None) -> None:
     log(f"report: {folder / 'report.html'} (as JSON: {folder / 'report.json'})")
 
 
-def _end(report: Report, gates: Sequence[Gate], folder: Path) -> None:
-    failures = failed_gates(gates, report)
-    for failure in failures:
-        error_console.print(f"[bold red]failed:[/] {escape(str(failure))}", soft_wrap=True)
+def _end(report: Report, gates: Sequence[GateResult], folder: Path) -> None:
+    failures = [one for one in gates if one.failed]
+    for one in gates:
+        name = "[bold red]failed:[/]" if one.failed else "gate:"
+        error_console.print(f"{name} {escape(str(one))}", soft_wrap=True)
     # This code wins over 1: the gates were judged on a part of the data only.
     if report.incomplete:
         log(f"incomplete: {report.incomplete}")
@@ -232,7 +240,15 @@ def _end(report: Report, gates: Sequence[Gate], folder: Path) -> None:
     if not any(suite.metrics for suite in report.suites):
         raise KPruneError(f"nothing could be measured: {_reasons(report)}")
     if gates:
-        log(f"gate: passed; none of {len(gates)} --fail-on condition(s) is met")
+        _say_passed(len(gates), worse_metrics(report.suites))
+
+
+def _say_passed(conditions: int, worse: Sequence[str]) -> None:
+    """A gate that passes beside a verdict of "worse" says so, as it was asked for other things."""
+    for one in worse:
+        error_console.print(f"[bold red]WARNING: worse:[/] {escape(one)}", soft_wrap=True)
+    but = f", but {len(worse)} metric(s) are WORSE; --fail-on worse fails on them" if worse else ""
+    log(f"gate: passed; none of {conditions} --fail-on condition(s) is met{but}")
 
 
 def _reasons(report: Report) -> str:

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 from support.mock_answers import HANJA, Habits, in_wrong_language, leaks_hanja
-from support.mock_endpoint import MockClient, compared, comparing
+from support.mock_endpoint import MockClient, compared, comparing, run_suite
 from support.synthetic_report import metrics_of, reported
 
-from vllm_kprune.compare.endpoint.messages import Answer
+from vllm_kprune.compare.endpoint.messages import Answer, Request
 from vllm_kprune.compare.suites.stability import Stability
 from vllm_kprune.compare.suites.stability_prompts import pick, stability_prompts
 from vllm_kprune.errors import KPruneError
@@ -124,6 +124,42 @@ def test_a_hanja_in_fifty_answers_is_found_and_shown(tmp_path: Path) -> None:
     assert {text[span.start : span.end] for text, span in spans} == {HANJA}
 
 
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda text: text + HANJA,
+        lambda text: (
+            "이것은 다른 언어로 쓰인 긴 문장 하나일 뿐입니다." if text.isascii() else "In English."
+        ),
+        lambda text: text + "\ufffd.",
+        lambda text: "그래서 다시 말합니다. " * 20,
+        lambda text: "",
+    ],
+    ids=["foreign", "language", "broken", "loop", "empty"],
+)
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_every_flaw_moves_the_main_metric(
+    spoil: Callable[[str], str], temperature: int, tmp_path: Path
+) -> None:
+    flawed = MockClient("pruned", habits=Habits())
+    answer = flawed.reply
+
+    def reply(request: Request) -> Answer:
+        found = answer(request)
+        spoiled = request.temperature == temperature and "." in str(request.messages)
+        return replace(found, text=spoil(found.text)) if spoiled else found
+
+    flawed.reply = reply
+    original = MockClient("original", habits=Habits())
+    result = run_suite(SUITE, tmp_path, original, flawed, limit=60)
+    report = reported(result)
+    assert SUITE.metrics[0] == "sound_all"
+    main = metrics_of(report)["sound_all"]
+    assert main.original.value == 1
+    assert main.effect.high is not None and main.effect.high < -0.1
+    assert main.verdict == "worse"
+
+
 def test_without_chat_it_completes_and_says_so(tmp_path: Path) -> None:
     lacking = MockClient("pruned", habits=Habits(), missing={"chat": "HTTP 400: no chat template"})
     with comparing(tmp_path, MockClient("original", habits=Habits()), lacking, limit=4) as context:
@@ -145,7 +181,8 @@ def test_answers_that_failed_are_left_out_on_both_sides(tmp_path: Path) -> None:
     )
     with comparing(tmp_path, MockClient("original", habits=Habits()), failing, limit=40) as context:
         result = SUITE.run(context)
-    assert result.measurements[0].original.shape == (30, 8)
+    shapes = {one.metric.name: one.original.shape for one in result.measurements}
+    assert shapes["lcpr_t0"] == (30, 8) and shapes["sound_all"] == (30, 2)
     assert any("20 of 80 answers failed" in note for note in result.notes)
 
 

@@ -1,5 +1,6 @@
 """Does the model answer in the right language? Language confusion, loops and broken text.
 
+The main metric is the share of answers without any flaw.
 LPR, WPR and LCPR follow Marchisio et al. 2024, "Understanding and Mitigating Language Confusion in
 LLMs"; `answer_checks.py` lists the differences. Characters of another script, which these miss, are
 counted too. Each prompt is answered greedily once (T=0), and sampled as often as the option
@@ -30,7 +31,9 @@ from vllm_kprune.options import option
 __all__ = ["Stability"]
 
 _NOTE = (
-    "Shares of answers. LPR and WPR follow Marchisio et al. 2024: they are computed for each "
+    "Shares of answers. An answer without any flaw is in its language line by line, and not empty, "
+    "and has no English word, no character of another script, no loop and no invalid UTF-8. "
+    "LPR and WPR follow Marchisio et al. 2024: they are computed for each "
     "language, then averaged over languages. LCPR is the harmonic mean of both, or LPR alone for "
     "languages in Latin letters, whose words are not judged. Not judged: code, URLs, lines of "
     "fewer than five words, and, as English words, names, acronyms and words of fewer than four "

@@ -1,5 +1,8 @@
 """The metrics of `stability`, from judged answers: a table of what each one counts.
 
+The main metric is the share of answers without any flaw, at both temperatures together. Every flaw
+moves it, whichever of the other metrics it belongs to, so a gate on the suite cannot miss one.
+
 As in Marchisio et al. 2024, pass rates are computed for each language and then averaged over the
 languages. Where words cannot be judged (answers in Latin letters), the LCPR of a language is its
 LPR, so that a wrong language still shows in the main metric.
@@ -38,6 +41,9 @@ class _StabilityMetric(NamedTuple):
 
 _LINES = ("lines_passed", "lines_judged")
 _WORDS = ("words_passed", "words_judged")
+_SOUND = _StabilityMetric(
+    *("sound", "answers without any flaw", "higher", 0.02, "ratio"), ("sound", "answers")
+)
 _METRICS = (
     _StabilityMetric(
         *("lcpr", "LCPR: lines and words pass", "higher", 0.02, "macro_harmonic"),
@@ -63,9 +69,11 @@ _METRICS = (
 )
 _BY_LANGUAGE = ("lcpr", "lpr", "wpr", "foreign")
 _IN_LATIN = ("lpr", "foreign")
+_ALL = "all"  # both temperatures
 
 NAMES = tuple(
-    [f"{row.name}_t{temperature}" for temperature in TEMPERATURES for row in _METRICS]
+    [f"sound_{_ALL}", f"sound_??_{_ALL}"]
+    + [f"{row.name}_t{temperature}" for temperature in TEMPERATURES for row in _METRICS]
     # `??` stands for a language code.
     + [f"{name}_??_t{temperature}" for temperature in TEMPERATURES for name in _BY_LANGUAGE]
 )
@@ -85,7 +93,7 @@ class JudgedSample:
 
 
 def measure(judged: Sequence[JudgedSample]) -> tuple[list[Measurement], dict[str, str]]:
-    """The metrics at T=0, then at T=1, and why any of them could not be measured.
+    """The main metric, those at T=0, then at T=1, and why any of them could not be measured.
 
     Some are also reported for each language, as informational metrics.
     """
@@ -118,19 +126,30 @@ def uneven(judged: Sequence[JudgedSample]) -> list[str]:
 def _wanted(
     judged: Sequence[JudgedSample],
 ) -> Iterator[tuple[_StabilityMetric, Metric, list[JudgedSample]]]:
-    languages = sorted({each.prompt.language for each in judged})
+    yield _SOUND, _metric(_SOUND, f"sound_{_ALL}", "T=0 and 1"), list(judged)
+    yield from _of_languages([_SOUND], judged, _ALL, "T=0 and 1")
     for temperature in TEMPERATURES:
         group = [each for each in judged if each.temperature == temperature]
+        suffix, where = f"t{temperature}", f"T={temperature}"
         for row in _METRICS:
-            yield row, _metric(row, f"{row.name}_t{temperature}", f"T={temperature}"), group
-        for language in languages if len(languages) > 1 else ():
-            own = [each for each in group if each.prompt.language == language]
-            names = _BY_LANGUAGE if has_own_script(language) else _IN_LATIN
-            for row in (row for row in _METRICS if row.name in names):
-                name = f"{row.name}_{language}_t{temperature}"
-                informational = row._replace(better="neither")
-                metric = _metric(informational, name, f"{language}, T={temperature}")
-                yield informational, replace(metric, detail=True), own
+            yield row, _metric(row, f"{row.name}_{suffix}", where), group
+        yield from _of_languages(_METRICS, group, suffix, where)
+
+
+def _of_languages(
+    rows: Sequence[_StabilityMetric], judged: Sequence[JudgedSample], suffix: str, where: str
+) -> Iterator[tuple[_StabilityMetric, Metric, list[JudgedSample]]]:
+    """Details for each language, if there are several."""
+    languages = sorted({each.prompt.language for each in judged})
+    for language in languages if len(languages) > 1 else ():
+        own = [each for each in judged if each.prompt.language == language]
+        names = ("sound", *(_BY_LANGUAGE if has_own_script(language) else _IN_LATIN))
+        for row in (row for row in rows if row.name in names):
+            informational = row._replace(better="neither")
+            metric = _metric(
+                informational, f"{row.name}_{language}_{suffix}", f"{language}, {where}"
+            )
+            yield informational, replace(metric, detail=True), own
 
 
 def _metric(row: _StabilityMetric, name: str, where: str) -> Metric:
@@ -198,9 +217,12 @@ def _groups(row: _StabilityMetric, languages: Sequence[str]) -> dict[str, tuple[
 
 
 def _count(answer: Answer, finding: Findings) -> Mapping[str, bool]:
+    empty = not answer.text.strip()
+    wrong = finding.lines is False or finding.words is False
     return {
         "answers": True,
-        "empty": not answer.text.strip(),
+        "sound": not (empty or wrong or finding.foreign or finding.loop or finding.broken),
+        "empty": empty,
         "lines_judged": finding.lines is not None,
         "lines_passed": bool(finding.lines),
         "words_judged": finding.words is not None,

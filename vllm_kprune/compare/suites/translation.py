@@ -5,11 +5,14 @@ A model with a chat template is asked to translate; one without continues three 
 is greedy, and both sides get the same prompts. Scores with different tokenizers or prompts are not
 comparable, so the notes give sacrebleu's signatures. Sentences come from the user's files or from
 `parallel_text.py`.
+
+The means over all directions are judged, and a loss in any direction moves them. The scores of
+single directions are informational: twice as many verdicts would each need more data.
 """
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -43,6 +46,8 @@ __all__ = ["Translation"]
 # how well differences of BLEU, chrF and COMET agree with human judgement, by their size).
 # COMET's scale ends at 1, the others' at 100.
 _MARGINS = {"chrf": 1.0, "bleu": 1.0, "comet": 0.01}
+_TITLES = {"chrf": "chrF++", "bleu": "BLEU", "comet": "COMET"}
+_MACRO = {"chrf": "macro_chrf", "bleu": "macro_bleu", "comet": "macro_ratio"}
 _EXAMPLES = 40  # of each direction, those with the largest difference
 
 
@@ -71,7 +76,7 @@ class Translation(Suite):
 
     options: Options = Options()
     name = "translation"
-    metrics = ("chrf_*", "bleu_*", "comet_*")
+    metrics = ("chrf_all", "chrf_*", "bleu_*", "comet_*")
     help = "translate parallel sentences: chrF++, BLEU, COMET where installed"
 
     def check(self, common: CommonOptions) -> None:
@@ -93,7 +98,7 @@ class Translation(Suite):
         tasks = list(_tasks(context, sentences))
         asked = {task.labels["direction"] for task in tasks}
         done = answered(tasks, ask_both(context, self.name, tasks))
-        measurements: list[Measurement] = []
+        scores: dict[str, _Scores] = {}
         examples: list[Example] = []
         unavailable: dict[str, str] = {}
         notes = [_where(files)]
@@ -107,8 +112,7 @@ class Translation(Suite):
                     else why_none(files, sentences, pair)
                 )
                 continue
-            measured, reasons = _measure(direction, rows, self.options.comet_model)
-            measurements += measured
+            scores[direction.key], reasons = _score(direction, rows, self.options.comet_model)
             unavailable |= reasons
             examples += _examples(rows)
             notes += [f"{direction}: {signature}" for signature in signatures(direction.target)]
@@ -116,13 +120,23 @@ class Translation(Suite):
         notes += [f"{lost} of {len(tasks)} sentences left out: one side did not answer"] * bool(
             lost
         )
+        lacking = [
+            unavailable.get(f"chrf_{one.key}") for one in ways if str(one) in asked or not asked
+        ]
+        reason = next(filter(None, lacking), None)
+        if reason:
+            unavailable = {"chrf_all": reason, **unavailable}
+        measurements = [] if reason else _over_all(scores)
+        for direction in ways:
+            own = scores.get(direction.key, {})
+            measurements += [_of_one(score, direction, found) for score, found in own.items()]
         return SuiteResult(
             self.name,
             tuple(measurements),
             tuple(examples),
             unavailable,
             tuple(notes),
-            main=f"chrf_{ways[0].key}",
+            main="chrf_all",
         )
 
 
@@ -156,40 +170,92 @@ def _some(sentences: Sequence[Sentence], limit: int | None, seed: int) -> list[S
 Rows = Sequence[tuple[Task, tuple[Answer, Answer]]]
 
 
-def _measure(
+@dataclass(frozen=True)
+class _Features:
+    """The features of one score in one direction, of both sides."""
+
+    items: tuple[str, ...]
+    sides: tuple[Floats, Floats]
+
+
+_Scores = dict[str, _Features]
+
+
+def _score(
     direction: Direction, rows: Rows, comet_model: str | None
-) -> tuple[list[Measurement], Mapping[str, str]]:
+) -> tuple[_Scores, Mapping[str, str]]:
+    """The scores of one direction, and why any is missing."""
     items = tuple(task.key for task, _ in rows)
     sources = [task.labels["source"] for task, _ in rows]
     references = [task.reference or "" for task, _ in rows]
-    # [side][row]; the features below keep this order.
-    sides = [[translation_of(pair[side]) for _, pair in rows] for side in (0, 1)]
-    chrf = [chrf_features(texts, references) for texts in sides]
-    bleu = [bleu_features(texts, references, direction.target) for texts in sides]
-    found = [
-        _measurement("chrf", direction, items, chrf),
-        _measurement("bleu", direction, items, bleu),
-    ]
+    texts = [[translation_of(pair[side]) for _, pair in rows] for side in (0, 1)]
+
+    def of_both(features: Callable[[list[str]], Floats]) -> _Features:
+        return _Features(items, (features(texts[0]), features(texts[1])))
+
+    found = {
+        "chrf": of_both(lambda own: chrf_features(own, references)),
+        "bleu": of_both(lambda own: bleu_features(own, references, direction.target)),
+    }
     try:
-        comet = [comet_features(sources, texts, references, comet_model) for texts in sides]
+        found["comet"] = of_both(lambda own: comet_features(sources, own, references, comet_model))
     except KPruneError as error:
         return found, {f"comet_{direction.key}": str(error)}
-    return [*found, _measurement("comet", direction, items, comet)], {}
+    return found, {}
 
 
-def _measurement(
-    score: str, direction: Direction, items: tuple[str, ...], sides: Sequence[Floats]
-) -> Measurement:
-    title = {"chrf": "chrF++", "bleu": "BLEU", "comet": "COMET"}[score]
+def _over_all(scores: Mapping[str, _Scores]) -> list[Measurement]:
+    """The mean of each score over the directions, if every direction has it."""
+    return [
+        _measurement(score, "all", ", all directions", _side_by_side(score, list(scores.values())))
+        for score in _TITLES
+        if scores and all(score in own for own in scores.values())
+    ]
+
+
+def _side_by_side(score: str, directions: Sequence[_Scores]) -> _Features:
+    """The items of all directions, with columns for each.
+
+    An item has zeros in the columns of other directions, and adds nothing to their sums.
+    """
+    items = tuple(item for own in directions for item in own[score].items)
+    first, second = (
+        [_countable(score, own[score].sides[side]) for own in directions] for side in (0, 1)
+    )
+    return _Features(items, (_block_diagonal(first), _block_diagonal(second)))
+
+
+def _countable(score: str, features: Floats) -> Floats:
+    """Columns that can be summed up: a mean becomes a sum and a number of items."""
+    return np.hstack([features, np.ones_like(features)]) if score == "comet" else features
+
+
+def _block_diagonal(blocks: Sequence[Floats]) -> Floats:
+    whole = np.zeros((sum(map(len, blocks)), sum(block.shape[1] for block in blocks)))
+    row = column = 0
+    for block in blocks:
+        whole[row : row + len(block), column : column + block.shape[1]] = block
+        row, column = row + len(block), column + block.shape[1]
+    return whole
+
+
+def _of_one(score: str, direction: Direction, found: _Features) -> Measurement:
+    where = f" {direction.source}→{direction.target}"
+    of_all = _measurement(score, direction.key, where, found)
+    kind = "mean" if score == "comet" else score
+    return replace(of_all, metric=replace(of_all.metric, better="neither", aggregate=kind))
+
+
+def _measurement(score: str, suffix: str, where: str, found: _Features) -> Measurement:
     metric = Metric(
-        name=f"{score}_{direction.key}",
-        title=f"{title} {direction.source}→{direction.target}",
+        name=f"{score}_{suffix}",
+        title=_TITLES[score] + where,
         unit="points",
         better="higher",
         margin=_MARGINS[score],
-        aggregate="mean" if score == "comet" else score,
+        aggregate=_MACRO[score],
     )
-    return Measurement(metric, items, sides[0], sides[1])
+    return Measurement(metric, found.items, *found.sides)
 
 
 def _examples(rows: Rows) -> list[Example]:
