@@ -37,6 +37,7 @@ class MockEndpoint:
         self.habits = habits or Habits()
         self.asked: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
+        self.visited: list[str] = []  # paths with their queries
         self.most_at_once = self._at_once = 0
         self.lock = threading.Lock()
         self.server = ThreadingHTTPServer(("127.0.0.1", port), _handler(self))
@@ -86,7 +87,8 @@ def _handler(mock: MockEndpoint) -> type[BaseHTTPRequestHandler]:
         def do_GET(self) -> None:
             habits = mock.habits
             paths: dict[str, Any] = {"/v1/models": {"data": [{"id": habits.model}]}}
-            value = (paths | dict(habits.paths)).get(self.path)
+            mock.visited.append(self.path)
+            value = (paths | dict(habits.paths)).get(self.path.partition("?")[0])
             time.sleep(habits.get_seconds)
             if habits.get_status != 200:
                 self.send(habits.get_status, {"error": {"message": "still loading"}})
@@ -99,6 +101,7 @@ def _handler(mock: MockEndpoint) -> type[BaseHTTPRequestHandler]:
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
             with mock.counted() as number:
                 with mock.lock:
+                    mock.visited.append(self.path)
                     mock.asked.append(body)
                     mock.headers.append({k.lower(): v for k, v in self.headers.items()})
                 time.sleep(mock.habits.delay_seconds)
@@ -122,7 +125,7 @@ def _handler(mock: MockEndpoint) -> type[BaseHTTPRequestHandler]:
                 self.send(habits.status, {"error": {"message": "no"}})
             elif number < habits.failing:
                 self.send(500, {"error": {"message": "oops"}})
-            elif self.path.endswith("/chat/completions") and not habits.chats:
+            elif self.path.partition("?")[0].endswith("/chat/completions") and not habits.chats:
                 self.send(400, {"error": {"message": "no chat template is defined"}})
             elif refused := [name for name in habits.refusing if name in body]:
                 self.send(400, {"error": {"message": f"unknown parameter: {refused[0]}"}})

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
+from vllm_kprune.cli.compare_extras import ExtraOptions
 from vllm_kprune.cli.compare_table import print_report
 from vllm_kprune.cli.console import counts, error_console, log, output_console, write_json
 from vllm_kprune.cli.typer_options import with_options
@@ -50,6 +51,11 @@ Two models of a hosted API:
 
 `OPENAI_API_KEY=… kprune compare --original https://HOST/v1 --original-model BIG
 --pruned https://HOST/v1 --pruned-model SMALL --suite stability`
+
+One model with and without thinking:
+
+`kprune compare --original URL --pruned URL
+--pruned-extra-body '{"chat_template_kwargs": {"enable_thinking": false}}'`
 
 **Keys** come from KPRUNE_ORIGINAL_API_KEY and KPRUNE_PRUNED_API_KEY, else OPENAI_API_KEY.
 
@@ -134,7 +140,9 @@ def register(app: typer.Typer) -> None:
 def command() -> Callable[..., Any]:
     """The command as Typer takes it, with the options of every suite in the table."""
     tables = {name: type(suite.options) for name, suite in SUITES.items()}
-    return with_options(_run, _Endpoints, _Selection, CommonOptions, *tables.values(), _Output)
+    return with_options(
+        _run, _Endpoints, ExtraOptions, _Selection, CommonOptions, *tables.values(), _Output
+    )
 
 
 def _list_suites(wanted: bool) -> None:
@@ -146,6 +154,7 @@ def _list_suites(wanted: bool) -> None:
 
 def _run(
     endpoints: _Endpoints,
+    extras: ExtraOptions,
     selection: _Selection,
     common: CommonOptions,
     *of_suites_and_output: Any,
@@ -177,6 +186,7 @@ def _run(
     names = {suite.name for suite in chosen_suites(selection.suites or None, configured)}
     suites = [suite for suite in configured.values() if suite.name in names]
     gates = _gates(out.fail_on, more_conditions or ())
+    original_extras, pruned_extras = extras.of_sides()
     # Where any name may be a metric's, a bare name must not be taken for one.
     check_gates(gates, {one.name: None if "*" in one.metrics else one.metrics for one in suites})
     for suite in suites:  # before anything is moved
@@ -192,6 +202,8 @@ def _run(
             options=common,
             original_model=endpoints.original_model,
             pruned_model=endpoints.pruned_model,
+            original_extras=original_extras,
+            pruned_extras=pruned_extras,
             timeout=endpoints.timeout,
             gated=bool(gates),
             configured=configured,

@@ -19,10 +19,14 @@ _STYLES: dict[Verdict, str] = {
 
 
 def print_report(report: Report, console: Console) -> None:
-    """Print every suite, and a summary in one sentence at the end, where a reader looks first.
+    """Print warnings, every suite, and a summary in one sentence at the end, where a reader looks
+    first.
 
     Text from the report is never interpreted as rich's markup.
     """
+    for suite in report.suites:
+        for note in filter(_is_warning, suite.notes):
+            console.print(f"[bold red]{escape(suite.name)}: {escape(note)}[/]")
     for suite in report.suites:
         if suite.metrics:
             console.print(suite_table(suite))
@@ -32,10 +36,14 @@ def print_report(report: Report, console: Console) -> None:
             # "*" stands for the whole suite.
             what = "" if name == "*" else f"{escape(name)} "
             console.print(f"  [dim]{what}not measured: {escape(why)}[/]")
-        for note in suite.notes:
+        for note in (note for note in suite.notes if not _is_warning(note)):
             console.print(f"  [dim]{escape(note)}[/]")
         console.print()
     console.print(f"[bold]{escape(report.summary)}[/]")
+
+
+def _is_warning(note: str) -> bool:
+    return note.startswith("WARNING")
 
 
 def suite_table(suite: SuiteReport) -> Table:

@@ -14,6 +14,7 @@ from pydantic import TypeAdapter
 
 from vllm_kprune.compare.endpoint.client import Client
 from vllm_kprune.compare.endpoint.description import describe_endpoint
+from vllm_kprune.compare.endpoint.extras import NO_EXTRAS, Extras
 from vllm_kprune.compare.endpoint.messages import (
     Abilities,
     Endpoint,
@@ -37,12 +38,13 @@ class Address:
     """Where a side is found; `model` is None for the only model that is served there.
 
     `name` replaces the URL in the journal and the report. It is for servers that the caller starts,
-    which have another port each time.
+    which have another port each time. `extras` are added to every request.
     """
 
     url: str
     model: str | None = None
     name: str | None = None
+    extras: Extras = NO_EXTRAS
 
 
 @contextmanager
@@ -65,8 +67,8 @@ def connect(
     """
     sides = {"original": original, "pruned": pruned}
     endpoints = [
-        Endpoint(name, clean_url(f"--{name}", side.url), side.model or "", api_key(name))
-        for name, side in sides.items()
+        Endpoint(name, clean_url(f"--{name}", one.url), one.model or "", api_key(name), one.extras)
+        for name, one in sides.items()
     ]
     # One event loop for the whole run, because connections belong to the loop that opened them.
     with asyncio.Runner() as runner:
@@ -117,6 +119,7 @@ def settings_of(
     for side, address, model in zip(("original", "pruned"), addresses, models, strict=True):
         settings[side] = address.name or clean_url(f"--{side}", address.url)
         settings[f"{side}_model"] = model
+        settings |= {f"{side}_{key}": value for key, value in address.extras.settings.items()}
     return settings
 
 

@@ -149,7 +149,9 @@ class Client:
     async def ask_once(self, request: Request) -> Answer:
         """One attempt; raises the errors of `transport` for anything but a complete answer."""
         url = self.endpoint.url + path_of(request)
-        body = body_of(request, self.endpoint.model, self.abilities)
+        # Fields that a suite sets win: the input suite adds some of its own.
+        body = {**self.endpoint.extras.body}
+        body |= body_of(request, self.endpoint.model, self.abilities)
         started = time.perf_counter()
         try:
             if request.stream:

@@ -10,7 +10,7 @@ import email.utils
 import json
 import re
 import time
-from collections.abc import AsyncGenerator, Awaitable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
 from contextlib import aclosing
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -72,9 +72,10 @@ class Transport:
         self.endpoint = endpoint
         self.timeout = timeout
         http = _httpx()
-        key = endpoint.api_key
+        key, extras = endpoint.api_key, endpoint.extras
         self._http: httpx.AsyncClient = http.AsyncClient(
-            headers={"Authorization": f"Bearer {key}"} if key else {},
+            headers=_headers(key, extras.headers),
+            params=dict(extras.query),
             # httpx limits each read. A server that sends a byte a minute is stopped by `_in_time`.
             timeout=http.Timeout(timeout, connect=_CONNECT_SECONDS),
             trust_env=not endpoint.is_local,
@@ -137,7 +138,7 @@ class Transport:
         value = parse(data)
         # Once a stream has begun with status 200, vLLM can only report an error inside it.
         if isinstance(value, dict) and "error" in value and not value.get("choices"):
-            raise Trouble("server", _words(data, self.endpoint.api_key))
+            raise Trouble("server", _words(data, self.endpoint.secrets))
         return value
 
     async def _chunks(
@@ -163,7 +164,7 @@ class Transport:
     async def _refuse(self, response: "httpx.Response") -> None:
         """Raise what a status other than 200 means."""
         side = self.endpoint.name
-        words = _words(await _beginning(response), self.endpoint.api_key)
+        words = _words(await _beginning(response), self.endpoint.secrets)
         status = response.status_code
         if status in (401, 403):
             raise KPruneError(
@@ -192,6 +193,13 @@ def parse(data: bytes) -> Any:
         raise Malformed("an answer that is not JSON") from None
 
 
+def _headers(key: str, own: Mapping[str, str]) -> dict[str, str]:
+    """The key and the user's own headers, which win: a gateway may want another Authorization."""
+    bearer = {"Authorization": f"Bearer {key}"} if key else {}
+    taken = {name.lower() for name in own}
+    return {name: value for name, value in bearer.items() if name.lower() not in taken} | {**own}
+
+
 async def _beginning(response: "httpx.Response") -> bytes:
     """Enough of an error's body to understand it."""
     data = b""
@@ -202,8 +210,8 @@ async def _beginning(response: "httpx.Response") -> bytes:
     return data
 
 
-def _words(data: bytes, secret: str) -> str:
-    """The message of an error's body as one short line, without the key that was sent."""
+def _words(data: bytes, secrets: Sequence[str]) -> str:
+    """The message of an error's body as one short line, without the keys that were sent."""
     try:
         value = parse(data)
     except Malformed:
@@ -215,7 +223,7 @@ def _words(data: bytes, secret: str) -> str:
     text = value if isinstance(value, str) else data.decode(errors="replace")
     text = " ".join(text.split())
     # Before the text is cut, as a cut could leave half of the key.
-    if secret:
+    for secret in secrets:
         text = text.replace(secret, "***")
     return text if len(text) <= _MAX_WORDS else f"{text[:_MAX_WORDS]}…"
 

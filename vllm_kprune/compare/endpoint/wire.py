@@ -27,13 +27,56 @@ class _Lenient(BaseModel):
     model_config = ConfigDict(extra="ignore", frozen=True)
 
 
+class _Details(_Lenient):
+    reasoning_tokens: int | None = None
+
+
 class _Usage(_Lenient):
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+    completion_tokens_details: _Details | None = None
+
+    @property
+    def reasoning_tokens(self) -> int | None:
+        details = self.completion_tokens_details
+        return details.reasoning_tokens if details else None
+
+
+class _Function(_Lenient):
+    name: str | None = None
+
+
+class _ToolCall(_Lenient):
+    function: _Function | None = None
 
 
 class _Message(_Lenient):
+    """`reasoning` in vLLM since 0.12 and in OpenRouter, `reasoning_content` in other servers."""
+
     content: str | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: tuple[_ToolCall, ...] = ()
+    function_call: _Function | None = None
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def _joined(cls, value: Any) -> Any:
+        """Some servers send a list of parts, of which those with text are the answer."""
+        if not isinstance(value, list):
+            return value
+        parts = (part.get("text") for part in value if isinstance(part, dict))
+        return "".join(part for part in parts if isinstance(part, str))
+
+    @field_validator("reasoning", "reasoning_content", mode="before")
+    @classmethod
+    def _text_only(cls, value: Any) -> Any:
+        return value if isinstance(value, str) else None
+
+    @field_validator("tool_calls", mode="before")
+    @classmethod
+    def _no_calls(cls, value: Any) -> Any:
+        return value or ()
 
 
 class _Token(_Lenient):
@@ -68,9 +111,25 @@ class _Choice(_Lenient):
 
     @property
     def words(self) -> str:
-        message = self.message or self.delta
-        text = (message.content if message else self.text) or ""
+        text = (self._said.content if self._said else self.text) or ""
         return _HALF_CHARACTERS.sub("\ufffd", text)
+
+    @property
+    def thoughts(self) -> str:
+        said = self._said
+        text = (said.reasoning or said.reasoning_content or "") if said else ""
+        return _HALF_CHARACTERS.sub("\ufffd", text)
+
+    @property
+    def tools(self) -> tuple[str, ...]:
+        if not self._said:
+            return ()
+        called = [call.function for call in self._said.tool_calls] + [self._said.function_call]
+        return tuple(one.name[:100] for one in called if one and one.name)
+
+    @property
+    def _said(self) -> _Message | None:
+        return self.message or self.delta
 
 
 class _Reply(_Lenient):
@@ -91,6 +150,8 @@ class StreamChunk(_Lenient):
     moment: float
     text: str
     tokens: int
+    reasoning: str = ""
+    tool_calls: tuple[str, ...] = ()
     ids: tuple[int, ...] | None = None
     finish_reason: str | None = None
     usage: _Usage | None = None
@@ -107,6 +168,9 @@ def read_answer(value: Any, e2e_ms: float) -> Answer:
     texts, logprobs, top = _places(choice.logprobs)
     return Answer(
         text=choice.words,
+        reasoning=choice.thoughts,
+        reasoning_tokens=usage.reasoning_tokens,
+        tool_calls=choice.tools,
         finish_reason=choice.finish_reason,
         prompt_tokens=usage.prompt_tokens,
         completion_tokens=usage.completion_tokens,
@@ -126,11 +190,13 @@ def read_chunk(value: Any, moment: float) -> StreamChunk:
     """A chunk of a stream. Without ids, a chunk with text counts as one token (see `_untimed`)."""
     reply = _checked(value)
     choice = reply.choices[0] if reply.choices else _Choice()
-    tokens = int(bool(choice.words)) if choice.token_ids is None else len(choice.token_ids)
+    some = bool(choice.words or choice.thoughts)
     return StreamChunk(
         moment=moment,
         text=choice.words,
-        tokens=tokens,
+        reasoning=choice.thoughts,
+        tool_calls=choice.tools,
+        tokens=int(some) if choice.token_ids is None else len(choice.token_ids),
         ids=choice.token_ids,
         finish_reason=choice.finish_reason,
         usage=reply.usage,
@@ -153,6 +219,9 @@ def whole_answer(chunks: Sequence[StreamChunk], started: float) -> Answer:
     arrivals = ((chunk.moment, 0, chunk.tokens) for chunk in chunks)
     return Answer(
         text="".join(chunk.text for chunk in chunks),
+        reasoning="".join(chunk.reasoning for chunk in chunks),
+        reasoning_tokens=usage.reasoning_tokens,
+        tool_calls=tuple(name for chunk in chunks for name in chunk.tool_calls),
         finish_reason=reason,
         prompt_tokens=usage.prompt_tokens,
         completion_tokens=usage.completion_tokens,

@@ -64,6 +64,7 @@ _NORMALISED = (
     "A pruned model shares probability among fewer tokens, so a higher log-probability is not "
     "better."
 )
+_SILENT = "no answer of either side has any text, so there is nothing to compare"
 _BY_TEXT_AS = "Compared by text, so that differences caused by pruned tokens are not recognised: "
 
 
@@ -82,7 +83,10 @@ class Exactness(Suite):
             return SuiteResult(self.name, (), unavailable={"*": f"{no_completion}; {no_chat}"})
         vocabularies, by_text = _known_vocabularies(context)
         tasks, texts = _tasks(context, chat=bool(no_completion), by_id=vocabularies is not None)
-        pairs = answered(tasks, ask_both(context, self.name, tasks, concurrency=1))
+        done = answered(tasks, ask_both(context, self.name, tasks, concurrency=1))
+        pairs = [(task, (_all_text(pair[0]), _all_text(pair[1]))) for task, pair in done]
+        if pairs and not any(answer.text for _, pair in pairs for answer in pair):
+            return SuiteResult(self.name, (), unavailable={"*": _SILENT})
         found = [(task, pair, find_divergence(*pair, vocabularies)) for task, pair in pairs]
         compared = [(task.key, pair, divergence) for task, pair, divergence in found]
         measurements, unavailable = _measure(compared, explained=vocabularies is not None)
@@ -97,6 +101,11 @@ class Exactness(Suite):
         return SuiteResult(
             self.name, tuple(measurements), tuple(examples), unavailable, tuple(notes)
         )
+
+
+def _all_text(answer: Answer) -> Answer:
+    """With its reasoning, which is a part of what was generated."""
+    return replace(answer, text=answer.reasoning + answer.text) if answer.reasoning else answer
 
 
 def _tasks(

@@ -19,6 +19,7 @@ from vllm_kprune.compare.options import DATA, MEASURED, CommonOptions
 from vllm_kprune.compare.run import Context, Suite
 from vllm_kprune.compare.suites.answer_checks import Checks
 from vllm_kprune.compare.suites.language_id import language_identifier
+from vllm_kprune.compare.suites.spoken import spoken
 from vllm_kprune.compare.suites.stability_metrics import NAMES, JudgedSample, measure, uneven
 from vllm_kprune.compare.suites.stability_prompts import (
     Prompt,
@@ -42,6 +43,7 @@ _NOTE = (
     "with a line to judge."
 )
 _NO_LANGUAGES = "py3langid is not installed; pip install 'vllm-kprune[compare]'"
+_SILENT = "no answer of either side has any text, so there is nothing to judge"
 _NO_CHAT = "Asked as completions, not as chats: {}"
 _FAILED = "{} of {} answers failed and are left out on both sides."
 
@@ -93,7 +95,11 @@ class Stability(Suite):
         tasks = list(_tasks(options, prompts, self.options.samples, chat=not no_chat))
         asked = [task for _, _, _, task in tasks]
         pairs = ask_both(context, self.name, asked)
-        kept = {task.key: pair for task, pair in answered(asked, pairs)}
+        whole = answered(asked, pairs)
+        rows, said = spoken(whole)
+        kept = {task.key: pair for task, pair in rows}
+        if whole and not any(answer.text.strip() for pair in kept.values() for answer in pair):
+            return SuiteResult(self.name, (), unavailable={"*": _SILENT}, notes=tuple(said))
         judged = [
             _judge(checks, prompt, temperature, sample, kept[task.key])
             # A pair counts only as a whole, so both sides are judged on the same prompts.
@@ -101,10 +107,10 @@ class Stability(Suite):
             if task.key in kept
         ]
         found, unavailable = measure(judged)
-        notes = [_NOTE, *uneven(judged)]
+        notes = [*said, _NOTE, *uneven(judged)]
         notes += [_NO_CHAT.format(no_chat)] if no_chat else []
-        if len(kept) < len(tasks):
-            notes.append(_FAILED.format(len(tasks) - len(kept), len(tasks)))
+        if len(whole) < len(tasks):
+            notes.append(_FAILED.format(len(tasks) - len(whole), len(tasks)))
         return SuiteResult(
             self.name,
             tuple(found),
@@ -147,7 +153,10 @@ def _judge(
         )
         for answer in pair
     )
-    return JudgedSample(prompt, temperature, sample, pair, (original, pruned))
+    first, second = (
+        checks.language_of(answer.reasoning) if answer.reasoning else None for answer in pair
+    )
+    return JudgedSample(prompt, temperature, sample, pair, (original, pruned), (first, second))
 
 
 def _example(each: JudgedSample) -> Example:

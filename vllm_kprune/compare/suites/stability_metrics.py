@@ -9,7 +9,7 @@ LPR, so that a wrong language still shows in the main metric.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
@@ -37,12 +37,29 @@ class _StabilityMetric(NamedTuple):
     margin: float
     aggregate: str
     columns: tuple[str, ...]
+    unit: str = "share"
 
 
 _LINES = ("lines_passed", "lines_judged")
 _WORDS = ("words_passed", "words_judged")
 _SOUND = _StabilityMetric(
     *("sound", "answers without any flaw", "higher", 0.02, "ratio"), ("sound", "answers")
+)
+# About what a model thinks before it answers; only if any does.
+_THINKING = (
+    _StabilityMetric(
+        *("reasoned", "answers that begin with reasoning", "neither", 0.02, "ratio"),
+        ("reasoned", "answers"),
+    ),
+    _StabilityMetric(
+        *("reasoning_own", "reasoning in the answer's language", "neither", 0.02, "ratio"),
+        ("reasoning_own", "reasoned"),
+    ),
+    _StabilityMetric(
+        *("reasoning_tokens", "tokens of reasoning", "neither", 1.0, "ratio"),
+        ("reasoning_tokens", "reasoning_counted"),
+        "tokens",
+    ),
 )
 _METRICS = (
     _StabilityMetric(
@@ -73,6 +90,7 @@ _ALL = "all"  # both temperatures
 
 NAMES = tuple(
     [f"sound_{_ALL}", f"sound_??_{_ALL}"]
+    + [f"{row.name}_{_ALL}" for row in _THINKING]
     + [f"{row.name}_t{temperature}" for temperature in TEMPERATURES for row in _METRICS]
     # `??` stands for a language code.
     + [f"{name}_??_t{temperature}" for temperature in TEMPERATURES for name in _BY_LANGUAGE]
@@ -83,13 +101,17 @@ _Counts = defaultdict[str, float]
 
 @dataclass(frozen=True)
 class JudgedSample:
-    """One sample of a prompt with the answers of both sides, judged."""
+    """One sample of a prompt with the answers of both sides, judged.
+
+    `thought_in` are the languages of what came before the answers, None where nothing did.
+    """
 
     prompt: Prompt
     temperature: int
     sample: int
     answers: tuple[Answer, Answer]
     findings: tuple[Findings, Findings]
+    thought_in: tuple[str | None, str | None] = (None, None)
 
 
 def measure(judged: Sequence[JudgedSample]) -> tuple[list[Measurement], dict[str, str]]:
@@ -128,6 +150,9 @@ def _wanted(
 ) -> Iterator[tuple[_StabilityMetric, Metric, list[JudgedSample]]]:
     yield _SOUND, _metric(_SOUND, f"sound_{_ALL}", "T=0 and 1"), list(judged)
     yield from _of_languages([_SOUND], judged, _ALL, "T=0 and 1")
+    if any(language for each in judged for language in each.thought_in):
+        for row in _THINKING:
+            yield row, _metric(row, f"{row.name}_{_ALL}", "T=0 and 1"), list(judged)
     for temperature in TEMPERATURES:
         group = [each for each in judged if each.temperature == temperature]
         suffix, where = f"t{temperature}", f"T={temperature}"
@@ -156,7 +181,7 @@ def _metric(row: _StabilityMetric, name: str, where: str) -> Metric:
     return Metric(
         name=name,
         title=f"{row.title} ({where})",
-        unit="share",
+        unit=row.unit,
         better=row.better,
         margin=row.margin,
         aggregate=row.aggregate,
@@ -173,8 +198,10 @@ def _measurement(
         # The item is the prompt: its samples depend on each other, so they are summed up.
         languages[each.prompt.key] = each.prompt.language
         sides = sums.setdefault(each.prompt.key, (defaultdict(float), defaultdict(float)))
-        for side, answer, finding in zip(sides, each.answers, each.findings, strict=True):
-            for name, value in _count(answer, finding).items():
+        of_sides = zip(sides, each.answers, each.findings, each.thought_in, strict=True)
+        for side, answer, finding, thought_in in of_sides:
+            counts = _count(answer, finding) | _thoughts(answer, thought_in, each.prompt.language)
+            for name, value in counts.items():
                 side[name] += value
     if not sums:
         return "no prompt was answered by both sides"
@@ -216,7 +243,7 @@ def _groups(row: _StabilityMetric, languages: Sequence[str]) -> dict[str, tuple[
     return groups
 
 
-def _count(answer: Answer, finding: Findings) -> Mapping[str, bool]:
+def _count(answer: Answer, finding: Findings) -> dict[str, float]:
     empty = not answer.text.strip()
     wrong = finding.lines is False or finding.words is False
     return {
@@ -231,3 +258,21 @@ def _count(answer: Answer, finding: Findings) -> Mapping[str, bool]:
         "loops": finding.loop,
         "broken": finding.broken,
     }
+
+
+def _thoughts(answer: Answer, language: str | None, wanted: str) -> dict[str, float]:
+    tokens = _reasoning_tokens(answer) if language else None
+    return {
+        "reasoned": language is not None,
+        "reasoning_own": language == wanted,
+        "reasoning_tokens": tokens or 0,
+        "reasoning_counted": tokens is not None,
+    }
+
+
+def _reasoning_tokens(answer: Answer) -> float | None:
+    """As the server counted them, else its share of the answer's tokens, by characters."""
+    if answer.reasoning_tokens is not None or answer.completion_tokens is None:
+        return answer.reasoning_tokens
+    thought = len(answer.reasoning)
+    return answer.completion_tokens * thought / (thought + len(answer.text))

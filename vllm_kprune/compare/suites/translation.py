@@ -24,6 +24,7 @@ from vllm_kprune.compare.measurements import Example, Floats, Measurement, Metri
 from vllm_kprune.compare.options import DATA, MEASURED, CommonOptions
 from vllm_kprune.compare.run import Context, Suite
 from vllm_kprune.compare.suites.parallel_text import Sentence, sentences_of, why_none
+from vllm_kprune.compare.suites.spoken import spoken
 from vllm_kprune.compare.suites.translation_prompts import (
     Direction,
     directions,
@@ -97,11 +98,16 @@ class Translation(Suite):
         sentences = sentences_of(files, options.languages)
         tasks = list(_tasks(context, sentences))
         asked = {task.labels["direction"] for task in tasks}
-        done = answered(tasks, ask_both(context, self.name, tasks))
+        whole = answered(tasks, ask_both(context, self.name, tasks))
+        done, said = spoken(whole)
+        done = [row for row in done if any(translation_of(answer) for answer in row[1])]
+        if whole and not done:
+            reason = "no answer of either side has any text, so there is nothing to compare"
+            return SuiteResult(self.name, (), unavailable={"*": reason}, notes=tuple(said))
         scores: dict[str, _Scores] = {}
         examples: list[Example] = []
         unavailable: dict[str, str] = {}
-        notes = [_where(files)]
+        notes = [*said, _where(files)]
         for direction in ways:
             rows = [row for row in done if row[0].labels["direction"] == str(direction)]
             if not rows:
@@ -116,10 +122,10 @@ class Translation(Suite):
             unavailable |= reasons
             examples += _examples(rows)
             notes += [f"{direction}: {signature}" for signature in signatures(direction.target)]
-        lost = len(tasks) - len(done)
-        notes += [f"{lost} of {len(tasks)} sentences left out: one side did not answer"] * bool(
-            lost
-        )
+        if lost := len(tasks) - len(whole):
+            notes.append(f"{lost} of {len(tasks)} sentences left out: one side did not answer")
+        if empty := len(whole) - len(done):
+            notes.append(f"{empty} of {len(tasks)} sentences left out: both answers are empty")
         lacking = [
             unavailable.get(f"chrf_{one.key}") for one in ways if str(one) in asked or not asked
         ]

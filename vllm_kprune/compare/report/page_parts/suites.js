@@ -39,6 +39,16 @@ function bothValues(metric) {
   return [unit && before.endsWith(unit[0]) ? before.slice(0, -unit[0].length) : before, " → ", element("b", {}, after)];
 }
 
+// Notes that a reader must see before the figures.
+function isWarning(note) {
+  return note.startsWith("WARNING");
+}
+
+function warnings(report) {
+  return report.suites.flatMap((suite) => suite.notes.filter(isWarning)
+    .map((note) => element("p", { class: "warning" }, capital(suite.name) + ": " + note)));
+}
+
 function card(suite) {
   const main = shownMetric(suite);
   return element("a", { class: "card", href: "#" + sectionId(suite) },
@@ -65,7 +75,7 @@ function section(suite) {
       badge(suite.verdict, measured(suite)), suite.metrics.length > 1 && suite.verdict !== "informational" && element("span", { class: "words" }, suite.words)),
     groups(suite.metrics).map(group),
     charts(suite), missing(suite),
-    suite.notes.map((note) => element("p", { class: "note" }, note)));
+    suite.notes.map((note) => element("p", { class: isWarning(note) ? "warning" : "note" }, note)));
 }
 
 // Metrics that can share an axis: the same unit and kind of effect; metrics of the pair are separate.
