@@ -10,10 +10,11 @@ import typer
 from rich.markup import escape
 
 from vllm_kprune.cli.compare_extras import ExtraOptions
-from vllm_kprune.cli.compare_table import print_report
+from vllm_kprune.cli.compare_table import print_plan, print_report
 from vllm_kprune.cli.console import counts, error_console, log, output_console, write_json
 from vllm_kprune.cli.typer_options import with_options
 from vllm_kprune.compare.comparing import chosen_suites, compare_endpoints
+from vllm_kprune.compare.connect import Address
 from vllm_kprune.compare.gate import (
     Gate,
     GateResult,
@@ -24,6 +25,7 @@ from vllm_kprune.compare.gate import (
 )
 from vllm_kprune.compare.journal import set_aside
 from vllm_kprune.compare.options import ENDPOINTS, MEASURED, CommonOptions
+from vllm_kprune.compare.planning import plan
 from vllm_kprune.compare.report.document import Report
 from vllm_kprune.compare.suites import SUITES
 from vllm_kprune.errors import KPruneError
@@ -117,6 +119,13 @@ class _Output:
         flags=("--fresh",),
         group=_REPORT,
     )
+    plan: bool = option(
+        False,
+        "Only say what each suite would ask, about how long it would take, and which differences "
+        "it could find; a few prompts measure the speed of both servers.",
+        flags=("--plan",),
+        group=_REPORT,
+    )
     fail_on: tuple[str, ...] = option(
         (),
         'Exit with code 1 if the data show this: worse (any metric is worse), "stability<0" (the '
@@ -191,6 +200,13 @@ def _run(
     check_gates(gates, {one.name: None if "*" in one.metrics else one.metrics for one in suites})
     for suite in suites:  # before anything is moved
         suite.check(common)
+    if out.plan:
+        addresses = (
+            Address(endpoints.original, endpoints.original_model, extras=original_extras),
+            Address(endpoints.pruned, endpoints.pruned_model, extras=pruned_extras),
+        )
+        print_plan(plan(*addresses, suites, common, timeout=endpoints.timeout), output_console)
+        return
     if out.fresh and (moved := set_aside(out.output)):
         log(f"the previous run was moved to {moved}")
     with _resumable(out.output), counts() as progress:

@@ -1,13 +1,16 @@
 """The summary of a report that `kprune compare` prints: a table for each suite, and a sentence."""
 
+from collections.abc import Sequence
+
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from vllm_kprune.compare.planning import PlannedSuite
 from vllm_kprune.compare.report.document import MetricReport, Report, SuiteReport
 from vllm_kprune.compare.statistics.verdicts import Verdict
 
-__all__ = ["print_report", "suite_table"]
+__all__ = ["print_plan", "print_report", "suite_table"]
 
 _STYLES: dict[Verdict, str] = {
     "better": "green",
@@ -44,6 +47,24 @@ def print_report(report: Report, console: Console) -> None:
 
 def _is_warning(note: str) -> bool:
     return note.startswith("WARNING")
+
+
+def print_plan(planned: Sequence[PlannedSuite], console: Console) -> None:
+    """Print what a run would take and what it could find."""
+    table = Table(box=None)
+    for name in ("suite", "items", "requests a side", "minutes"):
+        table.add_column(name, justify="left" if name == "suite" else "right")
+    table.add_column("what it can find", overflow="fold")
+    for one in planned:
+        minutes = "?" if one.minutes is None else f"{one.minutes:.1f}"
+        table.add_row(one.name, _count(one.items), _count(one.requests), minutes, one.finds)
+    console.print(table)
+    known = sum(one.minutes or 0 for one in planned)
+    console.print(f"about {known:.0f} minutes, measured with a few prompts at T=0")
+
+
+def _count(number: int | None) -> str:
+    return "?" if number is None else f"{number:,}"
 
 
 def suite_table(suite: SuiteReport) -> Table:

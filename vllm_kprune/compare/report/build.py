@@ -86,7 +86,7 @@ def _without_secrets(endpoint: EndpointReport) -> EndpointReport:
 
 
 def _suite(result: SuiteResult, comparisons: Sequence[Comparison]) -> SuiteReport:
-    judgements = [judge(comparison) for comparison in comparisons]
+    judgements = [judge(comparison, result.more) for comparison in comparisons]
     titles = [measurement.metric.title for measurement in result.measurements]
     judgement = judge_suite(list(zip(titles, judgements, strict=True)))
     metrics = [

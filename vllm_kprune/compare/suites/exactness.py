@@ -16,7 +16,8 @@ from vllm_kprune.checkpoint.manifest import is_overlay, load_manifest
 from vllm_kprune.compare.asking import Task, answered, ask_both
 from vllm_kprune.compare.endpoint.messages import Answer, Request
 from vllm_kprune.compare.measurements import Example, Measurement, Metric, Span, SuiteResult
-from vllm_kprune.compare.run import Context, Suite
+from vllm_kprune.compare.options import CommonOptions
+from vllm_kprune.compare.run import Amount, Context, Suite
 from vllm_kprune.compare.suites.divergences import (
     Divergence,
     are_logits,
@@ -76,6 +77,12 @@ class Exactness(Suite):
     help = "greedy answers and prompt log-probabilities: identical, tie, or different"
     metrics = ("same", "identical", "unexplained", "prompt_lowered", "prompt_logprob")
 
+    def amount(self, common: CommonOptions) -> Amount:
+        """One short greedy answer to each prompt, one after the other."""
+        number = len(_prompts(common))
+        tokens = min(common.max_tokens, _MAX_TOKENS)
+        return Amount(number, number, tokens, one_by_one=True)
+
     def run(self, context: Context) -> SuiteResult:
         """Ask every prompt once, greedily, and compare the answers."""
         no_completion = context.missing("completion")
@@ -112,19 +119,22 @@ def _tasks(
     context: Context, *, chat: bool, by_id: bool
 ) -> tuple[list[Task], dict[str, tuple[str, str]]]:
     """The tasks, and the language and text of each prompt by key."""
-    options = context.options
+    prompts = _prompts(context.options)
+    tasks = [
+        Task(prompt.key, _request(prompt, context, chat=chat, by_id=by_id)) for prompt in prompts
+    ]
+    return tasks, {prompt.key: (prompt.language, prompt.text) for prompt in prompts}
+
+
+def _prompts(options: CommonOptions) -> list[Prompt]:
     prompts = [
         Prompt(f"beginning/{language}/{number}", f"beginning-{language}", language, language, text)
         for language, texts in PROMPTS.items()
         if language in options.languages
         for number, text in enumerate(texts, 1)
     ]
-    more = stability_prompts(options.languages, None)
-    prompts += pick(more, _PROMPTS, options.seed)
-    tasks = []
-    for prompt in pick(prompts, options.limit, options.seed):
-        tasks.append(Task(prompt.key, _request(prompt, context, chat=chat, by_id=by_id)))
-    return tasks, {prompt.key: (prompt.language, prompt.text) for prompt in prompts}
+    prompts += pick(stability_prompts(options.languages, None), _PROMPTS, options.seed)
+    return pick(prompts, options.limit, options.seed)
 
 
 def _request(prompt: Prompt, context: Context, *, chat: bool, by_id: bool) -> Request:

@@ -20,7 +20,8 @@ from vllm_kprune.checkpoint.base import open_base
 from vllm_kprune.checkpoint.manifest import is_overlay, load_manifest
 from vllm_kprune.compare.endpoint.messages import Endpoint
 from vllm_kprune.compare.measurements import Measurement, Metric, SuiteResult
-from vllm_kprune.compare.run import Context, Suite
+from vllm_kprune.compare.options import CommonOptions
+from vllm_kprune.compare.run import Amount, Context, Suite
 from vllm_kprune.compare.suites.model_folders import FolderUnknown, model_folder
 from vllm_kprune.compare.suites.server_memory import tree_memory
 from vllm_kprune.compare.suites.sizes import model_sizes
@@ -59,6 +60,10 @@ class Memory(Suite):
     name = "memory"
     metrics = ("weights_loaded", "weights_disk", "vocabulary", "processes", "kv_cache")
     help = "weights on disk and loaded, vocabulary, process memory, capacity of the KV cache"
+
+    def amount(self, common: CommonOptions) -> Amount:
+        """It asks the servers for their sizes only."""
+        return Amount(1, 0)
 
     def run(self, context: Context) -> SuiteResult:
         """Look up every metric on both sides."""

@@ -16,7 +16,7 @@ from vllm_kprune.compare.asking import Task, answered, ask_both
 from vllm_kprune.compare.endpoint.messages import Answer
 from vllm_kprune.compare.measurements import Example, SuiteResult
 from vllm_kprune.compare.options import DATA, MEASURED, CommonOptions
-from vllm_kprune.compare.run import Context, Suite
+from vllm_kprune.compare.run import Amount, Context, Suite
 from vllm_kprune.compare.suites.answer_checks import Checks
 from vllm_kprune.compare.suites.language_id import language_identifier
 from vllm_kprune.compare.suites.spoken import spoken
@@ -73,6 +73,7 @@ class Stability(Suite):
 
     options: Options = Options()
     name = "stability"
+    more = "--benchmark FOLDER"
     help = "language confusion (LPR, WPR, LCPR), foreign characters, loops, empty answers"
     metrics = NAMES
 
@@ -80,6 +81,15 @@ class Stability(Suite):
         """Read the files of the benchmark."""
         if self.options.benchmark:
             stability_prompts(common.languages, self.options.benchmark)
+
+    def amount(self, common: CommonOptions) -> Amount:
+        """One answer at T=0 and `samples` at T=1 to each prompt."""
+        prompts = self._prompts(common)
+        return Amount(len(prompts), len(prompts) * (1 + self.options.samples), measure="share")
+
+    def _prompts(self, options: CommonOptions) -> list[Prompt]:
+        prompts = stability_prompts(options.languages, self.options.benchmark)
+        return pick(prompts, options.limit, options.seed)
 
     def run(self, context: Context) -> SuiteResult:
         """Ask all prompts at both temperatures, and judge the answers."""
@@ -90,9 +100,9 @@ class Stability(Suite):
             return SuiteResult(self.name, (), unavailable={"*": f"{no_chat}; {no_completion}"})
         checks = Checks(language_identifier())
         options = context.options
-        prompts = stability_prompts(options.languages, self.options.benchmark)
-        prompts = pick(prompts, options.limit, options.seed)
-        tasks = list(_tasks(options, prompts, self.options.samples, chat=not no_chat))
+        tasks = list(
+            _tasks(options, self._prompts(options), self.options.samples, chat=not no_chat)
+        )
         asked = [task for _, _, _, task in tasks]
         pairs = ask_both(context, self.name, asked)
         whole = answered(asked, pairs)

@@ -11,44 +11,32 @@ single directions are informational: twice as many verdicts would each need more
 """
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 
 from vllm_kprune.compare.asking import Task, answered, ask_both
-from vllm_kprune.compare.endpoint.messages import Answer
-from vllm_kprune.compare.measurements import Example, Floats, Measurement, Metric, SuiteResult
+from vllm_kprune.compare.measurements import Example, SuiteResult
 from vllm_kprune.compare.options import DATA, MEASURED, CommonOptions
-from vllm_kprune.compare.run import Context, Suite
+from vllm_kprune.compare.run import Amount, Context, Suite
 from vllm_kprune.compare.suites.parallel_text import Sentence, sentences_of, why_none
 from vllm_kprune.compare.suites.spoken import spoken
+from vllm_kprune.compare.suites.translation_metrics import Rows, Scores, of_one, over_all, score
 from vllm_kprune.compare.suites.translation_prompts import (
     Direction,
     directions,
     prompt_request,
     translation_of,
 )
-from vllm_kprune.compare.suites.translation_scores import (
-    bleu_features,
-    chrf_features,
-    comet_features,
-    sentence_chrf,
-    signatures,
-)
-from vllm_kprune.errors import KPruneError
+from vllm_kprune.compare.suites.translation_scores import sentence_chrf, signatures
 from vllm_kprune.options import option
 
 __all__ = ["Translation"]
 
-# Readers do not notice smaller differences (Kocmi et al. 2024, "Navigating the Metrics Maze", on
-# how well differences of BLEU, chrF and COMET agree with human judgement, by their size).
-# COMET's scale ends at 1, the others' at 100.
-_MARGINS = {"chrf": 1.0, "bleu": 1.0, "comet": 0.01}
-_TITLES = {"chrf": "chrF++", "bleu": "BLEU", "comet": "COMET"}
-_MACRO = {"chrf": "macro_chrf", "bleu": "macro_bleu", "comet": "macro_ratio"}
+_TOKENS = 40  # of a translated sentence, about
 _EXAMPLES = 40  # of each direction, those with the largest difference
 
 
@@ -77,6 +65,7 @@ class Translation(Suite):
 
     options: Options = Options()
     name = "translation"
+    more = "--translation FILE"
     metrics = ("chrf_all", "chrf_*", "bleu_*", "comet_*")
     help = "translate parallel sentences: chrF++, BLEU, COMET where installed"
 
@@ -84,6 +73,14 @@ class Translation(Suite):
         """Read the files with sentences."""
         if len(common.languages) > 1:  # with a single language, the suite says what it needs
             sentences_of(self.options.files, common.languages)
+
+    def amount(self, common: CommonOptions) -> Amount | None:
+        """Each usable sentence in each direction."""
+        if len(common.languages) < 2:
+            return None
+        sentences = sentences_of(self.options.files, common.languages)
+        number = sum(len(usable) for _, usable in _usable(common, sentences))
+        return Amount(number, number, _TOKENS, measure="points")
 
     def run(self, context: Context) -> SuiteResult:
         """Translate every sentence in every direction for which it has text."""
@@ -104,7 +101,7 @@ class Translation(Suite):
         if whole and not done:
             reason = "no answer of either side has any text, so there is nothing to compare"
             return SuiteResult(self.name, (), unavailable={"*": reason}, notes=tuple(said))
-        scores: dict[str, _Scores] = {}
+        scores: dict[str, Scores] = {}
         examples: list[Example] = []
         unavailable: dict[str, str] = {}
         notes = [*said, _where(files)]
@@ -118,7 +115,7 @@ class Translation(Suite):
                     else why_none(files, sentences, pair)
                 )
                 continue
-            scores[direction.key], reasons = _score(direction, rows, self.options.comet_model)
+            scores[direction.key], reasons = score(direction, rows, self.options.comet_model)
             unavailable |= reasons
             examples += _examples(rows)
             notes += [f"{direction}: {signature}" for signature in signatures(direction.target)]
@@ -129,13 +126,13 @@ class Translation(Suite):
         lacking = [
             unavailable.get(f"chrf_{one.key}") for one in ways if str(one) in asked or not asked
         ]
-        reason = next(filter(None, lacking), None)
-        if reason:
-            unavailable = {"chrf_all": reason, **unavailable}
-        measurements = [] if reason else _over_all(scores)
+        why = next(filter(None, lacking), None)
+        if why:
+            unavailable = {"chrf_all": why, **unavailable}
+        measurements = [] if why else over_all(scores)
         for direction in ways:
             own = scores.get(direction.key, {})
-            measurements += [_of_one(score, direction, found) for score, found in own.items()]
+            measurements += [of_one(name, direction, found) for name, found in own.items()]
         return SuiteResult(
             self.name,
             tuple(measurements),
@@ -149,11 +146,8 @@ class Translation(Suite):
 def _tasks(context: Context, sentences: Sequence[Sentence]) -> Iterator[Task]:
     options = context.options
     chat = context.missing("chat") is None
-    for direction in directions(options.languages):
-        ends = {direction.source, direction.target}
-        usable = [s for s in sentences if ends <= s.texts.keys()]
-        # Drawn after the choice of usable ones: each direction has as many as the limit allows.
-        for sentence in _some(usable, options.limit, options.seed):
+    for direction, usable in _usable(options, sentences):
+        for sentence in usable:
             text = sentence.texts[direction.source]
             yield Task(
                 key=f"{direction}/{sentence.id}",
@@ -165,103 +159,22 @@ def _tasks(context: Context, sentences: Sequence[Sentence]) -> Iterator[Task]:
             )
 
 
+def _usable(
+    options: CommonOptions, sentences: Sequence[Sentence]
+) -> Iterator[tuple[Direction, list[Sentence]]]:
+    for direction in directions(options.languages):
+        ends = {direction.source, direction.target}
+        usable = [s for s in sentences if ends <= s.texts.keys()]
+        # Drawn after the choice of usable ones: each direction has as many as the limit allows.
+        yield direction, _some(usable, options.limit, options.seed)
+
+
 def _some(sentences: Sequence[Sentence], limit: int | None, seed: int) -> list[Sentence]:
     """At most `limit` of the sentences, drawn by the seed, in the given order."""
     if limit is None or limit >= len(sentences):
         return list(sentences)
     chosen = random.Random(seed).sample(range(len(sentences)), limit)
     return [sentences[n] for n in sorted(chosen)]
-
-
-Rows = Sequence[tuple[Task, tuple[Answer, Answer]]]
-
-
-@dataclass(frozen=True)
-class _Features:
-    """The features of one score in one direction, of both sides."""
-
-    items: tuple[str, ...]
-    sides: tuple[Floats, Floats]
-
-
-_Scores = dict[str, _Features]
-
-
-def _score(
-    direction: Direction, rows: Rows, comet_model: str | None
-) -> tuple[_Scores, Mapping[str, str]]:
-    """The scores of one direction, and why any is missing."""
-    items = tuple(task.key for task, _ in rows)
-    sources = [task.labels["source"] for task, _ in rows]
-    references = [task.reference or "" for task, _ in rows]
-    texts = [[translation_of(pair[side]) for _, pair in rows] for side in (0, 1)]
-
-    def of_both(features: Callable[[list[str]], Floats]) -> _Features:
-        return _Features(items, (features(texts[0]), features(texts[1])))
-
-    found = {
-        "chrf": of_both(lambda own: chrf_features(own, references)),
-        "bleu": of_both(lambda own: bleu_features(own, references, direction.target)),
-    }
-    try:
-        found["comet"] = of_both(lambda own: comet_features(sources, own, references, comet_model))
-    except KPruneError as error:
-        return found, {f"comet_{direction.key}": str(error)}
-    return found, {}
-
-
-def _over_all(scores: Mapping[str, _Scores]) -> list[Measurement]:
-    """The mean of each score over the directions, if every direction has it."""
-    return [
-        _measurement(score, "all", ", all directions", _side_by_side(score, list(scores.values())))
-        for score in _TITLES
-        if scores and all(score in own for own in scores.values())
-    ]
-
-
-def _side_by_side(score: str, directions: Sequence[_Scores]) -> _Features:
-    """The items of all directions, with columns for each.
-
-    An item has zeros in the columns of other directions, and adds nothing to their sums.
-    """
-    items = tuple(item for own in directions for item in own[score].items)
-    first, second = (
-        [_countable(score, own[score].sides[side]) for own in directions] for side in (0, 1)
-    )
-    return _Features(items, (_block_diagonal(first), _block_diagonal(second)))
-
-
-def _countable(score: str, features: Floats) -> Floats:
-    """Columns that can be summed up: a mean becomes a sum and a number of items."""
-    return np.hstack([features, np.ones_like(features)]) if score == "comet" else features
-
-
-def _block_diagonal(blocks: Sequence[Floats]) -> Floats:
-    whole = np.zeros((sum(map(len, blocks)), sum(block.shape[1] for block in blocks)))
-    row = column = 0
-    for block in blocks:
-        whole[row : row + len(block), column : column + block.shape[1]] = block
-        row, column = row + len(block), column + block.shape[1]
-    return whole
-
-
-def _of_one(score: str, direction: Direction, found: _Features) -> Measurement:
-    where = f" {direction.source}→{direction.target}"
-    of_all = _measurement(score, direction.key, where, found)
-    kind = "mean" if score == "comet" else score
-    return replace(of_all, metric=replace(of_all.metric, better="neither", aggregate=kind))
-
-
-def _measurement(score: str, suffix: str, where: str, found: _Features) -> Measurement:
-    metric = Metric(
-        name=f"{score}_{suffix}",
-        title=_TITLES[score] + where,
-        unit="points",
-        better="higher",
-        margin=_MARGINS[score],
-        aggregate=_MACRO[score],
-    )
-    return Measurement(metric, found.items, *found.sides)
 
 
 def _examples(rows: Rows) -> list[Example]:
