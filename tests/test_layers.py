@@ -36,7 +36,7 @@ RANKS = (
 COMPARE_RANKS = (
     *("measurements", "options", "endpoint", "statistics", "report"),
     *("journal", "run", "asking", "suites", "connect", "conclude", "gate"),
-    *("planning", "comparing"),
+    *("ci_files", "planning", "comparing"),
 )
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -55,6 +55,9 @@ class Habits:
     # Changes the JSON of every answer, such as where its text is.
     reshape: Callable[[dict[str, Any]], dict[str, Any]] = lambda answer: answer
     dies_after: int | None = None
+    revoked_after: int | None = None  # from then on, the key is refused
+    location: str = ""  # to which every path of the API redirects
+    closed: tuple[str, ...] = ()  # paths that are forbidden
     delay_seconds: float = 0.0
 
 

@@ -1,5 +1,8 @@
 """`kprune compare`: two endpoints, the same work, and whether the pruned one is worth shipping."""
 
+import signal
+import threading
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +16,7 @@ from vllm_kprune.cli.compare_extras import ExtraOptions
 from vllm_kprune.cli.compare_table import print_plan, print_report
 from vllm_kprune.cli.console import counts, error_console, log, output_console, write_json
 from vllm_kprune.cli.typer_options import with_options
+from vllm_kprune.compare.ci_files import write_junit, write_summary
 from vllm_kprune.compare.comparing import chosen_suites, compare_endpoints
 from vllm_kprune.compare.connect import Address
 from vllm_kprune.compare.gate import (
@@ -64,9 +68,9 @@ One model with and without thinking:
 **Exit codes**: 0 success. 1 a --fail-on condition is met. 2 a mistake that you can correct, or
 nothing could be measured. 3 a server died, or no longer has the model or any credit: the report has
 the results until then, and the same command resumes and asks again for answers that failed. 130
-Ctrl-C: the same, without a report.
+Ctrl-C, 143 SIGTERM: the same, without a report.
 """
-_INCOMPLETE, _STOPPED = 3, 130
+_INCOMPLETE, _STOPPED, _TERMINATED = 3, 130, 143
 _REPORT = "Report"
 
 
@@ -131,6 +135,16 @@ class _Output:
         'Exit with code 1 if the data show this: worse (any metric is worse), "stability<0" (the '
         'main metric of a suite, pruned - original), "decode_ratio<1.5?" (with ?: unless the data '
         "rule it out). Several may follow.",
+        group=_REPORT,
+    )
+    junit: Path | None = option(
+        None,
+        "Also write the verdicts and conditions as JUnit XML to this file.",
+        group=_REPORT,
+    )
+    summary_md: Path | None = option(
+        None,
+        'Also write a summary in Markdown to this file, such as "$GITHUB_STEP_SUMMARY".',
         group=_REPORT,
     )
     json_to: str | None = option(
@@ -226,8 +240,13 @@ def _run(
             progress=progress,
             warn=lambda warning: log(f"warning: {warning}"),
         )
+    results = gate_results(gates, report, selection.suites)
+    if out.junit:
+        write_junit(report, results, out.junit)
+    if out.summary_md:
+        write_summary(report, results, out.summary_md)
     _show(report, out.output, out.json_to)
-    _end(report, gate_results(gates, report, selection.suites), out.output)
+    _end(report, results, out.output)
 
 
 def _gates(conditions: Sequence[str], more: Sequence[str]) -> tuple[Gate, ...]:
@@ -238,12 +257,38 @@ def _gates(conditions: Sequence[str], more: Sequence[str]) -> tuple[Gate, ...]:
 
 @contextmanager
 def _resumable(folder: Path) -> Iterator[None]:
-    """On Ctrl-C, say what is kept and how to resume."""
+    """On Ctrl-C or SIGTERM, say what is kept and how to resume."""
+    terminated = False
+
+    def interrupt(*_: object) -> None:
+        nonlocal terminated
+        terminated = True
+        # asyncio ends a run in good order on this signal, and on no other.
+        signal.raise_signal(signal.SIGINT)
+
+    before = signal.signal(signal.SIGTERM, interrupt) if _in_main_thread() else None
     try:
         yield
     except KeyboardInterrupt:
         log(f"stopped; the answers are kept in {folder}, and the same command resumes")
-        raise typer.Exit(_STOPPED) from None
+        raise typer.Exit(_TERMINATED if terminated else _STOPPED) from None
+    except (KPruneError, BrokenPipeError):
+        raise
+    # A traceback would end with the code 1 of a gate that failed.
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise KPruneError(
+            f"this is a bug of kprune, please report it: {type(error).__name__}: {error} "
+            f"({Path(place.filename).name}, line {place.lineno}); the answers are kept in {folder}"
+        ) from error
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _in_main_thread() -> bool:
+    """Whether signals can be handled here."""
+    return threading.current_thread() is threading.main_thread()
 
 
 def _show(report: Report, folder: Path, json_to: str | None) -> None:

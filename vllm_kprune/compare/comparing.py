@@ -70,6 +70,8 @@ def compare_endpoints(
     # All of them before `connect`, which makes the folder and sends the first requests.
     for suite in chosen:
         suite.check(options)
+        for caution in suite.cautions(options):
+            warn(f"{suite.name}: {caution.removeprefix('WARNING: ')}")
     if warning := shared_key(original_url, pruned_url):
         warn(warning)
     with connect(

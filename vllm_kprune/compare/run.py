@@ -112,6 +112,10 @@ class Suite(ABC):
         This is called before the folder of the run is made and before anything is asked.
         """
 
+    def cautions(self, common: CommonOptions) -> Sequence[str]:
+        """What a user should know before anything is asked, each beginning with WARNING."""
+        return ()
+
     def amount(self, common: CommonOptions) -> Amount | None:
         """How much the suite will ask; None where only running it can tell."""
         return None

@@ -23,6 +23,7 @@ from vllm_kprune.compare.suites.spoken import spoken
 from vllm_kprune.compare.suites.stability_metrics import NAMES, JudgedSample, measure, uneven
 from vllm_kprune.compare.suites.stability_prompts import (
     Prompt,
+    cautions,
     pick,
     request_of,
     stability_prompts,
@@ -82,6 +83,12 @@ class Stability(Suite):
         if self.options.benchmark:
             stability_prompts(common.languages, self.options.benchmark)
 
+    def cautions(self, common: CommonOptions) -> list[str]:
+        """Name the languages that have no prompt."""
+        return cautions(
+            common.languages, stability_prompts(common.languages, self.options.benchmark)
+        )
+
     def amount(self, common: CommonOptions) -> Amount:
         """One answer at T=0 and `samples` at T=1 to each prompt."""
         prompts = self._prompts(common)
@@ -117,7 +124,7 @@ class Stability(Suite):
             if task.key in kept
         ]
         found, unavailable = measure(judged)
-        notes = [*said, _NOTE, *uneven(judged)]
+        notes = [*self.cautions(options), *said, _NOTE, *uneven(judged)]
         notes += [_NO_CHAT.format(no_chat)] if no_chat else []
         if len(whole) < len(tasks):
             notes.append(_FAILED.format(len(tasks) - len(whole), len(tasks)))

@@ -16,7 +16,7 @@ from pathlib import Path
 from vllm_kprune.compare.endpoint.messages import Request
 from vllm_kprune.errors import KPruneError
 
-__all__ = ["Prompt", "pick", "request_of", "stability_prompts"]
+__all__ = ["Prompt", "cautions", "pick", "request_of", "stability_prompts"]
 
 _MAX_BYTES = 32 * 1024 * 1024
 _MAX_PROMPT = 20_000  # characters
@@ -52,6 +52,17 @@ def stability_prompts(languages: Sequence[str], benchmark: Path | None) -> list[
             "languages, name a folder with the benchmark's CSV files (--benchmark)"
         )
     return found
+
+
+def cautions(languages: Sequence[str], prompts: Sequence[Prompt]) -> list[str]:
+    """A warning if there is no prompt for some of the languages, which are left out."""
+    lacking = [code for code in languages if code not in {prompt.language for prompt in prompts}]
+    if not lacking:
+        return []
+    return [
+        f"WARNING: there are no prompts for {', '.join(lacking)}, so nothing is asked in this "
+        "language; name a folder with the benchmark's CSV files (--benchmark)"
+    ]
 
 
 def pick(prompts: Sequence[Prompt], limit: int | None, seed: int) -> list[Prompt]:
