@@ -13,7 +13,7 @@ import typer
 from rich.markup import escape
 
 from vllm_kprune.cli.compare_extras import ExtraOptions
-from vllm_kprune.cli.compare_table import print_plan, print_report
+from vllm_kprune.cli.compare_table import print_brief, print_plan, print_report
 from vllm_kprune.cli.console import counts, error_console, log, output_console, write_json
 from vllm_kprune.cli.typer_options import with_options
 from vllm_kprune.compare.ci_files import write_junit, write_summary
@@ -147,6 +147,9 @@ class _Output:
         'Also write a summary in Markdown to this file, such as "$GITHUB_STEP_SUMMARY".',
         group=_REPORT,
     )
+    verbose: bool = option(
+        False, "Print every metric and note.", flags=("--verbose", "-v"), group=_REPORT
+    )
     json_to: str | None = option(
         None,
         "Also write the report as JSON to this file; - prints it.",
@@ -245,7 +248,7 @@ def _run(
         write_junit(report, results, out.junit)
     if out.summary_md:
         write_summary(report, results, out.summary_md)
-    _show(report, out.output, out.json_to)
+    _show(report, out.output, out.json_to, verbose=out.verbose)
     _end(report, results, out.output)
 
 
@@ -291,10 +294,11 @@ def _in_main_thread() -> bool:
     return threading.current_thread() is threading.main_thread()
 
 
-def _show(report: Report, folder: Path, json_to: str | None) -> None:
+def _show(report: Report, folder: Path, json_to: str | None, *, verbose: bool) -> None:
     if json_to:
         write_json(report.model_dump(mode="json"), json_to)
-    print_report(report, error_console if json_to == "-" else output_console)
+    show = print_report if verbose else print_brief
+    show(report, error_console if json_to == "-" else output_console)
     log(f"report: {folder / 'report.html'} (as JSON: {folder / 'report.json'})")
 
 

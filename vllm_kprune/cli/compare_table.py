@@ -1,6 +1,9 @@
-"""The summary of a report that `kprune compare` prints: a table for each suite, and a sentence."""
+"""The summary of a report that `kprune compare` prints.
 
-from collections.abc import Sequence
+`print_brief` fits on one screen; `print_report` has a table for each suite.
+"""
+
+from collections.abc import Iterator, Sequence
 
 from rich.console import Console
 from rich.markup import escape
@@ -10,7 +13,7 @@ from vllm_kprune.compare.planning import PlannedSuite
 from vllm_kprune.compare.report.document import MetricReport, Report, SuiteReport
 from vllm_kprune.compare.statistics.verdicts import Verdict
 
-__all__ = ["print_plan", "print_report", "suite_table"]
+__all__ = ["print_brief", "print_plan", "print_report", "suite_table"]
 
 _STYLES: dict[Verdict, str] = {
     "better": "green",
@@ -19,6 +22,50 @@ _STYLES: dict[Verdict, str] = {
     "not enough data": "yellow",
     "informational": "dim",
 }
+
+_SCREEN = 40
+_OTHER_LINES = 8  # the summary twice, in up to three lines each, a legend, the report's address
+_LINES_OF_SUITE = 2
+_MOST_WARNINGS = 3
+_TOLD: tuple[Verdict, ...] = ("worse", "better", "not enough data")
+_SIGNS = {"worse": "▼", "better": "▲", "not enough data": "?"}
+
+
+def print_brief(report: Report, console: Console) -> None:
+    """Print the summary, warnings, a sentence for each suite, what differs, and the summary again.
+
+    At most 40 lines at 80 columns: with many suites, fewer metrics of each are shown.
+    """
+    warnings = [
+        f"[bold red]{escape(suite.name)}: {escape(note)}[/]"
+        for suite in report.suites
+        for note in filter(_is_warning, suite.notes)
+    ]
+    room = _SCREEN - _OTHER_LINES - len(warnings[:_MOST_WARNINGS])
+    each = max(0, room // max(1, len(report.suites)) - _LINES_OF_SUITE)
+    console.print(f"[bold]{escape(report.summary)}[/]")
+    for line in warnings[:_MOST_WARNINGS]:
+        console.print(line, no_wrap=True, overflow="ellipsis", crop=True)
+    for suite in report.suites:
+        for line in _brief(suite, each):
+            console.print(line, no_wrap=True, overflow="ellipsis", crop=True)
+    console.print("[dim]×0.92 is 8 % less; brackets are 95 % intervals; -v shows every metric[/]")
+    console.print(f"[bold]{escape(report.summary)}[/]")
+
+
+def _brief(suite: SuiteReport, most: int) -> Iterator[str]:
+    """A heading, a sentence, and at most so many metrics that differ or lack data."""
+    if not suite.metrics:
+        yield f"[bold]{escape(suite.name)}[/]: [dim]{escape(suite.sentence)}[/]"
+        return
+    yield f"[bold]{escape(suite.name)}[/]: {_coloured(suite.verdict, suite.words)}"
+    yield f"  {escape(suite.sentence)}"
+    told = [metric for metric in suite.metrics if metric.verdict in _TOLD]
+    told.sort(key=lambda metric: _TOLD.index(metric.verdict))
+    for metric in told[:most]:
+        values = f"{metric.shown.original} → {metric.shown.pruned}"
+        what = f"{metric.title}: {values}, {metric.shown.effect}"
+        yield f"  {_coloured(metric.verdict, f'{_SIGNS[metric.verdict]} {what}')}"
 
 
 def print_report(report: Report, console: Console) -> None:

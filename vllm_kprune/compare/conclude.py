@@ -46,6 +46,7 @@ def conclude(context: Context, results: Sequence[SuiteResult]) -> Report:
             settings=context.journal.settings,
             versions=dict(_versions()),
             seed=context.options.seed,
+            date=str(context.journal.get("endpoints", "date") or ""),
             incomplete=context.dead_endpoints[0] if context.dead_endpoints else None,
         )
     except ValidationError as error:

@@ -7,6 +7,7 @@ import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,8 @@ def connect(
             models = first.endpoint.model, second.endpoint.model
             settings = settings_of((original, pruned), models, options, suites)
             with Journal(folder, settings) as journal:
+                # Kept, so that a resumed run ends in the same report.
+                journal.step("endpoints", "date", lambda: date.today().isoformat())
                 for client in clients:
                     _learn(client, journal, runner)
                 yield Context((first, second), journal, options, runner, progress)

@@ -171,7 +171,8 @@ def judge_suite(judgements: Sequence[tuple[str, Judgement]]) -> Judgement:
 def _count(verdict: Verdict, judged: Sequence[tuple[str, Judgement]]) -> str:
     """How many metrics have a verdict; worse ones are also named if there is room."""
     titles = [title for title, one in judged if one.verdict == verdict]
-    names = ", ".join(titles)
+    # Quoted where a title has a comma of its own.
+    names = ", ".join(f'"{title}"' if "," in title else title for title in titles)
     named = f" ({names})" if verdict == "worse" and len(names) <= _ROOM_FOR_TITLES else ""
     return f"{verdict} in {len(titles)}{named}"
 
