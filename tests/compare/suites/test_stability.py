@@ -76,6 +76,8 @@ def test_equal_endpoints_are_equal_in_everything(tmp_path: Path) -> None:
     assert metrics["lcpr_t0"].original.value == metrics["lcpr_t1"].original.value == 1
     assert all(metric.effect.value == 0 for metric in metrics.values())
     assert result.unavailable == {}
+    # Half of the prompts want English, whose words are not judged.
+    assert (metrics["lcpr_t0"].items, metrics["wpr_t0"].items) == (40, 20)
     assert all(any(fnmatchcase(name, known) for known in SUITE.metrics) for name in metrics)
     of_one_language = {name for name in metrics if name.split("_")[-2] in {"en", "ko"}}
     assert of_one_language == {name for name, metric in metrics.items() if metric.detail}
@@ -85,19 +87,19 @@ def test_equal_endpoints_are_equal_in_everything(tmp_path: Path) -> None:
 def planted(
     flaw: Callable[..., bool], habits: Habits, temperature: float, samples: int
 ) -> dict[str, tuple[int, int]]:
-    """By language: the number of answers in which the mock plants the flaw, and of all answers."""
+    """By source and language: how many answers get the flaw from the mock, and of how many."""
     flaws: dict[str, list[bool]] = {}
     for prompt in stability_prompts(("ko", "en"), None):
-        found = flaws.setdefault(prompt.language, [])
+        found = flaws.setdefault(f"{prompt.source} {prompt.language}", [])
         found += [flaw(habits, prompt.text, temperature, seed) for seed in range(samples)]
-    return {language: (sum(found), len(found)) for language, found in flaws.items()}
+    return {cell: (sum(found), len(found)) for cell, found in flaws.items()}
 
 
 def test_answers_in_the_wrong_language_are_found_with_their_share(tmp_path: Path) -> None:
     habits = Habits(wrong_language=0.1)
     metrics = metrics_of(reported(compared(SUITE, tmp_path, Habits(), habits, samples=2)))
     for name, temperature, samples in (("lpr_t0", 0.0, 1), ("lpr_t1", 1.0, 2)):
-        # Korean and English count alike, whatever the number of prompts.
+        # Each language of each source counts alike, whatever the number of prompts.
         counts = planted(in_wrong_language, habits, temperature, samples)
         share = sum(flawed / answers for flawed, answers in counts.values()) / len(counts)
         assert 0.05 < share < 0.2
@@ -182,7 +184,7 @@ def test_answers_that_failed_are_left_out_on_both_sides(tmp_path: Path) -> None:
     with comparing(tmp_path, MockClient("original", habits=Habits()), failing, limit=40) as context:
         result = SUITE.run(context)
     shapes = {one.metric.name: one.original.shape for one in result.measurements}
-    assert shapes["lcpr_t0"] == (30, 8) and shapes["sound_all"] == (30, 2)
+    assert shapes["lcpr_t0"] == (30, 12) and shapes["sound_all"] == (30, 2)
     assert any("20 of 80 answers failed" in note for note in result.notes)
 
 
@@ -235,7 +237,8 @@ def test_empty_answers_are_no_good_answers(tmp_path: Path) -> None:
     assert any(
         f"At T=1 100.0% of the original's answers and {1 - share:.1%}" in n for n in result.notes
     )
-    assert metrics["lcpr_t0"].verdict != "equal"
+    # The other side has no line of the prompts that ask for Korean in English.
+    assert "lcpr_t0" not in metrics and "in ko" in result.unavailable["lcpr_t0"]
 
 
 def test_a_side_that_says_nothing_in_a_language_leaves_no_mean_over_languages(

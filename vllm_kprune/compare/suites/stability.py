@@ -35,8 +35,8 @@ __all__ = ["Stability"]
 _NOTE = (
     "Shares of answers. An answer without any flaw is in its language line by line, and not empty, "
     "and has no English word, no character of another script, no loop and no invalid UTF-8. "
-    "LPR and WPR follow Marchisio et al. 2024: they are computed for each "
-    "language, then averaged over languages. LCPR is the harmonic mean of both, or LPR alone for "
+    "LPR and WPR follow the code of Marchisio et al. 2024: they are computed for each language of "
+    "each source, then averaged over these. LCPR is the harmonic mean of both, or LPR alone for "
     "languages in Latin letters, whose words are not judged. Not judged: code, URLs, lines of "
     "fewer than five words, and, as English words, names, acronyms and words of fewer than four "
     "letters. "

@@ -3,8 +3,9 @@
 The main metric is the share of answers without any flaw, at both temperatures together. Every flaw
 moves it, whichever of the other metrics it belongs to, so a gate on the suite cannot miss one.
 
-As in Marchisio et al. 2024, pass rates are computed for each language and then averaged over the
-languages. Where words cannot be judged (answers in Latin letters), the LCPR of a language is its
+As in the code of Marchisio et al. 2024, pass rates are computed for each language of each source
+(kprune's own prompts, its own across languages, each data set of the benchmark), and then averaged
+over these. Where words cannot be judged (answers in Latin letters), the LCPR of a language is its
 LPR, so that a wrong language still shows in the main metric.
 """
 
@@ -28,7 +29,7 @@ TEMPERATURES = (0, 1)
 class _StabilityMetric(NamedTuple):
     """A metric, and the columns of `_Counts` that its aggregate uses.
 
-    If it is a mean over languages, it has these columns for each language.
+    If it is a mean over sources and languages, it has these columns for each of them.
     """
 
     name: str
@@ -97,6 +98,7 @@ NAMES = tuple(
 )
 _UNEVEN = 0.02
 _Counts = defaultdict[str, float]
+_Cell = tuple[str, str]  # a source and a language
 
 
 @dataclass(frozen=True)
@@ -193,10 +195,10 @@ def _measurement(
 ) -> Measurement | str:
     """Sums over the samples of each prompt, or the reason why a side has nothing to divide by."""
     sums: dict[str, tuple[_Counts, _Counts]] = {}
-    languages: dict[str, str] = {}
+    cells: dict[str, _Cell] = {}
     for each in judged:
         # The item is the prompt: its samples depend on each other, so they are summed up.
-        languages[each.prompt.key] = each.prompt.language
+        cells[each.prompt.key] = each.prompt.source, each.prompt.language
         sides = sums.setdefault(each.prompt.key, (defaultdict(float), defaultdict(float)))
         of_sides = zip(sides, each.answers, each.findings, each.thought_in, strict=True)
         for side, answer, finding, thought_in in of_sides:
@@ -205,41 +207,41 @@ def _measurement(
                 side[name] += value
     if not sums:
         return "no prompt was answered by both sides"
-    groups = _groups(row, sorted(set(languages.values())))
+    groups = _groups(row, sorted(set(cells.values())))
     if not groups:
         return "words are not judged in languages with Latin letters"
     blocks = []
-    for language, columns in groups.items():
+    for cell, columns in groups.items():
         rows = [
-            # A prompt has zeros in the columns of other languages, and adds nothing to their sums.
-            [[side[name] * (languages[key] == language or not language) for name in columns]
+            # A prompt has zeros in the columns of other cells, and adds nothing to their sums.
+            [[side[name] * (cell in (cells[key], None)) for name in columns]
              for side in sums[key]]
             for key in sums
         ]  # fmt: skip
         blocks.append(np.array(rows, np.float64))
         # [prompts, sides, columns]; column 1 is what the score is divided by.
         if not blocks[-1][:, :, 1].sum(axis=0).all():
-            where = f" in {language}" if language else ""
+            where = f" in {cell[1]}" if cell else ""
             return f"one side has no answer{where} with anything to judge"
-    # Blocks side by side: [prompts, 2, columns of all languages]; then one array for each side.
+    # Blocks side by side: [prompts, 2, columns of all cells]; then one array for each side.
     original, pruned = np.concatenate(blocks, axis=2).swapaxes(0, 1)
     return Measurement(metric, tuple(sums), original, pruned)
 
 
-def _groups(row: _StabilityMetric, languages: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """The columns of each language, or of all together ("").
+def _groups(row: _StabilityMetric, cells: Sequence[_Cell]) -> dict[_Cell | None, tuple[str, ...]]:
+    """The columns of each source and language, or of all together (None).
 
     A language whose words are not judged has no columns for words.
     """
     if not row.aggregate.startswith("macro"):
-        return {"": row.columns}
-    groups = {}
-    for language in languages:
-        if has_own_script(language):
-            groups[language] = row.columns
+        return {None: row.columns}
+    groups: dict[_Cell | None, tuple[str, ...]] = {}
+    for cell in cells:
+        if has_own_script(cell[1]):
+            groups[cell] = row.columns
         elif row.columns != _WORDS:
             # LCPR gets its lines twice: the harmonic mean of a number and itself is that number.
-            groups[language] = _LINES * (len(row.columns) // 2)
+            groups[cell] = _LINES * (len(row.columns) // 2)
     return groups
 
 

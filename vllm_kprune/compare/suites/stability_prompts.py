@@ -33,7 +33,8 @@ _COMPLETIONS = {
 class Prompt:
     """A prompt in the language `asked` for an answer in the language `language`.
 
-    `kind` is its origin: `ko`, `en-ko`, or the name of a file.
+    `kind` is its origin: `ko`, `en-ko`, or the name of a file. `source` is the data set that it
+    belongs to, whatever the language.
     """
 
     key: str
@@ -41,6 +42,7 @@ class Prompt:
     asked: str
     language: str
     text: str
+    source: str = "own"
 
 
 def stability_prompts(languages: Sequence[str], benchmark: Path | None) -> list[Prompt]:
@@ -98,7 +100,8 @@ def _own(languages: Sequence[str]) -> Iterator[Prompt]:
         asked, _, answered = kind.partition("-")
         if {asked, answered or asked} <= set(languages):
             for number, prompt in enumerate(prompts, 1):
-                yield Prompt(f"{kind}/{number}", kind, asked, answered or asked, prompt)
+                source = "own, across languages" if answered else "own"
+                yield Prompt(f"{kind}/{number}", kind, asked, answered or asked, prompt, source)
 
 
 def _benchmark(folder: Path, languages: Sequence[str]) -> Iterator[Prompt]:
@@ -116,7 +119,8 @@ def _benchmark(folder: Path, languages: Sequence[str]) -> Iterator[Prompt]:
             if language in languages:
                 # Cross-lingual prompts are in English; the column names the answer's language.
                 asked = "en" if "crosslingual" in kind else language
-                yield Prompt(f"{kind}/{number}", kind, asked, language, text)
+                source = kind.rpartition("/")[0] or "benchmark"
+                yield Prompt(f"{kind}/{number}", kind, asked, language, text, source)
 
 
 def _rows(path: Path) -> Iterator[tuple[str, str]]:
