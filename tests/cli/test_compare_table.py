@@ -47,7 +47,7 @@ def test_the_summary_names_figures_verdicts_and_what_is_missing() -> None:
 def brief(report: Report, width: int = 80) -> list[str]:
     stream = io.StringIO()
     print_brief(report, Console(file=stream, width=width, color_system=None))
-    return stream.getvalue().splitlines()
+    return [line.rstrip() for line in stream.getvalue().splitlines()]
 
 
 @pytest.mark.parametrize("width", [60, 80, 120])

@@ -1,10 +1,6 @@
 """`kprune compare`: two endpoints, the same work, and whether the pruned one is worth shipping."""
 
-import signal
-import threading
-import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
+from vllm_kprune.cli.compare_ending import end, resumable
 from vllm_kprune.cli.compare_extras import ExtraOptions
 from vllm_kprune.cli.compare_table import print_brief, print_plan, print_report
 from vllm_kprune.cli.console import counts, error_console, log, output_console, write_json
@@ -21,11 +18,9 @@ from vllm_kprune.compare.comparing import chosen_suites, compare_endpoints
 from vllm_kprune.compare.connect import Address
 from vllm_kprune.compare.gate import (
     Gate,
-    GateResult,
     check_gates,
     gate_results,
     parse_gates,
-    worse_metrics,
 )
 from vllm_kprune.compare.journal import set_aside
 from vllm_kprune.compare.options import ENDPOINTS, MEASURED, CommonOptions
@@ -70,7 +65,6 @@ nothing could be measured. 3 a server died, or no longer has the model or any cr
 the results until then, and the same command resumes and asks again for answers that failed. 130
 Ctrl-C, 143 SIGTERM: the same, without a report.
 """
-_INCOMPLETE, _STOPPED, _TERMINATED = 3, 130, 143
 _REPORT = "Report"
 
 
@@ -226,7 +220,7 @@ def _run(
         return
     if out.fresh and (moved := set_aside(out.output)):
         log(f"the previous run was moved to {moved}")
-    with _resumable(out.output), counts() as progress:
+    with resumable(out.output), counts() as progress:
         report = compare_endpoints(
             endpoints.original,
             endpoints.pruned,
@@ -249,7 +243,7 @@ def _run(
     if out.summary_md:
         write_summary(report, results, out.summary_md)
     _show(report, out.output, out.json_to, verbose=out.verbose)
-    _end(report, results, out.output)
+    end(report, results, out.output)
 
 
 def _gates(conditions: Sequence[str], more: Sequence[str]) -> tuple[Gate, ...]:
@@ -258,77 +252,9 @@ def _gates(conditions: Sequence[str], more: Sequence[str]) -> tuple[Gate, ...]:
     return parse_gates([*conditions, *more])
 
 
-@contextmanager
-def _resumable(folder: Path) -> Iterator[None]:
-    """On Ctrl-C or SIGTERM, say what is kept and how to resume."""
-    terminated = False
-
-    def interrupt(*_: object) -> None:
-        nonlocal terminated
-        terminated = True
-        # asyncio ends a run in good order on this signal, and on no other.
-        signal.raise_signal(signal.SIGINT)
-
-    before = signal.signal(signal.SIGTERM, interrupt) if _in_main_thread() else None
-    try:
-        yield
-    except KeyboardInterrupt:
-        log(f"stopped; the answers are kept in {folder}, and the same command resumes")
-        raise typer.Exit(_TERMINATED if terminated else _STOPPED) from None
-    except (KPruneError, BrokenPipeError):
-        raise
-    # A traceback would end with the code 1 of a gate that failed.
-    except Exception as error:
-        place = traceback.extract_tb(error.__traceback__)[-1]
-        raise KPruneError(
-            f"this is a bug of kprune, please report it: {type(error).__name__}: {error} "
-            f"({Path(place.filename).name}, line {place.lineno}); the answers are kept in {folder}"
-        ) from error
-    finally:
-        if before is not None:
-            signal.signal(signal.SIGTERM, before)
-
-
-def _in_main_thread() -> bool:
-    """Whether signals can be handled here."""
-    return threading.current_thread() is threading.main_thread()
-
-
 def _show(report: Report, folder: Path, json_to: str | None, *, verbose: bool) -> None:
     if json_to:
         write_json(report.model_dump(mode="json"), json_to)
     show = print_report if verbose else print_brief
     show(report, error_console if json_to == "-" else output_console)
     log(f"report: {folder / 'report.html'} (as JSON: {folder / 'report.json'})")
-
-
-def _end(report: Report, gates: Sequence[GateResult], folder: Path) -> None:
-    failures = [one for one in gates if one.failed]
-    for one in gates:
-        name = "[bold red]failed:[/]" if one.failed else "gate:"
-        error_console.print(f"{name} {escape(str(one))}", soft_wrap=True)
-    # This code wins over 1: the gates were judged on a part of the data only.
-    if report.incomplete:
-        log(f"incomplete: {report.incomplete}")
-        log(f"the answers are kept in {folder}; start the server, then the same command resumes")
-        raise typer.Exit(_INCOMPLETE)
-    if failures:
-        raise typer.Exit(1)
-    if not any(suite.metrics for suite in report.suites):
-        raise KPruneError(f"nothing could be measured: {_reasons(report)}")
-    if gates:
-        _say_passed(len(gates), worse_metrics(report.suites))
-
-
-def _say_passed(conditions: int, worse: Sequence[str]) -> None:
-    """A gate that passes beside a verdict of "worse" says so, as it was asked for other things."""
-    for one in worse:
-        error_console.print(f"[bold red]WARNING: worse:[/] {escape(one)}", soft_wrap=True)
-    but = f", but {len(worse)} metric(s) are WORSE; --fail-on worse fails on them" if worse else ""
-    log(f"gate: passed; none of {conditions} --fail-on condition(s) is met{but}")
-
-
-def _reasons(report: Report) -> str:
-    """The first reason of every suite."""
-    found = ((one.name, next(iter(one.unavailable.values()), "")) for one in report.suites)
-    return "; ".join(f"{name}: {why or 'it returned no results'}" for name, why in found)

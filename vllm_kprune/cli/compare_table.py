@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from rich.console import Console
 from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Table
 
 from vllm_kprune.compare.planning import PlannedSuite
@@ -25,7 +26,8 @@ _STYLES: dict[Verdict, str] = {
 
 _SCREEN = 40
 _OTHER_LINES = 8  # the summary twice, in up to three lines each, a legend, the report's address
-_LINES_OF_SUITE = 2
+_LINES_OF_SUITE = 3  # a heading, and a sentence in two lines
+_LONGEST = 150  # characters of a sentence
 _MOST_WARNINGS = 3
 _TOLD: tuple[Verdict, ...] = ("worse", "better", "not enough data")
 _SIGNS = {"worse": "▼", "better": "▲", "not enough data": "?"}
@@ -47,19 +49,26 @@ def print_brief(report: Report, console: Console) -> None:
     for line in warnings[:_MOST_WARNINGS]:
         console.print(line, no_wrap=True, overflow="ellipsis", crop=True)
     for suite in report.suites:
-        for line in _brief(suite, each):
+        heading, *details = _brief(suite, each)
+        console.print(heading, no_wrap=True, overflow="ellipsis", crop=True)
+        if suite.metrics:
+            console.print(Padding(escape(_cut(suite.sentence)), (0, 0, 0, 2)))
+        for line in details:
             console.print(line, no_wrap=True, overflow="ellipsis", crop=True)
     console.print("[dim]×0.92 is 8 % less; brackets are 95 % intervals; -v shows every metric[/]")
     console.print(f"[bold]{escape(report.summary)}[/]")
 
 
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
+
+
 def _brief(suite: SuiteReport, most: int) -> Iterator[str]:
-    """A heading, a sentence, and at most so many metrics that differ or lack data."""
+    """A heading, and at most so many metrics that differ or lack data."""
     if not suite.metrics:
         yield f"[bold]{escape(suite.name)}[/]: [dim]{escape(suite.sentence)}[/]"
         return
     yield f"[bold]{escape(suite.name)}[/]: {_coloured(suite.verdict, suite.words)}"
-    yield f"  {escape(suite.sentence)}"
     told = [metric for metric in suite.metrics if metric.verdict in _TOLD]
     told.sort(key=lambda metric: _TOLD.index(metric.verdict))
     for metric in told[:most]:

@@ -113,10 +113,10 @@ def test_answers_in_the_wrong_language_are_found_with_their_share(tmp_path: Path
 
 def test_a_hanja_in_fifty_answers_is_found_and_shown(tmp_path: Path) -> None:
     habits = Habits(hanja=0.02)
-    result = compared(SUITE, tmp_path, Habits(), habits, samples=8)
+    result = compared(SUITE, tmp_path, Habits(), habits, samples=4)
     leaks = metrics_of(reported(result))["foreign_t1"]
     assert leaks.original.value == 0
-    flawed, answers = map(sum, zip(*planted(leaks_hanja, habits, 1.0, 8).values(), strict=True))
+    flawed, answers = map(sum, zip(*planted(leaks_hanja, habits, 1.0, 4).values(), strict=True))
     assert leaks.effect.value == pytest.approx(flawed / answers)
     assert leaks.effect.low is not None and leaks.effect.low > 0
     assert leaks.verdict == "worse"
