@@ -32,15 +32,19 @@ class ExtraOptions:
         group=_PANEL,
     )
     original_extra_body: str | None = option(
-        None, "The same for the original side only.", metavar="JSON", group=_PANEL
+        None, "Fields for the original side only.", metavar="JSON", group=_PANEL
     )
-    original_header: tuple[str, ...] = option((), "For the original side only.", group=_PANEL)
-    original_query: tuple[str, ...] = option((), "For the original side only.", group=_PANEL)
+    original_header: tuple[str, ...] = option(
+        (), "Header for the original side only.", group=_PANEL
+    )
+    original_query: tuple[str, ...] = option(
+        (), "Parameter for the original side only.", group=_PANEL
+    )
     pruned_extra_body: str | None = option(
-        None, "The same for the pruned side only.", metavar="JSON", group=_PANEL
+        None, "Fields for the pruned side only.", metavar="JSON", group=_PANEL
     )
-    pruned_header: tuple[str, ...] = option((), "For the pruned side only.", group=_PANEL)
-    pruned_query: tuple[str, ...] = option((), "For the pruned side only.", group=_PANEL)
+    pruned_header: tuple[str, ...] = option((), "Header for the pruned side only.", group=_PANEL)
+    pruned_query: tuple[str, ...] = option((), "Parameter for the pruned side only.", group=_PANEL)
 
     def of_sides(self) -> tuple[Extras, Extras]:
         """The extras of the original and of the pruned side."""

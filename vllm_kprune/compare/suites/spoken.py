@@ -50,7 +50,7 @@ def spoken(
 
 
 def without_reasoning(answer: Answer, *, inside: bool = False) -> Answer:
-    """The answer with inline reasoning moved to `reasoning`.
+    r"""The answer with inline reasoning moved to `reasoning`.
 
     `inside`: the prompt opens the tag, so that an answer that was cut and closes none is reasoning.
 

@@ -2,7 +2,7 @@
 
 The first language is the pivot: with `ko,en,zh` the directions are en-ko, ko-en, zh-ko and ko-zh.
 A model with a chat template is asked to translate; one without continues three examples. Decoding
-is greedy, and both sides get the same prompts. Scores with different tokenizers or prompts are not
+is greedy, and both sides get the same prompts. DirectionScores with different tokenizers or prompts are not
 comparable, so the notes give sacrebleu's signatures. Sentences come from the user's files or from
 `parallel_text.py`.
 
@@ -24,7 +24,13 @@ from vllm_kprune.compare.options import DATA, MEASURED, CommonOptions
 from vllm_kprune.compare.run import Amount, Context, Suite
 from vllm_kprune.compare.suites.parallel_text import Sentence, sentences_of, why_none
 from vllm_kprune.compare.suites.spoken import spoken
-from vllm_kprune.compare.suites.translation_metrics import Rows, Scores, of_one, over_all, score
+from vllm_kprune.compare.suites.translation_metrics import (
+    DirectionScores,
+    Rows,
+    of_one,
+    over_all,
+    score,
+)
 from vllm_kprune.compare.suites.translation_prompts import (
     Direction,
     directions,
@@ -101,7 +107,7 @@ class Translation(Suite):
         if whole and not done:
             reason = "no answer of either side has any text, so there is nothing to compare"
             return SuiteResult(self.name, (), unavailable={"*": reason}, notes=tuple(said))
-        scores: dict[str, Scores] = {}
+        scores: dict[str, DirectionScores] = {}
         examples: list[Example] = []
         unavailable: dict[str, str] = {}
         notes = [*said, _where(files)]

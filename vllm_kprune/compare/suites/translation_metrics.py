@@ -16,7 +16,7 @@ from vllm_kprune.compare.suites.translation_scores import (
 )
 from vllm_kprune.errors import KPruneError
 
-__all__ = ["Rows", "Scores", "of_one", "over_all", "score"]
+__all__ = ["DirectionScores", "Rows", "of_one", "over_all", "score"]
 
 # Readers do not notice smaller differences (Kocmi et al. 2024, "Navigating the Metrics Maze", on
 # how well differences of BLEU, chrF and COMET agree with human judgement, by their size).
@@ -36,12 +36,12 @@ class _Features:
     sides: tuple[Floats, Floats]
 
 
-Scores = dict[str, _Features]
+DirectionScores = dict[str, _Features]
 
 
 def score(
     direction: Direction, rows: Rows, comet_model: str | None
-) -> tuple[Scores, Mapping[str, str]]:
+) -> tuple[DirectionScores, Mapping[str, str]]:
     """The scores of one direction, and why any is missing."""
     items = tuple(task.key for task, _ in rows)
     sources = [task.labels["source"] for task, _ in rows]
@@ -62,7 +62,7 @@ def score(
     return found, {}
 
 
-def over_all(scores: Mapping[str, Scores]) -> list[Measurement]:
+def over_all(scores: Mapping[str, DirectionScores]) -> list[Measurement]:
     """The mean of each score over the directions, if every direction has it."""
     return [
         _measurement(score, "all", ", all directions", _side_by_side(score, list(scores.values())))
@@ -71,7 +71,7 @@ def over_all(scores: Mapping[str, Scores]) -> list[Measurement]:
     ]
 
 
-def _side_by_side(score: str, directions: Sequence[Scores]) -> _Features:
+def _side_by_side(score: str, directions: Sequence[DirectionScores]) -> _Features:
     """The items of all directions, with columns for each.
 
     An item has zeros in the columns of other directions, and adds nothing to their sums.
