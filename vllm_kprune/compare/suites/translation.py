@@ -2,7 +2,7 @@
 
 The first language is the pivot: with `ko,en,zh` the directions are en-ko, ko-en, zh-ko and ko-zh.
 A model with a chat template is asked to translate; one without continues three examples. Decoding
-is greedy, and both sides get the same prompts. DirectionScores with different tokenizers or prompts are not
+is greedy, and both sides get the same prompts. Scores with different tokenizers or prompts are not
 comparable, so the notes give sacrebleu's signatures. Sentences come from the user's files or from
 `parallel_text.py`.
 
