@@ -10,10 +10,11 @@ import typer
 
 from vllm_kprune.cli.app import app
 from vllm_kprune.compare.suites import SUITES
-from vllm_kprune.guard.policy import SCRIPTS, GuardPolicy
-from vllm_kprune.options import Option, OptionRow, options_of, reference_rows
+from vllm_kprune.guard.policy import SCRIPTS
+from vllm_kprune.options import Option, OptionRow, reference_rows
 from vllm_kprune.prompt.options import prune_options
 from vllm_kprune.serving.options import FLAG_PREFIX, PREFIX, add_options, flag, server_options
+from vllm_kprune.serving.request_options import GUARD_OPTIONS
 
 EXIT_CODES = """\
 | exit code | meaning |
@@ -186,7 +187,7 @@ def server_page() -> str:
     """The `--kprune-*` options, and the keys of `vllm_xargs`."""
     return SERVER_PAGE.format(
         server="\n".join(_server_rows()),
-        guard="\n".join(_request_rows(options_of(GuardPolicy, "request"))),
+        guard="\n".join(_request_rows(GUARD_OPTIONS)),
         pruner="\n".join(_request_rows(prune_options("request"))),
         scripts=", ".join(f"`{name}`" for name in SCRIPTS),
     )

@@ -67,7 +67,7 @@ def failure(name: str, url: str) -> str:
     return line
 
 
-@pytest.mark.parametrize("name", ["guard.py", "input_pruning.py"])
+@pytest.mark.parametrize("name", ["guard.py", "input_pruning.py", "thinking.py"])
 def test_where_no_server_is_the_example_says_so(name: str, no_server: str) -> None:
     pytest.importorskip("openai")
     assert failure(name, no_server).startswith(f"no server answers at {no_server}: vllm serve")

@@ -9,7 +9,7 @@ from support.tiny_tokenizers import TINY, data_of
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.guard.automaton import REFUSED, Automaton, build_automaton
 from vllm_kprune.guard.policy import GuardPolicy
-from vllm_kprune.guard.tokens import BYTE, PRESENT, SPECIAL, TokenSpellings, spell_tokens
+from vllm_kprune.guard.tokens import BYTE, CONTROL, PRESENT, SPECIAL, TokenSpellings, spell_tokens
 from vllm_kprune.tokenizer.bpe import byte_alphabet, parse_tokenizer
 
 ENKO = policy_of(languages="en,ko")
@@ -26,14 +26,14 @@ def brute(request: pytest.FixtureRequest) -> tuple[GuardPolicy, BruteForce]:
 def state_of(automaton: Automaton, pending: bytes) -> int:
     state = 0
     for byte in pending:
-        state = int(automaton._bytes[state, byte])
+        state = int(automaton._reader.table[state, byte])
     return state
 
 
 def judged(spellings: TokenSpellings, force: BruteForce, pending: bytes, token_id: int) -> bool:
     flags = spellings.flags_of(token_id)
-    if flags & SPECIAL or not flags & PRESENT:
-        return bool(flags & SPECIAL) and not pending
+    if flags & CONTROL or not flags & PRESENT:
+        return bool(flags & CONTROL) and not pending
     if pending and spellings.kind == "byte_fallback" and not flags & BYTE:
         return False
     token = spellings.bytes_of(token_id)
@@ -81,7 +81,7 @@ def test_every_state_is_reached_by_some_beginning_of_a_character(
 
 
 def test_states_with_the_same_completions_are_one(vocabulary: Vocabulary) -> None:
-    table = vocabulary.automaton(HANJA)._bytes[:-1]
+    table = vocabulary.automaton(HANJA)._reader.table[:-1]
     assert len(np.unique(table, axis=0)) == len(table)
 
 
@@ -105,7 +105,7 @@ def test_special_and_stop_tokens_are_allowed_between_characters_only(
     foreign_id = vocabulary.tokenizer.encode("中", add_special_tokens=False).ids[0]
     assert vocabulary.automaton(ENKO).refused(0)[foreign_id]
     automaton = build_automaton(
-        vocabulary.spellings, ENKO, vocabulary.num_rows, stop_ids=[foreign_id, -1, 1 << 30]
+        vocabulary.spellings, ENKO, vocabulary.num_rows, control_ids=[foreign_id, -1, 1 << 30]
     )
     special = np.flatnonzero(vocabulary.spellings.flags & SPECIAL)
     ids = [*special[special < vocabulary.num_rows], foreign_id]

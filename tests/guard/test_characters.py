@@ -1,5 +1,6 @@
 """Each decision about characters, as in the documentation's table."""
 
+import numpy as np
 import pytest
 import regex
 from support.guard_oracle import is_allowed, policy_of
@@ -10,6 +11,8 @@ from vllm_kprune.profile import LANGUAGES
 
 KO = policy_of(languages="ko")
 ENKO = policy_of(languages="en,ko")
+KO_ASCII = policy_of(languages="ko", latin="ascii")
+KO_LATIN = policy_of(languages="ko", latin="all")
 HANGUL = policy_of(scripts="Hangul")
 HANJA = policy_of(languages="ko", hanja="ksx1001")
 ALL_HANJA = policy_of(languages="ko", hanja="all")
@@ -40,6 +43,9 @@ CODE = 'def f(x: int) -> str:\n\treturn f"{x!r}\\u0000" # $a[0] & ~b | c^d; `e` 
         (KO, " \t\n\r\v\f\u00a0\u2003\u2028\u3000\u200b\u2060\ufeff"),
         (KO, "\x00\x07\x1b\x7f\x85\u200d\u200e\u202e\u00ad"),
         (KO, "e\u0301"),
+        (KO, "Ogród Île Škoda Øre Þór naïve Ÿ ĳ ſ Ștefan Țara"),
+        (KO_ASCII, "iPhone Ⅳ e\u0301"),
+        (KO_LATIN, "café ﬁ ª ＡＢＣ Å Việt Łódź ŝ ẞ"),
         (ENKO, "café naïve ﬁ Ⅷ ª ＡＢＣ Å Việt Łódź ŝ"),
         (HANGUL, "한글 123 😀"),
         (HANJA, "大韓民國 漢字"),
@@ -60,7 +66,8 @@ def test_these_are_allowed(policy: GuardPolicy, text: str) -> None:
     ("policy", "text"),
     [
         (KO, "漢们ひカーㄅ"),
-        (KO, "éßＡªﬁ"),
+        (KO, "Ａªﬁạơƒȳ"),
+        (KO_ASCII, "éßÖłșẞﬁ"),
         (KO, "㊀㍿〆々〇㋿㍉ｶﾞ゙"),
         (KO, "αμΩπ"),
         (KO, "Приветשไทयก"),
@@ -72,7 +79,7 @@ def test_these_are_allowed(policy: GuardPolicy, text: str) -> None:
         (ENKO, "漢ひカーдα"),
         (HANGUL, "aZéＡ"),
         (HANJA, "们学国㐀ー〆"),
-        (JA, "한ㅋéд"),
+        (JA, "한ㅋạд"),
         (AR, "।אд"),
         (DIGITS, "aé한漢"),
     ],
@@ -105,6 +112,15 @@ def test_digits_punctuation_and_emoji_can_be_switched_off(
     assert all(allowed_characters(both)[ord(c)] for c in gone)
 
 
+def test_all_of_latin_is_what_a_language_with_latin_script_allows() -> None:
+    assert np.array_equal(allowed_characters(KO_LATIN), allowed_characters(ENKO))
+    for latin in ("ascii", "all"):
+        named = policy_of(languages="en,ko", latin=latin)
+        assert np.array_equal(allowed_characters(named), allowed_characters(ENKO))
+        literal = policy_of(scripts="Hangul", latin=latin)
+        assert np.array_equal(allowed_characters(literal), allowed_characters(HANGUL))
+
+
 def test_extra_characters_override_everything_but_surrogates() -> None:
     table = allowed_characters(GuardPolicy(scripts=("Hangul",), allow="漢\ufffd\ue000\ud800"))
     assert [c for c in "漢\ufffd\ue000\ud800" if table[ord(c)]] == ["漢", "\ufffd", "\ue000"]
@@ -116,8 +132,8 @@ def test_the_hanja_are_those_of_the_korean_standard() -> None:
 
 @pytest.mark.parametrize(
     "policy",
-    [KO, HANGUL, JA, policy_of(languages="en,el,th", allow="漢", digits=False)],
-    ids=lambda policy: policy.label,
+    [KO, KO_ASCII, KO_LATIN, HANGUL, JA, policy_of(languages="en,el,th", allow="漢", digits=False)],
+    ids=lambda policy: f"{policy.label}-{policy.latin}",
 )
 def test_every_code_point_is_judged_by_the_rules(policy: GuardPolicy) -> None:
     table = allowed_characters(policy)

@@ -42,9 +42,13 @@ def test_every_option_is_a_field_and_reaches_it() -> None:
             "digits": False,
             "punctuation": 0,
             "emoji": "false",
+            "escapes": "json",
+            "latin": "all",
         }
     )
-    assert policy == GuardPolicy(("ja",), ("Greek", "Han"), "ksx1001", "αβ", False, False, False)
+    assert policy == GuardPolicy(
+        ("ja",), ("Greek", "Han"), "ksx1001", "αβ", False, False, False, "json", "all"
+    )
     assert set(vars(policy)) == OPTIONS
 
 

@@ -1,5 +1,6 @@
 """A user's mistake at `vllm serve` is one line that says what to do, and exit code 2."""
 
+import json
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +28,9 @@ CASES = {
     "changed base": "model.safetensors changed since the overlay was built from it",
     "moved base": "--kprune-base",
     "another tokenizer": "leave the option out",
+    "drafts of the original": "method eagle3 does not fit a pruned model",
+    "drafts of the original, in one step": "kprune build DRAFT --profile enko",
+    "draft model of the original, in YAML": "it is not pruned itself",
     "untested vLLM": "set VLLM_KPRUNE_ALLOW_UNTESTED_VLLM=1 to try it",
     "port in use": "is in use; stop what uses it, or choose another with --port",
 }
@@ -69,6 +73,10 @@ def answers(
     orphan, base = overlay("orphan")
     base.rename(folder / "elsewhere")
     missing = folder / "missing"
+    two = {"num_speculative_tokens": 2}
+    yaml = folder / "serve.yaml"
+    drafts = json.dumps({"model": str(tied_model), **two})
+    yaml.write_text(f"model: {whole}\nspeculative-config: '{drafts}'\n")
     cases = [
         _case(missing, *plugin),
         _case(missing, "--kprune-profile", "enko"),
@@ -85,6 +93,9 @@ def answers(
         _case(changed),
         _case(orphan, *plugin),
         _case(whole, "--tokenizer", tied_model),
+        _case(whole, "-sc", json.dumps({"method": "eagle3", "model": str(tied_model), **two})),
+        _case(tied_model, "--kprune-profile", "enko", "--spec-method", "mtp", "--spec-tokens", "2"),
+        _case("--config", yaml),
         _case(whole, vllm="0.40.0"),
         _case(whole, *plugin, "--host", "127.0.0.1", "--port", busy_port),
     ]

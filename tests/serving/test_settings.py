@@ -84,6 +84,22 @@ def test_engine_arguments_share_theirs_with_the_configuration(
     assert len(resolutions) == 1
 
 
+def test_vllm_can_copy_a_configuration_with_settings(
+    tied_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it does for draft models and for the parts of multimodal ones."""
+    from vllm.config.utils import replace
+
+    monkeypatch.setenv(NAMED, "kprune")
+    options = {"other": [1]}
+    config = engine_args(tied_model, additional_config=options).create_engine_config()
+    assert settings_of(config).asks_for_kprune
+    copied = replace(config, model_config=config.model_config)
+    assert settings_of(copied).asks_for_kprune
+    assert copied.additional_config == config.additional_config == options
+    assert copied.compute_hash() == config.compute_hash()
+
+
 def test_nothing_is_attached_where_nobody_asked(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

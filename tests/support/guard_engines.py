@@ -14,6 +14,7 @@ from support.tiny_tokenizers import TINY
 from vllm_kprune.guard.automaton import Automaton, build_automaton
 from vllm_kprune.guard.policy import parse_policy
 from vllm_kprune.guard.spelling import TokenSpellings, load_spellings
+from vllm_kprune.serving.request_options import ADMITTED
 from vllm_kprune.serving.settings import GUARD_CLASS_PATH
 
 # Cut so that some end inside a character of two, three or four bytes; no answer may finish "中".
@@ -58,6 +59,9 @@ class Engine:
             model_config=model,
             parallel_config=SimpleNamespace(enable_batch_sharded_sampling=None),
             speculative_config=None,
+            structured_outputs_config=SimpleNamespace(
+                reasoning_parser="", reasoning_parser_plugin=""
+            ),
             use_v2_model_runner=False,
             additional_config=self.additional_config,
         )
@@ -123,8 +127,10 @@ def make_engine(kind: str, folder: Path) -> Engine:
     return Engine(folder, tokenizer)
 
 
-def sampling_params(**options: Any) -> Any:
-    """vLLM's `SamplingParams`, imported when a test asks for them."""
+def sampling_params(admitted: bool = True, **options: Any) -> Any:
+    """vLLM's `SamplingParams`, as a server has `admitted` them; not so, those of vLLM itself."""
     from vllm import SamplingParams
 
+    if admitted:
+        options["extra_args"] = {**(options.get("extra_args") or {}), ADMITTED: {}}
     return SamplingParams(**options)

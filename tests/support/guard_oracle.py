@@ -1,6 +1,6 @@
 """What is allowed, decided without the guard's tables: by characters, and bytes by brute force."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from vllm_kprune.guard.automaton import Automaton, build_automaton
 from vllm_kprune.guard.characters import allowed_characters
 from vllm_kprune.guard.policy import GuardPolicy, parse_policy
 from vllm_kprune.guard.spelling import TokenSpellings
+from vllm_kprune.guard.tokens import BYTE, CONTROL, PRESENT, SPECIAL
 from vllm_kprune.profile import LANGUAGES
 
 # Width of the logits: Qwen3's embedding has rows past its tokenizer, Gemma-3's lacks a token's.
@@ -54,7 +55,9 @@ def is_allowed(character: str, policy: GuardPolicy) -> bool:
         return False
     if not (policy.punctuation and policy.emoji) and regex.match(r"[\p{P}\p{S}]", character):
         raise NotImplementedError("tested by examples")
-    if policy.languages and regex.match(r"[A-Za-zⅠ-ↂↅ-ↈ]", character):
+    if policy.languages and (
+        regex.match(r"[A-Za-zⅠ-ↂↅ-ↈ]", character) or _is_loan(character, policy)
+    ):
         return True
     if policy.hanja == "ksx1001" and _has(character, "Han") and _is_ksx1001(character):
         return True
@@ -66,6 +69,15 @@ def is_allowed(character: str, policy: GuardPolicy) -> bool:
         return False
     neutral = ("Common", "Inherited", "Latin", "Greek")
     return any(_extends(character, script) for script in neutral)
+
+
+def _is_loan(character: str, policy: GuardPolicy) -> bool:
+    """Is it a Latin letter beyond ASCII that the policy lets other languages use?"""
+    if policy.latin == "all":
+        return _extends(character, "Latin")
+    return policy.latin == "european" and (
+        (0xC0 <= ord(character) < 0x180 and character.isalpha()) or character in "ȘșȚț"
+    )
 
 
 def _has(character: str, script: str) -> bool:
@@ -108,6 +120,128 @@ class BruteForce:
                     continue
                 return all(character in self.characters for character in whole)
         return False
+
+
+class PhaseOracle:
+    """What may come next where a model reasons and then answers: by brute force, token by token.
+
+    `json`: the phases in which no escaped u may be written.
+    """
+
+    def __init__(
+        self,
+        spellings: TokenSpellings,
+        answer: BruteForce | None,
+        reasoning: BruteForce | None,
+        start: int | None,
+        end: int,
+        json: Collection[str] = (),
+    ) -> None:
+        self.spellings = spellings
+        self.forces = {"before": answer, "answer": answer, "reasoning": reasoning}
+        self.start, self.end, self.json = start, end, json
+        self.present = spellings.flags & PRESENT != 0
+        self._judged: dict[tuple[object, ...], np.ndarray] = {}
+
+    def phase(self, prompt: Sequence[int], output: Sequence[int]) -> str:
+        return self._phase(prompt, output)[0]
+
+    def _phase(self, prompt: Sequence[int], output: Sequence[int]) -> tuple[str, int]:
+        """The phase, and how many tokens came before it."""
+        inside, begin = self.start is None, 0
+        for n, token_id in enumerate(prompt):
+            if token_id == self.start:
+                inside, begin = True, n + 1
+            inside = inside and token_id != self.end
+        phase, begin = ("reasoning", begin) if inside else ("before", 0)
+        for n, token_id in enumerate(output, start=len(prompt)):
+            if phase == "reasoning" and token_id == self.end:
+                phase, begin = "answer", n + 1
+            elif phase == "before" and token_id == self.start:
+                phase, begin = "reasoning", n + 1
+            elif phase == "before" and (token_id == self.end or not self._is_blank(token_id)):
+                phase = "answer"
+        return phase, begin
+
+    def allowed(self, prompt: Sequence[int], output: Sequence[int]) -> np.ndarray:
+        """Which tokens may follow, bool [num_tokens]."""
+        phase, begin = self._phase(prompt, output)
+        ids, force = [*prompt, *output], self.forces[phase]
+        if force is None:
+            return self.present
+        pending = self._pending(force, ids)
+        slashes = self._backslashes(ids[begin:]) if phase in self.json and not pending else 0
+        key = (id(force), pending, slashes, phase in self.json)
+        if key not in self._judged:
+            self._judged[key] = np.array(
+                [
+                    self._judge(force, pending, i)
+                    and not (phase in self.json and self._writes_u(slashes, i))
+                    for i in range(self.spellings.num_tokens)
+                ]
+            )
+        return self._judged[key]
+
+    def _backslashes(self, ids: Sequence[int]) -> int:
+        text = b""
+        for token_id in ids:
+            if not self._is_control(token_id):
+                text += self.spellings.bytes_of(token_id)
+            elif not self.spellings.flags_of(token_id) & SPECIAL:
+                text = b""
+        return len(text) - len(text.rstrip(b"\\"))
+
+    def _writes_u(self, slashes: int, token_id: int) -> bool:
+        """Does a token write an escaped u after this many backslashes?"""
+        text = b"\\" * slashes + self.spellings.bytes_of(token_id)
+        return not self._is_control(token_id) and bool(regex.search(rb"(?<!\\)(\\\\)*\\u", text))
+
+    def _is_control(self, token_id: int) -> bool:
+        marked = token_id in (self.start, self.end)
+        return marked or bool(self.spellings.flags_of(token_id) & CONTROL)
+
+    def _is_blank(self, token_id: int) -> bool:
+        text = self.spellings.bytes_of(token_id).decode(errors="replace")
+        return self._is_control(token_id) or not text.strip()
+
+    def _judge(self, force: BruteForce, pending: bytes | None, token_id: int) -> bool:
+        """`pending` are the bytes of an unfinished character; None: a broken run of byte tokens."""
+        flags, token = self.spellings.flags_of(token_id), self.spellings.bytes_of(token_id)
+        if not flags & PRESENT or self._is_control(token_id):
+            return bool(flags & PRESENT) and not pending
+        if pending is None:
+            return not flags & BYTE and force.allows(b"", token)
+        if pending and self.spellings.kind == "byte_fallback" and not flags & BYTE:
+            return False
+        return force.allows(pending, token) and bool(token or not pending)
+
+    def _pending(self, force: BruteForce, ids: Sequence[int]) -> bytes | None:
+        """The unfinished character at the end of a text, if an allowed one begins like this."""
+        is_fallback = self.spellings.kind == "byte_fallback"
+        runs = [b""]  # what is decoded together; a special token cuts a run, and may be skipped
+        for token_id in ids:
+            flags = self.spellings.flags_of(token_id)
+            if flags & SPECIAL:
+                runs = [*runs, b""] if is_fallback else [b""]
+            elif self._is_control(token_id) or (is_fallback and not flags & BYTE):
+                runs = [b""]
+            else:
+                runs[-1] += self.spellings.bytes_of(token_id)
+        *cut, last = runs
+        whole = last
+        while whole[-1:] and len(last) - len(whole) < 4 and not _is_text(whole):
+            whole = whole[:-1]
+        pending = last[len(whole) :] if _is_text(whole) else None
+        if is_fallback:
+            is_sound = all(map(_is_text, cut)) and pending in force.beginnings
+            return pending if is_sound else None
+        # Byte-level text recovers by itself: only the last few bytes matter.
+        ends = (last[-n:] for n in (3, 2, 1) if len(last) >= n)
+        return next((end for end in ends if end in force.beginnings and end[0] >= 0xC2), b"")
+
+
+def _is_text(text: bytes) -> bool:
+    return text == text.decode(errors="ignore").encode()
 
 
 class Walks:

@@ -5,8 +5,8 @@
 Each job (`{"model": FOLDER, "options": {...}, "prompts": [[id, ...], ...], "allowed": [...]}`) runs
 in a fork, which holds the engine. All prompts of a job are one batch, so that two jobs with as many
 prompts of the same lengths compute the same shapes. The answers to all jobs are printed as one line
-of JSON: the greedy `ids`, the `best` logits of each step where `logprobs` asks for them, or the
-`error` of a job that failed.
+of JSON: the greedy `ids`, the `best` logits of each step where `logprobs` asks for them, how many
+`drafts` there were and how many were `accepted`, or the `error` of a job that failed.
 """
 
 import importlib
@@ -61,9 +61,18 @@ def _generate(
     )
     answers = [output.outputs[0] for output in outputs]
     return {
+        **_draft_counts(engine, options or {}),
         "ids": [list(answer.token_ids) for answer in answers],
         "best": [_values(answer.logprobs) for answer in answers] if logprobs else None,
     }
+
+
+def _draft_counts(engine: Any, options: dict[str, Any]) -> dict[str, int]:
+    if options.get("disable_log_stats", True):  # vLLM counts nothing then
+        return {}
+    names = {"drafts": "num_draft_tokens", "accepted": "num_accepted_tokens"}
+    values = {metric.name: getattr(metric, "value", 0) for metric in engine.get_metrics()}
+    return {short: values[f"vllm:spec_decode_{name}"] for short, name in names.items()}
 
 
 def _values(steps: Any) -> list[dict[int, float]]:

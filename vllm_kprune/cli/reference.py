@@ -8,13 +8,13 @@ from typing import Any
 
 from vllm_kprune.cli.app import app
 from vllm_kprune.cli.typer_options import FORM
-from vllm_kprune.guard.policy import GuardPolicy
 from vllm_kprune.options import OptionRow, options_of, reference_rows
 from vllm_kprune.profile import Profile
 from vllm_kprune.prompt.options import prune_options
 from vllm_kprune.serving.options import FLAG_PREFIX, PREFIX, server_options
 from vllm_kprune.serving.options import FORM as SERVER
 from vllm_kprune.serving.request_options import FORM as REQUEST
+from vllm_kprune.serving.request_options import GUARD_OPTIONS
 
 __all__ = ["all_option_rows"]
 
@@ -25,7 +25,7 @@ def all_option_rows() -> Mapping[str, tuple[OptionRow, ...]]:
     commands = {
         f"kprune {command.name}": _rows(command.callback) for command in app.registered_commands
     }
-    requests = (*options_of(GuardPolicy, REQUEST), *prune_options(REQUEST))
+    requests = (*GUARD_OPTIONS, *prune_options(REQUEST))
     return {
         **commands,
         "vllm serve": reference_rows(server_options(), form=SERVER, prefix=FLAG_PREFIX),

@@ -16,35 +16,46 @@ An example: "é" is C3 A9 in UTF-8, and a policy allows "a" and "é", but not "�
     A3       refused              refused: "ã"
     <eos>    0                    refused
 
-- Between characters, special tokens and the given stop tokens are always allowed. Inside a
-  character, only tokens that continue it are: decoding drops a special token and leaves a broken
+- Between characters, control tokens (`guard/controls.py`) are always allowed, whatever the policy.
+  Inside a character, only tokens that continue it are: a control token would leave a broken
   character behind.
 - A byte-fallback decoder turns a whole run of byte tokens into U+FFFD if one of them is wrong. A
   prompt can end in such a run, and no token can repair it: the state `broken` refuses byte tokens
-  until another token has ended the run. Byte-level text recovers by itself: there, `broken` is
-  state 0.
+  until another token has ended the run. A special token does not end it, because decoders may
+  skip it. Byte-level text recovers by itself: there, `broken` is state 0.
+- With `escapes: json`, one more state refuses a u after a backslash: see `guard/escapes.py`.
 - No dead ends: a state is not entered if the vocabulary has no way to finish the character.
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
+from typing import Protocol
 
+import numpy as np
 import torch
 
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.guard.characters import allowed_characters
 from vllm_kprune.guard.classes import States, classify
+from vllm_kprune.guard.ending import MOST_TOKENS_BACK, Ending
+from vllm_kprune.guard.escapes import add_escapes
 from vllm_kprune.guard.policy import GuardPolicy
-from vllm_kprune.guard.tokens import BYTE, PRESENT, SPECIAL, TokenSpellings
+from vllm_kprune.guard.tokens import TokenSpellings
 from vllm_kprune.guard.utf8 import REFUSED, ByteTable, byte_table
-from vllm_kprune.tokenizer.utf8 import LONGEST_CHARACTER, unfinished
 
-__all__ = ["MOST_TOKENS_BACK", "REFUSED", "Automaton", "build_automaton"]
+__all__ = ["MOST_TOKENS_BACK", "REFUSED", "Automaton", "Reader", "build_automaton"]
 
-# Tokens at the end of a prompt that are looked at. Without a bound, a long run of byte tokens would
-# be read to its beginning.
-MOST_TOKENS_BACK = 4096
+
+class Reader(Protocol):
+    """Finds the state after a text that was not written under the guard."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its tables."""
+
+    def state_after(self, token_ids: Sequence[int], prompt_length: int | None = None) -> int:
+        """See `Automaton.state_after`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,8 +65,9 @@ class Automaton:
     `token_class` int16 [num_rows]: the class of each token. `class_next` int16 [num_states,
     num_classes]: the next state, or REFUSED. `class_fallback` int16 [num_classes]: the state after
     a token that is refused and comes all the same, in a prompt for instance. `broken`: see above.
-    States from `first_reasoning_state` on belong to a model's reasoning, the others to its answer;
-    if it is None, there is no reasoning. Automatons compare by identity.
+    States from `first_reasoning_state` on belong to a model's reasoning, the others to its answer
+    (`guard/phases.py`); if it is None, there is no reasoning. `reasoning` is the policy there; None
+    if it is unguarded. Automatons compare by identity.
     """
 
     policy: GuardPolicy
@@ -63,9 +75,19 @@ class Automaton:
     class_next: torch.Tensor
     class_fallback: torch.Tensor
     broken: int
-    _spellings: TokenSpellings = field(repr=False)
-    _bytes: ByteTable = field(repr=False)
+    _reader: Reader = field(repr=False)
     first_reasoning_state: int | None = None
+    reasoning: GuardPolicy | None = None
+
+    @property
+    def label(self) -> str:
+        """What the rows of the answer, and requests, are counted under."""
+        return self.policy.label
+
+    @property
+    def reasoning_label(self) -> str | None:
+        """What the rows of the reasoning are counted under; None if it is unguarded."""
+        return self.reasoning.label if self.reasoning else None
 
     @property
     def num_states(self) -> int:
@@ -80,7 +102,7 @@ class Automaton:
     @property
     def num_bytes(self) -> int:
         """Bytes of the tables. A mask needs memory of its own (`guard/mask.py`)."""
-        return self.token_class.nbytes + self.class_next.nbytes + self._bytes.nbytes
+        return self.token_class.nbytes + self.class_next.nbytes + self._reader.nbytes
 
     def refused(self, state: int) -> torch.Tensor:
         """Which tokens must not come next: bool [num_rows]."""
@@ -106,48 +128,14 @@ class Automaton:
         following = int(self._next[state, number])
         return following if following >= 0 else int(self._fallback[number])
 
-    def state_after(self, token_ids: Sequence[int]) -> int:
+    def state_after(self, token_ids: Sequence[int], prompt_length: int | None = None) -> int:
         """The state after a text that may have been written without the guard, such as a prompt.
 
-        Only the last few tokens matter. An unfinished character that cannot become an allowed one
-        leads to `broken`.
+        An unfinished character that cannot become an allowed one leads to `broken`. If the text
+        ends with a part of the answer (a request that was preempted), `prompt_length` says how many
+        tokens are the prompt; by default, all are. Where there is reasoning, give the whole text.
         """
-        run, is_sound = self._last_bytes(token_ids)
-        state = 0
-        # An unfinished character begins in state 0, so nothing before it matters.
-        for byte in unfinished(run):
-            state = int(self._bytes[state, byte])
-        # The byte table knows allowed characters, not the vocabulary, so this may be a state that
-        # no token leaves. REFUSED must not be an index: -1 would read the last state.
-        is_finishable = state >= 0 and bool((self._next[state] >= 0).any())
-        return state if is_sound and is_finishable else self.broken
-
-    def _last_bytes(self, token_ids: Sequence[int]) -> tuple[bytes, bool]:
-        """The bytes at the end of a text that are decoded together with what follows.
-
-        Byte-level: the last few bytes. Byte-fallback: the last run of byte tokens. Also returns
-        False if the run is broken. A special token inside a character breaks it too: whether the
-        decoder skips the token depends on the request.
-        """
-        is_fallback = self._spellings.kind == "byte_fallback"
-        parts = [b""]  # from the last part backwards; a special token begins a new one
-        for token_id in reversed(token_ids[-MOST_TOKENS_BACK:]):
-            flags = self._spellings.flags_of(token_id)
-            if is_fallback and flags & SPECIAL:
-                parts.append(b"")
-            elif not flags & PRESENT or flags & SPECIAL or (is_fallback and not flags & BYTE):
-                # The run ends: an id without a token, a special one in byte-level text, or, with
-                # fallback, any that is not a byte token.
-                break
-            else:
-                parts[-1] = self._spellings.bytes_of(token_id) + parts[-1]
-                if not is_fallback and len(parts[-1]) >= LONGEST_CHARACTER:
-                    break
-        last, *earlier = parts
-        # What the decoder has finished must be UTF-8. Parts before a special token have no
-        # unfinished end to be forgiven: the token has cut it off.
-        whole = last[: len(last) - len(unfinished(last))]
-        return last, not is_fallback or all(map(_is_utf8, (whole, *earlier)))
+        return self._reader.state_after(token_ids, prompt_length)
 
     # NumPy needs tables on the CPU: a copy with tables on a GPU is for `next_states` alone.
     @cached_property
@@ -163,17 +151,27 @@ class Automaton:
         return self.class_fallback.numpy()
 
 
+@lru_cache(maxsize=16)
+def _byte_table(policy: GuardPolicy) -> ByteTable:
+    table = byte_table(allowed_characters(policy))
+    # All automatons of the policy share it.
+    table.flags.writeable = False
+    return table
+
+
 def build_automaton(
     spellings: TokenSpellings,
     policy: GuardPolicy,
     num_rows: int | None = None,
-    stop_ids: Collection[int] = (),
+    control_ids: Collection[int] = (),
 ) -> Automaton:
     """Apply a policy to a tokenizer: which tokens may come next, in every state.
 
     `spellings` come from `load_spellings`. `num_rows` is the width of the model's logits, by
-    default one row for each id of the tokenizer; rows without a token are always refused.
-    `stop_ids` are allowed between characters like special tokens: EOS, for instance.
+    default one row for each id of the tokenizer; rows without a token are always refused. A policy
+    whose `escapes` are "auto" is built as with "off": only a request shows that its answer is JSON.
+    `control_ids` are control tokens besides those that the tokenizer's folder shows
+    (`guard/controls.py`): the model's EOS, for instance, or those of a parser.
 
     Raises `KPruneError` if the policy leaves no token at all.
 
@@ -186,8 +184,10 @@ def build_automaton(
     """
     num_rows = spellings.num_tokens if num_rows is None else num_rows
     allowed = allowed_characters(policy)
-    table = byte_table(allowed)
-    classes = classify(spellings, allowed, table, num_rows, stop_ids)
+    table = _byte_table(replace(policy, escapes="off"))
+    classes = classify(spellings, allowed, table, num_rows, control_ids)
+    if policy.escapes == "json":
+        classes = add_escapes(classes, spellings)
     # Every character begins in state 0: if nothing may come there, nothing can be written.
     if not (classes.following[0, classes.of_token] >= 0).any():
         raise KPruneError(
@@ -199,17 +199,12 @@ def build_automaton(
         token_class=torch.from_numpy(classes.of_token),
         class_next=torch.from_numpy(classes.following),
         class_fallback=torch.from_numpy(classes.fallback),
-        # The byte table's last row is no state (it belongs to REFUSED), so this number is free;
-        # `classify` adds the state.
-        broken=len(table) - 1 if spellings.kind == "byte_fallback" else 0,
-        _spellings=spellings,
-        _bytes=table,
+        broken=classes.broken,
+        _reader=Ending(
+            spellings,
+            table,
+            classes.broken,
+            alive=np.any(classes.following >= 0, axis=1),
+            escaped=classes.escaped,
+        ),
     )
-
-
-def _is_utf8(text: bytes) -> bool:
-    try:
-        text.decode()
-    except UnicodeDecodeError:
-        return False
-    return True

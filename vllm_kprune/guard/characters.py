@@ -8,8 +8,9 @@ The rules, in order (each has a test, and a row in the documentation's table):
    characters list the scripts that use them (the Japanese prolonged sound mark, the Arabic comma):
    they are allowed with one of these scripts, and always if Latin or Greek is among them (the
    middle dot).
-3. With `languages`, the 52 ASCII letters and Roman numerals (Ⅳ): every language has loan words,
-   units and code. `scripts` are taken literally.
+3. With `languages`, Roman numerals (Ⅳ) and the Latin letters that `latin` says, by default those
+   of European alphabets: every language has loan words, names, units and code. `scripts` are taken
+   literally.
 4. `hanja` adds the 4,888 Han characters of KS X 1001, or the script Han.
 5. `digits`, `punctuation` and `emoji` remove those characters if they are switched off.
 6. Never allowed: unassigned and private-use code points, which belong to no script, and U+FFFD, the
@@ -17,6 +18,8 @@ The rules, in order (each has a test, and a row in the documentation's table):
 7. `allow` overrides all of these, except for surrogates, which UTF-8 cannot spell.
 """
 
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import lru_cache
 from typing import TypeAlias
 
@@ -24,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 import regex
 
-from vllm_kprune.guard.policy import GuardPolicy
+from vllm_kprune.guard.policy import GuardPolicy, Latin
 from vllm_kprune.profile import LANGUAGES
 from vllm_kprune.vocabulary.scripts import hanja_characters, letter_set
 
@@ -33,8 +36,14 @@ __all__ = ["NUM_CODE_POINTS", "CharacterTable", "allowed_characters"]
 NUM_CODE_POINTS = 0x110000
 CharacterTable: TypeAlias = npt.NDArray[np.bool_]
 
-# The Latin characters that are numbers are the Roman numerals.
-_EVERYWHERE = r"[[A-Za-z][\p{sc=Latin}&&\p{N}]]"
+# Latin-1, Latin Extended-A, and the two letters of Romanian that these lack.
+_LATIN: Mapping[Latin, str] = {
+    "ascii": "[A-Za-z]",
+    "european": r"[A-Za-z\u00C0-\u00D6\u00D8-\u00F6\u00F8-\u017F\u0218-\u021B]",
+    "all": letter_set("Latin"),
+}
+# The Latin characters that are numbers.
+_ROMAN_NUMERALS = r"[\p{sc=Latin}&&\p{N}]"
 _BROKEN = 0xFFFD
 _SURROGATES = slice(0xD800, 0xE000)
 # The second line: emoji style, the keycap, and the letters of flags such as Scotland's. Taken out
@@ -47,15 +56,20 @@ _NUMBERS = r"\p{N}"
 _MARKS = rf"[[\p{{P}}\p{{S}}]--{_EMOJI}]"
 
 
-@lru_cache(maxsize=16)
 def allowed_characters(policy: GuardPolicy) -> CharacterTable:
     """Code point -> is it allowed? bool [0x110000], read-only."""
+    # How characters may be escaped makes no difference here.
+    return _allowed(replace(policy, escapes="off"))
+
+
+@lru_cache(maxsize=16)
+def _allowed(policy: GuardPolicy) -> CharacterTable:
     scripts = {script for code in policy.languages for script in LANGUAGES[code].scripts}
     scripts |= {*policy.scripts, *(("Han",) if policy.hanja == "all" else ())}
     # A copy, because `_members` returns the array in its own cache.
     table = _members(letter_set(*sorted(scripts))).copy()
     if policy.languages:
-        table |= _members(_EVERYWHERE)
+        table |= _members(_LATIN[policy.latin]) | _members(_ROMAN_NUMERALS)
     if policy.hanja == "ksx1001":
         table[[ord(character) for character in hanja_characters(policy.hanja)]] = True
     # The order is that of the rules: each step overrides those before it.

@@ -5,16 +5,20 @@ refused text, control tokens, and one class for each combination of the bytes th
 character and the state in which the token ends. `guard/automaton.py` has an example.
 """
 
-from collections.abc import Collection
+import math
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from vllm_kprune.errors import KPruneError
 from vllm_kprune.guard.characters import CharacterTable
+from vllm_kprune.guard.token_texts import only_of
 from vllm_kprune.guard.tokens import (
     BYTE,
+    CONTROL,
     PRESENT,
     SPECIAL,
     UNSPELLABLE,
@@ -24,12 +28,25 @@ from vllm_kprune.guard.tokens import (
 )
 from vllm_kprune.guard.utf8 import REFUSED, ByteTable, walk
 
-__all__ = ["Classes", "States", "classify"]
+__all__ = [
+    "HIDDEN",
+    "MOST_NUMBERS",
+    "SHOWN",
+    "Classes",
+    "States",
+    "check_int16",
+    "classify",
+    "close_dead_ends",
+    "number_tuples",
+]
 
 States: TypeAlias = npt.NDArray[np.int16]
-# Four classes have a fixed meaning: never allowed, whole allowed text, special and stop tokens, and
-# ASCII byte tokens. The others are for tokens with parts of characters.
-_NEVER, _TEXT, _CONTROL, _ASCII_BYTE = range(4)
+MOST_NUMBERS = 1 << 15
+_FEW_TUPLES = 1 << 24
+# Five classes have a fixed meaning: never allowed, whole allowed text, control tokens that decoders
+# skip, those that they show, and ASCII byte tokens. The others are for tokens with parts of
+# characters.
+_NEVER, _TEXT, HIDDEN, SHOWN, _ASCII_BYTE = range(5)
 # The last column in `_after`: an index of -1 reads it.
 _NO_HEAD = -1
 
@@ -45,9 +62,12 @@ class _Columns:
 
 @dataclass(frozen=True)
 class Classes(_Columns):
-    """The columns, and `of_token` int16 [num_rows]: which column each token has."""
+    """The columns, `of_token` int16 [num_rows]: which column each token has; and the numbers of
+    two states: of a broken run, and after a backslash (`guard/escapes.py`)."""
 
     of_token: States
+    broken: int
+    escaped: int | None = None
 
 
 def classify(
@@ -55,12 +75,13 @@ def classify(
     allowed: CharacterTable,
     table: ByteTable,
     num_rows: int,
-    stop_ids: Collection[int] = (),
+    control_ids: Collection[int] = (),
 ) -> Classes:
     """The classes of ids 0 to `num_rows - 1`. Ids without a token are always refused.
 
     A byte-fallback vocabulary gets one more state than `table` has, the last one: a broken run.
     """
+    # The table's last row is no state (it belongs to REFUSED), so this number is free.
     broken = len(table) - 1 if spellings.kind == "byte_fallback" else 0
     of_token, whole = _whole(spellings, allowed, len(table) - 1 + (broken > 0), broken)
     # Parts of a token count only if its whole characters are allowed.
@@ -68,42 +89,38 @@ def classify(
     of_token[ids] = len(whole.fallback) + index
     following = np.concatenate([whole.following, parts.following], axis=1)
 
-    # After the parts, because a special token acts as control whatever it spells.
-    control = spellings.flags & SPECIAL != 0
-    control[[token_id for token_id in stop_ids if 0 <= token_id < len(control)]] = True
-    of_token[control] = _CONTROL
+    # After the parts, because a control token acts as control whatever it spells.
+    control = spellings.flags & CONTROL != 0
+    control[[token_id for token_id in control_ids if 0 <= token_id < len(control)]] = True
+    is_shown = spellings.flags & (SPECIAL | BYTE) == 0
+    of_token[control] = np.where(is_shown, SHOWN, HIDDEN)[control]
     # Logits may be wider than the tokenizer (rows without a token stay 0, _NEVER) or narrower.
     rows = np.zeros(num_rows, np.int16)
     width = min(num_rows, len(of_token))
     rows[:width] = of_token[:width]
     # Only classes in these rows: a token past the logits is never sampled and finishes nothing.
-    _close_dead_ends(following, np.unique(rows))
-    return Classes(following, np.concatenate([whole.fallback, parts.fallback]), rows)
+    close_dead_ends(following, np.unique(rows))
+    return Classes(following, np.concatenate([whole.fallback, parts.fallback]), rows, broken)
 
 
 def _whole(
     spellings: TokenSpellings, allowed: CharacterTable, num_states: int, broken: int
 ) -> tuple[States, _Columns]:
-    """The class of each token by its whole characters only, and the first four columns."""
-    # refused[n]: refused characters among the first n of all tokens. A token has none if the count
-    # is the same at its beginning and its end.
-    refused = np.zeros(len(spellings.code_points) + 1, np.int32)
-    np.cumsum(~allowed[spellings.code_points], out=refused[1:])
-    starts = spellings.code_starts
-    good = refused[starts[1:]] == refused[starts[:-1]]
+    """The class of each token by its whole characters only, and the first five columns."""
+    good = only_of(allowed, spellings.code_points, spellings.code_starts)
     good &= spellings.flags & (PRESENT | UNSPELLABLE) == PRESENT
     of_token = np.where(good, _TEXT, _NEVER).astype(np.int16)
     # A class of their own, because a broken run would take an ASCII byte token along. Other byte
     # tokens are parts of characters, see `_parts`.
     of_token[good & (spellings.flags & BYTE != 0)] = _ASCII_BYTE
 
-    following = np.full((num_states, 4), REFUSED, np.int16)
+    following = np.full((num_states, 5), REFUSED, np.int16)
     if broken:
         # Text ends a broken run. A special token does not, because decoders may skip it.
-        following[broken, [_TEXT, _CONTROL]] = 0, broken
-    following[0, [_TEXT, _CONTROL, _ASCII_BYTE]] = 0
-    # In the order of the four classes.
-    return of_token, _Columns(following, np.array([0, 0, broken, broken], np.int16))
+        following[broken, [_TEXT, HIDDEN, SHOWN]] = 0, broken, 0
+    following[0, [_TEXT, HIDDEN, SHOWN, _ASCII_BYTE]] = 0
+    # In the order of the five classes.
+    return of_token, _Columns(following, np.array([0, 0, broken, 0, broken], np.int16))
 
 
 def _parts(
@@ -147,7 +164,39 @@ def _after(kinds: npt.NDArray[np.int64], table: ByteTable, heads: Fragments) -> 
     return np.where(end == REFUSED, REFUSED, after).astype(np.int16)
 
 
-def _close_dead_ends(following: States, used: States) -> None:
+def number_tuples(
+    shape: tuple[int, ...], numbers: Sequence[npt.NDArray[np.integer[Any]]]
+) -> tuple[States, tuple[npt.NDArray[np.int64], ...]]:
+    """Number the distinct tuples of each token's numbers, which are below `shape`.
+
+    Returns the number of each token's tuple, int16 [num_rows], and the tuples, one array for each
+    place in them. Raises `KPruneError` if there are more than int16 can number.
+    """
+    tuples = np.zeros(len(numbers[0]), np.int64)
+    for size, number in zip(shape, numbers, strict=True):
+        tuples *= size
+        tuples += number
+    if math.prod(shape) > _FEW_TUPLES:
+        distinct, of_token = np.unique(tuples, return_inverse=True)
+    else:
+        # The same, without sorting all tokens.
+        used = np.zeros(math.prod(shape), np.bool_)
+        used[tuples] = True
+        distinct, of_token = np.flatnonzero(used), (np.cumsum(used) - 1)[tuples]
+    check_int16(len(distinct))
+    return of_token.astype(np.int16), np.unravel_index(distinct, shape)
+
+
+def check_int16(number: int) -> None:
+    """Raise `KPruneError` if states or classes are more than the tables can number."""
+    if number > MOST_NUMBERS:
+        raise KPruneError(
+            f"the guard: its tables need {number:,} states or classes, more than {MOST_NUMBERS:,}; "
+            "name fewer languages or scripts"
+        )
+
+
+def close_dead_ends(following: States, used: States) -> None:
     """Refuse what leads to a state from which no `used` class leads back to state 0.
 
     Searches backwards from state 0 until no more states are found.

@@ -6,14 +6,16 @@ Values come from HTTP requests and are hostile: of any type, of any length. Ever
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.options import check_values, option, options_of
 from vllm_kprune.profile import LANGUAGES, Hanja, nearest_language
 
-__all__ = ["SCRIPTS", "GuardPolicy", "parse_policy"]
+__all__ = ["SCRIPTS", "Escapes", "GuardPolicy", "Latin", "parse_policy"]
 
+Escapes = Literal["auto", "json", "off"]
+Latin = Literal["ascii", "european", "all"]
 _MOST_NAMES = 16
 _SERVER_TOO = ("request", "server")
 
@@ -96,6 +98,18 @@ class GuardPolicy:
     digits: bool = option(True, "Allow digits.", forms=["request"])
     punctuation: bool = option(True, "Allow punctuation and symbols.", forms=["request"])
     emoji: bool = option(True, "Allow emoji.", forms=["request"])
+    escapes: Escapes = option(
+        "auto",
+        "Escapes in the answer: with json, \\u is refused, because it could spell any character; "
+        "auto: json where the answer is JSON (response_format, tool calls), otherwise off.",
+        forms=_SERVER_TOO,
+    )
+    latin: Latin = option(
+        "european",
+        "Latin letters that languages of other scripts may use, for names and loan words: A to Z "
+        "only (ascii), those of European alphabets as well (é, ß, ł), or all.",
+        forms=_SERVER_TOO,
+    )
 
     @property
     def label(self) -> str:

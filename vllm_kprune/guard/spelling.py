@@ -1,13 +1,12 @@
 """The spellings of a model's tokenizer, cached on disk.
 
-Reading and spelling a large `tokenizer.json` takes a second, which every start would pay.
-The cache has one uncompressed NumPy file for each content of `tokenizer.json` and version of the
-format. No pickle is read or written. A file appears complete or not at all, a damaged one is made
-again, and only the newest few are kept.
+Reading and spelling a large `tokenizer.json` takes a second, which every start would pay. The cache
+has one uncompressed NumPy file for each version of the format and content of `tokenizer.json` and
+of what shows control tokens (`guard/controls.py`). No pickle is read or written. A file appears
+complete or not at all, a damaged one is made again, and only the newest few are kept.
 """
 
-import logging
-import zipfile
+import hashlib
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
@@ -17,17 +16,17 @@ import numpy as np
 import numpy.typing as npt
 
 from vllm_kprune.errors import KPruneError
+from vllm_kprune.guard.array_files import Arrays, read_arrays, write_arrays
+from vllm_kprune.guard.controls import read_evidence
 from vllm_kprune.guard.tokens import TokenSpellings, spell_tokens
 from vllm_kprune.storage.digest import sha256_file
-from vllm_kprune.storage.folders import new_file
 from vllm_kprune.tokenizer.bpe import TokenKind, read_tokenizer
 
 __all__ = ["TokenSpellings", "load_spellings"]
 
 # A part of the file's name, so that another version of kprune does not read its files.
-_FORMAT = 1
+_FORMAT = 2
 _MOST_FILES = 8
-_MOST_BYTES = 256 << 20
 _DTYPES = {
     "spelled": np.uint8,
     "starts": np.int32,
@@ -37,7 +36,6 @@ _DTYPES = {
     "tail_lengths": np.uint8,
     "flags": np.uint8,
 }
-_log = logging.getLogger(__name__)
 
 
 def load_spellings(folder: str | Path, cache: Path | None = None) -> TokenSpellings:
@@ -53,36 +51,24 @@ def load_spellings(folder: str | Path, cache: Path | None = None) -> TokenSpelli
     """
     folder = Path(folder)
     path = folder / "tokenizer.json"
+    evidence = read_evidence(folder)
     if cache is None or not path.is_file():
-        return spell_tokens(read_tokenizer(folder))
+        return spell_tokens(read_tokenizer(folder), evidence)
     try:
-        digest = sha256_file(path)
+        content = sha256_file(path)
     except OSError as error:
         raise KPruneError(f"{path} is not readable: {error.strerror}") from None
+    digest = hashlib.sha256(f"{content} {evidence.digest}".encode()).hexdigest()
     kept = cache / f"spellings-{_FORMAT}-{digest[:32]}.npz"
-    found = _read(kept)
+    found = read_arrays(kept, ("kind", *_DTYPES), _checked)
     if found is None:
-        found = spell_tokens(read_tokenizer(folder))
-        _write(found, kept)
+        found = spell_tokens(read_tokenizer(folder), evidence)
+        arrays = {field.name: np.asarray(getattr(found, field.name)) for field in fields(found)}
+        write_arrays(kept, arrays, _MOST_FILES)
     return found
 
 
-def _read(path: Path) -> TokenSpellings | None:
-    """The content of a cache file; None if it is missing or damaged."""
-    try:
-        if path.stat().st_size > _MOST_BYTES:
-            raise ValueError("the file is too large")
-        # NumPy leaves a file open that it opened and found damaged.
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
-            return _checked({name: arrays[name] for name in ("kind", *_DTYPES)})
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        _log.warning("kprune guard: %s is damaged and is made again (%s)", path, error)
-        return None
-
-
-def _checked(arrays: dict[str, npt.NDArray[Any]]) -> TokenSpellings:
+def _checked(arrays: Arrays) -> TokenSpellings:
     """Turn arrays into a value; ValueError if they do not belong together."""
     kind = str(arrays.pop("kind"))
     num_tokens = len(arrays["flags"])
@@ -106,21 +92,3 @@ def _checked(arrays: dict[str, npt.NDArray[Any]]) -> TokenSpellings:
 
 def _covers(starts: npt.NDArray[np.int32], parts: npt.NDArray[Any]) -> bool:
     return bool(starts[0] == 0 and starts[-1] == len(parts) and (np.diff(starts) >= 0).all())
-
-
-def _write(spellings: TokenSpellings, path: Path) -> None:
-    arrays = {field.name: np.asarray(getattr(spellings, field.name)) for field in fields(spellings)}
-    try:
-        with new_file(path) as stream:
-            np.savez(stream, allow_pickle=False, **arrays)
-        _forget_oldest(path)
-    except OSError as error:
-        _log.warning("kprune guard: no cache for the next start: cannot write %s (%s)", path, error)
-
-
-def _forget_oldest(written: Path) -> None:
-    others = [path for path in written.parent.glob("spellings-*.npz") if path != written]
-    newest_first = sorted(others, key=lambda path: path.stat().st_mtime_ns, reverse=True)
-    # - 1 for the file just written.
-    for path in newest_first[_MOST_FILES - 1 :]:
-        path.unlink(missing_ok=True)

@@ -3,6 +3,7 @@
 This depends only on the tokenizer; `guard/automaton.py` applies policies to it.
 """
 
+import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TypeAlias
@@ -11,12 +12,16 @@ import numpy as np
 import numpy.typing as npt
 
 from vllm_kprune.errors import KPruneError
+from vllm_kprune.guard.characters import NUM_CODE_POINTS
+from vllm_kprune.guard.controls import NO_EVIDENCE, Evidence, control_ids
 from vllm_kprune.guard.decoder import make_speller
+from vllm_kprune.guard.token_texts import Steps, backslash_steps, only_of
 from vllm_kprune.tokenizer.bpe import BpeTokenizer, TokenKind
 from vllm_kprune.vocabulary.scripts import split_incomplete
 
 __all__ = [
     "BYTE",
+    "CONTROL",
     "PRESENT",
     "SPECIAL",
     "UNSPELLABLE",
@@ -26,11 +31,12 @@ __all__ = [
 ]
 
 # Bits of `TokenSpellings.flags`.
-PRESENT, SPECIAL, BYTE, UNSPELLABLE = 1, 2, 4, 8
+PRESENT, SPECIAL, BYTE, UNSPELLABLE, CONTROL = 1, 2, 4, 8, 16
 # Arrays are as long as the largest id: a damaged file with one huge id must not take all memory.
 _MAX_TOKENS = 1 << 23
 # Of a character of at most 4 bytes, at most 3 are missing or left over.
 _MOST_FRAGMENT_BYTES = 3
+_LAST_WHITE = 0x3000  # the ideographic space
 
 Bytes: TypeAlias = npt.NDArray[np.uint8]
 Ints: TypeAlias = npt.NDArray[np.int32]
@@ -56,8 +62,9 @@ class TokenSpellings:
     `spelled` uint8: the bytes, by `starts`. `code_points` uint32: the whole characters among them,
     by `code_starts`. `head_lengths` uint8 [num_tokens]: number of bytes before these, which end a
     character; `tail_lengths`: number of bytes after these, which begin one. `flags` uint8
-    [num_tokens]: PRESENT (the id has a token), SPECIAL, BYTE (a byte token of byte fallback),
-    UNSPELLABLE (never part of valid UTF-8).
+    [num_tokens]: PRESENT (the id has a token), CONTROL (`guard/controls.py`), SPECIAL (a control
+    token that decoders may skip), BYTE (a byte token of byte fallback), UNSPELLABLE (never part of
+    valid UTF-8).
 
     The token 9C 20 ED 95 (the end of a syllable, a space, the beginning of the next) has one code
     point, a head of length 1 and a tail of length 2.
@@ -71,6 +78,14 @@ class TokenSpellings:
     head_lengths: Bytes
     tail_lengths: Bytes
     flags: Bytes
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the arrays in hex."""
+        digest = hashlib.sha256(self.kind.encode())
+        for name in ("spelled", "starts", "code_starts", "head_lengths", "tail_lengths", "flags"):
+            digest.update(getattr(self, name).tobytes())
+        return digest.hexdigest()
 
     @property
     def num_tokens(self) -> int:
@@ -95,6 +110,22 @@ class TokenSpellings:
         """Bytes at the end of tokens that begin a character."""
         return self._fragments(self.tail_lengths, self.starts[1:] - self.tail_lengths)
 
+    @cached_property
+    def white(self) -> npt.NDArray[np.bool_]:
+        """Which tokens are white space, or nothing: bool [num_tokens]."""
+        members = np.zeros(NUM_CODE_POINTS, np.bool_)
+        members[[code for code in range(_LAST_WHITE + 1) if chr(code).isspace()]] = True
+        has_parts = (self.head_lengths > 0) | (self.tail_lengths > 0)
+        is_text = self.flags & (PRESENT | UNSPELLABLE) == PRESENT
+        white = only_of(members, self.code_points, self.code_starts)
+        white &= is_text & ~has_parts
+        return white
+
+    @cached_property
+    def backslashes(self) -> Steps:
+        """What each token does to the number of backslashes before it."""
+        return backslash_steps(self.spelled, self.starts)
+
     def _fragments(self, lengths: Bytes, begins: Ints) -> Fragments:
         token_ids = np.flatnonzero(lengths).astype(np.int32)
         # The last column is the length: without it, FF and FF 00 would be one part.
@@ -109,8 +140,11 @@ class TokenSpellings:
         )
 
 
-def spell_tokens(tokenizer: BpeTokenizer) -> TokenSpellings:
-    """Spell every token. Raises `KPruneError` for a decoder that is not understood."""
+def spell_tokens(tokenizer: BpeTokenizer, evidence: Evidence = NO_EVIDENCE) -> TokenSpellings:
+    """Spell every token; the evidence says which of them are control tokens.
+
+    Raises `KPruneError` for a decoder that is not understood.
+    """
     tokens, spell = tokenizer.tokens, make_speller(tokenizer)
     num_tokens = max(tokens, default=-1) + 1
     if num_tokens > _MAX_TOKENS or min(tokens, default=0) < 0:
@@ -121,6 +155,7 @@ def spell_tokens(tokenizer: BpeTokenizer) -> TokenSpellings:
         spelled[token_id], is_byte = spell(token)
         flags[token_id] = PRESENT | BYTE * is_byte
     flags[[token.id for token in tokenizer.added if token.special]] |= SPECIAL
+    flags[control_ids(tokenizer, evidence)] |= CONTROL
     return _flatten(tokenizer.kind, spelled, flags)
 
 

@@ -12,6 +12,7 @@ from vllm_kprune.errors import KPruneError
 from vllm_kprune.profile import load_profile
 from vllm_kprune.progress import Progress
 from vllm_kprune.serving.compat import check_version, logger
+from vllm_kprune.serving.drafts import check_drafts, refuse_original_drafts
 from vllm_kprune.serving.options import VocabularyOptions
 from vllm_kprune.serving.settings import ServerSettings, settings_of
 
@@ -48,6 +49,7 @@ def activate(engine_args: Any) -> bool:
         _serve_overlay(engine_args, settings.vocabulary)
     else:
         _serve_in_one_step(engine_args, settings.vocabulary)
+    check_drafts(engine_args)
     return True
 
 
@@ -86,6 +88,7 @@ def _serve_in_one_step(engine_args: Any, options: VocabularyOptions) -> None:
     if options.profile is None:
         raise KPruneError(_not_an_overlay(model, "--kprune-base"))
     profile = load_profile(options.profile, **options.sizing)
+    refuse_original_drafts(engine_args, profile.name)
     # Only now: building needs tokenizers, word lists and Unicode tables; serving a folder does not.
     from vllm_kprune.checkpoint.cached import cached_overlay
 

@@ -31,7 +31,7 @@ def asked_features(
     requests ask for more, and it is for `attach` to answer them where that is not possible.
     """
     named, pruned = settings.named, settings.prunes or settings.overlay
-    guarded, prunes_input = settings.guard.default is not None, settings.pruner is not None
+    guarded, prunes_input = settings.guard.policies.guard, settings.pruner is not None
     asked = {
         features.VOCABULARY: pruned,
         # Where no rows are cut, kprune has nothing to check about an adapter.

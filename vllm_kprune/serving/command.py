@@ -68,8 +68,10 @@ def _settle(args: argparse.Namespace) -> None:
     vLLM hands the parsed arguments to further API servers. These load plugins only while they make
     engine arguments of them, which is too late for `from_cli_args` to be ours there.
     """
+    from vllm_kprune.serving.guard.markers import remember_serving
     from vllm_kprune.serving.options import KEY, NAMED, given_options, named_plugins
 
+    remember_serving(args)
     if names := named_plugins(args):
         os.environ[NAMED] = ",".join(names)
     if given := given_options(args):

@@ -92,8 +92,9 @@ def server_status(model: str, base: Path | None = None) -> dict[str, Any]:
 def guard_status(vllm_config: Any) -> dict[str, Any]:
     """The guard of requests that do not ask for one, and the options with which they may ask.
 
-    `available` is false where this server cannot guard, or has no engine. The options are listed
-    by name only: an error about a wrong value lists the values.
+    `available` is false where this server cannot guard, or has no engine. `reasoning` is true where
+    the guard can tell a model's reasoning from its answer. The options are listed by name only: an
+    error about a wrong value lists the values.
     """
     settings = settings_of(vllm_config).guard if vllm_config else None
     if settings is None or not settings.attached:
@@ -102,6 +103,8 @@ def guard_status(vllm_config: Any) -> dict[str, Any]:
     return {
         "available": True,
         "default": asdict(settings.default) if settings.default else None,
+        "think_languages": settings.think,
+        "reasoning": bool(settings.markers and settings.markers.reasoning),
         "fixed": settings.fixed,
         "request_options": options,
     }

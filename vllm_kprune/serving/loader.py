@@ -3,7 +3,9 @@
 The overlay has no weights. vLLM's own safetensors reader streams the base, and the tensors that the
 manifest names are cut on the way, straight from the memory-mapped file, so that the whole embedding
 is never in memory. Everything after that (tensor parallel shards, tied heads, quantised layers) is
-vLLM's default loader, unchanged. Imported only where the seam table's loader names fit.
+vLLM's default loader, unchanged. A draft model is loaded in the same format as the model that it
+drafts for: it is an overlay too, or a checkpoint that `kprune export` made. Imported only where the
+seam table's loader names fit.
 """
 
 from collections.abc import Generator
@@ -14,7 +16,7 @@ from typing import Any
 import torch
 from vllm.model_executor.model_loader import DefaultModelLoader, register_model_loader
 
-from vllm_kprune.checkpoint.manifest import Manifest, load_manifest
+from vllm_kprune.checkpoint.manifest import Manifest, is_overlay, load_manifest
 from vllm_kprune.checkpoint.rows import prune_weights
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.serving.activation import LOAD_FORMAT
@@ -33,12 +35,17 @@ class KPruneModelLoader(DefaultModelLoader):
         super().__init__(replace(load_config, load_format="safetensors"))
 
     def download_model(self, model_config: Any) -> None:
-        """Nothing to download: the base is on disk, checked when the engine was configured."""
+        """Nothing to download for an overlay: its base was checked on disk before this."""
+        if not is_overlay(model_config.model):
+            super().download_model(model_config)
 
     def get_all_weights(
         self, model_config: Any, model: torch.nn.Module
     ) -> Generator[tuple[str, torch.Tensor], None, None]:
         """Every weight of the base, vocabulary tensors cut to the kept rows."""
+        if not is_overlay(model_config.model):
+            yield from super().get_all_weights(model_config, model)
+            return
         manifest = load_manifest(Path(model_config.model))
         base = manifest.check_base(_folder(model_config))
         _refuse_unlisted(base, manifest)

@@ -26,7 +26,7 @@ from vllm_kprune.options import (
     options_of,
     refuse_unknown,
 )
-from vllm_kprune.profile import CorpusOptions, Sizing
+from vllm_kprune.profile import LANGUAGES, CorpusOptions, Sizing, nearest_language
 
 __all__ = [
     "COUNTER_FOLDER",
@@ -83,8 +83,24 @@ class VocabularyOptions(Sizing, CorpusOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class GuardOptions:
-    """What only a server says of the guard."""
+    """What the guard's policy does not say."""
 
+    think_languages: tuple[str, ...] | None = option(
+        (),
+        "Guard what the model reasons before its answer, too, by languages of its own (ISO 639-1); "
+        "off: reasoning is not guarded. Needs --reasoning-parser.",
+        noun="names with commas between them, or a list",
+        choices=tuple(LANGUAGES),
+        hint=nearest_language,
+        any_case=True,
+        commas=True,
+        least_items=1,
+        most_items=16,
+        words={"off": None},
+        then=lambda key, names: tuple(sorted(set(names))),
+        metavar="ko,en",
+        forms=["request", FORM],
+    )
     guard_fixed: bool = option(
         False,
         "Requests can neither change the guard nor switch it off: one that tries is answered with "
@@ -128,6 +144,8 @@ def _parts() -> tuple[_Part, ...]:
             (*options_of(GuardPolicy, FORM), *options_of(GuardOptions, FORM)),
             ("languages", "scripts"),
             "needs --kprune-languages or --kprune-scripts",
+            # A server may leave answers to requests, and guard the reasoning of all.
+            needless=("think_languages",),
         ),
         _Part(
             (*options_of(PrunerOptions, FORM), *prune_options(FORM)),

@@ -82,8 +82,10 @@ def _create_engine_config(
     config = original(engine_args, usage_context, *args, **kwargs)
     # From here on it is the `VllmConfig` that travels to other processes, not the arguments.
     if share_settings(engine_args, config).asks_for_kprune:
+        from vllm_kprune.serving.drafts import check_resolved_drafts
         from vllm_kprune.serving.guard.attach import attach_guard
 
+        check_resolved_drafts(config)
         attach_guard(config)
     return config
 

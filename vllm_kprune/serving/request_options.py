@@ -10,13 +10,25 @@ from typing import Any
 from vllm_kprune.guard.policy import GuardPolicy
 from vllm_kprune.options import options_of, refuse_unknown
 from vllm_kprune.prompt.options import prune_options
-from vllm_kprune.serving.options import PREFIX
+from vllm_kprune.serving.options import PREFIX, GuardOptions
 
-__all__ = ["FORM", "GUARD_NAMES", "PRUNE_NAMES", "of_guard", "of_pruner"]
+__all__ = [
+    "ADMITTED",
+    "FORM",
+    "GUARD_NAMES",
+    "GUARD_OPTIONS",
+    "PRUNE_NAMES",
+    "of_guard",
+    "of_pruner",
+]
 
 # The form of options (see `vllm_kprune.options`) that a request has.
 FORM = "request"
-GUARD_NAMES = tuple(one.name_in(FORM) or "" for one in options_of(GuardPolicy, FORM))
+# In the `extra_args` of every request that a server or an `LLM` with a guard has admitted: what
+# only the front end knows (see `guard.admission`). vLLM's own requests, its warm-up, lack it.
+ADMITTED = "kprune"
+GUARD_OPTIONS = (*options_of(GuardPolicy, FORM), *options_of(GuardOptions, FORM))
+GUARD_NAMES = tuple(one.name_in(FORM) or "" for one in GUARD_OPTIONS)
 PRUNE_NAMES = tuple(one.name_in(FORM) or "" for one in prune_options(FORM))
 _KNOWN = tuple(PREFIX + name for name in (*GUARD_NAMES, *PRUNE_NAMES))
 

@@ -3,9 +3,14 @@
 The value is attached to vLLM's configuration, where every process finds it: it travels to engine
 core processes with the configuration, and a copy that lost it resolves it again, once. Nothing is
 attached to the configuration of a server that did not ask for kprune.
+
+It is attached to `additional_config`, not to the configuration itself: vLLM copies a configuration
+for a draft model and for parts of multimodal models (`vllm.config.utils.replace`), and refuses one
+that has attributes which are no fields.
 """
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -33,7 +38,6 @@ __all__ = [
 
 # The guard, as vLLM's `logits_processors` names it.
 GUARD_CLASS_PATH = "vllm_kprune.serving.guard.processor:LanguageGuard"
-_ATTRIBUTE = "kprune_settings"
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,20 @@ class ServerSettings:
         return self.vocabulary != VocabularyOptions()
 
 
+class _Resolved(dict[str, Any]):
+    """An `additional_config` with what was resolved from it; equal to the plain dictionary.
+
+    Its content decides whether vLLM compiles a model again, so the settings are no part of it.
+    """
+
+    def __init__(self, content: Mapping[str, Any], settings: ServerSettings) -> None:
+        super().__init__(content)
+        self.settings = settings
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Resolved, (dict(self), self.settings)
+
+
 def resolve_settings(additional_config: Any, model: str = "") -> ServerSettings:
     """The settings of a model served with `additional_config["kprune"]`.
 
@@ -82,8 +100,10 @@ def resolve_settings(additional_config: Any, model: str = "") -> ServerSettings:
 
 def settings_of(config: Any) -> ServerSettings:
     """The settings attached to a `VllmConfig`, or to `EngineArgs`; resolved if there are none."""
-    found: ServerSettings | None = vars(config).get(_ATTRIBUTE)
-    return found or attach_settings(config, _resolve_for(config))
+    extra = config.additional_config
+    if isinstance(extra, _Resolved):
+        return extra.settings
+    return attach_settings(config, _resolve_for(config))
 
 
 def share_settings(engine_args: Any, config: Any) -> ServerSettings:
@@ -96,10 +116,10 @@ def attach_settings(config: Any, settings: ServerSettings) -> ServerSettings:
 
     What did not ask for kprune is left exactly as it is; its settings are quickly resolved again.
     """
-    if settings.asks_for_kprune:
-        # An attribute is no part of the hash that decides whether vLLM compiles the model again;
-        # whatever is added to `additional_config` is.
-        object.__setattr__(config, _ATTRIBUTE, settings)
+    extra = config.additional_config
+    # vLLM also takes an object of another class, which has no options of ours.
+    if settings.asks_for_kprune and (extra is None or isinstance(extra, dict)):
+        object.__setattr__(config, "additional_config", _Resolved(extra or {}, settings))
     return settings
 
 

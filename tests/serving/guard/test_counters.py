@@ -11,6 +11,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from vllm_kprune.serving.guard.counters import (
+    REASONING,
     CounterFile,
     counter_folder,
     explain_dead_end,
@@ -83,13 +84,16 @@ def test_metrics_show_the_counts_by_language_set(
 ) -> None:
     monkeypatch.setenv(COUNTER_FOLDER, str(tmp_path))
     count(tmp_path, "en+ko", requests=2, changed_steps=5)
+    count(tmp_path, REASONING + "ko", changed_steps=3)
     registry = CollectorRegistry()
     show_counts(registry)
     show_counts(registry)
     text = generate_latest(registry).decode()
     assert 'kprune_guard_requests_total{languages="en+ko"} 2.0' in text
-    assert 'kprune_guard_changed_steps_total{languages="en+ko"} 5.0' in text
-    assert text.count('kprune_guard_dead_ends_total{languages="en+ko"}') == 1
+    assert text.count("kprune_guard_requests_total{") == 1
+    assert 'kprune_guard_changed_steps_total{languages="en+ko",phase="answer"} 5.0' in text
+    assert 'kprune_guard_changed_steps_total{languages="ko",phase="reasoning"} 3.0' in text
+    assert text.count('kprune_guard_dead_ends_total{languages="en+ko",phase="answer"}') == 1
 
 
 def test_several_api_servers_show_the_same_sums(tmp_path: Path) -> None:

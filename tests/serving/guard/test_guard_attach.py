@@ -17,7 +17,8 @@ from vllm_kprune.serving.settings import GUARD_CLASS_PATH, settings_of
 pytestmark = pytest.mark.usefixtures("vllm_ready")
 
 ASKS = {"kprune": {"languages": "ko"}}
-DRAFTS = SimpleNamespace(num_speculative_tokens=3)
+DRAFTS = SimpleNamespace(num_speculative_tokens=3, rejection_sample_method="standard")
+AT_RANDOM = SimpleNamespace(num_speculative_tokens=3, rejection_sample_method="synthetic")
 
 
 @pytest.fixture
@@ -87,6 +88,17 @@ def test_the_v2_runner_takes_it_with_speculative_decoding(configure: Any) -> Non
     config = configure(extra=ASKS, speculative_config=DRAFTS, use_v2_model_runner=True)
     attach_guard(config)
     assert settings_of(config).guard.attached
+
+
+def test_drafts_that_are_accepted_at_random_are_refused(configure: Any) -> None:
+    """vLLM's benchmark mode does not look at the logits, where the guard refuses tokens."""
+    config = configure(extra=ASKS, speculative_config=AT_RANDOM, use_v2_model_runner=True)
+    with pytest.raises(KPruneError, match="use standard or block"):
+        attach_guard(config)
+    config = configure(plugin=True, speculative_config=AT_RANDOM, use_v2_model_runner=True)
+    attach_guard(config)
+    with pytest.raises(KPruneError, match=r"no guard: .* use standard or block"):
+        check_request(config, {"kprune_languages": "ko"})
 
 
 def test_a_folder_without_tokenizer_json_cannot_be_guarded(configure: Any, tmp_path: Path) -> None:

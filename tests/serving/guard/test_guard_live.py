@@ -46,7 +46,7 @@ def foreign(text: str) -> set[str]:
 def metric(server: VllmServer, name: str, languages: str = "en+ko") -> float:
     with urlopen(f"{server.url}/metrics", timeout=30) as response:
         text = response.read().decode()
-    wanted = f'kprune_guard_{name}_total{{languages="{languages}"}} '
+    wanted = f'kprune_guard_{name}_total{{languages="{languages}"'
     return float(next((line.split()[-1] for line in text.splitlines() if wanted in line), 0.0))
 
 
@@ -175,6 +175,39 @@ def test_allowed_tokens_that_are_all_refused_end_the_answer(
     answer = complete(server, PROMPTS[0], allowed_token_ids=refused, vllm_xargs=KOREAN)
     assert answer.choices[0].finish_reason == "stop"
     assert answer.choices[0].text == ""
+
+
+def test_a_dead_end_is_one_end_though_the_request_ignores_ends(
+    server: VllmServer, tokenizer: Tokenizer
+) -> None:
+    before = metric(server, "dead_ends")
+    refused = tokenizer.encode("ก", add_special_tokens=False).ids[-1:]
+    asked = {"allowed_token_ids": refused, "ignore_eos": True, "vllm_xargs": KOREAN}
+    answer = complete(server, PROMPTS[0], max_tokens=10, **asked)
+    assert answer.choices[0].finish_reason == "stop"
+    assert metric(server, "dead_ends") == before + 1
+
+
+SHORT_TEXT = {"type": "object", "properties": {"a": {"type": "string", "maxLength": 3}},
+              "required": ["a"]}  # fmt: skip
+
+
+def test_answers_that_are_json_hold_no_other_script_after_they_are_parsed(
+    server: VllmServer, tokenizer: Tokenizer
+) -> None:
+    form = {"type": "json_schema", "json_schema": {"name": "answer", "schema": SHORT_TEXT}}
+    # Whatever the model would write, it is made to begin escapes.
+    ids = (tokenizer.token_to_id(text) for text in ("\\", "\\u", "u"))
+    bias = {str(token_id): 30 for token_id in ids if token_id is not None}
+
+    def parsed(**xargs: str) -> list[str]:
+        asked = {"response_format": form, "logit_bias": bias, "vllm_xargs": {**KOREAN, **xargs}}
+        answer = complete(server, PROMPTS[0], n=4, temperature=1.5, max_tokens=40, **asked)
+        assert {choice.finish_reason for choice in answer.choices} == {"stop"}
+        return [json.loads(choice.text)["a"] for choice in answer.choices]
+
+    assert set().union(*map(foreign, parsed())) == set()
+    assert set().union(*map(foreign, parsed(kprune_escapes="off"))) != set()
 
 
 @pytest.mark.parametrize(

@@ -246,10 +246,15 @@ def test_requests_changed_steps_and_dead_ends_are_counted(
     logits[0] = -torch.inf
     logits[:3, refused] = 2.0
     logits[3, left] = 2.0
-    for _ in range(2):
+    for _ in range(3):
         world.guard.apply(logits.clone())
+        for state in world.states.values():
+            state.output_token_ids.append(left)
+    # The last step of a request that leaves counts as well: its output has grown.
+    world.change(["changed"], [], [])
+    world.batch.refresh_metadata()
     assert read_totals(tmp_path) == {
-        "en+ko": {"requests": 2, "changed_steps": 4, "dead_ends": 2},
+        "en+ko": {"requests": 2, "changed_steps": 6, "dead_ends": 1},
         "ko+hanja": {"requests": 1, "changed_steps": 0, "dead_ends": 0},
     }
 
@@ -294,13 +299,13 @@ def test_policies_are_built_once_and_only_a_few_are_kept(
     engine: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     built: list[str] = []
-    original = guard_requests.build_automaton
+    original = guard_requests.stored_automaton
 
-    def build(spellings: Any, policy: Any, *args: Any) -> Any:
-        built.append(policy.allow)
-        return original(spellings, policy, *args)
+    def find(spellings: Any, spec: Any, *args: Any) -> Any:
+        built.append(spec.policy.allow)
+        return original(spellings, spec, *args)
 
-    monkeypatch.setattr(guard_requests, "build_automaton", build)
+    monkeypatch.setattr(guard_requests, "stored_automaton", find)
     world = Batch(engine)
     for letter in "αβγδεζηθικλμνξοπρστυα":
         world.meet(letter, engine.prompt("ok", 0), {"kprune_allow": letter})

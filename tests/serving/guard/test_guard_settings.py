@@ -6,7 +6,7 @@ import pytest
 
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.guard.policy import GuardPolicy
-from vllm_kprune.serving.guard.settings import GuardSettings, request_policy
+from vllm_kprune.serving.guard.settings import GuardSettings, Policies, request_policies
 from vllm_kprune.serving.settings import resolve_settings
 
 KOREAN = GuardSettings(default=GuardPolicy(languages=("en", "ko")))
@@ -15,7 +15,7 @@ KOREAN = GuardSettings(default=GuardPolicy(languages=("en", "ko")))
 def test_without_options_there_is_no_guard() -> None:
     assert resolve_settings({}).guard == GuardSettings()
     assert resolve_settings({"kprune": {"profile": "enko"}}).guard == GuardSettings()
-    assert request_policy(GuardSettings(), None) is None
+    assert request_policies(GuardSettings(), None) == Policies()
 
 
 def test_the_servers_options_make_the_default_guard() -> None:
@@ -27,12 +27,12 @@ def test_the_servers_options_make_the_default_guard() -> None:
 
 
 def test_a_request_gets_the_default_or_what_it_asks_for() -> None:
-    assert request_policy(KOREAN, None) == KOREAN.default
-    assert request_policy(KOREAN, {"other": 1}) == KOREAN.default
-    assert request_policy(KOREAN, {"kprune_languages": "off"}) is None
-    japanese = request_policy(KOREAN, {"kprune_languages": ["ja"], "other": 1})
+    assert request_policies(KOREAN, None).answer == KOREAN.default
+    assert request_policies(KOREAN, {"other": 1}).answer == KOREAN.default
+    assert request_policies(KOREAN, {"kprune_languages": "off"}) == Policies()
+    japanese = request_policies(KOREAN, {"kprune_languages": ["ja"], "other": 1}).answer
     assert japanese == GuardPolicy(languages=("ja",))
-    hanja = request_policy(KOREAN, {"kprune_hanja": "all"})
+    hanja = request_policies(KOREAN, {"kprune_hanja": "all"}).answer
     assert hanja == GuardPolicy(languages=("en", "ko"), hanja="all")
 
 
@@ -57,16 +57,16 @@ def test_a_request_gets_the_default_or_what_it_asks_for() -> None:
 )
 def test_what_a_request_may_not_ask_names_what_it_may(asked: dict[str, Any], message: str) -> None:
     with pytest.raises(KPruneError, match=r"^vllm_xargs") as error:
-        request_policy(KOREAN, asked)
+        request_policies(KOREAN, asked)
     assert message in str(error.value)
 
 
 @pytest.mark.parametrize("asked", ["off", "zh", "ko"])
 def test_a_fixed_guard_can_be_neither_changed_nor_switched_off(asked: str) -> None:
     fixed = GuardSettings(KOREAN.default, fixed=True)
-    assert request_policy(fixed, {"other": 1}) == KOREAN.default
+    assert request_policies(fixed, {"other": 1}).answer == KOREAN.default
     with pytest.raises(KPruneError, match="guard is fixed; leave kprune_languages out"):
-        request_policy(fixed, {"kprune_languages": asked})
+        request_policies(fixed, {"kprune_languages": asked})
 
 
 @pytest.mark.parametrize(

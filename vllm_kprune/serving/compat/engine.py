@@ -13,6 +13,9 @@ from vllm_kprune.serving.compat.installer import why_off
 __all__ = [
     "adapter_folder",
     "endpoint_plugins_allowed",
+    "has_triton",
+    "is_last_stage",
+    "pins_memory",
     "refuses_logits_processors",
     "settle_tied_head",
     "staged_tokens",
@@ -94,10 +97,16 @@ def refuses_logits_processors(config: Any) -> str | None:
         return "vLLM runs no logits processors on TPUs"
     if getattr(model, "return_sampling_mask", False):
         return "--return-sampling-mask refuses logits processors; leave it out"
-    if config.speculative_config is not None and not config.use_v2_model_runner:
+    speculative = config.speculative_config
+    if speculative is not None and not config.use_v2_model_runner:
         return (
             "vLLM's V1 model runner refuses logits processors with speculative decoding; "
             "leave --speculative-config (-sc) out"
+        )
+    if speculative is not None and speculative.rejection_sample_method == "synthetic":
+        return (
+            "speculative decoding with rejection_sample_method synthetic accepts drafts at random, "
+            "also those that the guard refuses; use standard or block"
         )
     return None
 
@@ -111,6 +120,27 @@ def tensor_parallel_rank() -> int:
 
     # Asking for the rank without a group is an assertion error in vLLM.
     return int(get_tensor_model_parallel_rank()) if model_parallel_is_initialized() else 0
+
+
+def is_last_stage() -> bool:
+    """Does this process have the last pipeline stage, the one that samples?"""
+    from vllm.distributed.parallel_state import get_pp_group, model_parallel_is_initialized
+
+    return bool(get_pp_group().is_last_rank) if model_parallel_is_initialized() else True
+
+
+def has_triton() -> bool:
+    """Can vLLM compile Triton kernels here?"""
+    from vllm.triton_utils import HAS_TRITON
+
+    return bool(HAS_TRITON)
+
+
+def pins_memory() -> bool:
+    """Can this machine pin host memory, so that copies to the device are asynchronous?"""
+    from vllm.utils.platform_utils import is_pin_memory_available
+
+    return bool(is_pin_memory_available())
 
 
 def staged_tokens(tokens: Any, slot: int) -> list[int] | None:

@@ -4,6 +4,7 @@ Each function gives wraps for `installer.hook`. The error of a check is the answ
 HTTP 400 from a server, the exception from `LLM`.
 """
 
+import asyncio
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from vllm_kprune.serving.compat.installer import Around, Wraps
 from vllm_kprune.serving.compat.log import logger
 
 __all__ = [
+    "admit_requests",
     "at_start",
     "check_adapter_loads",
     "check_adapter_requests",
@@ -23,6 +25,8 @@ __all__ = [
     "check_requests",
     "client_errors",
     "explain_failures",
+    "note_requests",
+    "prepare_requests",
 ]
 
 
@@ -108,6 +112,58 @@ def check_requests(check: Callable[[Any, Any], None]) -> Wraps:
         return original(processor, params, *rest, **how)
 
     return {seams_requests.VALIDATE_PARAMS: validate}
+
+
+def admit_requests(admit: Callable[[Any, Any], None]) -> Wraps:
+    """Call `admit(vllm_config, params)` for every request to generate that was let in.
+
+    `params` are vLLM's own copy of the sampling parameters, which goes to the engine.
+    """
+
+    def process(original: Around, processor: Any, *rest: Any, **how: Any) -> Any:
+        request = original(processor, *rest, **how)
+        if request.sampling_params is not None:
+            with client_errors():
+                admit(processor.vllm_config, request.sampling_params)
+        return request
+
+    return {seams_requests.PROCESS_INPUTS: process}
+
+
+def prepare_requests(to_prepare: Callable[[Any, Any], Callable[[], None] | None]) -> Wraps:
+    """Run what `to_prepare(vllm_config, params)` gives in a thread, before a server admits.
+
+    Admission itself runs on the event loop. `LLM` has none, and waits for it.
+    """
+
+    async def add(
+        original: Around,
+        engine: Any,
+        request_id: Any,
+        prompt: Any,
+        params: Any,
+        *rest: Any,
+        **how: Any,
+    ) -> Any:
+        # Parameters of pooling models come through here as well.
+        if hasattr(params, "extra_args"):
+            with client_errors():
+                if slow := to_prepare(engine.vllm_config, params):
+                    await asyncio.to_thread(slow)
+        return await original(engine, request_id, prompt, params, *rest, **how)
+
+    return {seams_requests.ADD_REQUEST: add}
+
+
+def note_requests(note: Callable[[Any, Any], None]) -> Wraps:
+    """Call `note(request, params)` when a chat or response request becomes sampling parameters."""
+
+    def convert(original: Around, request: Any, *rest: Any, **how: Any) -> Any:
+        params = original(request, *rest, **how)
+        note(request, params)
+        return params
+
+    return {seams_requests.CHAT_PARAMS: convert, seams_requests.RESPONSE_PARAMS: convert}
 
 
 def check_beam_searches(check: Callable[[Any], None]) -> Wraps:

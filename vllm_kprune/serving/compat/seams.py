@@ -8,12 +8,18 @@ still mean the same is for the tests of `serving`, which run on one version.
 
 from collections.abc import Iterator
 
-from vllm_kprune.serving.compat import seams_engine, seams_guard, seams_prompts, seams_requests
+from vllm_kprune.serving.compat import (
+    seams_engine,
+    seams_guard,
+    seams_parsers,
+    seams_prompts,
+    seams_requests,
+)
 from vllm_kprune.serving.compat.seam import Seam
 
 __all__ = ["SEAMS", "seam_rows"]
 
-_PARTS = (seams_engine, seams_requests, seams_guard, seams_prompts)
+_PARTS = (seams_engine, seams_requests, seams_guard, seams_parsers, seams_prompts)
 # By type, so that a new row needs no second entry here.
 SEAMS = tuple(value for part in _PARTS for value in vars(part).values() if isinstance(value, Seam))
 

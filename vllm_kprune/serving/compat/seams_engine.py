@@ -34,6 +34,7 @@ __all__ = [
     "PARALLEL_CONFIG",
     "REGISTER_LOADER",
     "SERVE_COMMAND",
+    "SPECULATIVE_CONFIG",
     "UNTIE",
     "UNUSED_WEIGHT",
     "VERSION",
@@ -96,6 +97,7 @@ ENGINE_ARGS = reads(
     _ARGS,
     *("model", "model_weights", "revision", "tokenizer", "tokenizer_revision", "load_format"),
     *("served_model_name", "hf_config_path", "enable_lora", "additional_config"),
+    *("speculative_config", "spec_method"),
     lost="the overlay's settings",
 )
 VERSION = reads(
@@ -116,8 +118,14 @@ VLLM_CONFIG = reads(
     (VOCABULARY, GUARD),
     "vllm.config:VllmConfig",
     *("model_config", "parallel_config", "speculative_config", "lora_config"),
-    *("additional_config", "use_v2_model_runner"),
+    *("additional_config", "use_v2_model_runner", "structured_outputs_config"),
     lost="what the engine serves",
+)
+SPECULATIVE_CONFIG = reads(
+    (VOCABULARY, GUARD),
+    "vllm.config:SpeculativeConfig",
+    *("method", "model", "draft_model_config", "rejection_sample_method"),
+    lost="the refusal of drafts that do not fit a pruned model, or that pass by the guard",
 )
 PARALLEL_CONFIG = reads(
     GUARD, "vllm.config:ParallelConfig", "enable_batch_sharded_sampling", lost="which rank counts"

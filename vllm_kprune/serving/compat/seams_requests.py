@@ -21,11 +21,13 @@ from vllm_kprune.serving.compat.seam import Use, Without
 
 __all__ = [
     "ADAPTER_PATH",
+    "ADD_REQUEST",
     "API_KEY",
     "ATTACH_ROUTER",
     "AUTHENTICATION",
     "BEAM_SEARCH",
     "CHAT_BEAMS",
+    "CHAT_PARAMS",
     "CHAT_XARGS",
     "CHECK_LORA_LOAD",
     "COMPLETION_BEAMS",
@@ -39,8 +41,11 @@ __all__ = [
     "INPUT_PROCESSOR",
     "LOAD_ENDPOINTS",
     "LORA_REQUEST",
+    "PARAMS_OF_STRUCTURE",
+    "PROCESS_INPUTS",
     "RAISE_IF_ERROR",
     "REGISTRY",
+    "RESPONSE_PARAMS",
     "RETRYABLE_ERROR",
     "SAMPLING_PARAMS",
     "VALIDATE_LORA",
@@ -66,6 +71,39 @@ VALIDATE_PARAMS = seam(
     Use.WRAPS,
     "self, params",
     lost="HTTP 400 for bad `kprune_*` options, and for a guard that is not there",
+)
+PROCESS_INPUTS = seam(
+    GUARD,
+    f"{_INPUT}.process_inputs",
+    Use.WRAPS,
+    "self, request_id, prompt, params",
+    lost="the counts of guarded requests, and JSON escapes in answers that are JSON",
+)
+ADD_REQUEST = seam(
+    GUARD,
+    "vllm.v1.engine.async_llm:AsyncLLM.add_request",
+    Use.WRAPS,
+    "self, request_id, prompt, params",
+    binding="async",
+    without=Without.QUIET,
+    lost="speed: a policy that is new is built on the server's event loop",
+)
+_TOOLS_LOST = "JSON escapes in answers with tool calls: a request must ask with kprune_escapes"
+CHAT_PARAMS = seam(
+    GUARD,
+    "vllm.entrypoints.openai.chat_completion.protocol:ChatCompletionRequest.to_sampling_params",
+    Use.WRAPS,
+    "self",
+    without=Without.WARNS,
+    lost=_TOOLS_LOST,
+)
+RESPONSE_PARAMS = seam(
+    GUARD,
+    "vllm.entrypoints.openai.responses.protocol:ResponsesRequest.to_sampling_params",
+    Use.WRAPS,
+    "self",
+    without=Without.WARNS,
+    lost=_TOOLS_LOST,
 )
 INPUT_CONFIG = reads(
     (REQUESTS, LORA), _INPUT, "vllm_config", "model_config", lost="the settings of the server"
@@ -104,7 +142,7 @@ COMPLETION_XARGS = reads(
 CHAT_XARGS = reads(
     (REQUESTS, ONLINE),
     "vllm.entrypoints.openai.chat_completion.protocol:ChatCompletionRequest",
-    *("vllm_xargs", "documents", "chat_template_kwargs"),
+    *("vllm_xargs", "documents", "chat_template_kwargs", "tools", "tool_choice"),
     lost="the options of requests",
 )
 SAMPLING_PARAMS = reads(
@@ -112,7 +150,14 @@ SAMPLING_PARAMS = reads(
     "vllm.sampling_params:SamplingParams",
     *("extra_args", "temperature", "structured_outputs", "allowed_token_ids"),
     *("bad_words_token_ids", "eos_token_id", "all_stop_token_ids"),
+    *("ignore_eos", "stop_token_ids"),
     lost="the options of requests",
+)
+PARAMS_OF_STRUCTURE = reads(
+    GUARD,
+    "vllm.sampling_params:StructuredOutputsParams",
+    *("json", "json_object", "structural_tag"),
+    lost="JSON escapes in answers that are JSON",
 )
 VALIDATION_ERROR = reads(
     (REQUESTS, ONLINE, LORA),

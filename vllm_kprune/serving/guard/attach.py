@@ -5,6 +5,7 @@ The class goes into vLLM's `logits_processors` of one engine. The entry point gr
 """
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from vllm_kprune.checkpoint.model_folder import resolve_model
@@ -12,7 +13,8 @@ from vllm_kprune.errors import KPruneError
 from vllm_kprune.guard.spelling import TokenSpellings, load_spellings
 from vllm_kprune.serving import compat
 from vllm_kprune.serving.guard.counters import ensure_folder
-from vllm_kprune.serving.guard.settings import request_policy
+from vllm_kprune.serving.guard.markers import Markers, find_markers
+from vllm_kprune.serving.guard.settings import request_policies
 from vllm_kprune.serving.options import PREFIX
 from vllm_kprune.serving.pruning.settings import request_options
 from vllm_kprune.serving.request_options import of_guard
@@ -23,8 +25,10 @@ __all__ = [
     "attach_guard",
     "check_beam_search",
     "check_request",
+    "engine_markers",
     "engine_spellings",
     "refuse_beam_options",
+    "tokenizer_folder",
 ]
 
 
@@ -39,15 +43,18 @@ def attach_guard(config: Any) -> None:
     # twice.
     if not settings.asks_for_kprune or settings.guard.attached:
         return
-    reason = _obstacle(config)
-    if reason and settings.guard.default:
+    guard, reason = settings.guard, _obstacle(config)
+    if reason and guard.policies.guard:
         raise KPruneError(f"--kprune-languages and --kprune-scripts: {reason}")
+    markers = None if reason else _find_markers(config)
+    if markers and guard.think and markers.reasoning is None:
+        raise KPruneError(f"--kprune-think-languages: {markers.no_reasoning}")
     if not reason:
         model = config.model_config
         # The class path as text: vLLM imports it itself, in the processes that sample.
         model.logits_processors = [*(model.logits_processors or ()), GUARD_CLASS_PATH]
         ensure_folder()
-    guard = replace(settings.guard, attached=not reason, obstacle=reason or "")
+    guard = replace(guard, attached=not reason, obstacle=reason or "", markers=markers)
     attach_settings(config, replace(settings, guard=guard))
 
 
@@ -62,9 +69,11 @@ def check_request(config: Any, extra_args: Any) -> None:
         return
     # Only for its errors. The pruner reads the options again where the prompt becomes tokens.
     request_options(settings.pruner, extra_args)
-    policy = request_policy(settings.guard, extra_args)
-    if policy and not settings.guard.attached:
+    policies = request_policies(settings.guard, extra_args)
+    if policies.guard and not settings.guard.attached:
         raise KPruneError(f"vllm_xargs: no guard: {settings.guard.obstacle}")
+    if policies.reasoning and (markers := engine_markers(config)).reasoning is None:
+        raise KPruneError(f"vllm_xargs: {PREFIX}think_languages: {markers.no_reasoning}")
 
 
 def check_beam_search(config: Any) -> None:
@@ -73,7 +82,7 @@ def check_beam_search(config: Any) -> None:
     Beams grow from log-probabilities, and by default vLLM takes these before any processor runs.
     """
     guard = settings_of(config).guard
-    if not guard.attached or guard.default is None:
+    if not guard.attached or not guard.policies.guard:
         return
     mode = str(config.model_config.logprobs_mode)
     # `raw_logprobs` and `raw_logits` are taken before processors run, `processed_*` after them.
@@ -99,11 +108,28 @@ def engine_spellings(config: Any) -> TokenSpellings:
     Raises `KPruneError` for a tokenizer without `tokenizer.json`, or of a kind that the guard does
     not know.
     """
-    model = config.model_config
-    folder = resolve_model(model.tokenizer, model.tokenizer_revision, weights=False)
+    return load_spellings(_folder(config), cache_dir() / "guard")
+
+
+def engine_markers(config: Any) -> Markers:
+    """The tokens that structure an engine's answers; found where the guard was attached."""
+    return settings_of(config).guard.markers or _find_markers(config)
+
+
+def _find_markers(config: Any) -> Markers:
+    return find_markers(config, _folder(config))
+
+
+def tokenizer_folder(tokenizer: str, revision: str | None) -> Path:
+    """The folder of a tokenizer. Raises `KPruneError` if it has no `tokenizer.json`."""
+    folder = resolve_model(tokenizer, revision, weights=False)
     if not (folder / "tokenizer.json").is_file():
         raise KPruneError(f"{folder} has no tokenizer.json, which the guard reads the tokens from")
-    return load_spellings(folder, cache_dir() / "guard")
+    return folder
+
+
+def _folder(config: Any) -> Path:
+    return tokenizer_folder(config.model_config.tokenizer, config.model_config.tokenizer_revision)
 
 
 def _obstacle(config: Any) -> str | None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from vllm_kprune.serving.compat import requests, seams_requests
 from vllm_kprune.serving.compat.installer import Wraps
+from vllm_kprune.serving.guard.runner_hooks import runner_wraps
 from vllm_kprune.serving.options import COUNTER_FOLDER, PREFIX
 
 __all__ = ["guard_wraps"]
@@ -21,8 +22,12 @@ def guard_wraps() -> Wraps:
         **requests.check_requests(_check_request),
         **requests.check_beam_searches(_check_beam_search),
         **requests.check_beam_options(_check_beam_options),
+        **requests.admit_requests(_admit),
+        **requests.prepare_requests(_to_prepare),
+        **requests.note_requests(_note_tools),
         **requests.explain_failures(_explain_failure),
         seams_requests.REGISTRY: _registry,
+        **runner_wraps(),
     }
 
 
@@ -47,6 +52,28 @@ def _check_beam_options(extra_args: Any) -> None:
         from vllm_kprune.serving.guard.attach import refuse_beam_options
 
         refuse_beam_options(extra_args)
+
+
+def _admit(config: Any, params: Any) -> None:
+    if _is_guarded():
+        from vllm_kprune.serving.guard.admission import admit
+
+        admit(config, params)
+
+
+def _to_prepare(config: Any, params: Any) -> Callable[[], None] | None:
+    if not _is_guarded():
+        return None
+    from vllm_kprune.serving.guard.admission import to_prepare
+
+    return to_prepare(config, params)
+
+
+def _note_tools(request: Any, params: Any) -> None:
+    if _is_guarded():
+        from vllm_kprune.serving.guard.admission import note_tools
+
+        note_tools(request, params)
 
 
 def _registry(original: Callable[..., Any]) -> Any:

@@ -14,22 +14,26 @@ from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
 from vllm_kprune.serving.compat.imports import wrap
-from vllm_kprune.serving.guard.counters import counter_folder, read_totals
+from vllm_kprune.serving.guard.counters import REASONING, counter_folder, read_totals
 
 __all__ = ["GuardCollector", "show_counts"]
 
+# Of each counter: its name and help, and whether it counts reasoning and answer apart.
 _METRICS = {
     "requests": (
         "kprune_guard_requests",
         "Guarded answers begun (each of n, each step of a beam), by language set",
+        False,
     ),
     "changed_steps": (
         "kprune_guard_changed_steps",
-        "Decode steps at which the guard refused the most likely token, by language set",
+        "Tokens in place of which the guard refused a more likely one, by language set and phase",
+        True,
     ),
     "dead_ends": (
         "kprune_guard_dead_ends",
-        "Answers that ended because guard and grammar left no token, by language set",
+        "Answers that ended because guard and grammar left no token, by language set and phase",
+        True,
     ),
 }
 
@@ -40,16 +44,23 @@ class GuardCollector(Collector):
     def collect(self) -> Iterator[Any]:
         """One counter family for each of the three counts."""
         totals = read_totals(counter_folder())
-        for counter, (name, help) in _METRICS.items():
-            family = CounterMetricFamily(name, help, labels=["languages"])
+        for counter, (name, help, by_phase) in _METRICS.items():
+            family = CounterMetricFamily(name, help, labels=_labels(by_phase))
             for label, numbers in sorted(totals.items()):
-                family.add_metric([label], numbers[counter])
+                languages = label.removeprefix(REASONING)
+                phase = "answer" if languages == label else "reasoning"
+                if by_phase or phase == "answer":  # no requests are counted as reasoning
+                    family.add_metric([languages, phase][: 1 + by_phase], numbers[counter])
             yield family
 
     def describe(self) -> Iterator[Any]:
         """The families without numbers, so that registering reads no files."""
-        for name, help in _METRICS.values():
-            yield CounterMetricFamily(name, help, labels=["languages"])
+        for name, help, by_phase in _METRICS.values():
+            yield CounterMetricFamily(name, help, labels=_labels(by_phase))
+
+
+def _labels(by_phase: bool) -> list[str]:
+    return ["languages", "phase"] if by_phase else ["languages"]
 
 
 def show_counts(registry: CollectorRegistry) -> None:
