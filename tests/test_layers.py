@@ -35,7 +35,8 @@ RANKS = (
 # The rooms and modules of compare/, from the bottom up.
 COMPARE_RANKS = (
     *("measurements", "options", "endpoint", "statistics", "report"),
-    *("journal", "run", "asking", "suites", "connect", "conclude", "gate", "comparing"),
+    *("journal", "run", "asking", "suites", "connect", "conclude", "gate"),
+    *("ci_files", "planning", "comparing"),
 )
 FILES = sorted(PACKAGE.rglob("*.py"))
 

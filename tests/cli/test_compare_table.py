@@ -2,9 +2,11 @@ import io
 from dataclasses import replace
 
 import numpy as np
+import pytest
 from rich.console import Console
+from support.synthetic_report import synthetic_report
 
-from vllm_kprune.cli.compare_table import print_report
+from vllm_kprune.cli.compare_table import print_brief, print_report
 from vllm_kprune.compare.measurements import Measurement, Metric, SuiteResult
 from vllm_kprune.compare.report.build import build_report
 from vllm_kprune.compare.report.document import Report
@@ -40,6 +42,42 @@ def test_the_summary_names_figures_verdicts_and_what_is_missing() -> None:
     assert "memory: not measured" in text and "the server tells nothing" in text
     assert "zero-shot" in text and "effect [interval]" in text
     assert text.rstrip().endswith("worse: accuracy; not measured: memory")
+
+
+def brief(report: Report, width: int = 80) -> list[str]:
+    stream = io.StringIO()
+    print_brief(report, Console(file=stream, width=width, color_system=None))
+    return [line.rstrip() for line in stream.getvalue().splitlines()]
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_a_whole_report_fits_on_a_screen_with_its_summary_at_both_ends(width: int) -> None:
+    report = synthetic_report(resamples=100)
+    noted = [suite.model_copy(update={"notes": ["WARNING: x" * 30] * 9}) for suite in report.suites]
+    for one in (report, report.model_copy(update={"suites": noted})):
+        lines = brief(one, width)
+        assert len(lines) <= (40 if width >= 80 else 44)
+        assert max(map(len, lines)) <= width
+        start = one.summary[:40]
+        assert lines[0].startswith(start)
+        assert any(line.startswith(start) for line in lines[-4:])
+        for suite in one.suites:
+            assert any(line.startswith(f"{suite.name}: ") for line in lines)
+
+
+def test_the_brief_names_what_is_worse_and_leaves_out_what_is_equal() -> None:
+    text = "\n".join(brief(small_report("[b]Right[/b]"), 120))
+    assert "▼ [b]Right[/b]: 100.0 % → 0.0 %, −100.0 pp" in text
+    assert "memory: not measured: the server tells nothing" in text
+    ones = np.ones((400, 1))
+    equal = Measurement(
+        Metric("right", "Right", "share", "higher", 0.02), tuple(map(str, range(400))), ones, ones
+    )
+    report = build_report(
+        [SuiteResult("accuracy", (equal,))], endpoints=(), settings={}, versions={}, seed=1
+    )
+    assert brief(report)[2] == "  no flaw on either side in 400 items; at most 0.7 pp apart"
+    assert "▼" not in "\n".join(brief(report))
 
 
 def test_text_of_a_report_is_not_read_as_markup() -> None:

@@ -46,6 +46,12 @@ def test_one_line_of_another_language_fails_the_answer(checks: Checks, other: st
     assert other in marked(text, findings)
 
 
+def test_a_language_that_is_not_sure_is_none_and_punctuation_does_not_count(checks: Checks) -> None:
+    assert checks.identify("xx yy zz qq ww") == checks.identify("1 2 3 4 5") == ""
+    assert checks.identify(f"“{KOREAN}” — …!!!") == "ko"
+    assert checks("xx yy zz qq ww", "en").lines is False
+
+
 def test_short_lines_are_not_judged(checks: Checks) -> None:
     assert checks("Yes, of course.", "ko").lines is None
     assert checks(f"{KOREAN}\nSource: Daily News", "ko").lines is True

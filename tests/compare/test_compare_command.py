@@ -72,6 +72,9 @@ def test_a_run_writes_its_report_and_tells_it(
     assert "LCPR" in out
     assert "report.html" in err
     assert "gate: passed; none of 1 --fail-on condition(s) is met" in err
+    assert "gate: stability<0: answers without any flaw (T=0 and 1): 0.0 pp [" in err
+    assert "not met, but not ruled out either" in err
+    assert "WORSE" not in err
     report = report_in(tmp_path)
     assert [suite["name"] for suite in report["suites"]] == ["stability"]
     assert [endpoint["name"] for endpoint in report["endpoints"]] == ["original", "pruned"]
@@ -99,6 +102,22 @@ def test_a_gate_that_the_data_meet_fails_the_build(run: Run, tmp_path: Path) -> 
     assert err.count("failed:") == 1
     assert "failed: stability<0: " in err and "gate: passed" not in err
     assert report_in(tmp_path)
+
+
+def test_a_gate_cannot_contradict_the_verdict(run: Run, tmp_path: Path) -> None:
+    """A third of the answers have characters of another script."""
+    with MockEndpoint() as original, MockEndpoint(Habits(hanja=0.3)) as pruned:
+        endpoints = ("--original", original.url, "--pruned", pruned.url, "-o", tmp_path)
+        asked = (*endpoints, "--suite", "stability", "--limit", "60")
+        for condition in ("worse", "stability<0"):
+            code, _, err = run(*asked, "--fail-on", condition)
+            assert (code, err.count("failed: ")) == (1, 1), err
+            assert "characters of another script" in err or condition != "worse"
+        # Asked for something else, the gate passes, but never in silence.
+        code, _, err = run(*asked, "--fail-on", "stability.lcpr_t0<0")
+    assert code == 0, err
+    assert "WARNING: worse: stability: characters of another script (T=0): +" in err
+    assert "metric(s) are WORSE; --fail-on worse fails on them" in err.splitlines()[-1]
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,8 @@ def test_what_was_not_measured_is_told_and_not_a_zero(report: Report, tmp_path: 
 @pytest.mark.parametrize(
     "suite, measured_names, missing, main",
     [
-        ("stability", ["lpr_t0"], ["lcpr_t0"], "lcpr_t0"),
+        ("stability", ["lpr_t0"], ["sound_all"], "sound_all"),
+        ("translation", ["chrf_en_ko"], [], "chrf_all"),
         ("latency", ["ttft_mean", "decode_ratio_8"], ["decode_ratio"], "decode_ratio"),
         ("latency", ["ttft_mean"], [], "decode_ratio"),
         ("input", ["saved@0.9", "quality@0.9", "quality@0.8"], [], "quality@0.9"),

@@ -3,7 +3,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.synthetic_measurements import BYTES, LCPR, LPR, SHARE, SPEED, measured
 
-from vllm_kprune.compare.gate import check_gates, failed_gates, parse_gates
+from vllm_kprune.compare.gate import (
+    check_gates,
+    failed_gates,
+    gate_results,
+    parse_gates,
+    worse_metrics,
+)
 from vllm_kprune.compare.measurements import SuiteResult
 from vllm_kprune.compare.report.build import build_report
 from vllm_kprune.compare.report.document import Report
@@ -123,6 +129,54 @@ def test_a_reason_says_once_that_it_was_not_measured() -> None:
     assert failure.why == "not measured: the server died"
 
 
+def judged(*results: SuiteResult) -> Report:
+    return build_report(results, endpoints=(), settings={}, versions={}, seed=1, resamples=200)
+
+
+def test_worse_fails_exactly_where_a_verdict_says_so(report: Report) -> None:
+    (result,) = gate_results(parse_gates(["worse"]), report)
+    assert result.failed
+    assert str(result).startswith("worse: 1 of 6 metrics are worse: stability: Line pass rate: −10")
+    assert worse_metrics(report.suites) == [result.why.partition(": ")[2]]
+    suites = {suite.name: suite for suite in report.suites}
+    for name in ("stability", "latency", "accuracy", "memory"):
+        (result,) = gate_results(parse_gates([f"{name}.worse"]), report)
+        assert result.failed == (suites[name].verdict == "worse"), name
+
+
+def test_worse_says_what_it_could_not_rule_out_and_fails_on_it_with_a_question_mark(
+    report: Report,
+) -> None:
+    sure, doubtful = gate_results(parse_gates(["accuracy.worse", "accuracy.worse?"]), report)
+    assert (sure.failed, doubtful.failed) == (False, True)
+    assert "1 had not enough data to rule it out: accuracy: " in sure.why == doubtful.why
+    (equal,) = gate_results(parse_gates(["worse?"]), with_main("lpr"))
+    assert not equal.failed and "none of 1 metrics is worse" in equal.why
+
+
+def test_worse_fails_where_nothing_was_judged_or_a_suite_that_was_asked_for_is_missing(
+    report: Report,
+) -> None:
+    pair_only = SuiteResult("exactness", (measured(SHARE, [1.0] * 20, None),))
+    (failure,) = failed_gates(parse_gates(["worse"]), judged(pair_only))
+    assert "nothing was judged" in failure.why and "exactness<0.98?" in failure.why
+    missing = SuiteResult("input", (), unavailable={"*": "pruning is off"})
+    equal = SuiteResult("stability", (measured(LPR, [[1, 1]] * 2000, [[1, 1]] * 2000),))
+    gates = parse_gates(["worse"])
+    assert not failed_gates(gates, judged(equal, missing))
+    (failure,) = failed_gates(gates, judged(equal, missing), required=("input", "stability"))
+    assert failure.why == "input was not measured: pruning is off"
+    (failure,) = failed_gates(parse_gates(["input.worse"]), report)
+    assert failure.why == "input was not measured: pruning is off"
+
+
+def test_a_condition_that_holds_says_whether_the_data_rule_it_out(report: Report) -> None:
+    ruled_out, open_ = gate_results(parse_gates(["latency<1.3", "accuracy<0"]), report)
+    assert not ruled_out.failed and not open_.failed
+    assert "[" in ruled_out.why and ruled_out.why.endswith("; the data rule the condition out")
+    assert "[" in open_.why and open_.why.endswith("; not met, but not ruled out either")
+
+
 def test_a_question_mark_only_ever_adds_failures(report: Report) -> None:
     for number in ("-0.2", "-0.1", "0", "0.05", "0.2"):
         for operator in ("<", "<=", ">", ">="):
@@ -162,8 +216,10 @@ KNOWN = {"stability": ("lpr@*", "lcpr@*"), "latency": ("decode_ratio", "ttft"), 
 
 
 @pytest.mark.parametrize(
-    "gate", ["stability<0", "lpr@0<0", "stability.lcpr@1<0", "decode_ratio<1", "accuracy.kmmlu<0"]
-)
+    "gate",
+    ["stability<0", "lpr@0<0", "stability.lcpr@1<0", "decode_ratio<1", "accuracy.kmmlu<0", "worse",
+     "latency.worse?"],
+)  # fmt: skip
 def test_names_that_can_be_in_the_report_pass_before_any_work(gate: str) -> None:
     check_gates(parse_gates([gate]), KNOWN)
 
@@ -175,6 +231,7 @@ def test_names_that_can_be_in_the_report_pass_before_any_work(gate: str) -> None
         ("latency.decode<1", "latency.decode_ratio"),
         ("memory<1", "known: accuracy"),
         ("kmmlu<0", "known: accuracy"),
+        ("memory.worse", "known: accuracy"),
         ("stability.bleu<0", "known: accuracy"),
     ],
 )

@@ -94,6 +94,36 @@ def test_intervals_hold_the_truth_as_often_as_they_say(
     assert held / RUNS >= (0.95 if make is rare_leaks else 0.91)
 
 
+@pytest.mark.parametrize("items", [60, 300])
+@pytest.mark.parametrize("expected", [0.5, 2.9, 3.1, 4.0, 6.0])
+def test_a_difference_of_which_a_few_items_or_none_are_seen_is_held(
+    items: int, expected: float
+) -> None:
+    """The worst case for the interval of no difference: all of it is on one side."""
+    rng = np.random.default_rng(5)
+    share, held, sure = expected / items, 0, 0
+    for _ in range(RUNS):
+        leaks = (rng.random(items) < share).astype(float)
+        ends = intervals(pair(measured(SHARE, np.zeros(items), leaks)), 100, 0.95, rng)[-1]
+        held += ends[0] <= share <= ends[1]
+        sure += -share < ends[0] and ends[1] < share
+    assert held / RUNS >= 0.91
+    # "Equal within the true difference" is what must not be said of more than 5 %.
+    assert sure / RUNS <= 0.07
+
+
+def test_the_interval_of_no_difference_is_exact_for_the_items_that_count() -> None:
+    """100 items of one language and 50 of another; 20 more have nothing to judge."""
+    metric = replace(LPR, aggregate="macro_ratio")
+    rows = np.zeros((170, 4))
+    rows[:100, :2], rows[100:150, 2:] = 1, 1
+    (low, high) = intervals(pair(measured(metric, rows, rows)), 100, 0.95, np.random.default_rng())[
+        -1
+    ]
+    # The smaller language weighs half: its share that may have been missed, halved.
+    assert high == -low == pytest.approx((1 - 0.05 ** (1 / 50)) / 2)
+
+
 @pytest.mark.parametrize(
     "metric, make",
     [

@@ -5,7 +5,7 @@ repeated. `Habits` say what is wrong with an endpoint.
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,7 +52,12 @@ class Habits:
     paths: Mapping[str, Any] = field(default_factory=dict)
     key: str = ""
     body: bytes | None = None  # sent instead of every answer
+    # Changes the JSON of every answer, such as where its text is.
+    reshape: Callable[[dict[str, Any]], dict[str, Any]] = lambda answer: answer
     dies_after: int | None = None
+    revoked_after: int | None = None  # from then on, the key is refused
+    location: str = ""  # to which every path of the API redirects
+    closed: tuple[str, ...] = ()  # paths that are forbidden
     delay_seconds: float = 0.0
 
 
@@ -122,7 +127,7 @@ def reply(habits: Habits, body: Mapping[str, Any]) -> dict[str, Any]:
         answer["prompt_logprobs"] = [None, *places]
     if "usage" not in habits.silent:
         answer["usage"] = {"prompt_tokens": len(prompt.split()), "completion_tokens": len(words)}
-    return answer
+    return habits.reshape(answer)
 
 
 def chunks_of(
@@ -130,8 +135,10 @@ def chunks_of(
 ) -> Iterator[dict[str, Any]]:
     """The same answer word by word; its token counts come last, if they are asked for."""
     choice = whole["choices"][0]
-    text = choice["message"]["content"] if "message" in choice else choice["text"]
-    every = text.split(" ")
+    message = choice.get("message", {})
+    if thoughts := message.get("reasoning"):
+        yield {"choices": [{"index": 0, "delta": {"reasoning": thoughts}}]}
+    every = (message.get("content") or "" if message else choice["text"]).split(" ")
     words = [" ".join(every[n : n + at_once]) for n in range(0, len(every), at_once)]
     for number, word in enumerate(words):
         content = word if number == 0 else f" {word}"

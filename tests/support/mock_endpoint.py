@@ -9,6 +9,7 @@ clients.
 import asyncio
 import hashlib
 import json
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -33,19 +34,25 @@ Reply = Callable[[Request], Answer]
 class MockEndpoint:
     """The server in a thread, as a context manager; `asked` has the bodies that it received."""
 
-    def __init__(self, habits: Habits | None = None, port: int = 0) -> None:
+    def __init__(
+        self, habits: Habits | None = None, port: int = 0, tls: ssl.SSLContext | None = None
+    ) -> None:
         self.habits = habits or Habits()
         self.asked: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
+        self.visited: list[str] = []  # paths with their queries
         self.most_at_once = self._at_once = 0
         self.lock = threading.Lock()
         self.server = ThreadingHTTPServer(("127.0.0.1", port), _handler(self))
         self.server.daemon_threads = True
+        self._scheme = "https" if tls else "http"
+        if tls:
+            self.server.socket = tls.wrap_socket(self.server.socket, server_side=True)
         self._thread = threading.Thread(target=self.server.serve_forever, args=(0.01,))
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.server.server_address[1]}"
+        return f"{self._scheme}://127.0.0.1:{self.server.server_address[1]}"
 
     def __enter__(self) -> "MockEndpoint":
         self._thread.start()
@@ -86,19 +93,28 @@ def _handler(mock: MockEndpoint) -> type[BaseHTTPRequestHandler]:
         def do_GET(self) -> None:
             habits = mock.habits
             paths: dict[str, Any] = {"/v1/models": {"data": [{"id": habits.model}]}}
-            value = (paths | dict(habits.paths)).get(self.path)
+            mock.visited.append(self.path)
+            value = (paths | dict(habits.paths)).get(self.path.partition("?")[0])
             time.sleep(habits.get_seconds)
-            if habits.get_status != 200:
+            if habits.location and self.path.startswith("/v1/"):
+                self.send(307, {}, {"Location": habits.location})
+            elif self.path in habits.closed:
+                self.send(403, {"error": {"message": "closed"}})
+            elif habits.get_status != 200:
                 self.send(habits.get_status, {"error": {"message": "still loading"}})
             elif value is None:
                 self.send(404, {"error": {"message": "not found"}})
             else:
                 self.send(200, value)
 
+        def do_CONNECT(self) -> None:  # as a proxy that wants to know who asks
+            self.send(407, {})
+
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
             with mock.counted() as number:
                 with mock.lock:
+                    mock.visited.append(self.path)
                     mock.asked.append(body)
                     mock.headers.append({k.lower(): v for k, v in self.headers.items()})
                 time.sleep(mock.habits.delay_seconds)
@@ -111,6 +127,8 @@ def _handler(mock: MockEndpoint) -> type[BaseHTTPRequestHandler]:
                 self.hang_up()
             elif number < habits.hanging_up or (habits.poison and habits.poison in str(body)):
                 self.hang_up()
+            elif habits.revoked_after is not None and number >= habits.revoked_after:
+                self.send(401, {"error": {"message": "the key was revoked"}})
             elif habits.key and self.headers["authorization"] != f"Bearer {habits.key}":
                 got = self.headers["authorization"]
                 self.send(401, {"error": {"message": f"wrong key {got}"}})
@@ -122,7 +140,7 @@ def _handler(mock: MockEndpoint) -> type[BaseHTTPRequestHandler]:
                 self.send(habits.status, {"error": {"message": "no"}})
             elif number < habits.failing:
                 self.send(500, {"error": {"message": "oops"}})
-            elif self.path.endswith("/chat/completions") and not habits.chats:
+            elif self.path.partition("?")[0].endswith("/chat/completions") and not habits.chats:
                 self.send(400, {"error": {"message": "no chat template is defined"}})
             elif refused := [name for name in habits.refusing if name in body]:
                 self.send(400, {"error": {"message": f"unknown parameter: {refused[0]}"}})

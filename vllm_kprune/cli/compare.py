@@ -1,7 +1,6 @@
 """`kprune compare`: two endpoints, the same work, and whether the pruned one is worth shipping."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,13 +8,23 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from vllm_kprune.cli.compare_table import print_report
+from vllm_kprune.cli.compare_ending import end, resumable
+from vllm_kprune.cli.compare_extras import ExtraOptions
+from vllm_kprune.cli.compare_table import print_brief, print_plan, print_report
 from vllm_kprune.cli.console import counts, error_console, log, output_console, write_json
 from vllm_kprune.cli.typer_options import with_options
+from vllm_kprune.compare.ci_files import write_junit, write_summary
 from vllm_kprune.compare.comparing import chosen_suites, compare_endpoints
-from vllm_kprune.compare.gate import Gate, check_gates, failed_gates, parse_gates
+from vllm_kprune.compare.connect import Address
+from vllm_kprune.compare.gate import (
+    Gate,
+    check_gates,
+    gate_results,
+    parse_gates,
+)
 from vllm_kprune.compare.journal import set_aside
 from vllm_kprune.compare.options import ENDPOINTS, MEASURED, CommonOptions
+from vllm_kprune.compare.planning import plan
 from vllm_kprune.compare.report.document import Report
 from vllm_kprune.compare.suites import SUITES
 from vllm_kprune.errors import KPruneError
@@ -34,24 +43,28 @@ A first look within minutes:
 
 `kprune compare --original URL --pruned URL --suite stability --suite latency --limit 40`
 
-A gate in CI: fail if the data show that Korean is less stable, or if they do not show that decoding
-is at least 1.2 times as fast:
+A gate in CI: fail if anything is worse, or if the data do not show that decoding is at least 1.2
+times as fast:
 
-`kprune compare --original URL --pruned URL --fail-on "stability<0" "decode_ratio<1.2?"`
+`kprune compare --original URL --pruned URL --fail-on worse "decode_ratio<1.2?"`
 
 Two models of a hosted API:
 
 `OPENAI_API_KEY=… kprune compare --original https://HOST/v1 --original-model BIG
 --pruned https://HOST/v1 --pruned-model SMALL --suite stability`
 
+One model with and without thinking:
+
+`kprune compare --original URL --pruned URL
+--pruned-extra-body '{"chat_template_kwargs": {"enable_thinking": false}}'`
+
 **Keys** come from KPRUNE_ORIGINAL_API_KEY and KPRUNE_PRUNED_API_KEY, else OPENAI_API_KEY.
 
 **Exit codes**: 0 success. 1 a --fail-on condition is met. 2 a mistake that you can correct, or
 nothing could be measured. 3 a server died, or no longer has the model or any credit: the report has
 the results until then, and the same command resumes and asks again for answers that failed. 130
-Ctrl-C: the same, without a report.
+Ctrl-C, 143 SIGTERM: the same, without a report.
 """
-_INCOMPLETE, _STOPPED = 3, 130
 _REPORT = "Report"
 
 
@@ -104,12 +117,32 @@ class _Output:
         flags=("--fresh",),
         group=_REPORT,
     )
+    plan: bool = option(
+        False,
+        "Only say what each suite would ask, about how long it would take, and which differences "
+        "it could find; a few prompts measure the speed of both servers.",
+        flags=("--plan",),
+        group=_REPORT,
+    )
     fail_on: tuple[str, ...] = option(
         (),
-        'Exit with code 1 if the data show this: "stability<0" (the main metric of a suite, pruned '
-        '- original), "decode_ratio<1.5?" (with ?: unless the data rule it out). Several may '
-        "follow.",
+        'Exit with code 1 if the data show this: worse (any metric is worse), "stability<0" (the '
+        'main metric of a suite, pruned - original), "decode_ratio<1.5?" (with ?: unless the data '
+        "rule it out). Several may follow.",
         group=_REPORT,
+    )
+    junit: Path | None = option(
+        None,
+        "Also write the verdicts and conditions as JUnit XML to this file.",
+        group=_REPORT,
+    )
+    summary_md: Path | None = option(
+        None,
+        'Also write a summary in Markdown to this file, such as "$GITHUB_STEP_SUMMARY".',
+        group=_REPORT,
+    )
+    verbose: bool = option(
+        False, "Print every metric and note.", flags=("--verbose", "-v"), group=_REPORT
     )
     json_to: str | None = option(
         None,
@@ -127,7 +160,9 @@ def register(app: typer.Typer) -> None:
 def command() -> Callable[..., Any]:
     """The command as Typer takes it, with the options of every suite in the table."""
     tables = {name: type(suite.options) for name, suite in SUITES.items()}
-    return with_options(_run, _Endpoints, _Selection, CommonOptions, *tables.values(), _Output)
+    return with_options(
+        _run, _Endpoints, ExtraOptions, _Selection, CommonOptions, *tables.values(), _Output
+    )
 
 
 def _list_suites(wanted: bool) -> None:
@@ -139,6 +174,7 @@ def _list_suites(wanted: bool) -> None:
 
 def _run(
     endpoints: _Endpoints,
+    extras: ExtraOptions,
     selection: _Selection,
     common: CommonOptions,
     *of_suites_and_output: Any,
@@ -170,13 +206,21 @@ def _run(
     names = {suite.name for suite in chosen_suites(selection.suites or None, configured)}
     suites = [suite for suite in configured.values() if suite.name in names]
     gates = _gates(out.fail_on, more_conditions or ())
+    original_extras, pruned_extras = extras.of_sides()
     # Where any name may be a metric's, a bare name must not be taken for one.
     check_gates(gates, {one.name: None if "*" in one.metrics else one.metrics for one in suites})
     for suite in suites:  # before anything is moved
         suite.check(common)
+    if out.plan:
+        addresses = (
+            Address(endpoints.original, endpoints.original_model, extras=original_extras),
+            Address(endpoints.pruned, endpoints.pruned_model, extras=pruned_extras),
+        )
+        print_plan(plan(*addresses, suites, common, timeout=endpoints.timeout), output_console)
+        return
     if out.fresh and (moved := set_aside(out.output)):
         log(f"the previous run was moved to {moved}")
-    with _resumable(out.output), counts() as progress:
+    with resumable(out.output), counts() as progress:
         report = compare_endpoints(
             endpoints.original,
             endpoints.pruned,
@@ -185,14 +229,21 @@ def _run(
             options=common,
             original_model=endpoints.original_model,
             pruned_model=endpoints.pruned_model,
+            original_extras=original_extras,
+            pruned_extras=pruned_extras,
             timeout=endpoints.timeout,
             gated=bool(gates),
             configured=configured,
             progress=progress,
             warn=lambda warning: log(f"warning: {warning}"),
         )
-    _show(report, out.output, out.json_to)
-    _end(report, gates, out.output)
+    results = gate_results(gates, report, selection.suites)
+    if out.junit:
+        write_junit(report, results, out.junit)
+    if out.summary_md:
+        write_summary(report, results, out.summary_md)
+    _show(report, out.output, out.json_to, verbose=out.verbose)
+    end(report, results, out.output)
 
 
 def _gates(conditions: Sequence[str], more: Sequence[str]) -> tuple[Gate, ...]:
@@ -201,41 +252,9 @@ def _gates(conditions: Sequence[str], more: Sequence[str]) -> tuple[Gate, ...]:
     return parse_gates([*conditions, *more])
 
 
-@contextmanager
-def _resumable(folder: Path) -> Iterator[None]:
-    """On Ctrl-C, say what is kept and how to resume."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        log(f"stopped; the answers are kept in {folder}, and the same command resumes")
-        raise typer.Exit(_STOPPED) from None
-
-
-def _show(report: Report, folder: Path, json_to: str | None) -> None:
+def _show(report: Report, folder: Path, json_to: str | None, *, verbose: bool) -> None:
     if json_to:
         write_json(report.model_dump(mode="json"), json_to)
-    print_report(report, error_console if json_to == "-" else output_console)
+    show = print_report if verbose else print_brief
+    show(report, error_console if json_to == "-" else output_console)
     log(f"report: {folder / 'report.html'} (as JSON: {folder / 'report.json'})")
-
-
-def _end(report: Report, gates: Sequence[Gate], folder: Path) -> None:
-    failures = failed_gates(gates, report)
-    for failure in failures:
-        error_console.print(f"[bold red]failed:[/] {escape(str(failure))}", soft_wrap=True)
-    # This code wins over 1: the gates were judged on a part of the data only.
-    if report.incomplete:
-        log(f"incomplete: {report.incomplete}")
-        log(f"the answers are kept in {folder}; start the server, then the same command resumes")
-        raise typer.Exit(_INCOMPLETE)
-    if failures:
-        raise typer.Exit(1)
-    if not any(suite.metrics for suite in report.suites):
-        raise KPruneError(f"nothing could be measured: {_reasons(report)}")
-    if gates:
-        log(f"gate: passed; none of {len(gates)} --fail-on condition(s) is met")
-
-
-def _reasons(report: Report) -> str:
-    """The first reason of every suite."""
-    found = ((one.name, next(iter(one.unavailable.values()), "")) for one in report.suites)
-    return "; ".join(f"{name}: {why or 'it returned no results'}" for name, why in found)

@@ -1,13 +1,20 @@
-"""The summary of a report that `kprune compare` prints: a table for each suite, and a sentence."""
+"""The summary of a report that `kprune compare` prints.
+
+`print_brief` fits on one screen; `print_report` has a table for each suite.
+"""
+
+from collections.abc import Iterator, Sequence
 
 from rich.console import Console
 from rich.markup import escape
+from rich.padding import Padding
 from rich.table import Table
 
+from vllm_kprune.compare.planning import PlannedSuite
 from vllm_kprune.compare.report.document import MetricReport, Report, SuiteReport
 from vllm_kprune.compare.statistics.verdicts import Verdict
 
-__all__ = ["print_report", "suite_table"]
+__all__ = ["print_brief", "print_plan", "print_report", "suite_table"]
 
 _STYLES: dict[Verdict, str] = {
     "better": "green",
@@ -17,12 +24,68 @@ _STYLES: dict[Verdict, str] = {
     "informational": "dim",
 }
 
+_SCREEN = 40
+_OTHER_LINES = 8  # the summary twice, in up to three lines each, a legend, the report's address
+_LINES_OF_SUITE = 3  # a heading, and a sentence in two lines
+_LONGEST = 150  # characters of a sentence
+_MOST_WARNINGS = 3
+_TOLD: tuple[Verdict, ...] = ("worse", "better", "not enough data")
+_SIGNS = {"worse": "▼", "better": "▲", "not enough data": "?"}
+
+
+def print_brief(report: Report, console: Console) -> None:
+    """Print the summary, warnings, a sentence for each suite, what differs, and the summary again.
+
+    At most 40 lines at 80 columns: with many suites, fewer metrics of each are shown.
+    """
+    warnings = [
+        f"[bold red]{escape(suite.name)}: {escape(note)}[/]"
+        for suite in report.suites
+        for note in filter(_is_warning, suite.notes)
+    ]
+    room = _SCREEN - _OTHER_LINES - len(warnings[:_MOST_WARNINGS])
+    each = max(0, room // max(1, len(report.suites)) - _LINES_OF_SUITE)
+    console.print(f"[bold]{escape(report.summary)}[/]")
+    for line in warnings[:_MOST_WARNINGS]:
+        console.print(line, no_wrap=True, overflow="ellipsis", crop=True)
+    for suite in report.suites:
+        heading, *details = _brief(suite, each)
+        console.print(heading, no_wrap=True, overflow="ellipsis", crop=True)
+        if suite.metrics:
+            console.print(Padding(escape(_cut(suite.sentence)), (0, 0, 0, 2)))
+        for line in details:
+            console.print(line, no_wrap=True, overflow="ellipsis", crop=True)
+    console.print("[dim]×0.92 is 8 % less; brackets are 95 % intervals; -v shows every metric[/]")
+    console.print(f"[bold]{escape(report.summary)}[/]")
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
+
+
+def _brief(suite: SuiteReport, most: int) -> Iterator[str]:
+    """A heading, and at most so many metrics that differ or lack data."""
+    if not suite.metrics:
+        yield f"[bold]{escape(suite.name)}[/]: [dim]{escape(suite.sentence)}[/]"
+        return
+    yield f"[bold]{escape(suite.name)}[/]: {_coloured(suite.verdict, suite.words)}"
+    told = [metric for metric in suite.metrics if metric.verdict in _TOLD]
+    told.sort(key=lambda metric: _TOLD.index(metric.verdict))
+    for metric in told[:most]:
+        values = f"{metric.shown.original} → {metric.shown.pruned}"
+        what = f"{metric.title}: {values}, {metric.shown.effect}"
+        yield f"  {_coloured(metric.verdict, f'{_SIGNS[metric.verdict]} {what}')}"
+
 
 def print_report(report: Report, console: Console) -> None:
-    """Print every suite, and a summary in one sentence at the end, where a reader looks first.
+    """Print warnings, every suite, and a summary in one sentence at the end, where a reader looks
+    first.
 
     Text from the report is never interpreted as rich's markup.
     """
+    for suite in report.suites:
+        for note in filter(_is_warning, suite.notes):
+            console.print(f"[bold red]{escape(suite.name)}: {escape(note)}[/]")
     for suite in report.suites:
         if suite.metrics:
             console.print(suite_table(suite))
@@ -32,10 +95,32 @@ def print_report(report: Report, console: Console) -> None:
             # "*" stands for the whole suite.
             what = "" if name == "*" else f"{escape(name)} "
             console.print(f"  [dim]{what}not measured: {escape(why)}[/]")
-        for note in suite.notes:
+        for note in (note for note in suite.notes if not _is_warning(note)):
             console.print(f"  [dim]{escape(note)}[/]")
         console.print()
     console.print(f"[bold]{escape(report.summary)}[/]")
+
+
+def _is_warning(note: str) -> bool:
+    return note.startswith("WARNING")
+
+
+def print_plan(planned: Sequence[PlannedSuite], console: Console) -> None:
+    """Print what a run would take and what it could find."""
+    table = Table(box=None)
+    for name in ("suite", "items", "requests a side", "minutes"):
+        table.add_column(name, justify="left" if name == "suite" else "right")
+    table.add_column("what it can find", overflow="fold")
+    for one in planned:
+        minutes = "?" if one.minutes is None else f"{one.minutes:.1f}"
+        table.add_row(one.name, _count(one.items), _count(one.requests), minutes, one.finds)
+    console.print(table)
+    known = sum(one.minutes or 0 for one in planned)
+    console.print(f"about {known:.0f} minutes, measured with a few prompts at T=0")
+
+
+def _count(number: int | None) -> str:
+    return "?" if number is None else f"{number:,}"
 
 
 def suite_table(suite: SuiteReport) -> Table:

@@ -1,13 +1,12 @@
 """What `kprune demo` prints in addition to a comparison: a summary, sizes and the hardware."""
 
 import os
-import platform
-from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from vllm_kprune.compare.endpoint.description import machine
 from vllm_kprune.compare.report.document import Report
 from vllm_kprune.demo.run import Sizes
 
@@ -31,11 +30,7 @@ def print_summary(
 
 def hardware() -> str:
     """The processor, the number of cores, and their load."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    name = names[0] if names else platform.processor() or platform.machine()
-    return f"{name}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} before"
+    return f"{machine()}, load {os.getloadavg()[0]:.1f} before"
 
 
 def _rows(sizes: Sizes) -> list[tuple[str, str, str, str]]:

@@ -10,6 +10,6 @@ rooms before its own, which `tests/test_layers.py` checks):
 - `report/`: the report's schema, its file and its page.
 - `journal`, `run`, `asking`: the answers on disk, the suites in turn, both sides asked alternately.
 - `suites/`: one file for each suite, and the table of all.
-- `connect`, `conclude`, `gate`, `comparing`: the beginning and the end of a run, conditions on its
-  report, and the whole.
+- `connect`, `conclude`, `gate`, `ci_files`, `planning`, `comparing`: the beginning and the end of a
+  run, conditions on its report, files for CI, what a run will take, and the whole.
 """

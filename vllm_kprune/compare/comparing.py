@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from vllm_kprune.compare.conclude import SAME_ENDPOINT, conclude, write_all
 from vllm_kprune.compare.connect import Address, connect
+from vllm_kprune.compare.endpoint.extras import NO_EXTRAS, Extras
 from vllm_kprune.compare.endpoint.messages import same_endpoint, shared_key
 from vllm_kprune.compare.options import CommonOptions
 from vllm_kprune.compare.report.document import Report
@@ -29,6 +30,8 @@ def compare_endpoints(
     options: CommonOptions | None = None,
     original_model: str | None = None,
     pruned_model: str | None = None,
+    original_extras: Extras = NO_EXTRAS,
+    pruned_extras: Extras = NO_EXTRAS,
     timeout: float = 300.0,
     gated: bool = False,
     configured: Mapping[str, Suite] = SUITES,
@@ -48,6 +51,9 @@ def compare_endpoints(
     API keys come from `KPRUNE_ORIGINAL_API_KEY` and `KPRUNE_PRUNED_API_KEY`, else from
     `OPENAI_API_KEY`.
 
+    `original_extras` and `pruned_extras` are added to every request of a side: fields of the body,
+    headers and a query.
+
     `timeout` limits each request, in seconds. With `gated`, both sides must be different
     endpoints. If a server dies, the report has what was measured until then, and its field
     `incomplete` says why.
@@ -64,11 +70,13 @@ def compare_endpoints(
     # All of them before `connect`, which makes the folder and sends the first requests.
     for suite in chosen:
         suite.check(options)
+        for caution in suite.cautions(options):
+            warn(f"{suite.name}: {caution.removeprefix('WARNING: ')}")
     if warning := shared_key(original_url, pruned_url):
         warn(warning)
     with connect(
-        Address(original_url, original_model),
-        Address(pruned_url, pruned_model),
+        Address(original_url, original_model, extras=original_extras),
+        Address(pruned_url, pruned_model, extras=pruned_extras),
         options,
         output,
         # Also suites that are not run now: their options are part of the settings of the run.

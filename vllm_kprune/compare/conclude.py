@@ -41,11 +41,12 @@ def conclude(context: Context, results: Sequence[SuiteResult]) -> Report:
     """The report of a run; it depends only on the answers, not on when the run was resumed."""
     try:
         return build_report(
-            [_within_bounds(_with_main(result)) for result in results],
+            [_within_bounds(_with_more(context, _with_main(result))) for result in results],
             endpoints=[_endpoint(context, client) for client in context.clients],
             settings=context.journal.settings,
             versions=dict(_versions()),
             seed=context.options.seed,
+            date=str(context.journal.get("endpoints", "date") or ""),
             incomplete=context.dead_endpoints[0] if context.dead_endpoints else None,
         )
     except ValidationError as error:
@@ -71,6 +72,15 @@ def _with_main(result: SuiteResult) -> SuiteResult:
     plain = pattern.rstrip("*@_")
     matching = (name for name in names if fnmatchcase(name, pattern))
     return replace(result, main=plain if plain in names else next(matching, plain))
+
+
+def _with_more(context: Context, result: SuiteResult) -> SuiteResult:
+    """The result with the option that gives its suite more items."""
+    suite = SUITES.get(result.suite)
+    if result.more or not suite or not suite.more:
+        return result
+    limited = context.options.limit is not None
+    return replace(result, more="a higher --limit" if limited else suite.more)
 
 
 def write_all(report: Report, folder: Path) -> tuple[Path, Path]:

@@ -7,6 +7,7 @@ import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from pydantic import TypeAdapter
 
 from vllm_kprune.compare.endpoint.client import Client
 from vllm_kprune.compare.endpoint.description import describe_endpoint
+from vllm_kprune.compare.endpoint.extras import NO_EXTRAS, Extras
 from vllm_kprune.compare.endpoint.messages import (
     Abilities,
     Endpoint,
@@ -37,12 +39,13 @@ class Address:
     """Where a side is found; `model` is None for the only model that is served there.
 
     `name` replaces the URL in the journal and the report. It is for servers that the caller starts,
-    which have another port each time.
+    which have another port each time. `extras` are added to every request.
     """
 
     url: str
     model: str | None = None
     name: str | None = None
+    extras: Extras = NO_EXTRAS
 
 
 @contextmanager
@@ -65,8 +68,8 @@ def connect(
     """
     sides = {"original": original, "pruned": pruned}
     endpoints = [
-        Endpoint(name, clean_url(f"--{name}", side.url), side.model or "", api_key(name))
-        for name, side in sides.items()
+        Endpoint(name, clean_url(f"--{name}", one.url), one.model or "", api_key(name), one.extras)
+        for name, one in sides.items()
     ]
     # One event loop for the whole run, because connections belong to the loop that opened them.
     with asyncio.Runner() as runner:
@@ -90,6 +93,8 @@ def connect(
             models = first.endpoint.model, second.endpoint.model
             settings = settings_of((original, pruned), models, options, suites)
             with Journal(folder, settings) as journal:
+                # Kept, so that a resumed run ends in the same report.
+                journal.step("endpoints", "date", lambda: date.today().isoformat())
                 for client in clients:
                     _learn(client, journal, runner)
                 yield Context((first, second), journal, options, runner, progress)
@@ -117,6 +122,7 @@ def settings_of(
     for side, address, model in zip(("original", "pruned"), addresses, models, strict=True):
         settings[side] = address.name or clean_url(f"--{side}", address.url)
         settings[f"{side}_model"] = model
+        settings |= {f"{side}_{key}": value for key, value in address.extras.settings.items()}
     return settings
 
 

@@ -1,23 +1,31 @@
 """`--fail-on`: conditions on a report that make a build in CI fail.
 
-    gate = name operator number ["?"]      name = suite | suite.metric | metric
+    gate = [suite "."] "worse" ["?"]  |  name operator number ["?"]
+    name = suite | suite.metric | metric
     operator = "<" | "<=" | ">" | ">="     number = decimal, e.g. 0, -0.01, 1.5
 
-The number is compared with the *effect*: pruned - original in the metric's unit (0.01 is one
-percentage point of a share), pruned / original for a metric whose effect is a ratio, or the score
-itself for a metric of the pair. A suite stands for its main metric, and for no other if that one
-could not be measured. A metric without its suite must be the only one of that name.
+    worse                   fails if any metric of the report has the verdict "worse"
+    worse?                  fails if any could be: also where there is not enough data
+    stability.worse         the same for the metrics of one suite
+
+`worse` is what most builds want: it cannot pass beside a verdict that says the opposite, and it is
+corrected for the number of metrics. It cannot be used on suites whose metrics are informational.
+
+In the other form, the number is compared with the *effect*: pruned - original in the metric's unit
+(0.01 is one percentage point of a share), pruned / original for a metric whose effect is a ratio,
+or the score itself for a metric of the pair. A suite stands for its main metric, and for no other
+if that one could not be measured. A metric without its suite must be the only one of that name.
 
     stability<0             fails if the data show it: the whole interval is below 0
     decode_ratio<1.5?       fails if the data cannot rule it out: part of the interval is below 1.5
 
 The point estimate alone is never used, since it is below 0 in half of all runs of two equal models.
 A gate on a metric that was not measured, or that has no interval, fails: a gate that cannot be
-checked must not pass silently.
+checked must not pass silently. A gate that passes says whether the data rule its condition out.
 """
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from operator import ge, gt, le, lt
@@ -26,7 +34,15 @@ from vllm_kprune.compare.report.document import MetricReport, Report, SuiteRepor
 from vllm_kprune.compare.suites import SUITES
 from vllm_kprune.errors import KPruneError, nearest, shown
 
-__all__ = ["Gate", "GateFailure", "check_gates", "failed_gates", "parse_gates"]
+__all__ = [
+    "Gate",
+    "GateResult",
+    "check_gates",
+    "failed_gates",
+    "gate_results",
+    "parse_gates",
+    "worse_metrics",
+]
 
 # A metric's name may contain dots, as tasks of lm-eval do, but not end in one. Numbers have neither
 # exponents nor more than 12 digits on a side, so no text becomes infinity or NaN.
@@ -34,25 +50,32 @@ _GATE = re.compile(
     r"\s*(?P<name>[a-z0-9_@-]+(?:\.[a-z0-9_@.-]*[a-z0-9_@-])?)\s*(?P<operator><=|>=|<|>)"
     r"\s*(?P<number>[+-]?[0-9]{1,12}(?:\.[0-9]{1,12})?)\s*(?P<doubt>\?)?\s*"
 )
+_WORSE = re.compile(r"\s*(?:(?P<suite>[a-z0-9_]+)\.)?worse(?P<doubt>\?)?\s*")
+_MOST_NAMED = 4  # metrics in one reason
 _OPERATORS = {"<": lt, "<=": le, ">": gt, ">=": ge}
 
 
 @dataclass(frozen=True)
 class Gate:
-    """One condition; `doubt` stands for the question mark: fail unless it is ruled out."""
+    """One condition; `doubt` stands for the question mark: fail unless it is ruled out.
+
+    `name` is a suite, a metric or both. Without an operator, the condition is a verdict of "worse"
+    on any metric of the suite `name`, or of the whole report if it is empty.
+    """
 
     text: str
     name: str
-    operator: str
-    number: float
-    doubt: bool
+    operator: str = ""
+    number: float = 0.0
+    doubt: bool = False
 
 
 @dataclass(frozen=True)
-class GateFailure:
-    """A gate that failed, and why. As text, it begins with the condition as the user wrote it."""
+class GateResult:
+    """What came of a gate, and why. As text, it begins with the condition as the user wrote it."""
 
     gate: Gate
+    failed: bool
     why: str
 
     def __str__(self) -> str:
@@ -72,11 +95,14 @@ def _split(text: str) -> list[str]:
 
 
 def _parse(text: str) -> Gate:
+    if found := _WORSE.fullmatch(text):
+        return Gate(text.strip(), found["suite"] or "", doubt=bool(found["doubt"]))
     found = _GATE.fullmatch(text)
     if not found:
         raise KPruneError(
-            f"--fail-on {shown(text)} cannot be read; expected NAME OPERATOR NUMBER, for example "
-            '"stability<0", "latency.decode_ratio<1.5" or, to fail in doubt as well, "stability<0?"'
+            f"--fail-on {shown(text)} cannot be read; expected worse, or NAME OPERATOR NUMBER "
+            'such as "stability<0", "latency.decode_ratio<1.5" or, to fail in doubt as well, '
+            '"stability<0?"'
         )
     number = float(found["number"])
     return Gate(text.strip(), found["name"], found["operator"], number, bool(found["doubt"]))
@@ -95,6 +121,8 @@ def check_gates(gates: Sequence[Gate], known: Mapping[str, Collection[str] | Non
 
 
 def _possible(name: str, known: Mapping[str, Collection[str] | None]) -> bool:
+    if not name:  # `worse` is about whatever the report has
+        return True
     suite, _, metric = name.partition(".")
     if name in known:
         return True
@@ -113,27 +141,97 @@ def _unknown(name: str, known: Mapping[str, Collection[str] | None]) -> str:
     return f"no such suite or metric in this run; {nearest(name, {*known, *names})}"
 
 
-def failed_gates(gates: Sequence[Gate], report: Report) -> tuple[GateFailure, ...]:
-    """The gates that fail on a report; `KPruneError` for a name that cannot occur in it."""
-    found = ((gate, _why(gate, report)) for gate in gates)
-    return tuple(GateFailure(gate, why) for gate, why in found if why)
+def failed_gates(
+    gates: Sequence[Gate], report: Report, required: Iterable[str] = ()
+) -> tuple[GateResult, ...]:
+    """Those of `gate_results` that failed."""
+    return tuple(one for one in gate_results(gates, report, required) if one.failed)
 
 
-def _why(gate: Gate, report: Report) -> str | None:
+def gate_results(
+    gates: Sequence[Gate], report: Report, required: Iterable[str] = ()
+) -> tuple[GateResult, ...]:
+    """Check each gate; `KPruneError` for a name that cannot occur in the report.
+
+    `required` names suites that the user asked for: `worse` fails if one was not measured.
+    """
+    asked = set(required)
+    return tuple(
+        GateResult(
+            gate, *(_compare(gate, report) if gate.operator else _worse(gate, report, asked))
+        )
+        for gate in gates
+    )
+
+
+def worse_metrics(suites: Iterable[SuiteReport]) -> list[str]:
+    """Each metric that the report calls worse, with its suite and its effect."""
+    return [
+        f"{suite.name}: {_measured(one)}"
+        for suite in suites
+        for one in suite.metrics
+        if one.verdict == "worse"
+    ]
+
+
+def _measured(metric: MetricReport) -> str:
+    return f"{metric.title}: {metric.shown.effect}"
+
+
+def _compare(gate: Gate, report: Report) -> tuple[bool, str]:
+    """Whether a condition on a number is met, and what the data say."""
     metric = _metric(gate, report)
     if isinstance(metric, str):
-        return metric
+        return True, metric
     low, high = metric.effect.low, metric.effect.high
     if low is None or high is None:
-        return f"{metric.title} cannot be checked: {metric.words}"
+        return True, f"{metric.title} cannot be checked: {metric.words}"
     holds = _OPERATORS[gate.operator]
     # A comparison with a number holds on the whole interval exactly if it holds at both ends, and
     # somewhere in it exactly if it holds at one of them.
     ends = [holds(low, gate.number), holds(high, gate.number)]
-    if any(ends) if gate.doubt else all(ends):
-        why = "so the condition is met" if all(ends) else "this cannot be ruled out"
-        return f"{metric.title}: {metric.shown.effect} ({metric.words}); {why}"
-    return None
+    what = f"{_measured(metric)} ({metric.words})"
+    if all(ends):
+        return True, f"{what}; so the condition is met"
+    if any(ends):
+        doubt = "this cannot be ruled out" if gate.doubt else "not met, but not ruled out either"
+        return gate.doubt, f"{what}; {doubt}"
+    return False, f"{what}; the data rule the condition out"
+
+
+def _worse(gate: Gate, report: Report, required: Collection[str]) -> tuple[bool, str]:
+    """Whether any verdict is "worse", or with `?` could be."""
+    suites = [suite for suite in report.suites if gate.name in ("", suite.name)]
+    needed = required if not gate.name else (gate.name,)
+    for suite in suites:
+        if suite.name in needed and not suite.metrics:
+            return True, f"{suite.name} was {_unmeasured(suite.unavailable)}"
+    judged = [
+        (f"{suite.name}: {_measured(metric)}", metric.verdict)
+        for suite in suites
+        for metric in suite.metrics
+        if metric.verdict != "informational"
+    ]
+    if not judged:
+        return True, (
+            "nothing was judged: all metrics are informational or not measured; use a condition "
+            "with a number, such as exactness<0.98?"
+        )
+    worse, open_ = (
+        [what for what, verdict in judged if verdict == one] for one in ("worse", "not enough data")
+    )
+    if worse:
+        return True, f"{len(worse)} of {len(judged)} metrics are worse: {_some(worse)}"
+    none = f"none of {len(judged)} metrics is worse"
+    if not open_:
+        return False, f"{none}, and each has enough data"
+    doubt = f"{none}, but {len(open_)} had not enough data to rule it out: {_some(open_)}"
+    return gate.doubt, doubt
+
+
+def _some(texts: Sequence[str]) -> str:
+    more = len(texts) - _MOST_NAMED
+    return "; ".join(texts[:_MOST_NAMED]) + (f"; and {more} more" if more > 0 else "")
 
 
 def _metric(gate: Gate, report: Report) -> MetricReport | str:

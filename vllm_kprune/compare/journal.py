@@ -202,6 +202,23 @@ def set_aside(folder: Path) -> Path | None:
             f"{folder} has no answers of a comparison, and --fresh moves no other folders; "
             "choose another -o"
         )
+    # A run that is under way would go on writing into the moved folder.
+    lock = FileLock(folder / _FOLDER / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise KPruneError(
+            f"another comparison is writing to {folder}; wait for it, or choose another -o"
+        ) from None
+    except (OSError, NotImplementedError) as error:
+        raise KPruneError(f"{folder} cannot be moved: {error}") from None
+    try:
+        return _moved(folder)
+    finally:
+        lock.release()
+
+
+def _moved(folder: Path) -> Path:
     number = 1
     while (target := folder.with_name(f"{folder.name}.{number}")).exists():
         number += 1

@@ -81,7 +81,8 @@ class SuiteResult:
 
     `unavailable` maps the name of a metric (or `*` for the whole suite) to the reason why it could
     not be measured. A missing measurement is never reported as zero. `main` names the metric that
-    stands for the suite, whether or not it was measured; None means the first one.
+    stands for the suite, whether or not it was measured; None means the first one. `more` is the
+    option that gives more items, for verdicts of "not enough data".
     """
 
     suite: str
@@ -91,3 +92,4 @@ class SuiteResult:
     unavailable: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     main: str | None = None
+    more: str = ""

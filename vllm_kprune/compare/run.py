@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 from vllm_kprune.compare.endpoint.client import Client
 from vllm_kprune.compare.endpoint.messages import Answer, Endpoint, EndpointDied
@@ -17,7 +17,7 @@ from vllm_kprune.compare.journal import Journal
 from vllm_kprune.compare.measurements import SuiteResult
 from vllm_kprune.compare.options import CommonOptions, NoOptions
 
-__all__ = ["Context", "RunResult", "Suite", "SuiteProgress", "run_suites"]
+__all__ = ["Amount", "Context", "RunResult", "Suite", "SuiteProgress", "run_suites"]
 
 T = TypeVar("T")
 SuiteProgress = Callable[[str, int, int], None]
@@ -65,18 +65,34 @@ class Context:
         return None
 
 
+@dataclass(frozen=True)
+class Amount:
+    """How much a suite asks: `requests` of each side, about `tokens` long (None: as they come).
+
+    `items` are what it compares. `measure` says of which kind its main metric is.
+    """
+
+    items: int
+    requests: int
+    tokens: int | None = None
+    one_by_one: bool = False
+    measure: Literal["share", "points", ""] = ""
+
+
 class Suite(ABC):
     """A suite: one file in `suites/` and one row of the table `suites.SUITES`.
 
     A subclass is a frozen dataclass. It sets `name` (for `--suite`), `help` (one sentence) and
-    `metrics` (names or shell patterns of its metrics, the main one first). A suite with options of
-    its own nests a frozen dataclass `Options`, whose fields `vllm_kprune.options` declares, and has
+    `metrics` (names or shell patterns of its metrics, the main one first). `more` is the option
+    that gives it more items, if any does. A suite with options of its own nests a frozen dataclass
+    `Options`, whose fields `vllm_kprune.options` declares, and has
     a field `options` of that type. The options of `kprune compare` are made from these classes.
     """
 
     name: str
     help: str
     metrics: tuple[str, ...]
+    more: str = ""
 
     @property
     def options(self) -> Any:
@@ -95,6 +111,14 @@ class Suite(ABC):
 
         This is called before the folder of the run is made and before anything is asked.
         """
+
+    def cautions(self, common: CommonOptions) -> Sequence[str]:
+        """What a user should know before anything is asked, each beginning with WARNING."""
+        return ()
+
+    def amount(self, common: CommonOptions) -> Amount | None:
+        """How much the suite will ask; None where only running it can tell."""
+        return None
 
     @abstractmethod
     def run(self, context: Context) -> SuiteResult:

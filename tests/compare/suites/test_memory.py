@@ -2,6 +2,10 @@
 
 import os
 import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +26,10 @@ KPRUNE = {"active": True, "vocabulary_bytes": {"original": 1000, "kept": 400}}
 
 
 def run(folder: Path, sides: list[dict[str, Any]], **options: Any) -> SuiteResult:
-    url = options.pop("url", "http://192.0.2.1:1/v1")
+    urls = options.pop("urls", ("http://192.0.2.1:1/v1", "http://192.0.2.2:1/v1"))
     clients = [
         MockClient(name, scoring, paths=paths, url=url)
-        for name, paths in zip(("original", "pruned"), sides, strict=True)
+        for name, paths, url in zip(("original", "pruned"), sides, urls, strict=True)
     ]
     with comparing(folder, *clients, **options) as context:
         return Memory().run(context)
@@ -69,12 +73,31 @@ def test_caches_of_several_engines_add_up() -> None:
 
 def test_the_process_that_listens_is_found_with_its_children(tmp_path: Path) -> None:
     pytest.importorskip("psutil", reason="psutil is not installed")
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        url = f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
-        found = {m.metric.name: m for m in run(tmp_path, [{}, {}], url=url).measurements}
-    own = found["processes"].original.item()
-    assert own > 2**20 and os.getpid()
-    assert "processes" in run(tmp_path / "after", [{}, {}], url=url).unavailable
+    with socket.create_server(("127.0.0.1", 0)) as listener, other_listener() as other:
+        urls = tuple(f"http://127.0.0.1:{port}/v1" for port in (listener.getsockname()[1], other))
+        found = {m.metric.name: m for m in run(tmp_path, [{}, {}], urls=urls).measurements}
+        # One process behind both addresses has no size of each side.
+        same = run(tmp_path / "same", [{}, {}], urls=(urls[0], urls[0].replace("/v1", "/a/v1")))
+        assert "one process serves both sides" in same.unavailable["processes"]
+    own, small = found["processes"].original.item(), found["processes"].pruned.item()
+    assert own > small > 2**20 and os.getpid()
+    assert "processes" in run(tmp_path / "after", [{}, {}], urls=urls).unavailable
+
+
+@contextmanager
+def other_listener() -> Iterator[int]:
+    """The port of another process that listens."""
+    listens = (
+        "import socket; server = socket.create_server(('127.0.0.1', 0)); "
+        "print(server.getsockname()[1], flush=True); input()"
+    )
+    command = [sys.executable, "-c", listens]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        try:
+            yield int(process.stdout.readline())
+        finally:
+            process.kill()
 
 
 def test_folders_tell_weights_and_an_answer_is_kept(tmp_path: Path) -> None:

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 from support.mock_answers import HANJA, Habits, in_wrong_language, leaks_hanja
-from support.mock_endpoint import MockClient, compared, comparing
+from support.mock_endpoint import MockClient, compared, comparing, run_suite
 from support.synthetic_report import metrics_of, reported
 
-from vllm_kprune.compare.endpoint.messages import Answer
+from vllm_kprune.compare.endpoint.messages import Answer, Request
 from vllm_kprune.compare.suites.stability import Stability
 from vllm_kprune.compare.suites.stability_prompts import pick, stability_prompts
 from vllm_kprune.errors import KPruneError
@@ -76,6 +76,8 @@ def test_equal_endpoints_are_equal_in_everything(tmp_path: Path) -> None:
     assert metrics["lcpr_t0"].original.value == metrics["lcpr_t1"].original.value == 1
     assert all(metric.effect.value == 0 for metric in metrics.values())
     assert result.unavailable == {}
+    # Half of the prompts want English, whose words are not judged.
+    assert (metrics["lcpr_t0"].items, metrics["wpr_t0"].items) == (40, 20)
     assert all(any(fnmatchcase(name, known) for known in SUITE.metrics) for name in metrics)
     of_one_language = {name for name in metrics if name.split("_")[-2] in {"en", "ko"}}
     assert of_one_language == {name for name, metric in metrics.items() if metric.detail}
@@ -85,19 +87,19 @@ def test_equal_endpoints_are_equal_in_everything(tmp_path: Path) -> None:
 def planted(
     flaw: Callable[..., bool], habits: Habits, temperature: float, samples: int
 ) -> dict[str, tuple[int, int]]:
-    """By language: the number of answers in which the mock plants the flaw, and of all answers."""
+    """By source and language: how many answers get the flaw from the mock, and of how many."""
     flaws: dict[str, list[bool]] = {}
     for prompt in stability_prompts(("ko", "en"), None):
-        found = flaws.setdefault(prompt.language, [])
+        found = flaws.setdefault(f"{prompt.source} {prompt.language}", [])
         found += [flaw(habits, prompt.text, temperature, seed) for seed in range(samples)]
-    return {language: (sum(found), len(found)) for language, found in flaws.items()}
+    return {cell: (sum(found), len(found)) for cell, found in flaws.items()}
 
 
 def test_answers_in_the_wrong_language_are_found_with_their_share(tmp_path: Path) -> None:
     habits = Habits(wrong_language=0.1)
     metrics = metrics_of(reported(compared(SUITE, tmp_path, Habits(), habits, samples=2)))
     for name, temperature, samples in (("lpr_t0", 0.0, 1), ("lpr_t1", 1.0, 2)):
-        # Korean and English count alike, whatever the number of prompts.
+        # Each language of each source counts alike, whatever the number of prompts.
         counts = planted(in_wrong_language, habits, temperature, samples)
         share = sum(flawed / answers for flawed, answers in counts.values()) / len(counts)
         assert 0.05 < share < 0.2
@@ -111,10 +113,10 @@ def test_answers_in_the_wrong_language_are_found_with_their_share(tmp_path: Path
 
 def test_a_hanja_in_fifty_answers_is_found_and_shown(tmp_path: Path) -> None:
     habits = Habits(hanja=0.02)
-    result = compared(SUITE, tmp_path, Habits(), habits, samples=8)
+    result = compared(SUITE, tmp_path, Habits(), habits, samples=4)
     leaks = metrics_of(reported(result))["foreign_t1"]
     assert leaks.original.value == 0
-    flawed, answers = map(sum, zip(*planted(leaks_hanja, habits, 1.0, 8).values(), strict=True))
+    flawed, answers = map(sum, zip(*planted(leaks_hanja, habits, 1.0, 4).values(), strict=True))
     assert leaks.effect.value == pytest.approx(flawed / answers)
     assert leaks.effect.low is not None and leaks.effect.low > 0
     assert leaks.verdict == "worse"
@@ -122,6 +124,42 @@ def test_a_hanja_in_fifty_answers_is_found_and_shown(tmp_path: Path) -> None:
     spans = [(example.answers[1], span) for example in flawed for span in example.spans[1]]
     assert spans
     assert {text[span.start : span.end] for text, span in spans} == {HANJA}
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda text: text + HANJA,
+        lambda text: (
+            "이것은 다른 언어로 쓰인 긴 문장 하나일 뿐입니다." if text.isascii() else "In English."
+        ),
+        lambda text: text + "\ufffd.",
+        lambda text: "그래서 다시 말합니다. " * 20,
+        lambda text: "",
+    ],
+    ids=["foreign", "language", "broken", "loop", "empty"],
+)
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_every_flaw_moves_the_main_metric(
+    spoil: Callable[[str], str], temperature: int, tmp_path: Path
+) -> None:
+    flawed = MockClient("pruned", habits=Habits())
+    answer = flawed.reply
+
+    def reply(request: Request) -> Answer:
+        found = answer(request)
+        spoiled = request.temperature == temperature and "." in str(request.messages)
+        return replace(found, text=spoil(found.text)) if spoiled else found
+
+    flawed.reply = reply
+    original = MockClient("original", habits=Habits())
+    result = run_suite(SUITE, tmp_path, original, flawed, limit=60)
+    report = reported(result)
+    assert SUITE.metrics[0] == "sound_all"
+    main = metrics_of(report)["sound_all"]
+    assert main.original.value == 1
+    assert main.effect.high is not None and main.effect.high < -0.1
+    assert main.verdict == "worse"
 
 
 def test_without_chat_it_completes_and_says_so(tmp_path: Path) -> None:
@@ -145,7 +183,8 @@ def test_answers_that_failed_are_left_out_on_both_sides(tmp_path: Path) -> None:
     )
     with comparing(tmp_path, MockClient("original", habits=Habits()), failing, limit=40) as context:
         result = SUITE.run(context)
-    assert result.measurements[0].original.shape == (30, 8)
+    shapes = {one.metric.name: one.original.shape for one in result.measurements}
+    assert shapes["lcpr_t0"] == (30, 12) and shapes["sound_all"] == (30, 2)
     assert any("20 of 80 answers failed" in note for note in result.notes)
 
 
@@ -198,7 +237,8 @@ def test_empty_answers_are_no_good_answers(tmp_path: Path) -> None:
     assert any(
         f"At T=1 100.0% of the original's answers and {1 - share:.1%}" in n for n in result.notes
     )
-    assert metrics["lcpr_t0"].verdict != "equal"
+    # The other side has no line of the prompts that ask for Korean in English.
+    assert "lcpr_t0" not in metrics and "in ko" in result.unavailable["lcpr_t0"]
 
 
 def test_a_side_that_says_nothing_in_a_language_leaves_no_mean_over_languages(

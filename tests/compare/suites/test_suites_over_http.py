@@ -15,6 +15,7 @@ from vllm_kprune.compare.run import run_suites
 from vllm_kprune.compare.suites import SUITES, latency
 from vllm_kprune.compare.suites.accuracy import Accuracy
 from vllm_kprune.compare.suites.latency import Latency
+from vllm_kprune.compare.suites.memory import Memory
 
 NAMES = ("translation", "accuracy", "latency", "memory", "input")
 
@@ -44,8 +45,12 @@ def test_every_suite_measures_or_says_why_not(
     assert outcome.died is None
     found = {result.suite: result for result in outcome.results}
     assert tuple(found) == NAMES
-    assert all(result.measurements or "*" in result.unavailable for result in found.values())
+    # Both mocks listen in one process, which has no size of each side.
+    memory = found["memory"].unavailable
+    assert set(memory) == set(Memory().metrics) and "one process" in memory["processes"]
+    measured = [result for result in found.values() if result.suite != "memory"]
+    assert all(result.measurements or "*" in result.unavailable for result in measured)
     # The server sends a whole answer in one chunk, which says nothing about its tokens.
     assert found["latency"].measurements[0].metric.name == "throughput"
     assert "several tokens per chunk" in found["latency"].unavailable["decode_ratio"]
-    assert [len(m.items) for m in found["translation"].measurements] == [3] * 4
+    assert [len(m.items) for m in found["translation"].measurements] == [6, 6, 3, 3, 3, 3]

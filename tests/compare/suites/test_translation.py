@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.mock_endpoint import MockClient, comparing, run_suite
+from support.synthetic_report import metrics_of, reported
 
 from vllm_kprune.compare.endpoint.messages import Answer, Request
 from vllm_kprune.compare.measurements import SuiteResult
@@ -107,7 +108,7 @@ def test_one_language_has_nothing_to_translate_and_says_so(tmp_path: Path) -> No
     assert "name two with --language" in found.unavailable["*"]
 
 
-def test_the_first_direction_is_what_the_suite_stands_for_also_if_it_failed(
+def test_the_mean_over_directions_is_what_the_suite_stands_for_also_if_one_failed(
     tmp_path: Path,
 ) -> None:
     def only_to_english(request: Request) -> Answer:
@@ -115,21 +116,42 @@ def test_the_first_direction_is_what_the_suite_stands_for_also_if_it_failed(
         return Answer(error="HTTP 500") if failed else perfect(request)
 
     found = run(tmp_path, perfect, only_to_english, limit=2)
-    assert found.main == "chrf_en_ko" in found.unavailable
+    assert found.main == "chrf_all" in found.unavailable
+    assert "chrf_en_ko" in found.unavailable
     assert [m.metric.name for m in found.measurements] == ["chrf_ko_en", "bleu_ko_en"]
 
 
 def test_a_worse_translator_scores_lower_and_an_equal_one_alike(tmp_path: Path) -> None:
     found = run(tmp_path, perfect, worse)
     names = [m.metric.name for m in found.measurements]
-    assert names == ["chrf_en_ko", "bleu_en_ko", "chrf_ko_en", "bleu_ko_en"]
+    of_all = ["chrf_all", "bleu_all"]
+    assert names == [*of_all, "chrf_en_ko", "bleu_en_ko", "chrf_ko_en", "bleu_ko_en"]
     for measurement in found.measurements:
-        matched = slice(2, 6) if "bleu" in measurement.metric.name else slice(2, None, 3)
+        bleu, width = "bleu" in measurement.metric.name, measurement.original.shape[1]
+        matched = [2, 3, 4, 5] if bleu else list(range(2, width, 3))
+        matched += [column + 10 for column in matched] if bleu and width == 20 else []
         assert measurement.pruned is not None
         lost = measurement.original[:, matched].sum() - measurement.pruned[:, matched].sum()
         assert lost > 0
     assert {e.labels["chrF++"] for e in found.examples} == {"worse"}
-    assert len(found.measurements[0].items) == len(own_sentences())
+    assert len(found.measurements[0].items) == 2 * len(own_sentences())
+    assert len(found.measurements[2].items) == len(own_sentences())
+
+
+def test_the_mean_over_directions_is_that_of_their_scores(tmp_path: Path) -> None:
+    def one_way(request: Request) -> Answer:
+        into_korean = "into Korean" in request.messages[-1]["content"]
+        return (worse if into_korean else perfect)(request)
+
+    metrics = metrics_of(reported(run(tmp_path, perfect, one_way)))
+    for score in ("chrf", "bleu"):
+        each = [metrics[f"{score}_{way}"].pruned for way in ("en_ko", "ko_en")]
+        values = [one.value for one in each if one is not None and one.value is not None]
+        mean = metrics[f"{score}_all"].pruned
+        assert mean is not None and mean.value == pytest.approx(sum(values) / 2)
+    # A loss in one direction is enough.
+    assert metrics["chrf_all"].verdict == "worse"
+    assert metrics["chrf_en_ko"].verdict == "informational"
 
 
 def test_swapping_the_sides_swaps_the_features(tmp_path: Path) -> None:
@@ -152,7 +174,9 @@ def test_a_resumed_run_asks_nothing_again(tmp_path: Path) -> None:
 
 def test_the_limit_draws_by_the_seed(tmp_path: Path) -> None:
     def items(seed: int) -> tuple[str, ...]:
-        return run(tmp_path / str(seed), perfect, perfect, limit=4, seed=seed).measurements[0].items
+        return (
+            run(tmp_path / str(seed), perfect, perfect, limit=4, seed=seed).measurements[-1].items
+        )
 
     assert len(items(0)) == 4
     assert items(0) != items(1)
@@ -195,6 +219,9 @@ def test_comet_scores_each_sentence_where_it_is_installed(
     translation_scores._comet.cache_clear()
     comet = next(m for m in found.measurements if m.metric.name == "comet_en_ko")
     assert (comet.original.tolist(), comet.pruned.tolist()) == ([[1.0], [1.0]], [[0.0], [0.0]])
+    of_all = metrics_of(reported(found))["comet_all"]
+    assert of_all.pruned is not None
+    assert (of_all.original.value, of_all.pruned.value) == (1, 0)
     assert not found.unavailable
 
 

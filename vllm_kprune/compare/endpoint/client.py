@@ -21,8 +21,17 @@ from vllm_kprune.compare.endpoint.messages import (
     EndpointDied,
     Request,
 )
+from vllm_kprune.compare.endpoint.refusals import (
+    KeyRefused,
+    Refused,
+    TooLong,
+    Trouble,
+    page_in,
+    parse,
+    refusal_in,
+)
 from vllm_kprune.compare.endpoint.request_body import body_of, path_of
-from vllm_kprune.compare.endpoint.transport import Refused, TooLong, Transport, Trouble, parse
+from vllm_kprune.compare.endpoint.transport import Transport
 from vllm_kprune.compare.endpoint.wire import (
     Malformed,
     read_answer,
@@ -67,6 +76,7 @@ class Client:
         # A moment of `time.monotonic` before which no request is sent; see `_turn`.
         self._not_before = 0.0
         self._given_up = 0
+        self._answered = False
         self._transport = Transport(endpoint, timeout)
 
     @contextmanager
@@ -120,6 +130,13 @@ class Client:
                 answer = Answer(error=str(error), final=error.status in _FINAL)
             except (TooLong, Trouble) as error:
                 answer = Answer(error=str(error))
+            except KeyRefused as error:
+                # A key that was revoked midway: what was measured until then is reported.
+                if self._answered:
+                    raise EndpointDied(self.endpoint, str(error)) from None
+                raise
+            else:
+                self._answered = True
         # `latency` repeats a round where this is not 0, since it measured waiting.
         return replace(answer, retries=made - 1)
 
@@ -149,14 +166,21 @@ class Client:
     async def ask_once(self, request: Request) -> Answer:
         """One attempt; raises the errors of `transport` for anything but a complete answer."""
         url = self.endpoint.url + path_of(request)
-        body = body_of(request, self.endpoint.model, self.abilities)
+        # Fields that a suite sets win: the input suite adds some of its own.
+        body = {**self.endpoint.extras.body}
+        body |= body_of(request, self.endpoint.model, self.abilities)
         started = time.perf_counter()
         try:
             if request.stream:
                 events = await self._transport.stream(url, body)
                 return whole_answer([read_chunk(event, at) for at, event in events], started)
             data = await self._transport.post(url, body)
-            return read_answer(parse(data), 1000 * (time.perf_counter() - started))
+            # A page with status 200 comes from a wrong address or a login, not from a busy server.
+            if page := page_in(data):
+                raise Refused(200, page)
+            value = parse(data)
+            refusal_in(value, self.endpoint)
+            return read_answer(value, 1000 * (time.perf_counter() - started))
         # Such as a proxy's page with status 200: another attempt may get through.
         except Malformed as error:
             raise Trouble("server", str(error)) from None

@@ -1,11 +1,14 @@
 """How an endpoint describes itself, for the report: versions, profile, and missing abilities."""
 
+import os
+import platform
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from vllm_kprune.compare.endpoint.client import Client
 
-__all__ = ["checked_description", "describe_endpoint"]
+__all__ = ["checked_description", "describe_endpoint", "machine"]
 
 _MAX_CHARACTERS = 400  # of one value
 
@@ -19,9 +22,27 @@ async def describe_endpoint(client: Client) -> dict[str, str]:
     version = await client.get("/version")
     if isinstance(version, dict) and isinstance(version.get("version"), str):
         description["vllm"] = version["version"]
+    if client.endpoint.is_local:
+        description["hardware"] = machine()
     for name, reason in client.abilities.missing.items():
         description[f"without {name}"] = reason
     return checked_description(description)
+
+
+def machine() -> str:
+    """The processor, the number of cores and the GPUs of this machine."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    name = names[0] if names else platform.processor() or platform.machine()
+    gpus = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
+    models = [
+        line.partition(":")[2].strip()
+        for path in gpus
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if line.startswith("Model")
+    ]
+    return ", ".join([f"{name}, {os.cpu_count()} cores", *models])
 
 
 def checked_description(value: Any) -> dict[str, str]:

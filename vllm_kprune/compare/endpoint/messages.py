@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 from pydantic import TypeAdapter, ValidationError
 
+from vllm_kprune.compare.endpoint.extras import NO_EXTRAS, Extras
 from vllm_kprune.errors import KPruneError, shown
 
 __all__ = [
@@ -45,6 +46,12 @@ class Endpoint:
     url: str
     model: str
     api_key: str = field(default="", repr=False)
+    extras: Extras = NO_EXTRAS
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """What no message may show, the longest first."""
+        return tuple(sorted({self.api_key, *self.extras.secrets} - {""}, key=len, reverse=True))
 
     @property
     def root(self) -> str:
@@ -107,9 +114,16 @@ class Answer:
     (one value for each token after the first) exist for streamed requests only; `untimed` says why
     `itl_ms` is empty. With n > 1, `others` are the texts after the first one, and `logprobs` and
     the like belong to the first. `retries` counts the failed attempts.
+
+    `text` is what the server sent as the answer; `reasoning` is what it sent apart from it, and
+    `tool_calls` names the tools that the model called. Reasoning between tags is still in `text`
+    (`suites/spoken.py` separates it).
     """
 
     text: str = ""
+    reasoning: str = ""
+    reasoning_tokens: int | None = None
+    tool_calls: tuple[str, ...] = ()
     finish_reason: str | None = None
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
@@ -195,11 +209,14 @@ def clean_url(option: str, url: str) -> str:
 def same_endpoint(one: Endpoint, other: Endpoint) -> bool:
     """Whether both are the same model at the same address, however the URL is written.
 
+    With other extras it is another side: one server with and without thinking can be compared.
+
     >>> one = Endpoint("original", clean_url("", "http://LOCALHOST:80"), "m")
     >>> same_endpoint(one, Endpoint("pruned", clean_url("", "http://127.0.0.1/v1/"), "m"))
     True
     """
-    return one.model == other.model and _address(one.url) == _address(other.url)
+    alike = one.model == other.model and one.extras == other.extras
+    return alike and _address(one.url) == _address(other.url)
 
 
 def _address(url: str) -> tuple[str, str, int, str]:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from vllm_kprune.compare.endpoint.client import Client
 from vllm_kprune.compare.endpoint.messages import Abilities, Answer, Request
-from vllm_kprune.compare.endpoint.transport import Refused, TooLong, Trouble
+from vllm_kprune.compare.endpoint.refusals import Refused, TooLong, Trouble, page_in
 from vllm_kprune.errors import KPruneError, nearest
 
 __all__ = ["find_model", "probe"]
@@ -49,7 +49,9 @@ async def find_model(client: Client, wanted: str | None) -> str:
             raise KPruneError(f"--{side}-model: {wanted!r} is not served; {nearest(wanted, names)}")
         return wanted
     if len(bases) != 1:
-        nothing = f"lists no model ({refusal})" if refusal else "lists no model"
+        page = page_in(listed.encode()) if isinstance(listed, str) else None
+        found = refusal or page
+        nothing = f"lists no model ({found})" if found else "lists no model"
         what = f"serves {len(bases)} models ({', '.join(bases[:8])})" if bases else nothing
         raise KPruneError(
             f"the {side} endpoint ({client.endpoint.url}) {what}; name one with --{side}-model"

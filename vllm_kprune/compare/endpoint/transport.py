@@ -1,68 +1,43 @@
 """One attempt at an endpoint over HTTP, bounded in size and time.
 
-The next attempt may succeed after `Trouble`, but not after `Refused` or `TooLong`. Redirects are
-not followed, since they would carry the key elsewhere. Proxies from the environment are not used
-for servers on this machine. The key appears in no message.
+The next attempt may succeed after `Trouble`, but not after `Refused` or `TooLong`. A `KPruneError`
+is the user's to solve: a key, a certificate, a proxy, an address that redirects. Redirects are not
+followed, since they would carry the key elsewhere. Proxies from the environment are not used for
+servers on this machine; certificates (`SSL_CERT_FILE`, `SSL_CERT_DIR`) are. The key appears in no
+message.
 """
 
 import asyncio
 import email.utils
-import json
-import re
 import time
 from collections.abc import AsyncGenerator, Awaitable, Mapping
 from contextlib import aclosing
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit, urlunsplit
 
+from vllm_kprune.compare.endpoint.connections import certificates, check_lasting
 from vllm_kprune.compare.endpoint.messages import Endpoint
-from vllm_kprune.compare.endpoint.wire import Malformed
+from vllm_kprune.compare.endpoint.refusals import (
+    BUSY,
+    MAX_ERROR_BYTES,
+    KeyRefused,
+    Refused,
+    TooLong,
+    Trouble,
+    parse,
+    words_of,
+)
 from vllm_kprune.errors import KPruneError
 
 if TYPE_CHECKING:
     import httpx
 
-__all__ = ["Refused", "TooLong", "Transport", "Trouble", "parse"]
+__all__ = ["Transport"]
 
 T = TypeVar("T")
 _CONNECT_SECONDS = 10.0
 _MAX_BYTES = 16 * 1024 * 1024
-_MAX_ERROR_BYTES = 65536
-_MAX_WORDS = 300
-# Escaped surrogates are usually whole pairs, such as emoji, which `json.loads` joins. `_HALF` finds
-# those that are left over. The search in bytes spares most answers that second pass.
-_HALF_ESCAPED = re.compile(rb"\\u[dD][89a-fA-F]")
-_HALF = re.compile("[\ud800-\udfff]")
-# Request timeout, conflict, too early, too many requests.
-_BUSY = (408, 409, 425, 429)
-
-
-class Refused(Exception):
-    """A status that another attempt would not change, with the server's message."""
-
-    def __init__(self, status: int, words: str) -> None:
-        self.status, self.words = status, words
-        super().__init__(f"HTTP {status}: {words}")
-
-
-class TooLong(Exception):
-    """An answer that was too long to be read to its end."""
-
-
-class Trouble(Exception):
-    """A problem that may be gone at the next attempt.
-
-    `wait` is the number of seconds that the server asked to wait.
-    """
-
-    def __init__(
-        self,
-        kind: Literal["connection", "timeout", "server", "busy"],
-        reason: str,
-        wait: float | None = None,
-    ) -> None:
-        self.kind, self.wait = kind, wait
-        super().__init__(reason)
 
 
 class Transport:
@@ -71,17 +46,31 @@ class Transport:
     def __init__(self, endpoint: Endpoint, timeout: float) -> None:
         self.endpoint = endpoint
         self.timeout = timeout
-        http = _httpx()
-        key = endpoint.api_key
-        self._http: httpx.AsyncClient = http.AsyncClient(
-            headers={"Authorization": f"Bearer {key}"} if key else {},
+        self._http: httpx.AsyncClient = self._opened(_httpx())
+
+    def _opened(self, http: ModuleType) -> "httpx.AsyncClient":
+        endpoint, timeout = self.endpoint, self.timeout
+        key, extras = endpoint.api_key, endpoint.extras
+        settings: dict[str, Any] = dict(
+            headers=_headers(key, extras.headers),
+            params=dict(extras.query),
             # httpx limits each read. A server that sends a byte a minute is stopped by `_in_time`.
             timeout=http.Timeout(timeout, connect=_CONNECT_SECONDS),
             trust_env=not endpoint.is_local,
-            verify=not endpoint.url.startswith("http:"),  # loading certificates is slow
+            # Loading certificates is slow.
+            verify=False if endpoint.url.startswith("http:") else certificates(endpoint.name),
             # The client limits concurrency. A queue for connections would add to measured times.
             limits=http.Limits(max_connections=None),
         )
+        try:
+            return http.AsyncClient(**settings)  # type: ignore[no-any-return]
+        # httpx reads the proxies of the environment here: a scheme that it does not know, or SOCKS
+        # without the package that it needs.
+        except (ImportError, ValueError) as error:
+            raise KPruneError(
+                f"the proxy for the {endpoint.name} endpoint cannot be used: {error} (check "
+                "HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY)"
+            ) from None
 
     async def close(self) -> None:
         """Close the connections."""
@@ -137,7 +126,7 @@ class Transport:
         value = parse(data)
         # Once a stream has begun with status 200, vLLM can only report an error inside it.
         if isinstance(value, dict) and "error" in value and not value.get("choices"):
-            raise Trouble("server", _words(data, self.endpoint.api_key))
+            raise Trouble("server", words_of(data, self.endpoint.secrets))
         return value
 
     async def _chunks(
@@ -148,7 +137,7 @@ class Transport:
             async with self._http.stream(method, url, json=body) as response:
                 # Also for 3xx, as redirects are not followed.
                 if response.status_code != 200:
-                    await self._refuse(response)
+                    await self._refuse(response, of_api=url.startswith(self.endpoint.url))
                 async for chunk in response.aiter_bytes():
                     # Counted after decompression, where a small answer can become huge.
                     size += len(chunk)
@@ -157,20 +146,31 @@ class Transport:
                     yield chunk
         except (http.ReadTimeout, http.WriteTimeout, http.PoolTimeout):
             raise self._late() from None
+        except http.InvalidURL as error:
+            raise KPruneError(f"{url} is no URL that can be asked: {error}") from None
         except (http.TransportError, http.DecodingError) as error:
+            check_lasting(error, self.endpoint)
             raise Trouble("connection", f"{type(error).__name__} {error}".strip()) from None
 
-    async def _refuse(self, response: "httpx.Response") -> None:
-        """Raise what a status other than 200 means."""
+    async def _refuse(self, response: "httpx.Response", *, of_api: bool) -> None:
+        """Raise what a status other than 200 means.
+
+        Paths outside of the API, such as `/metrics`, may be closed or lead elsewhere; then the
+        endpoint just lacks them.
+        """
         side = self.endpoint.name
-        words = _words(await _beginning(response), self.endpoint.api_key)
+        words = words_of(await _beginning(response), self.endpoint.secrets)
         status = response.status_code
-        if status in (401, 403):
+        if status in (401, 403) and of_api:
+            raise KeyRefused(self.endpoint, f"HTTP {status}: {words}")
+        if 300 <= status < 400 and of_api:
+            target = _without_query(response.headers.get("location", ""))
             raise KPruneError(
-                f"the {side} endpoint asks for a valid API key (HTTP {status}: {words}); "
-                f"set KPRUNE_{side.upper()}_API_KEY or OPENAI_API_KEY"
+                f"the {side} endpoint ({self.endpoint.url}) redirects to {target or 'no address'} "
+                f"(HTTP {status}), which is not followed, as it would carry the key elsewhere; "
+                f"name the final address with --{side}"
             )
-        if status in _BUSY:
+        if status in BUSY:
             raise Trouble("busy", f"HTTP {status}: {words}", _retry_after(response.headers))
         # 501 means "not implemented", which no later attempt changes.
         if status >= 500 and status != 501:
@@ -178,18 +178,11 @@ class Transport:
         raise Refused(status, words)
 
 
-def parse(data: bytes) -> Any:
-    """Parsed JSON; `Malformed` for anything else, including JSON that is nested too deeply.
-
-    Lone surrogates, which JSON can escape and UTF-8 cannot hold, become replacement characters.
-    """
-    try:
-        value = json.loads(data.decode("utf-8-sig"))
-        if _HALF_ESCAPED.search(data):
-            value = json.loads(_HALF.sub("\ufffd", json.dumps(value, ensure_ascii=False)))
-        return value
-    except (ValueError, RecursionError):
-        raise Malformed("an answer that is not JSON") from None
+def _headers(key: str, own: Mapping[str, str]) -> dict[str, str]:
+    """The key and the user's own headers, which win: a gateway may want another Authorization."""
+    bearer = {"Authorization": f"Bearer {key}"} if key else {}
+    taken = {name.lower() for name in own}
+    return {name: value for name, value in bearer.items() if name.lower() not in taken} | {**own}
 
 
 async def _beginning(response: "httpx.Response") -> bytes:
@@ -197,27 +190,18 @@ async def _beginning(response: "httpx.Response") -> bytes:
     data = b""
     async for chunk in response.aiter_bytes():
         data += chunk
-        if len(data) > _MAX_ERROR_BYTES:
+        if len(data) > MAX_ERROR_BYTES:
             break
     return data
 
 
-def _words(data: bytes, secret: str) -> str:
-    """The message of an error's body as one short line, without the key that was sent."""
+def _without_query(url: str) -> str:
+    """The address without a query or a user, which may be secrets."""
     try:
-        value = parse(data)
-    except Malformed:
-        value = None
-    # Goes down step by step: {"error": {"message": "no such model"}} gives the innermost text.
-    for name in ("error", "message", "detail"):
-        if isinstance(value, dict) and value.get(name):
-            value = value[name]
-    text = value if isinstance(value, str) else data.decode(errors="replace")
-    text = " ".join(text.split())
-    # Before the text is cut, as a cut could leave half of the key.
-    if secret:
-        text = text.replace(secret, "***")
-    return text if len(text) <= _MAX_WORDS else f"{text[:_MAX_WORDS]}…"
+        parts = urlsplit(url)
+    except ValueError:
+        return ""
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:

@@ -5,95 +5,33 @@ that a server leaves out stay None.
 """
 
 import math
-import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import ValidationError
 
 from vllm_kprune.compare.endpoint.messages import Answer
+from vllm_kprune.compare.endpoint.reply import Choice, Lenient, Logprobs, PromptToken, Reply, Usage
 from vllm_kprune.compare.endpoint.token_times import token_times
 
 __all__ = ["Malformed", "StreamChunk", "read_answer", "read_chunk", "whole_answer"]
-
-_HALF_CHARACTERS = re.compile("[\ud800-\udfff]")
 
 
 class Malformed(ValueError):
     """An answer that does not follow the API."""
 
 
-class _Lenient(BaseModel):
-    model_config = ConfigDict(extra="ignore", frozen=True)
-
-
-class _Usage(_Lenient):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-
-
-class _Message(_Lenient):
-    content: str | None = None
-
-
-class _Token(_Lenient):
-    token: str
-    logprob: float
-    top_logprobs: tuple["_Token", ...] | None = None
-
-
-class _Logprobs(_Lenient):
-    """Both formats: chats use `content`, completions the other fields."""
-
-    content: tuple[_Token, ...] | None = None
-    tokens: tuple[str, ...] | None = None
-    token_logprobs: tuple[float | None, ...] | None = None
-    top_logprobs: tuple[dict[str, float] | None, ...] | None = None
-
-
-class _PromptToken(_Lenient):
-    logprob: float
-
-
-class _Choice(_Lenient):
-    index: int = 0
-    text: str | None = None
-    message: _Message | None = None
-    delta: _Message | None = None
-    finish_reason: str | None = None
-    logprobs: _Logprobs | None = None
-    token_ids: tuple[int, ...] | None = None
-    prompt_token_ids: tuple[int, ...] | None = None
-    prompt_logprobs: tuple[dict[str, _PromptToken] | None, ...] | None = None
-
-    @property
-    def words(self) -> str:
-        message = self.message or self.delta
-        text = (message.content if message else self.text) or ""
-        return _HALF_CHARACTERS.sub("\ufffd", text)
-
-
-class _Reply(_Lenient):
-    choices: tuple[_Choice, ...] = ()
-    usage: _Usage | None = None
-    prompt_token_ids: tuple[int, ...] | None = None
-    prompt_logprobs: tuple[dict[str, _PromptToken] | None, ...] | None = None
-
-    @field_validator("choices", mode="before")
-    @classmethod
-    def _no_choices(cls, value: Any) -> Any:
-        return value or ()  # some servers send null with the final usage
-
-
-class StreamChunk(_Lenient):
+class StreamChunk(Lenient):
     """A part of a streamed answer, and when it arrived (seconds of a monotonic clock)."""
 
     moment: float
     text: str
     tokens: int
+    reasoning: str = ""
+    tool_calls: tuple[str, ...] = ()
     ids: tuple[int, ...] | None = None
     finish_reason: str | None = None
-    usage: _Usage | None = None
+    usage: Usage | None = None
 
 
 def read_answer(value: Any, e2e_ms: float) -> Answer:
@@ -103,10 +41,13 @@ def read_answer(value: Any, e2e_ms: float) -> Answer:
         raise Malformed("an answer without choices")
     # Servers may list the choices in any order.
     choice, *others = sorted(reply.choices, key=lambda choice: choice.index)
-    usage = reply.usage or _Usage()
+    usage = reply.usage or Usage()
     texts, logprobs, top = _places(choice.logprobs)
     return Answer(
         text=choice.words,
+        reasoning=choice.thoughts,
+        reasoning_tokens=usage.reasoning_tokens,
+        tool_calls=choice.tools,
         finish_reason=choice.finish_reason,
         prompt_tokens=usage.prompt_tokens,
         completion_tokens=usage.completion_tokens,
@@ -125,12 +66,14 @@ def read_answer(value: Any, e2e_ms: float) -> Answer:
 def read_chunk(value: Any, moment: float) -> StreamChunk:
     """A chunk of a stream. Without ids, a chunk with text counts as one token (see `_untimed`)."""
     reply = _checked(value)
-    choice = reply.choices[0] if reply.choices else _Choice()
-    tokens = int(bool(choice.words)) if choice.token_ids is None else len(choice.token_ids)
+    choice = reply.choices[0] if reply.choices else Choice()
+    some = bool(choice.words or choice.thoughts)
     return StreamChunk(
         moment=moment,
         text=choice.words,
-        tokens=tokens,
+        reasoning=choice.thoughts,
+        tool_calls=choice.tools,
+        tokens=int(some) if choice.token_ids is None else len(choice.token_ids),
         ids=choice.token_ids,
         finish_reason=choice.finish_reason,
         usage=reply.usage,
@@ -144,7 +87,7 @@ def whole_answer(chunks: Sequence[StreamChunk], started: float) -> Answer:
     # Chunks without a token (the role at the beginning, the usage at the end) have no time.
     arrived = [chunk.moment for chunk in chunks if chunk.tokens]
     usages = [chunk.usage for chunk in chunks if chunk.usage]
-    usage = usages[-1] if usages else _Usage()
+    usage = usages[-1] if usages else Usage()
     reasons = [chunk.finish_reason for chunk in chunks if chunk.finish_reason]
     reason = reasons[-1] if reasons else None
     # One chunk with tokens and without ids makes them all unknown: the rest would be shifted.
@@ -153,6 +96,9 @@ def whole_answer(chunks: Sequence[StreamChunk], started: float) -> Answer:
     arrivals = ((chunk.moment, 0, chunk.tokens) for chunk in chunks)
     return Answer(
         text="".join(chunk.text for chunk in chunks),
+        reasoning="".join(chunk.reasoning for chunk in chunks),
+        reasoning_tokens=usage.reasoning_tokens,
+        tool_calls=tuple(name for chunk in chunks for name in chunk.tool_calls),
         finish_reason=reason,
         prompt_tokens=usage.prompt_tokens,
         completion_tokens=usage.completion_tokens,
@@ -178,16 +124,16 @@ def _untimed(tokens: int | None, chunks: int, reason: str | None) -> str | None:
     return "streams several tokens per chunk" if few else "streams tokens in several chunks"
 
 
-def _checked(value: Any) -> _Reply:
+def _checked(value: Any) -> Reply:
     try:
-        return _Reply.model_validate(value)
+        return Reply.model_validate(value)
     except ValidationError as error:
         where = ".".join(map(str, error.errors()[0]["loc"]))
         raise Malformed(f"an answer with an invalid {where[:60] or 'structure'}") from None
 
 
 def _places(
-    found: _Logprobs | None,
+    found: Logprobs | None,
 ) -> tuple[tuple[str, ...] | None, tuple[float, ...] | None, tuple[dict[str, float], ...] | None]:
     """Tokens, their log-probabilities and the best tokens, from either format.
 
@@ -214,7 +160,7 @@ def _places(
     return texts, known, tuple(best) if len(best) == len(texts) and all(best) else None
 
 
-def _prompt_logprobs(choice: _Choice, reply: _Reply) -> tuple[float | None, ...] | None:
+def _prompt_logprobs(choice: Choice, reply: Reply) -> tuple[float | None, ...] | None:
     """Log-probabilities of the prompt's own tokens.
 
     They are found by their ids, or else come first, where vLLM puts them.
@@ -228,7 +174,7 @@ def _prompt_logprobs(choice: _Choice, reply: _Reply) -> tuple[float | None, ...]
     return tuple(_own(place, own) for place, own in zip(places, ids, strict=True))
 
 
-def _own(place: dict[str, _PromptToken] | None, own: int | None) -> float | None:
+def _own(place: dict[str, PromptToken] | None, own: int | None) -> float | None:
     if not place:
         return None
     # vLLM's keys are ids as text.

@@ -24,6 +24,7 @@ from vllm_kprune.compare.report.document import (
     SuiteReport,
 )
 from vllm_kprune.compare.report.examples import choose_examples, shorten
+from vllm_kprune.compare.report.plain import sentence
 from vllm_kprune.compare.statistics.comparison import Comparison, Estimate, compare, correct
 from vllm_kprune.compare.statistics.number_format import show_effect, show_value
 from vllm_kprune.compare.statistics.pairing import quantiles
@@ -42,10 +43,11 @@ def build_report(
     resamples: int = 10_000,
     confidence: float = 0.95,
     incomplete: str | None = None,
+    date: str = "",
 ) -> Report:
     """Compare all measurements, correct for their number, and judge them.
 
-    `incomplete` says why the run ended early, if it did.
+    `incomplete` says why the run ended early, if it did, and `date` when it began.
     """
     # All suites together, because Holm's method needs every p-value of the report.
     comparisons = correct(
@@ -65,6 +67,7 @@ def build_report(
             unmeasured=[suite.name for suite in suites if not suite.metrics],
             incomplete=incomplete,
         ),
+        date=date,
         incomplete=incomplete,
         confidence=confidence,
         resamples=resamples,
@@ -86,16 +89,19 @@ def _without_secrets(endpoint: EndpointReport) -> EndpointReport:
 
 
 def _suite(result: SuiteResult, comparisons: Sequence[Comparison]) -> SuiteReport:
-    judgements = [judge(comparison) for comparison in comparisons]
+    judgements = [judge(comparison, result.more) for comparison in comparisons]
     titles = [measurement.metric.title for measurement in result.measurements]
     judgement = judge_suite(list(zip(titles, judgements, strict=True)))
     metrics = [
         _metric(*of_one)
         for of_one in zip(result.measurements, comparisons, judgements, strict=True)
     ]
+    name = result.main or next((metric.name for metric in metrics), None)
+    main = next((metric for metric in metrics if metric.name == name), None)
     return SuiteReport(
         name=result.suite,
-        main=result.main or next((metric.name for metric in metrics), None),
+        main=name,
+        sentence=shorten(sentence(result, main)),
         verdict=judgement.verdict,
         words=judgement.words,
         items_needed=judgement.items_needed,

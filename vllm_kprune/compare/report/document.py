@@ -106,13 +106,15 @@ class ExampleReport(_Part):
 class SuiteReport(_Part):
     """One suite: its metrics, which of them stands for it (measured or not), and what is missing.
 
-    `unavailable` gives the reason for each metric that could not be measured.
+    `unavailable` gives the reason for each metric that could not be measured, and `sentence` says
+    in plain words what the main metric found.
     """
 
     name: Name
     main: Name | None = None
     verdict: Verdict
     words: Name
+    sentence: Text = ""
     items_needed: int | None
     metrics: Annotated[list[MetricReport], Field(max_length=500)]
     unavailable: Names
@@ -131,12 +133,16 @@ class EndpointReport(_Part):
 
 
 class Report(_Part):
-    """A whole comparison; `incomplete` says why the run ended early, if it did."""
+    """A whole comparison; `incomplete` says why the run ended early, if it did.
+
+    `date` is the day on which the run began.
+    """
 
     # Must follow SCHEMA_VERSION: a Literal cannot name a variable.
     schema_version: Literal[1]
     kprune_version: Name
     summary: Text
+    date: Name = ""
     incomplete: Text | None = None
     confidence: float
     resamples: int

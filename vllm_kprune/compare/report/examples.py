@@ -17,8 +17,8 @@ _NAME = 120
 def choose_examples(examples: Sequence[Example], most: int = MOST_EXAMPLES) -> list[Example]:
     """At most `most` examples, cut to size.
 
-    Those with spans come first, then those whose answers differ, then the rest, each group in the
-    given order.
+    Those with spans come first, then those whose answers differ, then the rest; in each group,
+    answers that differ come before identical ones. Otherwise the order is as given.
     """
     # `sorted` is stable, so each group keeps the order of the suite.
     ranked = sorted(examples, key=_rank)
@@ -26,9 +26,8 @@ def choose_examples(examples: Sequence[Example], most: int = MOST_EXAMPLES) -> l
 
 
 def _rank(example: Example) -> int:
-    if any(example.spans):
-        return 0
-    return 1 if example.answers[0] != example.answers[1] else 2
+    same = example.answers[0] == example.answers[1]
+    return (0 if any(example.spans) else 2) + same
 
 
 def _cut(example: Example) -> Example:

@@ -162,6 +162,9 @@ AGGREGATES: Mapping[str, Aggregate] = MappingProxyType(
         "bleu": Aggregate(10, _of_sums(bleu)),
         # 3 counts for each of 6 character orders and 2 word orders.
         "chrf": Aggregate(24, _of_sums(chrf)),
+        # The mean over directions, each with columns of its own.
+        "macro_bleu": _macro(bleu, 10),
+        "macro_chrf": _macro(chrf, 24),
         "exact": Aggregate(1, lambda features, weights: (weights @ features)[:, 0], sampled=False),
     }
 )

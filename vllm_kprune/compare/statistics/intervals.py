@@ -9,14 +9,18 @@ here, with 6 to 200 items (`test_interval_coverage.py` repeats some of them):
   differ: with 5 of 60 answers differing, BCa covers 80 % instead of 95 %.
 - Shares of items that mostly pass or fail: the same after adding two items, one that passes only on
   the original side and one that passes only on the pruned side (Bonett and Price 2012). A handful
-  of differing items says little about how many differ, and no differing item says nothing. The
-  effect no longer needs this once a dozen items move differently from most. With fewer, the
-  replicates hardly vary: where nothing differs, where everything differs alike, or where each item
-  that differs has nothing to judge on one side.
-- Scores that are not shares, of items that are all alike on both sides: the data do not say how far
-  a differing item would move the score. The interval assumes the worst: that as many items as
-  `rule_of_three` allows lose all of the score. It is wide on purpose, since an endless loop in
-  place of an answer does lose all of it. A few items that differ make it narrower.
+  of differing items says little about how many differ. The effect no longer needs this once a
+  dozen items move differently from most. With fewer, the replicates hardly vary: where everything
+  differs alike, or where each item that differs has nothing to judge on one side.
+- Items that are all alike on both sides: exact. If a share d of all items were worse on one side,
+  n items would all be alike with a probability of at most (1 - d) ** n. Any d where that is below
+  5 % is rejected: d above 1 - 0.05 ** (1/n), about 3 / n. The same holds for a share that is
+  better. A true difference has only one direction, so neither end needs half of the 5 % (Hsu et al.
+  1994, on intervals that show that two things are equal). 300 items without a difference give
+  +-1.0 percentage points.
+  Scores that are not shares: the data do not say how far a differing item would move the score, so
+  the interval assumes that as many items lose all of it. It is wide on purpose, since an endless
+  loop in place of an answer does lose all of it. A few items that differ make it narrower.
 - Quantiles: percentiles of the replicates. There is none where even the largest value may well be
   below the true quantile: p99 needs 368 values at 95 %.
 
@@ -29,6 +33,7 @@ Student's t with 21 degrees of freedom is 2.08, and sqrt(22 / 21) corrects the b
 the interval reaches 2.13 x 0.089 = 0.19 to each side, so it is [-0.28, +0.10].
 """
 
+from collections.abc import Iterator
 from dataclasses import replace
 from math import ceil, isfinite, log, nan, pi, sqrt, tan
 from statistics import NormalDist
@@ -73,15 +78,14 @@ def intervals(
 
 
 def rule_of_three(items: int, confidence: float) -> float:
-    """The largest share of items that may differ when none of `items` did.
+    """The largest share of items that may be worse on one side when none of `items` differed.
 
-    This is the upper end of the exact interval of a share: about 3.7 / n at 95 % (Hanley and
-    Lippman-Hand 1983, who give the one-sided form, 3 / n).
+    About 3 / n at 95 % (Hanley and Lippman-Hand 1983).
 
-    >>> round(rule_of_three(60, 0.95), 3)  # 3.7 / 60 = 0.061
-    0.06
+    >>> round(rule_of_three(300, 0.95), 4)  # 3 / 300 = 0.01
+    0.0099
     """
-    return 1 - float(((1 - confidence) / 2) ** (1 / items))
+    return 1 - float((1 - confidence) ** (1 / items))
 
 
 def values_needed(quantile: float, confidence: float) -> int:
@@ -99,21 +103,46 @@ def values_needed(quantile: float, confidence: float) -> int:
 def _standard(
     data: Paired, resamples: int, confidence: float, rng: np.random.Generator
 ) -> list[Ends]:
-    found = _around(data, resamples, confidence, rng)
+    found = plain = _around(data, resamples, confidence, rng)
     enlarged = _enlarged(data)
     if enlarged is not data:
         cautious = _around(enlarged, resamples, confidence, rng)
         # The sides always get the cautious interval, the effect only while few items vary.
-        plain = data.both and data.varied >= _FEW
-        found = [*cautious[:-1], found[-1] if plain else cautious[-1]]
-    elif data.both and data.differing == 0:
-        point = float(data.point_estimates()[-1])
-        # A score of 0 has nothing to lose, and the data do not say what it might gain.
-        # `or` binds last: a reach of 0 becomes NaN, which is no interval.
-        reach = rule_of_three(data.num_items, confidence) * _to_lose(data) or nan
-        unseen = point - reach, point + reach
-        found[-1] = found[-1] if _width(found[-1]) > _width(unseen) else unseen
+        many = data.both and data.varied >= _FEW
+        found = [*cautious[:-1], plain[-1] if many else cautious[-1]]
+    if data.both and data.differing == 0:
+        # Not the cautious one. The plain one is wider where items have nothing to judge on one
+        # side: these do not count as differing, but they move the scores.
+        unseen = _unseen(data, confidence)
+        found[-1] = plain[-1] if _width(plain[-1]) > _width(unseen) else unseen
     return found
+
+
+def _unseen(data: Paired, confidence: float) -> Ends:
+    """The interval of an effect where no item differs."""
+    point = float(data.point_estimates()[-1])
+    parts = list(_groups(data))
+    # In the worst case, all the items that were not seen to differ belong to one group (language).
+    # A score of 0 has nothing to lose, and the data do not say what it might gain, so that 0
+    # becomes NaN, which is no interval.
+    reach = max(
+        rule_of_three(part.num_items, confidence) * _to_lose(part) / len(parts) for part in parts
+    )
+    return point - (reach or nan), point + (reach or nan)
+
+
+def _groups(data: Paired) -> Iterator[Paired]:
+    """The data of each group of columns alone, without items that have nothing to judge in it."""
+    columns = data.aggregate.columns
+    if columns is None or columns == 1:
+        yield data
+        return
+    for start in range(0, data.sides[0].shape[1], columns):
+        blocks = [side[:, start : start + columns] for side in data.sides]
+        counted = np.all([block.any(axis=1) for block in blocks], axis=0)
+        # If no item counts, the score is undefined anyway; one keeps the arithmetic defined.
+        chosen = counted if counted.any() else np.arange(len(counted)) == 0
+        yield replace(data, sides=tuple(block[chosen] for block in blocks))
 
 
 def _width(ends: Ends) -> float:
@@ -150,7 +179,7 @@ def _reach(items: int, confidence: float) -> float:
 
 
 def _to_lose(data: Paired) -> float:
-    """The most that one differing item can move the effect, times n.
+    """The most that one differing item of n can move the effect, times n.
 
     That is 1 for a share and on the logarithmic scale, otherwise the whole score.
     """

@@ -1,8 +1,10 @@
 """The features of a measurement, paired: only items that have a value on both sides."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vllm_kprune.compare.measurements import Floats, Measurement, Metric
 from vllm_kprune.compare.statistics.aggregates import AGGREGATES, Aggregate
@@ -107,7 +109,11 @@ class Paired:
 
 
 def pair(measurement: Measurement) -> Paired:
-    """Check a measurement, and drop items that lack a value on one side from both sides."""
+    """Check a measurement, and drop items that lack a value on one side from both sides.
+
+    Items with nothing to judge on either side are not counted at all: the words of Korean answers
+    are not judged in English ones, and 0 of 0 changes no ratio.
+    """
     metric = measurement.metric
     aggregate = AGGREGATES[metric.aggregate]
     # By name: the order in which a suite lists its items must not change what is drawn.
@@ -124,8 +130,14 @@ def pair(measurement: Measurement) -> Paired:
     # For a quantile, NaN is padding, and an item is missing only if it has no value at all.
     together = np.all if aggregate.columns is None else np.any
     missing = np.any([together(np.isnan(side), axis=1) for side in sides], axis=0)
-    kept = tuple(side[~missing] for side in sides)
+    idle = _nothing_to_judge(sides) if aggregate.columns in (2, 4) else np.zeros(len(missing), bool)
+    kept = tuple(side[~missing & ~idle] for side in sides)
     return Paired(metric, aggregate, kept, int(missing.sum()))
+
+
+def _nothing_to_judge(sides: Sequence[Floats]) -> NDArray[np.bool_]:
+    idle: NDArray[np.bool_] = np.all([(side == 0).all(axis=1) for side in sides], axis=0)
+    return idle
 
 
 def quantiles(measurement: Measurement, steps: int = 100) -> tuple[list[float], list[float]] | None:

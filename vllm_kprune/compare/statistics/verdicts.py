@@ -3,7 +3,8 @@
 - *equal*: the whole interval lies within the margin, even if a tiny difference is significant.
 - *better*, *worse*: otherwise, if the p-value, adjusted by Holm's method over the whole report, is
   below 1 - confidence.
-- *not enough data*: otherwise, with an estimate of how many items would settle it.
+- *not enough data*: otherwise, with an estimate of how many items would settle it, and how to get
+  them. Where the interval of this metric alone excludes 0, it says "not after correction".
 - *informational*: the metric has no better side, or belongs to the pair itself.
 
 Fewer than 6 items get neither an interval nor a verdict: even if all of them point the same way,
@@ -40,33 +41,36 @@ class Judgement:
     items_needed: int | None = None
 
 
-def judge(comparison: Comparison) -> Judgement:
-    """The verdict on one metric, after `correct`."""
+def judge(comparison: Comparison, more: str = "") -> Judgement:
+    """The verdict on one metric, after `correct`; `more` is the option that gives more items."""
     metric = comparison.metric
     if comparison.pruned is None or metric.better == "neither":
         return Judgement("informational", "informational")
     if AGGREGATES[metric.aggregate].sampled and comparison.n < MIN_ITEMS:
-        return _undecided(MIN_ITEMS)
+        return _undecided(MIN_ITEMS, more)
     margin, value, ends = _on_scale(comparison)
     if value is None or ends is None:
-        return _undecided(_needed_for_quantile(comparison))
+        return _undecided(_needed_for_quantile(comparison), more)
     if -margin <= ends[0] and ends[1] <= margin:
         within = f" within {show_margin(metric)}" if metric.margin else ""
         return Judgement("equal", f"equal{within}")
     # Values that are counted have no sampling error, so any difference is certain.
     p = 0.0 if not AGGREGATES[metric.aggregate].sampled else comparison.p_adjusted
     # `and value`: an effect of exactly 0 has no direction.
+    verdict: Verdict = "better" if (value > 0) == (metric.better == "higher") else "worse"
     if p is not None and p < 1 - comparison.confidence and value:
-        good = (value > 0) == (metric.better == "higher")
-        return Judgement("better", "better") if good else Judgement("worse", "worse")
-    return _undecided(_needed(comparison))
+        return Judgement(verdict, verdict)
+    alone = f": {verdict}, but not after correction" if ends[0] > 0 or ends[1] < 0 else ""
+    return _undecided(_needed(comparison), more, alone)
 
 
-def _undecided(needed: int | None) -> Judgement:
+def _undecided(needed: int | None, more: str, alone: str = "") -> Judgement:
+    words = f"not enough data{alone}"
     if needed is None:
-        return Judgement("not enough data", "not enough data")
+        return Judgement("not enough data", words)
     about = "over a million" if needed > _MOST_ITEMS else f"about {_about(needed)}"
-    return Judgement("not enough data", f"not enough data ({about} items needed)", needed)
+    how = f": {more}" if more else ""
+    return Judgement("not enough data", f"{words} ({about} items needed{how})", needed)
 
 
 def _about(items: int) -> str:
@@ -143,7 +147,7 @@ def _needed_unseen(comparison: Comparison, allowed: float) -> int | None:
     if not 0 < share < 1:
         return None
     # `rule_of_three` solved for the number of items.
-    return max(comparison.n + 1, ceil(log((1 - comparison.confidence) / 2) / log1p(-share)))
+    return max(comparison.n + 1, ceil(log(1 - comparison.confidence) / log1p(-share)))
 
 
 def judge_suite(judgements: Sequence[tuple[str, Judgement]]) -> Judgement:
@@ -167,7 +171,8 @@ def judge_suite(judgements: Sequence[tuple[str, Judgement]]) -> Judgement:
 def _count(verdict: Verdict, judged: Sequence[tuple[str, Judgement]]) -> str:
     """How many metrics have a verdict; worse ones are also named if there is room."""
     titles = [title for title, one in judged if one.verdict == verdict]
-    names = ", ".join(titles)
+    # Quoted where a title has a comma of its own.
+    names = ", ".join(f'"{title}"' if "," in title else title for title in titles)
     named = f" ({names})" if verdict == "worse" and len(names) <= _ROOM_FOR_TITLES else ""
     return f"{verdict} in {len(titles)}{named}"
 

@@ -55,6 +55,7 @@ class Accuracy(Suite):
 
     options: Options = Options()
     name = "accuracy"
+    more = "--accuracy-data FOLDER"
     metrics = ("all", LOCAL, *GROUPS)
     help = "tasks of lm-eval: general aptitude, culture, instructions, or files of your own"
 

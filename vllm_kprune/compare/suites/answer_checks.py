@@ -25,6 +25,7 @@ from vllm_kprune.profile import LANGUAGES
 __all__ = ["Checks", "Findings", "find_loop", "has_own_script"]
 
 _MIN_WORDS = 5
+_MOST_IDENTIFIED = 4000  # characters of a text whose language is identified as a whole
 _MIN_LETTERS = 4
 _MIN_ZIPF = 3.0  # at least one in a million words
 _BROKEN = "\ufffd"
@@ -104,6 +105,10 @@ class Checks:
             broken=bool(broken),
             spans=tuple(Span(*span, why) for spans, why in marked for span in spans),
         )
+
+    def language_of(self, text: str) -> str:
+        """The language of a whole text, apart from code and URLs."""
+        return self.identify(_UNJUDGED.sub(" ", text[:_MOST_IDENTIFIED]))
 
 
 def has_own_script(language: str) -> bool:

@@ -16,7 +16,8 @@ from vllm_kprune.checkpoint.manifest import is_overlay, load_manifest
 from vllm_kprune.compare.asking import Task, answered, ask_both
 from vllm_kprune.compare.endpoint.messages import Answer, Request
 from vllm_kprune.compare.measurements import Example, Measurement, Metric, Span, SuiteResult
-from vllm_kprune.compare.run import Context, Suite
+from vllm_kprune.compare.options import CommonOptions
+from vllm_kprune.compare.run import Amount, Context, Suite
 from vllm_kprune.compare.suites.divergences import (
     Divergence,
     are_logits,
@@ -64,6 +65,7 @@ _NORMALISED = (
     "A pruned model shares probability among fewer tokens, so a higher log-probability is not "
     "better."
 )
+_SILENT = "no answer of either side has any text, so there is nothing to compare"
 _BY_TEXT_AS = "Compared by text, so that differences caused by pruned tokens are not recognised: "
 
 
@@ -75,6 +77,12 @@ class Exactness(Suite):
     help = "greedy answers and prompt log-probabilities: identical, tie, or different"
     metrics = ("same", "identical", "unexplained", "prompt_lowered", "prompt_logprob")
 
+    def amount(self, common: CommonOptions) -> Amount:
+        """One short greedy answer to each prompt, one after the other."""
+        number = len(_prompts(common))
+        tokens = min(common.max_tokens, _MAX_TOKENS)
+        return Amount(number, number, tokens, one_by_one=True)
+
     def run(self, context: Context) -> SuiteResult:
         """Ask every prompt once, greedily, and compare the answers."""
         no_completion = context.missing("completion")
@@ -82,7 +90,10 @@ class Exactness(Suite):
             return SuiteResult(self.name, (), unavailable={"*": f"{no_completion}; {no_chat}"})
         vocabularies, by_text = _known_vocabularies(context)
         tasks, texts = _tasks(context, chat=bool(no_completion), by_id=vocabularies is not None)
-        pairs = answered(tasks, ask_both(context, self.name, tasks, concurrency=1))
+        done = answered(tasks, ask_both(context, self.name, tasks, concurrency=1))
+        pairs = [(task, (_all_text(pair[0]), _all_text(pair[1]))) for task, pair in done]
+        if pairs and not any(answer.text for _, pair in pairs for answer in pair):
+            return SuiteResult(self.name, (), unavailable={"*": _SILENT})
         found = [(task, pair, find_divergence(*pair, vocabularies)) for task, pair in pairs]
         compared = [(task.key, pair, divergence) for task, pair, divergence in found]
         measurements, unavailable = _measure(compared, explained=vocabularies is not None)
@@ -99,23 +110,31 @@ class Exactness(Suite):
         )
 
 
+def _all_text(answer: Answer) -> Answer:
+    """With its reasoning, which is a part of what was generated."""
+    return replace(answer, text=answer.reasoning + answer.text) if answer.reasoning else answer
+
+
 def _tasks(
     context: Context, *, chat: bool, by_id: bool
 ) -> tuple[list[Task], dict[str, tuple[str, str]]]:
     """The tasks, and the language and text of each prompt by key."""
-    options = context.options
+    prompts = _prompts(context.options)
+    tasks = [
+        Task(prompt.key, _request(prompt, context, chat=chat, by_id=by_id)) for prompt in prompts
+    ]
+    return tasks, {prompt.key: (prompt.language, prompt.text) for prompt in prompts}
+
+
+def _prompts(options: CommonOptions) -> list[Prompt]:
     prompts = [
         Prompt(f"beginning/{language}/{number}", f"beginning-{language}", language, language, text)
         for language, texts in PROMPTS.items()
         if language in options.languages
         for number, text in enumerate(texts, 1)
     ]
-    more = stability_prompts(options.languages, None)
-    prompts += pick(more, _PROMPTS, options.seed)
-    tasks = []
-    for prompt in pick(prompts, options.limit, options.seed):
-        tasks.append(Task(prompt.key, _request(prompt, context, chat=chat, by_id=by_id)))
-    return tasks, {prompt.key: (prompt.language, prompt.text) for prompt in prompts}
+    prompts += pick(stability_prompts(options.languages, None), _PROMPTS, options.seed)
+    return pick(prompts, options.limit, options.seed)
 
 
 def _request(prompt: Prompt, context: Context, *, chat: bool, by_id: bool) -> Request:

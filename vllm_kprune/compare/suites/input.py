@@ -55,6 +55,7 @@ class InputPruning(Suite):
 
     options: Options = Options()
     name = "input"
+    more = "--input-data FILE"
     metrics = ("quality@*", "saved@*")
     help = "input pruning on the pruned endpoint: prompt tokens saved, quality lost"
 

@@ -23,8 +23,8 @@ from typing import Any
 from vllm_kprune.compare.endpoint.client import Client
 from vllm_kprune.compare.endpoint.messages import Answer, EndpointDied, Request
 from vllm_kprune.compare.measurements import Measurement, SuiteResult
-from vllm_kprune.compare.options import MEASURED
-from vllm_kprune.compare.run import Context, Suite
+from vllm_kprune.compare.options import MEASURED, CommonOptions
+from vllm_kprune.compare.run import Amount, Context, Suite
 from vllm_kprune.compare.suites.latency_metrics import Turn, is_whole, measure, turn_of
 from vllm_kprune.compare.suites.prompts import PROMPTS
 from vllm_kprune.options import option
@@ -67,8 +67,14 @@ class Latency(Suite):
 
     options: Options = Options()
     name = "latency"
+    more = "--rounds"
     metrics = ("decode_ratio*", "throughput*", "ttft_*", "itl_*", "e2e_*")
     help = "time to first token, between tokens and in total; throughput; the decode ratio"
+
+    def amount(self, common: CommonOptions) -> Amount:
+        """Rounds of each batch."""
+        rounds = min(self.options.rounds, common.limit or self.options.rounds)
+        return Amount(rounds, rounds * sum(self.options.batches), self.options.tokens)
 
     def run(self, context: Context) -> SuiteResult:
         """Measure every concurrency in rounds."""

@@ -22,6 +22,7 @@ from vllm_kprune.compare.suites.likelihood import (
     split_space,
     whole_request,
 )
+from vllm_kprune.compare.suites.spoken import without_reasoning
 
 __all__ = ["EndpointModel", "PairOfModels", "request_name"]
 
@@ -121,7 +122,8 @@ class EndpointModel:
             errors = [answer.error for answer in answers[name] if answer.error]
             if errors:
                 self._pair.failed[name] = errors[0]
-            texts.append(until(answers[name][self._side].text, _stops(request.args[1])))
+            said = without_reasoning(answers[name][self._side]).text
+            texts.append(until(said, _stops(request.args[1])))
         return texts
 
     def _generation(self, context: str, settings: Mapping[str, Any]) -> Request:

@@ -9,7 +9,7 @@ nothing has an interval. An overlay needs the weight files of its base, which co
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -18,9 +18,10 @@ import numpy as np
 
 from vllm_kprune.checkpoint.base import open_base
 from vllm_kprune.checkpoint.manifest import is_overlay, load_manifest
-from vllm_kprune.compare.endpoint.messages import Endpoint
+from vllm_kprune.compare.endpoint.messages import Endpoint, same_endpoint
 from vllm_kprune.compare.measurements import Measurement, Metric, SuiteResult
-from vllm_kprune.compare.run import Context, Suite
+from vllm_kprune.compare.options import CommonOptions
+from vllm_kprune.compare.run import Amount, Context, Suite
 from vllm_kprune.compare.suites.model_folders import FolderUnknown, model_folder
 from vllm_kprune.compare.suites.server_memory import tree_memory
 from vllm_kprune.compare.suites.sizes import model_sizes
@@ -59,6 +60,10 @@ class Memory(Suite):
     name = "memory"
     metrics = ("weights_loaded", "weights_disk", "vocabulary", "processes", "kv_cache")
     help = "weights on disk and loaded, vocabulary, process memory, capacity of the KV cache"
+
+    def amount(self, common: CommonOptions) -> Amount:
+        """It asks the servers for their sizes only."""
+        return Amount(1, 0)
 
     def run(self, context: Context) -> SuiteResult:
         """Look up every metric on both sides."""
@@ -149,10 +154,26 @@ def _vocabulary(original: Side, pruned: Side) -> tuple[int, int]:
 
 
 def _processes(original: Side, pruned: Side) -> tuple[int, int]:
+    _check_two_servers(original, pruned)
     return _process_bytes(original), _process_bytes(pruned)
 
 
+def _check_two_servers(original: Side, pruned: Side) -> None:
+    """Refuse what is one server under two names: it has one size, which would seem equal."""
+    alike = same_endpoint(replace(original.endpoint, model=""), replace(pruned.endpoint, model=""))
+    both_here = original.endpoint.is_local and pruned.endpoint.is_local
+    if not alike and both_here:
+        try:
+            listeners = _listener(original), _listener(pruned)
+        except KPruneError:
+            return  # whoever needs the processes says why there are none
+        alike = listeners[0] == listeners[1] != 0
+    if alike:
+        raise KPruneError("one process serves both sides, so it has no size for each")
+
+
 def _cache(original: Side, pruned: Side) -> tuple[int, int]:
+    _check_two_servers(original, pruned)
     return _cache_room(original), _cache_room(pruned)
 
 

@@ -1,5 +1,6 @@
 """Does the model answer in the right language? Language confusion, loops and broken text.
 
+The main metric is the share of answers without any flaw.
 LPR, WPR and LCPR follow Marchisio et al. 2024, "Understanding and Mitigating Language Confusion in
 LLMs"; `answer_checks.py` lists the differences. Characters of another script, which these miss, are
 counted too. Each prompt is answered greedily once (T=0), and sampled as often as the option
@@ -15,11 +16,13 @@ from vllm_kprune.compare.asking import Task, answered, ask_both
 from vllm_kprune.compare.endpoint.messages import Answer
 from vllm_kprune.compare.measurements import Example, SuiteResult
 from vllm_kprune.compare.options import DATA, MEASURED, CommonOptions
-from vllm_kprune.compare.run import Context, Suite
+from vllm_kprune.compare.run import Amount, Context, Suite
 from vllm_kprune.compare.suites.answer_checks import Checks
+from vllm_kprune.compare.suites.spoken import spoken
 from vllm_kprune.compare.suites.stability_metrics import NAMES, JudgedSample, measure, uneven
 from vllm_kprune.compare.suites.stability_prompts import (
     Prompt,
+    cautions,
     pick,
     request_of,
     stability_prompts,
@@ -30,8 +33,10 @@ from vllm_kprune.vocabulary.language_id import language_identifier
 __all__ = ["Stability"]
 
 _NOTE = (
-    "Shares of answers. LPR and WPR follow Marchisio et al. 2024: they are computed for each "
-    "language, then averaged over languages. LCPR is the harmonic mean of both, or LPR alone for "
+    "Shares of answers. An answer without any flaw is in its language line by line, and not empty, "
+    "and has no English word, no character of another script, no loop and no invalid UTF-8. "
+    "LPR and WPR follow the code of Marchisio et al. 2024: they are computed for each language of "
+    "each source, then averaged over these. LCPR is the harmonic mean of both, or LPR alone for "
     "languages in Latin letters, whose words are not judged. Not judged: code, URLs, lines of "
     "fewer than five words, and, as English words, names, acronyms and words of fewer than four "
     "letters. "
@@ -39,6 +44,7 @@ _NOTE = (
     "with a line to judge."
 )
 _NO_LANGUAGES = "py3langid is not installed; pip install 'vllm-kprune[compare]'"
+_SILENT = "no answer of either side has any text, so there is nothing to judge"
 _NO_CHAT = "Asked as completions, not as chats: {}"
 _FAILED = "{} of {} answers failed and are left out on both sides."
 
@@ -68,6 +74,7 @@ class Stability(Suite):
 
     options: Options = Options()
     name = "stability"
+    more = "--benchmark FOLDER"
     help = "language confusion (LPR, WPR, LCPR), foreign characters, loops, empty answers"
     metrics = NAMES
 
@@ -75,6 +82,21 @@ class Stability(Suite):
         """Read the files of the benchmark."""
         if self.options.benchmark:
             stability_prompts(common.languages, self.options.benchmark)
+
+    def cautions(self, common: CommonOptions) -> list[str]:
+        """Name the languages that have no prompt."""
+        return cautions(
+            common.languages, stability_prompts(common.languages, self.options.benchmark)
+        )
+
+    def amount(self, common: CommonOptions) -> Amount:
+        """One answer at T=0 and `samples` at T=1 to each prompt."""
+        prompts = self._prompts(common)
+        return Amount(len(prompts), len(prompts) * (1 + self.options.samples), measure="share")
+
+    def _prompts(self, options: CommonOptions) -> list[Prompt]:
+        prompts = stability_prompts(options.languages, self.options.benchmark)
+        return pick(prompts, options.limit, options.seed)
 
     def run(self, context: Context) -> SuiteResult:
         """Ask all prompts at both temperatures, and judge the answers."""
@@ -85,12 +107,16 @@ class Stability(Suite):
             return SuiteResult(self.name, (), unavailable={"*": f"{no_chat}; {no_completion}"})
         checks = Checks(language_identifier())
         options = context.options
-        prompts = stability_prompts(options.languages, self.options.benchmark)
-        prompts = pick(prompts, options.limit, options.seed)
-        tasks = list(_tasks(options, prompts, self.options.samples, chat=not no_chat))
+        tasks = list(
+            _tasks(options, self._prompts(options), self.options.samples, chat=not no_chat)
+        )
         asked = [task for _, _, _, task in tasks]
         pairs = ask_both(context, self.name, asked)
-        kept = {task.key: pair for task, pair in answered(asked, pairs)}
+        whole = answered(asked, pairs)
+        rows, said = spoken(whole)
+        kept = {task.key: pair for task, pair in rows}
+        if whole and not any(answer.text.strip() for pair in kept.values() for answer in pair):
+            return SuiteResult(self.name, (), unavailable={"*": _SILENT}, notes=tuple(said))
         judged = [
             _judge(checks, prompt, temperature, sample, kept[task.key])
             # A pair counts only as a whole, so both sides are judged on the same prompts.
@@ -98,10 +124,10 @@ class Stability(Suite):
             if task.key in kept
         ]
         found, unavailable = measure(judged)
-        notes = [_NOTE, *uneven(judged)]
+        notes = [*self.cautions(options), *said, _NOTE, *uneven(judged)]
         notes += [_NO_CHAT.format(no_chat)] if no_chat else []
-        if len(kept) < len(tasks):
-            notes.append(_FAILED.format(len(tasks) - len(kept), len(tasks)))
+        if len(whole) < len(tasks):
+            notes.append(_FAILED.format(len(tasks) - len(whole), len(tasks)))
         return SuiteResult(
             self.name,
             tuple(found),
@@ -144,7 +170,10 @@ def _judge(
         )
         for answer in pair
     )
-    return JudgedSample(prompt, temperature, sample, pair, (original, pruned))
+    first, second = (
+        checks.language_of(answer.reasoning) if answer.reasoning else None for answer in pair
+    )
+    return JudgedSample(prompt, temperature, sample, pair, (original, pruned), (first, second))
 
 
 def _example(each: JudgedSample) -> Example:

@@ -16,7 +16,7 @@ from pathlib import Path
 from vllm_kprune.compare.endpoint.messages import Request
 from vllm_kprune.errors import KPruneError
 
-__all__ = ["Prompt", "pick", "request_of", "stability_prompts"]
+__all__ = ["Prompt", "cautions", "pick", "request_of", "stability_prompts"]
 
 _MAX_BYTES = 32 * 1024 * 1024
 _MAX_PROMPT = 20_000  # characters
@@ -33,7 +33,8 @@ _COMPLETIONS = {
 class Prompt:
     """A prompt in the language `asked` for an answer in the language `language`.
 
-    `kind` is its origin: `ko`, `en-ko`, or the name of a file.
+    `kind` is its origin: `ko`, `en-ko`, or the name of a file. `source` is the data set that it
+    belongs to, whatever the language.
     """
 
     key: str
@@ -41,6 +42,7 @@ class Prompt:
     asked: str
     language: str
     text: str
+    source: str = "own"
 
 
 def stability_prompts(languages: Sequence[str], benchmark: Path | None) -> list[Prompt]:
@@ -52,6 +54,17 @@ def stability_prompts(languages: Sequence[str], benchmark: Path | None) -> list[
             "languages, name a folder with the benchmark's CSV files (--benchmark)"
         )
     return found
+
+
+def cautions(languages: Sequence[str], prompts: Sequence[Prompt]) -> list[str]:
+    """A warning if there is no prompt for some of the languages, which are left out."""
+    lacking = [code for code in languages if code not in {prompt.language for prompt in prompts}]
+    if not lacking:
+        return []
+    return [
+        f"WARNING: there are no prompts for {', '.join(lacking)}, so nothing is asked in this "
+        "language; name a folder with the benchmark's CSV files (--benchmark)"
+    ]
 
 
 def pick(prompts: Sequence[Prompt], limit: int | None, seed: int) -> list[Prompt]:
@@ -87,7 +100,8 @@ def _own(languages: Sequence[str]) -> Iterator[Prompt]:
         asked, _, answered = kind.partition("-")
         if {asked, answered or asked} <= set(languages):
             for number, prompt in enumerate(prompts, 1):
-                yield Prompt(f"{kind}/{number}", kind, asked, answered or asked, prompt)
+                source = "own, across languages" if answered else "own"
+                yield Prompt(f"{kind}/{number}", kind, asked, answered or asked, prompt, source)
 
 
 def _benchmark(folder: Path, languages: Sequence[str]) -> Iterator[Prompt]:
@@ -105,7 +119,8 @@ def _benchmark(folder: Path, languages: Sequence[str]) -> Iterator[Prompt]:
             if language in languages:
                 # Cross-lingual prompts are in English; the column names the answer's language.
                 asked = "en" if "crosslingual" in kind else language
-                yield Prompt(f"{kind}/{number}", kind, asked, language, text)
+                source = kind.rpartition("/")[0] or "benchmark"
+                yield Prompt(f"{kind}/{number}", kind, asked, language, text, source)
 
 
 def _rows(path: Path) -> Iterator[tuple[str, str]]:

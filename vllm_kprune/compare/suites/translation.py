@@ -5,10 +5,13 @@ A model with a chat template is asked to translate; one without continues three 
 is greedy, and both sides get the same prompts. Scores with different tokenizers or prompts are not
 comparable, so the notes give sacrebleu's signatures. Sentences come from the user's files or from
 `parallel_text.py`.
+
+The means over all directions are judged, and a loss in any direction moves them. The scores of
+single directions are informational: twice as many verdicts would each need more data.
 """
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,33 +19,30 @@ from pathlib import Path
 import numpy as np
 
 from vllm_kprune.compare.asking import Task, answered, ask_both
-from vllm_kprune.compare.endpoint.messages import Answer
-from vllm_kprune.compare.measurements import Example, Floats, Measurement, Metric, SuiteResult
+from vllm_kprune.compare.measurements import Example, SuiteResult
 from vllm_kprune.compare.options import DATA, MEASURED, CommonOptions
-from vllm_kprune.compare.run import Context, Suite
+from vllm_kprune.compare.run import Amount, Context, Suite
 from vllm_kprune.compare.suites.parallel_text import Sentence, sentences_of, why_none
+from vllm_kprune.compare.suites.spoken import spoken
+from vllm_kprune.compare.suites.translation_metrics import (
+    DirectionScores,
+    Rows,
+    of_one,
+    over_all,
+    score,
+)
 from vllm_kprune.compare.suites.translation_prompts import (
     Direction,
     directions,
     prompt_request,
     translation_of,
 )
-from vllm_kprune.compare.suites.translation_scores import (
-    bleu_features,
-    chrf_features,
-    comet_features,
-    sentence_chrf,
-    signatures,
-)
-from vllm_kprune.errors import KPruneError
+from vllm_kprune.compare.suites.translation_scores import sentence_chrf, signatures
 from vllm_kprune.options import option
 
 __all__ = ["Translation"]
 
-# Readers do not notice smaller differences (Kocmi et al. 2024, "Navigating the Metrics Maze", on
-# how well differences of BLEU, chrF and COMET agree with human judgement, by their size).
-# COMET's scale ends at 1, the others' at 100.
-_MARGINS = {"chrf": 1.0, "bleu": 1.0, "comet": 0.01}
+_TOKENS = 40  # of a translated sentence, about
 _EXAMPLES = 40  # of each direction, those with the largest difference
 
 
@@ -71,13 +71,22 @@ class Translation(Suite):
 
     options: Options = Options()
     name = "translation"
-    metrics = ("chrf_*", "bleu_*", "comet_*")
+    more = "--translation FILE"
+    metrics = ("chrf_all", "chrf_*", "bleu_*", "comet_*")
     help = "translate parallel sentences: chrF++, BLEU, COMET where installed"
 
     def check(self, common: CommonOptions) -> None:
         """Read the files with sentences."""
         if len(common.languages) > 1:  # with a single language, the suite says what it needs
             sentences_of(self.options.files, common.languages)
+
+    def amount(self, common: CommonOptions) -> Amount | None:
+        """Each usable sentence in each direction."""
+        if len(common.languages) < 2:
+            return None
+        sentences = sentences_of(self.options.files, common.languages)
+        number = sum(len(usable) for _, usable in _usable(common, sentences))
+        return Amount(number, number, _TOKENS, measure="points")
 
     def run(self, context: Context) -> SuiteResult:
         """Translate every sentence in every direction for which it has text."""
@@ -92,11 +101,16 @@ class Translation(Suite):
         sentences = sentences_of(files, options.languages)
         tasks = list(_tasks(context, sentences))
         asked = {task.labels["direction"] for task in tasks}
-        done = answered(tasks, ask_both(context, self.name, tasks))
-        measurements: list[Measurement] = []
+        whole = answered(tasks, ask_both(context, self.name, tasks))
+        done, said = spoken(whole)
+        done = [row for row in done if any(translation_of(answer) for answer in row[1])]
+        if whole and not done:
+            reason = "no answer of either side has any text, so there is nothing to compare"
+            return SuiteResult(self.name, (), unavailable={"*": reason}, notes=tuple(said))
+        scores: dict[str, DirectionScores] = {}
         examples: list[Example] = []
         unavailable: dict[str, str] = {}
-        notes = [_where(files)]
+        notes = [*said, _where(files)]
         for direction in ways:
             rows = [row for row in done if row[0].labels["direction"] == str(direction)]
             if not rows:
@@ -107,33 +121,39 @@ class Translation(Suite):
                     else why_none(files, sentences, pair)
                 )
                 continue
-            measured, reasons = _measure(direction, rows, self.options.comet_model)
-            measurements += measured
+            scores[direction.key], reasons = score(direction, rows, self.options.comet_model)
             unavailable |= reasons
             examples += _examples(rows)
             notes += [f"{direction}: {signature}" for signature in signatures(direction.target)]
-        lost = len(tasks) - len(done)
-        notes += [f"{lost} of {len(tasks)} sentences left out: one side did not answer"] * bool(
-            lost
-        )
+        if lost := len(tasks) - len(whole):
+            notes.append(f"{lost} of {len(tasks)} sentences left out: one side did not answer")
+        if empty := len(whole) - len(done):
+            notes.append(f"{empty} of {len(tasks)} sentences left out: both answers are empty")
+        lacking = [
+            unavailable.get(f"chrf_{one.key}") for one in ways if str(one) in asked or not asked
+        ]
+        why = next(filter(None, lacking), None)
+        if why:
+            unavailable = {"chrf_all": why, **unavailable}
+        measurements = [] if why else over_all(scores)
+        for direction in ways:
+            own = scores.get(direction.key, {})
+            measurements += [of_one(name, direction, found) for name, found in own.items()]
         return SuiteResult(
             self.name,
             tuple(measurements),
             tuple(examples),
             unavailable,
             tuple(notes),
-            main=f"chrf_{ways[0].key}",
+            main="chrf_all",
         )
 
 
 def _tasks(context: Context, sentences: Sequence[Sentence]) -> Iterator[Task]:
     options = context.options
     chat = context.missing("chat") is None
-    for direction in directions(options.languages):
-        ends = {direction.source, direction.target}
-        usable = [s for s in sentences if ends <= s.texts.keys()]
-        # Drawn after the choice of usable ones: each direction has as many as the limit allows.
-        for sentence in _some(usable, options.limit, options.seed):
+    for direction, usable in _usable(options, sentences):
+        for sentence in usable:
             text = sentence.texts[direction.source]
             yield Task(
                 key=f"{direction}/{sentence.id}",
@@ -145,51 +165,22 @@ def _tasks(context: Context, sentences: Sequence[Sentence]) -> Iterator[Task]:
             )
 
 
+def _usable(
+    options: CommonOptions, sentences: Sequence[Sentence]
+) -> Iterator[tuple[Direction, list[Sentence]]]:
+    for direction in directions(options.languages):
+        ends = {direction.source, direction.target}
+        usable = [s for s in sentences if ends <= s.texts.keys()]
+        # Drawn after the choice of usable ones: each direction has as many as the limit allows.
+        yield direction, _some(usable, options.limit, options.seed)
+
+
 def _some(sentences: Sequence[Sentence], limit: int | None, seed: int) -> list[Sentence]:
     """At most `limit` of the sentences, drawn by the seed, in the given order."""
     if limit is None or limit >= len(sentences):
         return list(sentences)
     chosen = random.Random(seed).sample(range(len(sentences)), limit)
     return [sentences[n] for n in sorted(chosen)]
-
-
-Rows = Sequence[tuple[Task, tuple[Answer, Answer]]]
-
-
-def _measure(
-    direction: Direction, rows: Rows, comet_model: str | None
-) -> tuple[list[Measurement], Mapping[str, str]]:
-    items = tuple(task.key for task, _ in rows)
-    sources = [task.labels["source"] for task, _ in rows]
-    references = [task.reference or "" for task, _ in rows]
-    # [side][row]; the features below keep this order.
-    sides = [[translation_of(pair[side]) for _, pair in rows] for side in (0, 1)]
-    chrf = [chrf_features(texts, references) for texts in sides]
-    bleu = [bleu_features(texts, references, direction.target) for texts in sides]
-    found = [
-        _measurement("chrf", direction, items, chrf),
-        _measurement("bleu", direction, items, bleu),
-    ]
-    try:
-        comet = [comet_features(sources, texts, references, comet_model) for texts in sides]
-    except KPruneError as error:
-        return found, {f"comet_{direction.key}": str(error)}
-    return [*found, _measurement("comet", direction, items, comet)], {}
-
-
-def _measurement(
-    score: str, direction: Direction, items: tuple[str, ...], sides: Sequence[Floats]
-) -> Measurement:
-    title = {"chrf": "chrF++", "bleu": "BLEU", "comet": "COMET"}[score]
-    metric = Metric(
-        name=f"{score}_{direction.key}",
-        title=f"{title} {direction.source}→{direction.target}",
-        unit="points",
-        better="higher",
-        margin=_MARGINS[score],
-        aggregate="mean" if score == "comet" else score,
-    )
-    return Measurement(metric, items, sides[0], sides[1])
 
 
 def _examples(rows: Rows) -> list[Example]:

@@ -13,7 +13,7 @@ function reading(report) {
   return [
     "Both endpoints got the same items, alternately and in random order. An effect is pruned minus original (pp: percentage points) or pruned divided by original (×). "
       + "Its interval is based on drawing whole items, with both their sides, " + report.resamples.toLocaleString("en") + " times: the effect plus and minus Student's t times the standard error of these draws. "
-      + "For shares where few items differ, two items are added first (Bonett and Price); for quantiles, the interval consists of percentiles.",
+      + "Where no item differs, the interval is exact: about 3 / n to each side. For shares where few items differ, two items are added first (Bonett and Price); for quantiles, the interval consists of percentiles.",
     "Equal: the whole " + percentage + " interval lies within the margin, which is drawn as a band. Better, worse: otherwise, if randomly swapping the sides of items gives such an effect "
       + "so rarely that it is significant after Holm's correction over all metrics of this report. Not enough data: neither can be concluded; the number of items that would settle it is an estimate. "
       + "Informational: the metric has no better side and gets no verdict. A suite is worse if any of its metrics is worse.",

@@ -7,7 +7,7 @@ function place(id, content) {
 }
 
 place("top", header(report));
-place("summary", summary(report));
+place("summary", [warnings(report), summary(report)]);
 place("suites", report.suites.map(section));
 place("size", sizeSection(report));
 place("answers", exampleSection(report));

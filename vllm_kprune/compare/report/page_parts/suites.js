@@ -5,15 +5,16 @@ const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 
 function header(report) {
   const sides = report.endpoints.map((endpoint) => element("span", {},
-    dot(endpoint.name === "pruned" ? "pruned" : "original"), endpoint.name + ": ", element("b", {}, endpoint.model), " at " + endpoint.url));
-  return [element("p", { class: "eyebrow" }, "kprune compare"), element("h1", {}, "Pruned against original"),
+    dot(endpoint.name === "pruned" ? "pruned" : "original"), endpoint.name + ": ", element("b", {}, endpoint.model), " at " + endpoint.url,
+    ["profile", "hardware"].filter((name) => endpoint.description[name]).map((name) => ", " + name + " " + endpoint.description[name])));
+  return [element("p", { class: "eyebrow" }, "kprune compare" + (report.date && ", " + report.date)), element("h1", {}, "Pruned against original"),
     element("div", { class: "sides" }, sides)];
 }
 
 function summary(report) {
   const percentage = tidy(100 * report.confidence) + " %";
   return [element("p", { class: "lead" }, element("b", {}, capital(report.summary) + "."),
-    element("span", { class: "soft" }, "Brackets show " + percentage + " confidence intervals. Verdicts are corrected for the number of metrics.")),
+    element("span", { class: "soft" }, "Brackets show " + percentage + " confidence intervals. × is pruned divided by original: ×0.92 is 8 % less. Verdicts are corrected for the number of metrics.")),
   element("div", { class: "cards" }, report.suites.map(card))];
 }
 
@@ -39,12 +40,23 @@ function bothValues(metric) {
   return [unit && before.endsWith(unit[0]) ? before.slice(0, -unit[0].length) : before, " → ", element("b", {}, after)];
 }
 
+// Notes that a reader must see before the figures.
+function isWarning(note) {
+  return note.startsWith("WARNING");
+}
+
+function warnings(report) {
+  return report.suites.flatMap((suite) => suite.notes.filter(isWarning)
+    .map((note) => element("p", { class: "warning" }, capital(suite.name) + ": " + note)));
+}
+
 function card(suite) {
   const main = shownMetric(suite);
   return element("a", { class: "card", href: "#" + sectionId(suite) },
     element("span", { class: "top" }, element("span", { class: "name" }, capital(suite.name)), badge(suite.verdict, measured(suite))),
-    main ? [bigValue(main), element("span", { class: "sub" }, main.title, main.pruned && [": ", bothValues(main)])]
+    main ? [bigValue(main), main.name !== suite.main && element("span", { class: "sub" }, main.title, main.pruned && [": ", bothValues(main)])]
       : element("span", { class: "sub" }, whyMissing(suite)),
+    suite.metrics.length > 0 && element("span", { class: "sub" }, suite.sentence),
     element("span", { class: "foot" }, suite.metrics.length ? suite.words : ""));
 }
 
@@ -63,9 +75,9 @@ function section(suite) {
   return element("section", { id, "aria-labelledby": id + "-title" },
     element("div", { class: "head" }, element("h2", { id: id + "-title" }, capital(suite.name)),
       badge(suite.verdict, measured(suite)), suite.metrics.length > 1 && suite.verdict !== "informational" && element("span", { class: "words" }, suite.words)),
-    groups(suite.metrics).map(group),
+    groups(suite.metrics).map((metrics) => group(metrics, suite.main)),
     charts(suite), missing(suite),
-    suite.notes.map((note) => element("p", { class: "note" }, note)));
+    suite.notes.map((note) => element("p", { class: isWarning(note) ? "warning" : "note" }, note)));
 }
 
 // Metrics that can share an axis: the same unit and kind of effect; metrics of the pair are separate.
@@ -79,7 +91,12 @@ function groups(metrics) {
   return [...found.values()];
 }
 
-function group(metrics) {
+// Rows that a reader may skip: details, and metrics without any difference.
+function isMinor(metric, main) {
+  return metric.detail || (metric.name !== main && metric.differing === 0 && metric.effect.value === 0 && metric.pruned !== null);
+}
+
+function group(metrics, main) {
   const first = metrics[0], ratio = first.effect_kind === "ratio" && first.pruned !== null, pair = first.pruned === null;
   const numbers = metrics.flatMap(({ effect }) => [effect.low, effect.value, effect.high])
     .filter((value) => value !== null && (!ratio || value > 0));
@@ -88,11 +105,11 @@ function group(metrics) {
     : pair ? [0] : [0, ...margins, ...margins.map((margin) => -margin)];
   const scale = ratio ? logarithmic(numbers, anchors, RATIOS) : linear(numbers, anchors);
   const text = pair ? valueTick(first.unit) : effectTick(first.unit, ratio);
-  const minor = metrics.filter((metric) => metric.detail), rows = (some) => some.map((metric) => row(metric, scale));
+  const minor = metrics.filter((metric) => isMinor(metric, main)), rows = (some) => some.map((metric) => row(metric, scale));
   const folded = minor.length > 3 && minor.length < metrics.length ? minor : [];
   return element("div", { class: "group" }, rows(metrics.filter((metric) => !folded.includes(metric))), axis(scale, text),
     folded.length > 0 && element("details", { class: "more-rows" },
-      element("summary", {}, folded.length + " more informational metrics"), rows(folded), axis(scale, text)));
+      element("summary", {}, folded.length + " more metrics: details, and those without a difference"), rows(folded), axis(scale, text)));
 }
 
 function row(metric, scale) {
@@ -103,7 +120,7 @@ function row(metric, scale) {
   const p = decided && (metric.p_adjusted < 0.001 ? ", p < 0.001" : ", p = " + Number(metric.p_adjusted.toPrecision(2)));
   return element("div", { class: "row", "data-metric": metric.name },
     element("div", { class: "label" }, metric.title, element("span", { class: "soft" }, details.filter(Boolean).join(" · "))),
-    element("div", { class: "values figure" }, metric.pruned && bothValues(metric)),
+    element("div", { class: "values figure" + (metric.verdict === "worse" ? " worse" : "") }, metric.pruned && bothValues(metric)),
     track(metric, scale),
     element("div", { class: "effect" }, element("span", { class: "figure" }, metric.shown.effect), badge(metric.verdict, [metric.words, p])));
 }

@@ -1,0 +1,131 @@
+"""What a comparison will take and what it can find, before it is run: `kprune compare --plan`.
+
+A few prompts are answered by both sides to measure their speed, and everything else is arithmetic.
+Two differences matter: the smallest that the data would prove, and the largest that they would
+leave open if nothing differs at all.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import ceil, log2, sqrt
+from pathlib import Path
+from statistics import NormalDist
+from tempfile import TemporaryDirectory
+
+from vllm_kprune.compare.asking import Task, ask_both
+from vllm_kprune.compare.connect import Address, connect
+from vllm_kprune.compare.options import CommonOptions
+from vllm_kprune.compare.run import Amount, Context, Suite
+from vllm_kprune.compare.statistics.intervals import rule_of_three
+from vllm_kprune.compare.suites.stability_prompts import pick, request_of, stability_prompts
+from vllm_kprune.errors import KPruneError
+
+__all__ = ["PlannedSuite", "finds", "plan"]
+
+_LEVEL = 0.05
+_TESTED = 20  # metrics that a report with the default suites corrects for
+# Standard deviation of the difference between two translations of a sentence, in points of chrF++,
+# where two models translate most sentences differently.
+_SENTENCE_POINTS = 10.0
+_LEAST_TRIED = 4
+
+
+@dataclass(frozen=True)
+class PlannedSuite:
+    """A suite's items, requests to each side and minutes (None: unknown), and what it can find."""
+
+    name: str
+    items: int | None
+    requests: int | None
+    minutes: float | None
+    finds: str
+
+
+@dataclass(frozen=True)
+class _Speed:
+    """Seconds of a task, with both answers, among others at a time; tokens of one answer."""
+
+    seconds: float
+    tokens: float
+    at_once: int
+
+    def minutes(self, amount: Amount) -> float:
+        longer = amount.tokens / self.tokens if amount.tokens else 1.0
+        waits = self.at_once if amount.one_by_one else 1
+        return amount.requests * self.seconds * longer * waits / 60
+
+
+def plan(
+    original: Address,
+    pruned: Address,
+    suites: Sequence[Suite],
+    options: CommonOptions,
+    *,
+    timeout: float = 300.0,
+) -> list[PlannedSuite]:
+    """Measure how fast both sides answer, and plan each suite; nothing is kept.
+
+    Raises `KPruneError` if a side does not answer.
+    """
+    with (
+        TemporaryDirectory() as folder,
+        connect(original, pruned, options, Path(folder), timeout=timeout) as context,
+    ):
+        speed = _speed(context)
+    return [_planned(suite, suite.amount(options), speed) for suite in suites]
+
+
+def _planned(suite: Suite, amount: Amount | None, speed: _Speed) -> PlannedSuite:
+    if amount is None:
+        return PlannedSuite(suite.name, None, None, None, "depends on its data")
+    return PlannedSuite(
+        suite.name, amount.items, amount.requests, speed.minutes(amount), finds(amount)
+    )
+
+
+def finds(amount: Amount) -> str:
+    """The smallest difference that a suite finds, and how close equal sides are shown to be.
+
+    >>> finds(Amount(304, 608, measure="share"))
+    'finds 3.3 pp; without a difference: equal within 1.0 pp'
+    """
+    if amount.measure == "share":
+        # All items that differ point one way: p = 2 / 2**k, and Holm asks for 5 % / metrics.
+        least = ceil(log2(2 * _TESTED / _LEVEL)) / amount.items
+        within = rule_of_three(amount.items, 1 - _LEVEL)
+        return (
+            f"finds {100 * least:.1f} pp; without a difference: equal within {100 * within:.1f} pp"
+        )
+    if amount.measure == "points":
+        errors = NormalDist().inv_cdf(1 - _LEVEL / (2 * _TESTED))
+        least = errors * _SENTENCE_POINTS / sqrt(amount.items)
+        return f"finds about {least:.1f} points"
+    return ""
+
+
+def _speed(context: Context) -> _Speed:
+    """Ask as many prompts as run at a time, after one that warms both servers up."""
+    options = context.options
+    at_once = max(_LEAST_TRIED, options.concurrency)
+    chat = context.missing("chat") is None
+    prompts = pick(stability_prompts(options.languages, None), at_once + 1, options.seed)
+    tasks = [
+        Task(
+            prompt.key,
+            request_of(
+                prompt, chat=chat, max_tokens=options.max_tokens, temperature=0.0, seed=options.seed
+            ),
+        )
+        for prompt in prompts
+    ]
+    ask_both(context, "plan", tasks[:1])
+    started = time.perf_counter()
+    answers = [answer for pair in ask_both(context, "plan", tasks[1:]) for answer in pair]
+    seconds = time.perf_counter() - started
+    if failed := next((answer.error for answer in answers if answer.error), None):
+        raise KPruneError(f"the speed of the endpoints could not be measured: {failed}")
+    tokens = [answer.completion_tokens or len(answer.text) / 3 for answer in answers]
+    return _Speed(
+        seconds / len(tasks[1:]), max(1.0, sum(tokens) / len(tokens)), options.concurrency
+    )
