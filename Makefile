@@ -1,6 +1,7 @@
 # make demo   the main job: original and pruned model side by side
 # make bench  time of a build, and the demo's figures as JSON
 # make paper  the paper's experiment, remade small: tables and reports in build/paper, 80 minutes
+# make check-sparsity  kprune sparsify held against llm-compressor
 # make test   linters, types, tests: 20 minutes on two cores, 2 GB and the servers' own memory
 # make test-fast  the tests of a contributor's loop: no servers, no downloads, none that take long
 # make check-v2  the guard in the V2 sampler of vLLM 0.31 to 0.33, interpreted: 10 minutes, downloads 240 MB once
@@ -14,7 +15,7 @@ BIN := .venv/bin
 STAMP := .venv/.kprune-setup-$(shell cat requirements/cpu.lock pyproject.toml packaging/vllm/pyproject.toml packaging/make_venv.py | cksum | cut -d' ' -f1)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo paper lint bench check-v2 docs docs-serve clean
+.PHONY: help setup demo paper check-sparsity lint bench check-v2 docs docs-serve clean
 .PHONY: test test-others test-vocabulary test-serving test-rest test-fast test-fast-vocabulary test-fast-rest
 
 help:
@@ -34,6 +35,19 @@ demo: $(STAMP)
 # KPRUNE_DATA=FOLDER adds real text; PAPER=... takes options of the script.
 paper: $(STAMP) $(BIN)/lm_eval
 	@$(BIN)/python benchmarks/paper.py $(PAPER)
+
+# llm-compressor pins versions that vLLM's do not allow, so it has an environment of its own. CALIBRATION
+# names a text: make check-sparsity CALIBRATION=ko=FILE
+LLM_COMPRESSOR := llmcompressor==0.14.0.1
+CALIBRATION ?= ko=$(KPRUNE_DATA)/calib-libreoffice-help/ko.txt.gz
+
+check-sparsity: $(STAMP) .venv-llmcompressor/.kprune
+	@$(BIN)/python benchmarks/check_sparsity.py --calibration $(CALIBRATION) $(SPARSITY)
+
+.venv-llmcompressor/.kprune:
+	@$(PYTHON) -m venv --clear .venv-llmcompressor
+	@.venv-llmcompressor/bin/python -m pip --disable-pip-version-check install --quiet $$(grep '^torch==' requirements/cpu.lock) '$(LLM_COMPRESSOR)' $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+	@touch $@
 
 # What the suite `accuracy` needs, which nothing else does.
 $(BIN)/lm_eval: | $(STAMP)
@@ -101,4 +115,4 @@ docs-serve: $(DOCS_STAMP)
 	@.venv-docs/bin/zensical serve
 
 clean:
-	rm -rf .venv .venv-docs build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-docs .venv-llmcompressor build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -17,6 +17,6 @@ def unsynced(monkeypatch: pytest.MonkeyPatch) -> None:
 def checks() -> Checks:
     """The checks with language identification; skips the test if that is not installed."""
     pytest.importorskip("py3langid", reason="names languages; pip install 'vllm-kprune[compare]'")
-    from vllm_kprune.compare.suites.language_id import language_identifier
+    from vllm_kprune.vocabulary.language_id import language_identifier
 
     return Checks(language_identifier())

@@ -14,7 +14,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from vllm_kprune.guard import controls
 from vllm_kprune.guard.automaton import build_automaton
-from vllm_kprune.guard.controls import NO_EVIDENCE, Evidence, control_ids, read_evidence
+from vllm_kprune.guard.controls import NO_EVIDENCE, ControlEvidence, control_ids, read_evidence
 from vllm_kprune.guard.phases import ReasoningTokens, build_phases
 from vllm_kprune.guard.spelling import load_spellings
 from vllm_kprune.guard.tokens import BYTE, CONTROL, PRESENT, SPECIAL, spell_tokens
@@ -64,7 +64,7 @@ def tokenizer_with(kind: str, *texts: str, special: bool = False) -> BpeTokenize
     return parse_tokenizer(data_of(tokenizer))
 
 
-def found(tokenizer: BpeTokenizer, evidence: Evidence = NO_EVIDENCE) -> set[str]:
+def found(tokenizer: BpeTokenizer, evidence: ControlEvidence = NO_EVIDENCE) -> set[str]:
     """The control tokens without the flag."""
     special = {token.id for token in tokenizer.added if token.special}
     assert special <= set(control_ids(tokenizer, evidence))
@@ -88,12 +88,12 @@ def test_a_template_makes_a_control_token_of_what_it_contains_but_not_of_text() 
     used = ("<answer>", "</answer>", "[TOOL_CALLS]")
     tokenizer = tokenizer_with("byte_level", *used, "<unused8>", *TEXT)
     plain = ("<table>", "</table>", "<br/>", "<h1>", "\n", "    ", "한국", "assistant", "<", ">")
-    assert found(tokenizer, Evidence(templates="".join((*used, *plain)))) == {*used}
+    assert found(tokenizer, ControlEvidence(templates="".join((*used, *plain)))) == {*used}
 
 
 def test_a_configuration_makes_a_control_token_of_what_it_names() -> None:
     tokenizer = tokenizer_with("byte_level", *TEXT)
-    named = Evidence(frozenset({"<unused7>", "assistant", "\n", "missing"}))
+    named = ControlEvidence(frozenset({"<unused7>", "assistant", "\n", "missing"}))
     assert found(tokenizer, named) == {"<unused7>", "assistant"}
 
 
@@ -146,7 +146,7 @@ def test_a_search_that_would_take_too_long_is_left_out(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     tokenizer = tokenizer_with("byte_level", "<answer>", "<think>")
-    evidence = Evidence(templates="<answer>")
+    evidence = ControlEvidence(templates="<answer>")
     assert found(tokenizer, evidence) == {"<answer>", "<think>"}
     monkeypatch.setattr(controls, "_MOST_WORK", 10)
     with caplog.at_level(logging.WARNING):

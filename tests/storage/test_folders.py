@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from vllm_kprune.errors import KPruneError
-from vllm_kprune.storage.folders import new_file, new_folder
+from vllm_kprune.storage.folders import new_file, new_folder, resumable_folder
 
 HOLD = """
 import sys, time
@@ -184,3 +184,34 @@ def test_the_later_of_two_processes_is_refused_without_force(tmp_path: Path) -> 
             make(target)
     assert first.returncode == 0
     assert (target / "mark").read_text() == "first"
+
+
+def test_a_resumable_folder_is_given_again_until_its_block_ends_well(tmp_path: Path) -> None:
+    target = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt), resumable_folder(target):
+        raise KeyboardInterrupt
+    assert left(tmp_path) == []  # nothing was written, so nothing is kept
+    with pytest.raises(KeyboardInterrupt), resumable_folder(target) as folder:
+        (folder / "half").write_text("done")
+        raise KeyboardInterrupt
+    assert left(tmp_path) == [".out.unfinished"]
+    with resumable_folder(target) as folder:
+        assert left(folder) == ["half"]
+        (folder / "mark").write_text("done")
+    assert left(tmp_path) == ["out"]
+    assert left(target) == ["half", "mark"]
+    with pytest.raises(KPruneError, match="not empty"), resumable_folder(target):
+        pass
+    with resumable_folder(target, "mark") as folder:
+        (folder / "mark").write_text("again")
+    assert left(tmp_path) == ["out"]
+    assert left(target) == ["mark"]
+
+
+def test_a_resumable_folder_is_for_one_run_at_a_time(tmp_path: Path) -> None:
+    with (
+        resumable_folder(tmp_path / "out"),
+        pytest.raises(KPruneError, match=r"another run is writing .*out; wait for it"),
+        resumable_folder(tmp_path / "out"),
+    ):
+        pass

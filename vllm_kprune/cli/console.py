@@ -14,6 +14,7 @@ from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
     Progress,
+    ProgressColumn,
     SpinnerColumn,
     TextColumn,
     TimeElapsedColumn,
@@ -23,7 +24,16 @@ from rich.progress import (
 from vllm_kprune import progress
 from vllm_kprune.errors import KPruneError
 
-__all__ = ["counts", "error_console", "log", "output_console", "say_error", "steps", "write_json"]
+__all__ = [
+    "counts",
+    "error_console",
+    "estimated_steps",
+    "log",
+    "output_console",
+    "say_error",
+    "steps",
+    "write_json",
+]
 
 error_console = Console(stderr=True, highlight=False)
 _LINE_SECONDS = 30.0  # between lines of progress where there is no terminal
@@ -41,7 +51,7 @@ def log(line: str) -> None:
 
 
 @contextmanager
-def steps() -> Iterator[progress.Progress]:
+def steps(*more: ProgressColumn) -> Iterator[progress.Progress]:
     """A progress bar for each step, from calls (step, share done); silent without a terminal."""
     columns = (
         SpinnerColumn(),
@@ -49,6 +59,7 @@ def steps() -> Iterator[progress.Progress]:
         BarColumn(),
         TextColumn("{task.percentage:>3.0f} %"),
         TimeElapsedColumn(),
+        *more,
     )
     silent = not error_console.is_terminal
     with Progress(*columns, console=error_console, transient=True, disable=silent) as bars:
@@ -63,6 +74,41 @@ def steps() -> Iterator[progress.Progress]:
             bars.update(known[step], completed=share)
 
         yield tell
+
+
+@contextmanager
+def estimated_steps() -> Iterator[progress.Progress]:
+    """Like `steps`, for work that takes hours: with the time that is left, and without a terminal a
+    line now and then."""
+    if error_console.is_terminal:
+        with steps(TimeRemainingColumn()) as tell:
+            yield tell
+        return
+    step, began, told = "", 0.0, 0.0
+
+    def tell_line(name: str, share: float) -> None:
+        nonlocal step, began, told
+        now = time.monotonic()
+        if name != step:
+            step, began, told = name, now, now
+        if now - told >= _LINE_SECONDS and share > 0:
+            told = now
+            left = (now - began) * (1 - share) / share
+            log(f"{name}: {share:.0%}, about {_duration(left)} left")
+
+    yield tell_line
+
+
+def _duration(seconds: float) -> str:
+    """Hours and minutes, or seconds if it is less than two minutes.
+
+    >>> _duration(4000)
+    '1:07 h'
+    """
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours}:{minutes:02} h" if hours else f"{minutes} min"
 
 
 @contextmanager

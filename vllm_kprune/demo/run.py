@@ -16,7 +16,6 @@ from vllm_kprune.checkpoint.manifest import is_overlay, load_manifest
 from vllm_kprune.compare.options import CommonOptions
 from vllm_kprune.compare.report.document import Report
 from vllm_kprune.compare.run import SuiteProgress
-from vllm_kprune.compare.suites.language_id import language_identifier
 from vllm_kprune.compare.suites.sizes import model_sizes, predicted_ratio
 from vllm_kprune.demo.pairs import ModelPair, Servers, make_pair
 from vllm_kprune.demo.reference.build import demo_model
@@ -25,6 +24,7 @@ from vllm_kprune.demo.servers import VllmServer
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.profile import Profile
 from vllm_kprune.progress import Progress
+from vllm_kprune.vocabulary.language_id import language_identifier
 
 if TYPE_CHECKING:
     from openai import OpenAI

@@ -28,7 +28,7 @@ from vllm_kprune.checkpoint.token_ids import token_texts
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.tokenizer.bpe import BpeTokenizer
 
-__all__ = ["NO_EVIDENCE", "Evidence", "control_ids", "read_evidence"]
+__all__ = ["NO_EVIDENCE", "ControlEvidence", "control_ids", "read_evidence"]
 
 _log = logging.getLogger(__name__)
 # A form that no text uses. The bars may be full-width (DeepSeek), or on one side (Gemma 4).
@@ -58,7 +58,7 @@ _MOST_WORK = 1 << 31
 
 
 @dataclass(frozen=True)
-class Evidence:
+class ControlEvidence:
     """What a model's folder says of its tokens: those that it names, and its chat templates."""
 
     named: frozenset[str] = frozenset()
@@ -72,10 +72,10 @@ class Evidence:
         return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()
 
 
-NO_EVIDENCE = Evidence()
+NO_EVIDENCE = ControlEvidence()
 
 
-def read_evidence(folder: Path) -> Evidence:
+def read_evidence(folder: Path) -> ControlEvidence:
     """Read the configuration and the templates beside a `tokenizer.json`.
 
     A file that is missing, damaged or too large is left out; all but the first are logged.
@@ -86,10 +86,10 @@ def read_evidence(folder: Path) -> Evidence:
     templates = [template for config in configs for template in _templates(config)]
     templates += [_text(path) for path in paths if path.is_file()]
     named = (text for config in configs for text in _named(config))
-    return Evidence(frozenset(named), "\0".join(templates))
+    return ControlEvidence(frozenset(named), "\0".join(templates))
 
 
-def control_ids(tokenizer: BpeTokenizer, evidence: Evidence) -> list[int]:
+def control_ids(tokenizer: BpeTokenizer, evidence: ControlEvidence) -> list[int]:
     """Ids of the added tokens that are control tokens, special ones included."""
     bracketed = sum(_IN_BRACKETS.fullmatch(token.content) is not None for token in tokenizer.added)
     templates = evidence.templates

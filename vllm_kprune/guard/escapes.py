@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vllm_kprune.guard.classes import HIDDEN, SHOWN, Classes, States, close_dead_ends, number_tuples
-from vllm_kprune.guard.token_texts import BROKEN_STEP, Steps
+from vllm_kprune.guard.token_texts import BROKEN_STEP, BackslashSteps
 from vllm_kprune.guard.tokens import TokenSpellings
 from vllm_kprune.guard.utf8 import REFUSED
 
@@ -53,7 +53,7 @@ def add_escapes(classes: Classes, spellings: TokenSpellings) -> Classes:
     )
 
 
-def _steps(spellings: TokenSpellings, of_token: States) -> Steps:
+def _steps(spellings: TokenSpellings, of_token: States) -> BackslashSteps:
     """What each row of the logits does."""
     steps = np.zeros((len(of_token), 2), np.int8)
     width = min(len(steps), spellings.num_tokens)

@@ -12,9 +12,9 @@ from vllm_kprune.errors import KPruneError
 from vllm_kprune.options import check_values, option, options_of
 from vllm_kprune.profile import LANGUAGES, Hanja, nearest_language
 
-__all__ = ["SCRIPTS", "Escapes", "GuardPolicy", "Latin", "parse_policy"]
+__all__ = ["SCRIPTS", "EscapeRule", "GuardPolicy", "Latin", "parse_policy"]
 
-Escapes = Literal["auto", "json", "off"]
+EscapeRule = Literal["auto", "json", "off"]
 Latin = Literal["ascii", "european", "all"]
 _MOST_NAMES = 16
 _SERVER_TOO = ("request", "server")
@@ -98,7 +98,7 @@ class GuardPolicy:
     digits: bool = option(True, "Allow digits.", forms=["request"])
     punctuation: bool = option(True, "Allow punctuation and symbols.", forms=["request"])
     emoji: bool = option(True, "Allow emoji.", forms=["request"])
-    escapes: Escapes = option(
+    escapes: EscapeRule = option(
         "auto",
         "Escapes in the answer: with json, \\u is refused, because it could spell any character; "
         "auto: json where the answer is JSON (response_format, tool calls), otherwise off.",

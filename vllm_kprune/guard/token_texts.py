@@ -5,13 +5,13 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["BROKEN_STEP", "Steps", "backslash_steps", "only_of"]
+__all__ = ["BROKEN_STEP", "BackslashSteps", "backslash_steps", "only_of"]
 
 BROKEN_STEP = -1
 _BACKSLASH, _U = ord("\\"), ord("u")
 # int8 [num_tokens, 2]: from an even and from an odd number of backslashes, is the number odd (1) or
 # even (0) after the token? BROKEN_STEP if the token writes an escaped u.
-Steps: TypeAlias = npt.NDArray[np.int8]
+BackslashSteps: TypeAlias = npt.NDArray[np.int8]
 
 
 def only_of(
@@ -27,7 +27,9 @@ def only_of(
     return np.equal(others[code_starts[1:]], others[code_starts[:-1]])
 
 
-def backslash_steps(spelled: npt.NDArray[np.uint8], starts: npt.NDArray[np.int32]) -> Steps:
+def backslash_steps(
+    spelled: npt.NDArray[np.uint8], starts: npt.NDArray[np.int32]
+) -> BackslashSteps:
     """What each token does to the number of backslashes before it."""
     steps = np.zeros((len(starts) - 1, 2), np.int8)
     lengths = np.diff(starts)

@@ -13,9 +13,9 @@ import numpy.typing as npt
 
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.guard.characters import NUM_CODE_POINTS
-from vllm_kprune.guard.controls import NO_EVIDENCE, Evidence, control_ids
+from vllm_kprune.guard.controls import NO_EVIDENCE, ControlEvidence, control_ids
 from vllm_kprune.guard.decoder import make_speller
-from vllm_kprune.guard.token_texts import Steps, backslash_steps, only_of
+from vllm_kprune.guard.token_texts import BackslashSteps, backslash_steps, only_of
 from vllm_kprune.tokenizer.bpe import BpeTokenizer, TokenKind
 from vllm_kprune.vocabulary.scripts import split_incomplete
 
@@ -122,7 +122,7 @@ class TokenSpellings:
         return white
 
     @cached_property
-    def backslashes(self) -> Steps:
+    def backslashes(self) -> BackslashSteps:
         """What each token does to the number of backslashes before it."""
         return backslash_steps(self.spelled, self.starts)
 
@@ -140,7 +140,9 @@ class TokenSpellings:
         )
 
 
-def spell_tokens(tokenizer: BpeTokenizer, evidence: Evidence = NO_EVIDENCE) -> TokenSpellings:
+def spell_tokens(
+    tokenizer: BpeTokenizer, evidence: ControlEvidence = NO_EVIDENCE
+) -> TokenSpellings:
     """Spell every token; the evidence says which of them are control tokens.
 
     Raises `KPruneError` for a decoder that is not understood.

@@ -1,7 +1,8 @@
 """Write folders and files that appear complete or not at all.
 
 A folder is made next to its final place and renamed at the end, so a full disk, a failed check or a
-killed process leaves nothing that looks finished. The next run removes what killed runs left.
+killed process leaves nothing that looks finished. The next run removes what killed runs left, or
+with `resumable_folder` goes on with it.
 """
 
 import errno
@@ -11,15 +12,15 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from vllm_kprune.errors import KPruneError
 
-__all__ = ["new_file", "new_folder"]
+__all__ = ["new_file", "new_folder", "resumable_folder"]
 
 
 @contextmanager
@@ -53,6 +54,41 @@ def new_folder(target: Path, replace_if: str | Sequence[str] | None = None) -> I
                 if target.exists():
                     target.rename(Path(scratch) / "replaced")
                 folder.rename(target)
+    except OSError as error:
+        raise KPruneError(_explain(error, target)) from error
+
+
+@contextmanager
+def resumable_folder(target: Path, replace_if: str | Sequence[str] | None = None) -> Iterator[Path]:
+    """Like `new_folder`, but what a run leaves behind is kept: the next run gets the same folder.
+
+    It is `.NAME.unfinished` beside the target. Whether its content fits is the caller's business. A
+    second process that wants the same target at the same time is refused.
+    """
+    target = target.absolute()
+    marks = [replace_if] if isinstance(replace_if, str) else list(replace_if or ())
+    folder = target.with_name(f".{target.name}.unfinished")
+    try:
+        _refuse_foreign(target, marks)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=target.parent).close()
+        with FileLock(target.parent / f".{target.name}.lock", timeout=0):
+            replaced = target.with_name(f".{target.name}.replaced")
+            shutil.rmtree(replaced, ignore_errors=True)  # of a run that was killed below
+            folder.mkdir(exist_ok=True)
+            try:
+                yield folder
+            except BaseException:
+                with suppress(OSError):
+                    folder.rmdir()  # only if nothing was written yet
+                raise
+            _refuse_foreign(target, marks)
+            if target.exists():
+                target.rename(replaced)
+            folder.rename(target)
+            shutil.rmtree(replaced, ignore_errors=True)
+    except Timeout:
+        raise KPruneError(f"another run is writing {target}; wait for it") from None
     except OSError as error:
         raise KPruneError(_explain(error, target)) from error
 

@@ -181,3 +181,46 @@ def test_markers_come_from_the_parser_and_the_template_of_the_server(
     monkeypatch.setenv(SERVED_WITH, f'{{"chat_template": "{template}"}}')
     found = find_markers(config, engine.folder)
     assert engine.tokenizer.token_to_id("<unused3>") in found.control_ids
+
+
+@pytest.mark.parametrize(
+    ("parser", "added", "expected"),
+    [
+        ("deepseek_r1", ("<think>", "</think>"), ("<think>", "</think>")),
+        ("qwen3", ("<think>", "</think>"), ("<think>", "</think>")),
+        ("kimi_k3", (), "which are not single tokens"),
+        ("k2_horizon", (), "reasoning parser k2_horizon does not fit this model (RuntimeError"),
+        ("openai_gptoss", (), "marks reasoning by None and None"),
+    ],
+)
+def test_reasoning_is_known_where_its_markers_are_tokens(
+    parser: str, added: tuple[str, ...], expected: Any, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    from types import SimpleNamespace
+
+    from support.tiny_tokenizers import TINY
+    from transformers import PreTrainedTokenizerFast
+
+    from vllm_kprune.serving.compat import parsers
+
+    tokenizer = TINY["byte_level"]()
+    tokenizer.add_tokens([*added, "<tool_call>"])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+    monkeypatch.setattr(parsers, "_tokenizer", lambda config: fast)
+    monkeypatch.setenv(SERVED_WITH, '{"tool_call_parser": "hermes"}')
+    config = Engine(tmp_path, tokenizer).config
+    config.structured_outputs_config = SimpleNamespace(
+        reasoning_parser=parser, reasoning_parser_plugin=""
+    )
+    found = find_markers(config, tmp_path)
+    assert tokenizer.token_to_id("<tool_call>") in found.control_ids
+    if isinstance(expected, str):
+        assert found.reasoning is None
+        assert expected in found.no_reasoning
+        assert parser in found.no_reasoning
+    else:
+        start, end = map(tokenizer.token_to_id, expected)
+        assert found.reasoning == ReasoningTokens(start, end)
+        assert not found.no_reasoning

@@ -17,7 +17,6 @@ from vllm_kprune.compare.measurements import Example, SuiteResult
 from vllm_kprune.compare.options import DATA, MEASURED, CommonOptions
 from vllm_kprune.compare.run import Context, Suite
 from vllm_kprune.compare.suites.answer_checks import Checks
-from vllm_kprune.compare.suites.language_id import language_identifier
 from vllm_kprune.compare.suites.stability_metrics import NAMES, JudgedSample, measure, uneven
 from vllm_kprune.compare.suites.stability_prompts import (
     Prompt,
@@ -26,6 +25,7 @@ from vllm_kprune.compare.suites.stability_prompts import (
     stability_prompts,
 )
 from vllm_kprune.options import option
+from vllm_kprune.vocabulary.language_id import language_identifier
 
 __all__ = ["Stability"]
 

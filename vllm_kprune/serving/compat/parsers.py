@@ -2,11 +2,16 @@
 
 from typing import Any
 
-__all__ = ["ids_of_text", "reasoning_parser", "tool_parser"]
+from vllm_kprune.errors import KPruneError
+
+__all__ = ["reasoning_parser", "token_id", "tool_parser"]
 
 
 def reasoning_parser(config: Any) -> Any:
-    """The reasoning parser of a `VllmConfig`; None if it has none."""
+    """The reasoning parser of a `VllmConfig`; None if it has none.
+
+    Raises `KPruneError` if it does not fit the model's tokenizer, which vLLM reports as well.
+    """
     outputs = config.structured_outputs_config
     if not outputs.reasoning_parser:
         return None
@@ -14,7 +19,14 @@ def reasoning_parser(config: Any) -> Any:
 
     if outputs.reasoning_parser_plugin:
         ReasoningParserManager.import_reasoning_parser(outputs.reasoning_parser_plugin)
-    return ReasoningParserManager.get_reasoning_parser(outputs.reasoning_parser)(_tokenizer(config))
+    name = outputs.reasoning_parser
+    try:
+        return ReasoningParserManager.get_reasoning_parser(name)(_tokenizer(config))
+    # Parsers check the tokenizer in ways of their own (RuntimeError, ValueError, KeyError, …).
+    except Exception as error:
+        raise KPruneError(
+            f"reasoning parser {name} does not fit this model ({type(error).__name__}: {error})"
+        ) from None
 
 
 def tool_parser(config: Any, name: str | None) -> Any:
@@ -26,15 +38,14 @@ def tool_parser(config: Any, name: str | None) -> Any:
 
     try:
         return ToolParserManager.get_tool_parser(name)(_tokenizer(config)) if name else None
-    # Parsers check the tokenizer in ways of their own (RuntimeError, ValueError, KeyError, …).
-    except Exception:
+    except Exception:  # as above
         return None
 
 
-def ids_of_text(config: Any, text: str) -> list[int]:
-    """The tokens of a text, without any that a tokenizer adds."""
-    ids: list[int] = _tokenizer(config).encode(text, add_special_tokens=False)
-    return ids
+def token_id(config: Any, text: str) -> int | None:
+    """The id of the token that is this text; None if there is none."""
+    found: int | None = _tokenizer(config).get_vocab().get(text)
+    return found
 
 
 def _tokenizer(config: Any) -> Any:

@@ -73,7 +73,7 @@ VALIDATE_PARAMS = seam(
     lost="HTTP 400 for bad `kprune_*` options, and for a guard that is not there",
 )
 PROCESS_INPUTS = seam(
-    GUARD,
+    REQUESTS,
     f"{_INPUT}.process_inputs",
     Use.WRAPS,
     "self, request_id, prompt, params",

@@ -10,7 +10,7 @@ from typing import Any
 
 from vllm_kprune.serving.guard.markers import Markers, end_of_answer
 from vllm_kprune.serving.guard.prepared import unprepared
-from vllm_kprune.serving.guard.settings import Escapes
+from vllm_kprune.serving.guard.settings import ResolvedEscapes
 from vllm_kprune.serving.request_options import ADMITTED
 from vllm_kprune.serving.settings import settings_of
 
@@ -48,7 +48,7 @@ def to_prepare(config: Any, params: Any) -> Callable[[], None] | None:
     return unprepared(config, params.extra_args, _escapes(params))
 
 
-def admitted(params: Any) -> tuple[bool, Escapes]:
+def admitted(params: Any) -> tuple[bool, ResolvedEscapes]:
     """Was a request admitted, and what does `escapes="auto"` mean for it?"""
     noted = (params.extra_args or {}).get(ADMITTED)
     is_json = isinstance(noted, Mapping) and noted.get(_ESCAPES) == "json"
@@ -61,7 +61,7 @@ def _has_tools(params: Any) -> bool:
     return isinstance(noted, Mapping) and bool(noted.get(_TOOLS))
 
 
-def _escapes(params: Any) -> Escapes:
+def _escapes(params: Any) -> ResolvedEscapes:
     return "json" if _has_tools(params) or _is_json(params.structured_outputs) else "off"
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from vllm_kprune.errors import KPruneError
 from vllm_kprune.guard.phases import ReasoningTokens
 
 __all__ = ["SERVED_WITH", "Markers", "end_of_answer", "find_markers", "remember_serving"]
@@ -49,7 +50,11 @@ def find_markers(config: Any, folder: Path) -> Markers:
 
     served = json.loads(os.environ.get(SERVED_WITH, "{}"))
     markers = Markers(stop_ids=_stop_ids(config.model_config))
-    thinks, calls = reasoning_parser(config), tool_parser(config, served.get("tool_call_parser"))
+    calls = tool_parser(config, served.get("tool_call_parser"))
+    try:
+        thinks = reasoning_parser(config)
+    except KPruneError as error:
+        thinks, markers = None, replace(markers, no_reasoning=str(error))
     if thinks is None and calls is None and "chat_template" not in served:
         return markers
     texts = {*_texts(thinks), *_texts(calls)}
@@ -82,19 +87,19 @@ def _stop_ids(model_config: Any) -> tuple[int, ...]:
 
 
 def _with_reasoning(markers: Markers, config: Any, parser: Any) -> Markers:
-    from vllm_kprune.serving.compat.parsers import ids_of_text
+    from vllm_kprune.serving.compat.parsers import token_id
 
     name = config.structured_outputs_config.reasoning_parser
     start, end = parser.reasoning_start_str, parser.reasoning_end_str
-    found = [ids_of_text(config, text) if text else [] for text in (start, end)]
-    # Reasoning may begin without a start token, where the prompt opens it.
-    if len(found[1]) != 1 or len(found[0]) > 1:
+    start_id, end_id = (token_id(config, text) if text else None for text in (start, end))
+    # A parser without a start is one whose prompts open the reasoning.
+    if end_id is None or (start and start_id is None):
         reason = (
             f"reasoning parser {name} marks reasoning by {start!r} and {end!r}, which are not "
             "single tokens of this model, so the guard cannot tell reasoning from the answer"
         )
         return replace(markers, no_reasoning=reason)
-    tokens = ReasoningTokens(start=found[0][0] if found[0] else None, end=found[1][0])
+    tokens = ReasoningTokens(start=start_id, end=end_id)
     return replace(markers, reasoning=tokens, no_reasoning="")
 
 
@@ -110,10 +115,10 @@ def _texts(parser: Any) -> Iterable[str]:
 
 
 def _control_ids(folder: Path, texts: Iterable[str], template: str) -> tuple[int, ...]:
-    from vllm_kprune.guard.controls import Evidence, control_ids
+    from vllm_kprune.guard.controls import ControlEvidence, control_ids
     from vllm_kprune.tokenizer.bpe import read_tokenizer
 
-    return tuple(control_ids(read_tokenizer(folder), Evidence(frozenset(texts), template)))
+    return tuple(control_ids(read_tokenizer(folder), ControlEvidence(frozenset(texts), template)))
 
 
 def _template(given: str | None) -> str:

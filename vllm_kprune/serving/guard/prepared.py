@@ -17,7 +17,7 @@ from vllm_kprune.guard.spelling import TokenSpellings, load_spellings
 from vllm_kprune.guard.stored import AutomatonSpec, keep_automaton
 from vllm_kprune.serving.guard.attach import engine_markers, tokenizer_folder
 from vllm_kprune.serving.guard.markers import Markers
-from vllm_kprune.serving.guard.settings import Escapes, Policies, request_policies
+from vllm_kprune.serving.guard.settings import Policies, ResolvedEscapes, request_policies
 from vllm_kprune.serving.settings import settings_of
 from vllm_kprune.storage.cache import cache_dir
 
@@ -37,7 +37,7 @@ def automaton_spec(policies: Policies, markers: Markers, num_rows: int) -> Autom
     return AutomatonSpec(policies.answer, num_rows, controls, reasoning, markers.reasoning)
 
 
-def unprepared(config: Any, extra_args: Any, escapes: Escapes) -> Callable[[], None] | None:
+def unprepared(config: Any, extra_args: Any, escapes: ResolvedEscapes) -> Callable[[], None] | None:
     """What builds the guard of a request of a `VllmConfig`'s engine; None if it is in the cache.
 
     It may run in any thread, and raises `KPruneError` for policies that leave no token.

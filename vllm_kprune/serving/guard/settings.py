@@ -20,9 +20,9 @@ from vllm_kprune.serving.options import FLAG_PREFIX, FORM, PREFIX, GuardOptions
 from vllm_kprune.serving.request_options import FORM as REQUEST
 from vllm_kprune.serving.request_options import of_guard
 
-__all__ = ["Escapes", "GuardSettings", "Policies", "guard_settings", "request_policies"]
+__all__ = ["GuardSettings", "Policies", "ResolvedEscapes", "guard_settings", "request_policies"]
 
-Escapes: TypeAlias = Literal["json", "off"]
+ResolvedEscapes: TypeAlias = Literal["json", "off"]
 _THINK = "think_languages"
 
 
@@ -38,7 +38,7 @@ class Policies:
         """Is any part guarded?"""
         return self.answer is not None or self.reasoning is not None
 
-    def resolved(self, escapes: Escapes) -> "Policies":
+    def resolved(self, escapes: ResolvedEscapes) -> "Policies":
         """The same policies with `escapes` in place of "auto". Reasoning is no JSON document."""
         answer, reasoning = self.answer, self.reasoning
         if answer and answer.escapes == "auto":

@@ -23,7 +23,8 @@ def language_identifier() -> Callable[[str], str]:
         from py3langid.langid import MODEL_FILE, LanguageIdentifier
     except ModuleNotFoundError:
         raise KPruneError(
-            "language identification needs py3langid; pip install 'vllm-kprune[compare]'"
+            "language identification needs py3langid; pip install 'vllm-kprune[compare]' or "
+            "'vllm-kprune[sparsify]'"
         ) from None
     identifier = LanguageIdentifier.from_model_file(MODEL_FILE)
     identifier.set_languages([*LANGUAGES])
