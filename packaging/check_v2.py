@@ -52,7 +52,8 @@ _SHOWN = {
 def main(words: Sequence[str] | None = None) -> int:
     """The command; gives its exit code."""
     options = _parser().parse_args(words)
-    console = Console()
+    # A pipe has no width, and the table would be cut to 80 columns.
+    console = Console(width=None if sys.stdout.isatty() else 120)
     try:
         results = {
             version: _simulate(version, options.steps, options.seed, console)
