@@ -16,7 +16,7 @@ STAMP := .venv/.kprune-setup-$(shell cat requirements/cpu.lock pyproject.toml pa
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo paper check-sparsity lint bench check-v2 docs docs-serve clean
-.PHONY: test test-others test-vocabulary test-serving test-rest test-fast test-fast-vocabulary test-fast-rest
+.PHONY: test test-others test-checkpoint test-vocabulary test-compare test-serving test-rest test-fast test-fast-vocabulary test-fast-rest
 
 help:
 	@echo "make setup | demo | paper | test | test-fast | lint | bench | check-v2 | docs | docs-serve | clean   (variables: PYTHON, TORCH_INDEX)"
@@ -58,26 +58,34 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# Three processes, each with its own summary: one alone grows beyond 2 GB, as torch, vLLM and large
+# Several processes, each with its own summary: one alone grows beyond 2 GB, as torch, vLLM and large
 # vocabularies add up. A failure of one does not stop the others. The one with live servers takes as
-# long as the other two together, so it runs beside them; what it prints comes when it ends.
-VOCABULARY_ROOMS := $(addprefix tests/,checkpoint cli tokenizer vocabulary)
-OTHER_ROOMS := tests $(addprefix --ignore=,$(VOCABULARY_ROOMS))
+# long as the others together, so it runs beside them; what it prints comes when it ends.
+CHECKPOINT_ROOMS := $(addprefix tests/,checkpoint cli)
+VOCABULARY_ROOMS := $(addprefix tests/,tokenizer vocabulary)
+COMPARE_ROOMS := $(addprefix tests/,compare prompt sparsify)
+NOT_HERE := $(addprefix --ignore=,$(CHECKPOINT_ROOMS) $(VOCABULARY_ROOMS))
 
 test: lint
 	@$(MAKE) --no-print-directory -k -j2 --output-sync=target test-serving test-others
 
 test-others: $(STAMP)
-	@$(MAKE) --no-print-directory -k -j1 test-vocabulary test-rest
+	@$(MAKE) --no-print-directory -k -j1 test-checkpoint test-vocabulary test-compare test-rest
+
+test-checkpoint: $(STAMP)
+	$(BIN)/python -m pytest $(CHECKPOINT_ROOMS)
 
 test-vocabulary: $(STAMP)
 	$(BIN)/python -m pytest $(VOCABULARY_ROOMS)
+
+test-compare: $(STAMP)
+	$(BIN)/python -m pytest $(COMPARE_ROOMS)
 
 test-serving: $(STAMP)
 	$(BIN)/python -m pytest tests/serving
 
 test-rest: $(STAMP)
-	$(BIN)/python -m pytest $(OTHER_ROOMS) --ignore=tests/serving
+	$(BIN)/python -m pytest tests $(NOT_HERE) $(addprefix --ignore=,$(COMPARE_ROOMS) tests/serving)
 
 # Two processes side by side, about as long as each other.
 FAST := $(BIN)/python -m pytest -q -m "not server and not slow" --no-downloads
@@ -86,10 +94,10 @@ test-fast: $(STAMP)
 	@$(MAKE) --no-print-directory -k -j2 --output-sync=target test-fast-vocabulary test-fast-rest
 
 test-fast-vocabulary:
-	$(FAST) $(VOCABULARY_ROOMS)
+	$(FAST) $(CHECKPOINT_ROOMS) $(VOCABULARY_ROOMS)
 
 test-fast-rest:
-	$(FAST) $(OTHER_ROOMS)
+	$(FAST) tests $(NOT_HERE)
 
 # Figures for the README: run it on an idle machine.
 bench: $(STAMP)

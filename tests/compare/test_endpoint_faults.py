@@ -7,7 +7,7 @@ import signal
 import ssl
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +154,15 @@ def test_a_proxy_that_refuses_is_told(run: Run, monkeypatch: pytest.MonkeyPatch)
     assert "the proxy for the original endpoint refused the connection: 407" in err
 
 
+@pytest.fixture(params=[signal.default_int_handler, signal.SIG_IGN], ids=["terminal", "background"])
+def started(request: pytest.FixtureRequest) -> Iterator[None]:
+    """As a shell starts a command, and as it starts one that ends with `&`: Ctrl-C is ignored."""
+    before = signal.signal(signal.SIGINT, request.param)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("started")
 def test_sigterm_stops_like_ctrl_c(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     ask, asked = Client.ask, []
 

@@ -3,9 +3,10 @@
 import signal
 import threading
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import typer
 from rich.markup import escape
@@ -31,7 +32,16 @@ def resumable(folder: Path) -> Iterator[None]:
         # asyncio ends a run in good order on this signal, and on no other.
         signal.raise_signal(signal.SIGINT)
 
-    before = signal.signal(signal.SIGTERM, interrupt) if _in_main_thread() else None
+    handlers: dict[int, Callable[..., Any]] = {
+        signal.SIGTERM: interrupt,
+        signal.SIGINT: signal.default_int_handler,
+    }
+    # A shell lets what it starts in the background ignore SIGINT, and asyncio would ignore it too.
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        del handlers[signal.SIGINT]
+    before = {}
+    if _in_main_thread():
+        before = {number: signal.signal(number, how) for number, how in handlers.items()}
     try:
         yield
     except KeyboardInterrupt:
@@ -47,8 +57,8 @@ def resumable(folder: Path) -> Iterator[None]:
             f"({Path(place.filename).name}, line {place.lineno}); the answers are kept in {folder}"
         ) from error
     finally:
-        if before is not None:
-            signal.signal(signal.SIGTERM, before)
+        for number, how in before.items():
+            signal.signal(number, how)
 
 
 def _in_main_thread() -> bool:
