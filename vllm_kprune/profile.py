@@ -18,11 +18,14 @@ from vllm_kprune.options import REQUIRED, make, option, options_of
 
 __all__ = [
     "LANGUAGES",
+    "LANGUAGE_NAMES",
+    "MOST_NAMES",
     "CorpusOptions",
     "Hanja",
     "Language",
     "Profile",
     "Sizing",
+    "each_once",
     "load_profile",
     "nearest_language",
     "parse_profile",
@@ -105,6 +108,26 @@ def nearest_language(code: str, known: Iterable[str] = LANGUAGES) -> str:
         if meant in known:
             return f"did you mean '{meant}'? (known: {', '.join(sorted(known))})"
     return f"known: {', '.join(sorted(known))}"
+
+
+def each_once(key: str, names: tuple[str, ...]) -> tuple[str, ...]:
+    """The names of an option, sorted and each once: equal requests must share one automaton."""
+    return tuple(sorted(set(names)))
+
+
+MOST_NAMES = 16
+# How an option of the guard takes languages; "off" is None.
+LANGUAGE_NAMES: Mapping[str, Any] = {
+    "noun": "names with commas between them, or a list",
+    "choices": tuple(LANGUAGES),
+    "hint": nearest_language,
+    "any_case": True,
+    "commas": True,
+    "least_items": 1,
+    "most_items": MOST_NAMES,
+    "words": {"off": None},
+    "then": each_once,
+}
 
 
 @dataclass(frozen=True, kw_only=True)

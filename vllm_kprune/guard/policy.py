@@ -10,13 +10,12 @@ from typing import Any, Literal
 
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.options import check_values, option, options_of
-from vllm_kprune.profile import LANGUAGES, Hanja, nearest_language
+from vllm_kprune.profile import LANGUAGE_NAMES, LANGUAGES, MOST_NAMES, Hanja, each_once
 
 __all__ = ["SCRIPTS", "EscapeRule", "GuardPolicy", "Latin", "parse_policy"]
 
 EscapeRule = Literal["auto", "json", "off"]
 Latin = Literal["ascii", "european", "all"]
-_MOST_NAMES = 16
 _SERVER_TOO = ("request", "server")
 
 # Scripts in living use: Unicode's recommended and limited-use scripts (UAX #31, tables 5 and 7),
@@ -32,11 +31,6 @@ SCRIPTS: tuple[str, ...] = (
     *("Syriac", "Tai_Le", "Tai_Tham", "Tai_Viet", "Tamil", "Telugu", "Thaana", "Thai"),
     *("Tibetan", "Tifinagh", "Vai", "Wancho", "Yi"),
 )
-
-
-def _each_once(key: str, names: tuple[str, ...]) -> tuple[str, ...]:
-    # Sorted, because policies are keys: equal requests must share one automaton.
-    return tuple(sorted(set(names)))
 
 
 def _characters(key: str, text: str) -> str:
@@ -56,15 +50,7 @@ class GuardPolicy:
         (),
         "Guard answers: no character outside the scripts of these languages (ISO 639-1) is ever "
         "produced, on any model, pruned or not; off: no guard.",
-        noun="names with commas between them, or a list",
-        choices=tuple(LANGUAGES),
-        hint=nearest_language,
-        any_case=True,
-        commas=True,
-        least_items=1,
-        most_items=_MOST_NAMES,
-        words={"off": None},
-        then=_each_once,
+        **LANGUAGE_NAMES,
         metavar="ko,en",
         forms=_SERVER_TOO,
     )
@@ -76,8 +62,8 @@ class GuardPolicy:
         any_case=True,
         commas=True,
         least_items=1,
-        most_items=_MOST_NAMES,
-        then=_each_once,
+        most_items=MOST_NAMES,
+        then=each_once,
         metavar="Hangul,Latin",
         forms=_SERVER_TOO,
     )

@@ -26,7 +26,7 @@ from vllm_kprune.options import (
     options_of,
     refuse_unknown,
 )
-from vllm_kprune.profile import LANGUAGES, CorpusOptions, Sizing, nearest_language
+from vllm_kprune.profile import LANGUAGE_NAMES, CorpusOptions, Sizing
 
 __all__ = [
     "COUNTER_FOLDER",
@@ -89,15 +89,7 @@ class GuardOptions:
         (),
         "Guard what the model reasons before its answer, too, by languages of its own (ISO 639-1); "
         "off: reasoning is not guarded. Needs --reasoning-parser.",
-        noun="names with commas between them, or a list",
-        choices=tuple(LANGUAGES),
-        hint=nearest_language,
-        any_case=True,
-        commas=True,
-        least_items=1,
-        most_items=16,
-        words={"off": None},
-        then=lambda key, names: tuple(sorted(set(names))),
+        **LANGUAGE_NAMES,
         metavar="ko,en",
         forms=["request", FORM],
     )
