@@ -1,11 +1,14 @@
 """Tiny models of the known classes in vLLM: the pruned one answers as the masked original.
 
+So does the original with a pruned head, in the ids of the original.
+
 The classes here differ in how vLLM loads their vocabulary: tied and untied, one shard and several,
 experts, Cohere's scaled logits, a text model inside a multimodal one. The live servers serve the
 text model of Gemma-3.
 """
 
 import importlib.util
+import json
 import os
 from pathlib import Path
 from shutil import copytree
@@ -13,7 +16,7 @@ from typing import Any
 
 import pytest
 from support.forks import ask
-from support.offline_pairs import TEXTS, Pair, make_pair
+from support.offline_pairs import PROFILE, TEXTS, Pair, make_pair
 from support.tiny_adapters import ATTENTION, save_adapter
 from support.tiny_architectures import ARCHITECTURES
 
@@ -48,6 +51,19 @@ def moved_base_job(pair: Pair, folder: Path) -> dict[str, Any]:
     build_overlay(str(base), profile, overlay, corpora=[pair.original.parent / "corpus.txt"])
     options = {"additional_config": {"kprune": {"base": str(base.rename(folder / "moved"))}}}
     return {"model": str(overlay), "prompts": pair.prompts, "options": options, **ENGINE_APART}
+
+
+def head_job(pair: Pair, **more: Any) -> dict[str, Any]:
+    """The original with a pruned head: it keeps the tokens that the overlay keeps."""
+    folder = pair.original.parent
+    profile = folder / "head.json"  # JSON is YAML, too
+    profile.write_text(
+        json.dumps({"languages": PROFILE.languages, "code": False, "target_size": len(pair.kept)})
+    )
+    ours = {"head": str(profile), "corpus": str(folder / "corpus.txt")}
+    options = {"additional_config": {"kprune": ours}, **more.pop("options", {})}
+    prompts = [pair.original_ids(ids) for ids in pair.prompts]
+    return {"model": str(pair.original), "prompts": prompts, "options": options, **more}
 
 
 def masked_greedy(pair: Pair, tokens: int) -> list[list[int]]:
@@ -87,8 +103,17 @@ def answers(
         adapter = save_adapter(folder / name, modules)
         jobs = pairs["llama-3.1"].jobs(lora=str(adapter), options={"enable_lora": True})
         cases[name] = jobs if name == "adapter" else jobs[:1]
+    for name, pair in pairs.items():
+        cases[f"{name} head"] = [head_job(pair, options=OPTIONS.get(name, {}))]
+    cases["adapter head"] = [
+        head_job(pairs["llama-3.1"], lora=str(folder / name), options={"enable_lora": True})
+        for name in ADAPTERS
+    ]
     cases["moved"] = [moved_base_job(pairs["llama-3.1"], folder)]
-    cases["two ranks"] = pairs["llama-3.1"].jobs(**TWO_RANKS)[:1] if len(CPUS) > 1 else []
+    if len(CPUS) > 1:
+        cases["two ranks"] = pairs["llama-3.1"].jobs(**TWO_RANKS)[:1]
+        for name in ("llama-3.1", "aya-expanse"):
+            cases[f"{name} head in two ranks"] = [head_job(pairs[name], **TWO_RANKS)]
     found = iter(ask("offline_jobs.py", [job for jobs in cases.values() for job in jobs], folder))
     return {name: [next(found) for _ in jobs] for name, jobs in cases.items()}
 
@@ -101,6 +126,35 @@ def test_an_overlay_answers_as_the_original_with_all_other_tokens_masked(
     assert "error" not in pruned and "error" not in original, (pruned, original)
     assert len({tuple(ids) for ids in original["ids"]}) == len(TEXTS)
     assert [pairs[name].original_ids(ids) for ids in pruned["ids"]] == original["ids"]
+
+
+@pytest.mark.parametrize("name", SERVED)
+def test_a_pruned_head_answers_as_the_original_with_all_other_tokens_masked(
+    name: str, answers: dict[str, list[dict[str, Any]]]
+) -> None:
+    """Untied heads (Llama, Qwen3) and tied ones; ids, prompts and answers are the original's."""
+    (head,), original = answers[f"{name} head"], answers[name][1]
+    assert "error" not in head and "error" not in original, (head, original)
+    assert head["ids"] == original["ids"]
+
+
+def test_a_pruned_head_goes_with_lora_adapters_of_the_body_only(
+    answers: dict[str, list[dict[str, Any]]],
+) -> None:
+    body, head = answers["adapter head"]
+    assert "error" not in body, body
+    assert body["ids"] == answers["adapter"][1]["ids"]
+    assert "changes the vocabulary (target_modules: lm_head)" in head["error"]
+
+
+@pytest.mark.skipif(len(CPUS) < 2, reason="vLLM's tensor parallel needs a CPU for each rank")
+@pytest.mark.parametrize("name", ["llama-3.1", "aya-expanse"])
+def test_a_pruned_head_is_shared_by_tensor_parallel_ranks(
+    name: str, answers: dict[str, list[dict[str, Any]]]
+) -> None:
+    (head,), original = answers[f"{name} head in two ranks"], answers[name][1]
+    assert "error" not in head, head
+    assert head["ids"] == original["ids"]
 
 
 def test_an_overlay_whose_base_was_moved_answers_as_the_masked_original_in_transformers(

@@ -4,6 +4,7 @@ Runs where engine arguments become a configuration, before vLLM has read anythin
 model that is not an overlay, without any kprune option, is left exactly as it was.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from vllm_kprune.progress import Progress
 from vllm_kprune.serving.compat import check_version, logger
 from vllm_kprune.serving.drafts import check_drafts, refuse_original_drafts
 from vllm_kprune.serving.options import VocabularyOptions
-from vllm_kprune.serving.settings import ServerSettings, settings_of
+from vllm_kprune.serving.settings import ServerSettings, attach_settings, settings_of
 
 __all__ = ["LOAD_FORMAT", "activate"]
 
@@ -42,6 +43,8 @@ def activate(engine_args: Any) -> bool:
             raise KPruneError(_not_an_overlay(engine_args.model, f"--load-format {LOAD_FORMAT}"))
         if settings.given:
             check_version()
+        if settings.vocabulary.head:
+            _prune_head(engine_args, settings)
         return False
     check_version()
     _refuse_conflicts(engine_args)
@@ -51,6 +54,18 @@ def activate(engine_args: Any) -> bool:
         _serve_in_one_step(engine_args, settings.vocabulary)
     check_drafts(engine_args)
     return True
+
+
+def _prune_head(engine_args: Any, settings: ServerSettings) -> None:
+    """Decide which rows of the LM head are computed; the model itself stays as it is."""
+    from vllm_kprune.serving.head.rows import check_head, resolve_rows
+
+    check_head(engine_args)
+    if settings.head_rows is None:
+        rows = resolve_rows(
+            settings.vocabulary, engine_args.model, engine_args.revision, _log_steps("the head")
+        )
+        attach_settings(engine_args, replace(settings, head_rows=rows))
 
 
 def _check_pruner(engine_args: Any, settings: ServerSettings) -> None:

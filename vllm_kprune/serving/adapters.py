@@ -7,17 +7,22 @@ the front-end process, before a bad adapter can stop the engine.
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from vllm_kprune.checkpoint.adapters import check_adapter
-from vllm_kprune.checkpoint.manifest import is_overlay
 from vllm_kprune.serving.compat.engine import adapter_folder
+from vllm_kprune.serving.settings import settings_of
 
 __all__ = ["check_served_adapter", "check_static_adapters"]
 
 
-def check_served_adapter(model: str, adapter: str) -> None:
-    """Raise `KPruneError` if `model` is pruned and the adapter (folder or hub id) does not fit."""
-    if is_overlay(model):
+def check_served_adapter(config: Any, adapter: str) -> None:
+    """Raise `KPruneError` if the served model is pruned and the adapter does not fit.
+
+    `config` is the server's `VllmConfig`, `adapter` a folder or a hub id.
+    """
+    settings = settings_of(config)
+    if settings.overlay or settings.vocabulary.head:
         _check_once(adapter)
 
 

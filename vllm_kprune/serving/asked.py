@@ -34,8 +34,9 @@ def asked_features(
     guarded, prunes_input = settings.guard.policies.guard, settings.pruner is not None
     asked = {
         features.VOCABULARY: pruned,
+        features.HEAD: bool(settings.vocabulary.head),
         # Where no rows are cut, kprune has nothing to check about an adapter.
-        features.LORA: pruned and lora,
+        features.LORA: (pruned or bool(settings.vocabulary.head)) and lora,
         features.GUARD: guarded,
         features.REQUESTS: guarded or prunes_input or named,
         features.FAILURES: guarded and front_end == "server",

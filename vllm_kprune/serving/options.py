@@ -72,6 +72,17 @@ class VocabularyOptions(Sizing, CorpusOptions):
         metavar="NAME|FILE",
         forms=[FORM],
     )
+    head: tuple[str, ...] = option(
+        (),
+        "Compute logits only for the tokens of this language profile (a name such as enko, or a "
+        ".yaml file), and leave everything else as it is: token ids, tokenizer, embedding. All "
+        "input is read as before; only these tokens can be answered.",
+        noun="names or paths",
+        commas=True,
+        most_items=1,
+        metavar="NAME|FILE",
+        forms=[FORM],
+    )
     base: Path | None = option(
         None,
         "For a folder made by `kprune build`: where the base model's weights are now, if they were "
@@ -128,8 +139,8 @@ def _parts() -> tuple[_Part, ...]:
     return (
         _Part(
             options_of(VocabularyOptions, FORM),
-            ("profile",),
-            "needs --kprune-profile, because it says how to prune",
+            ("profile", "head"),
+            "needs --kprune-profile or --kprune-head, because it says how to prune",
             needless=("base",),
         ),
         _Part(
@@ -232,6 +243,11 @@ def read_values(additional_config: Any) -> dict[str, Any]:
         raise KPruneError(
             "--kprune-base is for a folder made by `kprune build`; "
             "with --kprune-profile the model that you name is the base"
+        )
+    if "head" in given and ("profile" in given or "base" in given):
+        raise KPruneError(
+            "--kprune-head leaves the vocabulary as it is, and "
+            f"{flag('profile' if 'profile' in given else 'base')} prunes it; choose one of them"
         )
     return given
 

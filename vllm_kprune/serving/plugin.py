@@ -16,6 +16,7 @@ from vllm_kprune.serving.compat import requests, seams_engine, seams_requests
 from vllm_kprune.serving.compat.engine import endpoint_plugins_allowed, settle_tied_head
 from vllm_kprune.serving.compat.installer import Wraps, hook, installer
 from vllm_kprune.serving.guard.hooks import guard_wraps
+from vllm_kprune.serving.head.hooks import head_wraps
 from vllm_kprune.serving.pruning.hooks import pruner_wraps
 
 __all__ = ["DISABLE", "all_wraps", "register"]
@@ -44,6 +45,7 @@ def all_wraps() -> Wraps:
         **requests.at_start(_require_engine_features),
         **requests.check_adapter_requests(_check_adapter),
         **requests.check_adapter_loads(_check_adapter),
+        **head_wraps(),
         **guard_wraps(),
         **pruner_wraps(),
     }
@@ -53,10 +55,10 @@ def _register_loader() -> None:
     import_module("vllm_kprune.serving.loader")  # registers itself
 
 
-def _check_adapter(model: str, adapter: str) -> None:
+def _check_adapter(config: Any, adapter: str) -> None:
     from vllm_kprune.serving.adapters import check_served_adapter
 
-    check_served_adapter(model, adapter)
+    check_served_adapter(config, adapter)
 
 
 def _create_engine_config(

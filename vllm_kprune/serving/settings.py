@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from vllm_kprune.checkpoint.head import HeadRows
 from vllm_kprune.checkpoint.manifest import is_overlay
 from vllm_kprune.options import make, options_of
 from vllm_kprune.serving.guard.settings import GuardSettings, guard_settings
@@ -44,6 +45,7 @@ GUARD_CLASS_PATH = "vllm_kprune.serving.guard.processor:LanguageGuard"
 class ServerSettings:
     """`given`: an option was. `named`: the plugin was (`--plugin kprune`). `overlay`: the model is.
 
+    `head_rows`: what is computed of the LM head, where that is pruned and an engine is configured.
     An engine that `asks_for_kprune` by none of them is left as it is.
     """
 
@@ -53,6 +55,7 @@ class ServerSettings:
     given: bool = False
     named: bool = False
     overlay: bool = False
+    head_rows: HeadRows | None = None
 
     @property
     def asks_for_kprune(self) -> bool:
@@ -61,8 +64,8 @@ class ServerSettings:
 
     @property
     def prunes(self) -> bool:
-        """True if an option is about the vocabulary, rather than about prompts or answers."""
-        return self.vocabulary != VocabularyOptions()
+        """True if an option is about the vocabulary, rather than about head, prompts or answers."""
+        return self.vocabulary.profile is not None or self.vocabulary.base is not None
 
 
 class _Resolved(dict[str, Any]):

@@ -8,6 +8,7 @@ __all__ = [
     "FEATURES",
     "FROM_32",
     "GUARD",
+    "HEAD",
     "LORA",
     "METRICS",
     "OFFLINE",
@@ -27,6 +28,7 @@ FROM_32 = VERSIONS[1:]
 COMMAND_LINE = Feature("command line", "pass the options as additional_config instead")
 VOCABULARY = Feature("pruned vocabulary", "serve the base model without --kprune-profile")
 LORA = Feature("LoRA checks", "serve without LoRA adapters (--enable-lora)")
+HEAD = Feature("pruned LM head", "leave --kprune-head out")
 GUARD = Feature("language guard", "leave --kprune-languages and --kprune-scripts out")
 REQUESTS = Feature("request checks", "leave --plugin kprune and the --kprune-* options out")
 FAILURES = Feature("failure messages", essential=False)
@@ -35,7 +37,7 @@ ONLINE = Feature("input pruning", "leave --kprune-input-pruner out")
 OFFLINE = Feature("offline input pruning", "leave input_pruner out of additional_config")
 ROUTES = Feature("HTTP routes", "leave --plugin kprune out")
 FEATURES = (
-    *(COMMAND_LINE, VOCABULARY, LORA, GUARD, REQUESTS),
+    *(COMMAND_LINE, VOCABULARY, LORA, HEAD, GUARD, REQUESTS),
     *(FAILURES, METRICS, ONLINE, OFFLINE, ROUTES),
 )
 

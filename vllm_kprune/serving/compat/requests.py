@@ -65,22 +65,22 @@ def at_start(check: Callable[[Any], None]) -> Wraps:
     return {seams_requests.INPUT_PROCESSOR: init}
 
 
-def check_adapter_requests(check: Callable[[str, str], None]) -> Wraps:
-    """Call `check(model, adapter)` before any request with a LoRA adapter is accepted."""
+def check_adapter_requests(check: Callable[[Any, str], None]) -> Wraps:
+    """Call `check(vllm_config, adapter)` before any request with a LoRA adapter is accepted."""
 
     def validate(
         original: Around, processor: Any, lora_request: Any, *rest: Any, **how: Any
     ) -> Any:
         if lora_request is not None:
             with client_errors():
-                check(processor.model_config.model, lora_request.lora_path)
+                check(processor.vllm_config, lora_request.lora_path)
         return original(processor, lora_request, *rest, **how)
 
     return {seams_requests.VALIDATE_LORA: validate}
 
 
-def check_adapter_loads(check: Callable[[str, str], None]) -> Wraps:
-    """Call `check(model, adapter)` when a server is asked to load one."""
+def check_adapter_loads(check: Callable[[Any, str], None]) -> Wraps:
+    """Call `check(vllm_config, adapter)` when a server is asked to load one."""
 
     async def validate(original: Around, models: Any, request: Any, *rest: Any, **how: Any) -> Any:
         # vLLM's own checks first: it answers with an error, or None if the adapter may be loaded.
@@ -88,7 +88,7 @@ def check_adapter_loads(check: Callable[[str, str], None]) -> Wraps:
         if answer is not None:
             return answer
         try:
-            check(models.model_config.model, request.lora_path)
+            check(models.engine_client.vllm_config, request.lora_path)
         except KPruneError as error:
             from vllm.entrypoints.serve import create_error_response
 

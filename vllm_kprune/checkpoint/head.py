@@ -1,0 +1,144 @@
+"""Which rows of an LM head are computed if the head alone is pruned: token ids stay the original's.
+
+The rows of several profiles are put in one order: those of the smallest profile first, then what
+the next one adds, and so on. So the rows of each profile that contains the smaller ones are the
+first rows of that order, and one copy of the head serves all of them. Selecting tokens takes
+seconds, so what a profile keeps is remembered in kprune's cache. How vLLM uses the rows is decided
+in `serving/head`.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from filelock import FileLock
+
+from vllm_kprune import __version__
+from vllm_kprune.checkpoint.base import TokenizerFolder, open_original_tokenizer
+from vllm_kprune.checkpoint.plan import choose_tokens, evidence_sources
+from vllm_kprune.errors import KPruneError
+from vllm_kprune.profile import Profile
+from vllm_kprune.progress import Progress, silent
+from vllm_kprune.storage.cache import cache_dir
+from vllm_kprune.storage.digest import canonical_json, digest_text
+from vllm_kprune.storage.folders import new_file
+from vllm_kprune.vocabulary.evidence import Source
+
+__all__ = ["HeadRows", "head_rows", "order_rows"]
+
+_MOST_BYTES = 1 << 24  # ids of a million tokens take 8 MB as text
+MOST_PROFILES = 8  # one bit of a byte for each
+
+
+@dataclass(frozen=True, eq=False)
+class HeadRows:
+    """The rows of a pruned head, in the order in which they are stored.
+
+    `ids` [rows], int32: the token id of each row. `profiles` are names, the server's default first.
+    `ends`: for each profile, how many of the first rows have all that it keeps. `members` [largest
+    id + 1], uint8: bit p of a token id is set if profile p keeps it. `tokens`: how many each
+    profile keeps; for a profile that is nested in the order that is its end.
+    """
+
+    ids: npt.NDArray[np.int32]
+    profiles: tuple[str, ...]
+    ends: tuple[int, ...]
+    members: npt.NDArray[np.uint8]
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """The number of tokens that each profile keeps."""
+        bits = range(len(self.profiles))
+        return tuple(int((self.members >> bit & 1).sum()) for bit in bits)
+
+    def kept(self, profile: int) -> npt.NDArray[np.int64]:
+        """The ids that a profile keeps, increasing."""
+        return np.flatnonzero(self.members >> profile & 1)
+
+
+def head_rows(
+    model: str | Path,
+    profiles: Sequence[Profile],
+    *,
+    revision: str | None = None,
+    corpora: Sequence[Path] = (),
+    progress: Progress = silent,
+) -> HeadRows:
+    """The rows that `profiles` keep of the head of `model`, a folder or a hub id.
+
+    Raises `KPruneError` for a model without a tokenizer that kprune can read, and for more than
+    eight profiles or two of one name.
+    """
+    names = tuple(profile.name for profile in profiles)
+    if not 1 <= len(names) <= MOST_PROFILES:
+        raise KPruneError(f"got {len(names)} profiles for the head, expected 1 to {MOST_PROFILES}")
+    if len(set(names)) < len(names):
+        raise KPruneError(f"profiles of one name for the head: {', '.join(names)}; rename one")
+    base = open_original_tokenizer(model, revision)
+    return order_rows(names, [_kept_ids(base, one, corpora, progress) for one in profiles])
+
+
+def order_rows(names: tuple[str, ...], kept: Sequence[Sequence[int]]) -> HeadRows:
+    """Put what several profiles keep in one order.
+
+    >>> rows = order_rows(("large", "small"), [[1, 2, 3, 5], [3, 5]])
+    >>> rows.ids.tolist(), rows.ends
+    ([3, 5, 1, 2], (4, 2))
+    """
+    members = np.zeros(max(map(max, kept)) + 1, np.uint8)
+    for bit, ids in enumerate(kept):
+        members[list(ids)] |= 1 << bit
+    order: list[npt.NDArray[np.int64]] = []
+    placed = np.zeros(len(members), bool)
+    for bit in sorted(range(len(kept)), key=lambda bit: len(kept[bit])):
+        mine = (members >> bit & 1).astype(bool)
+        order.append(np.flatnonzero(mine & ~placed))
+        placed |= mine
+    rows = np.concatenate(order)
+    place = np.empty(len(members), np.int64)
+    place[rows] = np.arange(len(rows))
+    # Of a profile that is not nested, the last of its rows may be behind rows that it lacks.
+    ends = tuple(int(place[list(one)].max()) + 1 for one in kept)
+    return HeadRows(rows.astype(np.int32), names, ends, members)
+
+
+def _kept_ids(
+    base: TokenizerFolder, profile: Profile, corpora: Sequence[Path], progress: Progress
+) -> list[int]:
+    """What a profile keeps, from the cache if it is there."""
+    sources = evidence_sources(profile, corpora)
+    target = cache_dir() / "heads" / f"{_entry_name(base, profile, sources)}.json"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(target.with_suffix(".lock")):
+        if (known := _remembered(target)) is not None:
+            return known
+        selection, _ = choose_tokens(base, profile, sources, progress)
+        with new_file(target) as stream:
+            stream.write(json.dumps(selection.kept_ids).encode())
+        return list(selection.kept_ids)
+
+
+def _entry_name(base: TokenizerFolder, profile: Profile, sources: Sequence[Source]) -> str:
+    digests = base.digests(memory=cache_dir() / "digests")
+    key = {
+        "files": {name: digest.sha256 for name, digest in digests.items()},
+        "profile": asdict(profile),
+        "sources": [[source.name, source.digest] for source in sources],
+        "version": __version__,
+    }
+    return f"{base.folder.name}-{profile.name}-{digest_text(canonical_json(key))[:16]}"
+
+
+def _remembered(path: Path) -> list[int] | None:
+    """The ids in a cache entry; None if there is none, or it is damaged."""
+    try:
+        if path.stat().st_size > _MOST_BYTES:
+            return None
+        ids = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    whole = isinstance(ids, list) and ids and all(type(i) is int and i >= 0 for i in ids)
+    return ids if whole and ids == sorted(set(ids)) else None

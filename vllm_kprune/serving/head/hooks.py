@@ -1,0 +1,119 @@
+"""Where head pruning meets vLLM: loading of the target model, and its logits.
+
+A server that did not ask for it pays one look-up of an attribute per step. Nothing heavy is
+imported before a model is loaded.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from vllm_kprune.serving.compat import seams_head
+from vllm_kprune.serving.compat.installer import Wraps
+from vllm_kprune.serving.head.state import ATTRIBUTE, current, loading
+
+__all__ = ["head_wraps"]
+
+
+def head_wraps() -> Wraps:
+    """What head pruning puts around vLLM's loading and logits."""
+    return {
+        seams_head.LOAD_MODEL: _load_model,
+        seams_head.LM_HEAD: _make_head,
+        seams_head.LOGITS: _logits,
+        seams_head.TOP_TOKENS: _top_tokens,
+        seams_head.TOP_K_TOKENS: _top_k_tokens,
+    }
+
+
+def _load_model(
+    original: Callable[..., Any],
+    loader: Any,
+    vllm_config: Any,
+    model_config: Any,
+    *rest: Any,
+    **how: Any,
+) -> Any:
+    from vllm_kprune.serving.settings import settings_of
+
+    settings = settings_of(vllm_config)
+    if not settings.vocabulary.head or _is_draft(vllm_config, model_config):
+        return original(loader, vllm_config, model_config, *rest, **how)
+    from vllm_kprune.serving.head.kept import attach_head
+    from vllm_kprune.serving.head.rows import resolve_rows
+
+    # A copy of the configuration may have lost what was resolved; the cache has it.
+    rows = settings.head_rows or resolve_rows(
+        settings.vocabulary, model_config.model, model_config.revision
+    )
+    tied = bool(getattr(model_config.hf_text_config, "tie_word_embeddings", False))
+    with loading(rows, model_config.get_vocab_size(), tied) as state:
+        model = original(loader, vllm_config, model_config, *rest, **how)
+        attach_head(model, state, vllm_config)
+    return model
+
+
+def _is_draft(vllm_config: Any, model_config: Any) -> bool:
+    """Is this the drafter of speculative decoding, which is loaded with the same settings?"""
+    speculative = vllm_config.speculative_config
+    if speculative is None:
+        return False
+    # An EAGLE head is loaded beside the target's configuration, a draft model with a copy of it in
+    # which its own takes the target's place.
+    draft = speculative.draft_model_config
+    return model_config is not speculative.target_model_config and (
+        model_config is draft or model_config.model == getattr(draft, "model", None)
+    )
+
+
+def _make_head(original: Callable[..., Any], layer: Any, *rest: Any, **how: Any) -> None:
+    if current() is None:
+        original(layer, *rest, **how)
+        return
+    from vllm_kprune.serving.head.kept import make_head
+
+    make_head(original, layer, *rest, **how)
+
+
+def _logits(
+    original: Callable[..., Any],
+    processor: Any,
+    lm_head: Any,
+    hidden_states: Any,
+    embedding_bias: Any = None,
+    *rest: Any,
+) -> Any:
+    head = _head_of(lm_head)
+    if head is None:
+        return original(processor, lm_head, hidden_states, embedding_bias, *rest)
+    return head.logits(original, processor, hidden_states, *rest)
+
+
+def _top_tokens(
+    original: Callable[..., Any], processor: Any, lm_head: Any, hidden_states: Any, *rest: Any
+) -> Any:
+    head = _head_of(lm_head)
+    if head is None:
+        return original(processor, lm_head, hidden_states, *rest)
+    # A drafter that shares the head; the padded row is the one that vLLM itself leaves out.
+    return head.ids[original(processor, head.layer, hidden_states, *rest)]
+
+
+def _top_k_tokens(
+    original: Callable[..., Any],
+    processor: Any,
+    lm_head: Any,
+    hidden_states: Any,
+    k: int,
+    *rest: Any,
+    **how: Any,
+) -> Any:
+    head = _head_of(lm_head)
+    if head is None:
+        return original(processor, lm_head, hidden_states, k, *rest, **how)
+    rows, values = original(processor, head.layer, hidden_states, k, *rest, **how)
+    return head.ids[rows], values
+
+
+def _head_of(layer: Any) -> Any:
+    """The pruned head to use in place of a layer; None for a layer that is used as it is."""
+    return getattr(layer, "__dict__", {}).get(ATTRIBUTE)

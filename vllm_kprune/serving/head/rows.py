@@ -1,0 +1,46 @@
+"""Which rows of the LM head an engine computes, from its options."""
+
+from typing import Any
+
+from vllm_kprune.checkpoint.head import HeadRows, head_rows
+from vllm_kprune.errors import KPruneError
+from vllm_kprune.profile import load_profile
+from vllm_kprune.progress import Progress, silent
+from vllm_kprune.serving.options import VocabularyOptions
+
+__all__ = ["check_head", "resolve_rows"]
+
+# Formats of vLLM that load whole tensors by name. Others have sharded or packed them already.
+_FORMATS = ("auto", "safetensors", "fastsafetensors", "runai_streamer", "dummy")
+
+
+def check_head(engine_args: Any) -> None:
+    """Raise `KPruneError` for engine arguments that do not go with a pruned head."""
+    if engine_args.load_format not in _FORMATS:
+        raise KPruneError(
+            f"--load-format {engine_args.load_format} does not go with --kprune-head; expected "
+            f"{', '.join(_FORMATS)}"
+        )
+    if engine_args.tokenizer not in (None, engine_args.model):
+        raise KPruneError(
+            f"--tokenizer {engine_args.tokenizer} does not go with --kprune-head, which reads the "
+            "model's own tokenizer; leave the option out"
+        )
+    if getattr(engine_args, "enable_batch_sharded_sampling", False):
+        raise KPruneError(
+            "--enable-batch-sharded-sampling does not go with --kprune-head: each rank would "
+            "sample from the rows that it has; leave the option out"
+        )
+
+
+def resolve_rows(
+    options: VocabularyOptions, model: str, revision: str | None, progress: Progress = silent
+) -> HeadRows:
+    """The rows that `--kprune-head` keeps; what its profiles keep is remembered in the cache."""
+    if options.sizing and len(options.head) > 1:
+        raise KPruneError(
+            f"--kprune-head has {len(options.head)} profiles, and one size cannot be that of all; "
+            "give each its size in a profile file of its own"
+        )
+    profiles = [load_profile(name, **options.sizing) for name in options.head]
+    return head_rows(model, profiles, revision=revision, corpora=options.corpus, progress=progress)
