@@ -73,7 +73,7 @@ PLAIN_HEAD = reads(HEAD, f"{_EMBEDDING}:UnquantizedEmbeddingMethod", lost=_LOST)
 PLAIN_LINEAR = reads(HEAD, f"{_LAYERS}.linear:UnquantizedLinearMethod", lost=_LOST)
 ALL_REDUCE = seam(
     HEAD,
-    "vllm.distributed:tensor_model_parallel_all_reduce",
+    "vllm.distributed.communication_op:tensor_model_parallel_all_reduce",
     Use.CALLS,
     "input_",
     lost="a pruned head that is tied to the embedding, with tensor parallelism",
