@@ -38,6 +38,7 @@ TWO_RANKS = {
     "environment": {"VLLM_CPU_OMP_THREADS_BIND": "|".join(map(str, CPUS[:2]))},
 }
 ENGINE_APART = {"environment": {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}}
+TOKENS = 32  # long enough for a tiny model to repeat itself, which n-gram drafts need
 ADAPTERS = {
     "adapter": {ATTENTION: (64, 64)},
     "head-adapter": {ATTENTION: (64, 64), "lm_head": (64, 9)},
@@ -64,6 +65,15 @@ def head_job(pair: Pair, **more: Any) -> dict[str, Any]:
     options = {"additional_config": {"kprune": ours}, **more.pop("options", {})}
     prompts = [pair.original_ids(ids) for ids in pair.prompts]
     return {"model": str(pair.original), "prompts": prompts, "options": options, **more}
+
+
+def drafters(pair: Pair) -> dict[str, dict[str, Any]]:
+    """Two ways of speculative decoding; the drafter is an original, and knows of no profile."""
+    few = {"num_speculative_tokens": 2}
+    return {
+        "n-gram": {"method": "ngram", "prompt_lookup_max": 3, "prompt_lookup_min": 1, **few},
+        "draft model": {"model": str(pair.original), "method": "draft_model", **few},
+    }
 
 
 def masked_greedy(pair: Pair, tokens: int) -> list[list[int]]:
@@ -110,6 +120,10 @@ def answers(
         for name in ADAPTERS
     ]
     cases["moved"] = [moved_base_job(pairs["llama-3.1"], folder)]
+    for name, drafts in drafters(pairs["llama-3.1"]).items():
+        options = {"speculative_config": drafts, "disable_log_stats": False}
+        jobs = pairs["llama-3.1"].jobs(options=options, tokens=TOKENS)[1:]
+        cases[name] = [head_job(pairs["llama-3.1"], options=options, tokens=TOKENS), *jobs]
     if len(CPUS) > 1:
         cases["two ranks"] = pairs["llama-3.1"].jobs(**TWO_RANKS)[:1]
         for name in ("llama-3.1", "aya-expanse"):
@@ -145,6 +159,16 @@ def test_a_pruned_head_goes_with_lora_adapters_of_the_body_only(
     assert "error" not in body, body
     assert body["ids"] == answers["adapter"][1]["ids"]
     assert "changes the vocabulary (target_modules: lm_head)" in head["error"]
+
+
+@pytest.mark.parametrize("drafts", ["n-gram", "draft model"])
+def test_a_pruned_head_accepts_as_many_drafts_as_the_masked_original(
+    drafts: str, answers: dict[str, list[dict[str, Any]]]
+) -> None:
+    head, original = answers[drafts]
+    assert "error" not in head and "error" not in original, (head, original)
+    assert head["ids"] == original["ids"]
+    assert head["drafts"] > 0 and head["accepted"] >= original["accepted"]
 
 
 @pytest.mark.skipif(len(CPUS) < 2, reason="vLLM's tensor parallel needs a CPU for each rank")

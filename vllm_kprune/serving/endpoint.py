@@ -25,7 +25,7 @@ from vllm_kprune.serving.pruning.service import PromptPruning
 from vllm_kprune.serving.request_options import GUARD_NAMES, PRUNE_NAMES
 from vllm_kprune.serving.settings import settings_of
 
-__all__ = ["KPruneEndpoint", "guard_status", "pruner_status", "register", "server_status"]
+__all__ = ["KPruneEndpoint", "guard_status", "head_status", "pruner_status", "register", "server_status"]
 
 
 def register() -> "KPruneEndpoint":
@@ -53,7 +53,11 @@ class KPruneEndpoint:
         model = config.model if config else args.model
         weights = getattr(config, "model_weights", "")
         status = server_status(model, Path(weights) if weights else None)
-        state.kprune = {**status, "guard": guard_status(vllm_config)}
+        state.kprune = {
+            **status,
+            "head": head_status(vllm_config),
+            "guard": guard_status(vllm_config),
+        }
         state.kprune_pruning = pruning = (
             pruning_of(engine_client.renderer) if engine_client else None
         )
@@ -86,6 +90,21 @@ def server_status(model: str, base: Path | None = None) -> dict[str, Any]:
         "base": {"model": _public_name(manifest.base), "revision": manifest.base.revision},
         "built_with": manifest.kprune_version,
         "versions": versions,
+    }
+
+
+def head_status(vllm_config: Any) -> dict[str, Any]:
+    """Which rows of the LM head are computed; `active` is false where it is not pruned."""
+    rows = settings_of(vllm_config).head_rows if vllm_config else None
+    if rows is None:
+        return {"active": False}
+    return {
+        "active": True,
+        "profile": rows.profiles[0],
+        "rows": {
+            "original": vllm_config.model_config.get_vocab_size(),
+            "kept": len(rows.ids),
+        },
     }
 
 
