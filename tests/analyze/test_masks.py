@@ -112,8 +112,8 @@ def test_a_model_in_memory_has_the_masks_of_its_folder(saved: Saved, tmp_path: P
     folder = tmp_path / "sparse"
     sparsify_model(saved("gemma3-text"), folder, SparsifyOptions(method="magnitude", device="cpu"))
     model = AutoModelForCausalLM.from_pretrained(folder)
-    PackedMasks.of_model(model, "memory", ("ko",)).save(tmp_path / "masks.npz")
-    loaded = PackedMasks.load(tmp_path / "masks.npz")
+    PackedMasks.of_model(model, "memory", ("ko",)).save(tmp_path / "ko.masks")
+    loaded = PackedMasks.load(tmp_path / "ko.masks")
     assert (loaded.name, loaded.languages) == ("memory", ("ko",))
     similarity = compare_masks([loaded, FolderMasks(folder)])
     assert similarity.pairs[0].iou() == 1.0
@@ -137,9 +137,9 @@ def test_bad_input(saved: Saved, tmp_path: Path) -> None:
         compare_masks([one, masked("b", "ko", up=[[0, 1, 1]])])
     with pytest.raises(KPruneError, match="b has no zeros"):
         compare_masks([one, masked("b", "ko", up=[[1, 1]])])
-    (tmp_path / "no.npz").write_bytes(b"PK\3\4")
+    (tmp_path / "no.masks").write_bytes(b"PK\3\4")
     with pytest.raises(KPruneError, match="is not a file of masks"):
-        PackedMasks.load(tmp_path / "no.npz")
+        PackedMasks.load(tmp_path / "no.masks")
     with pytest.raises(KPruneError, match="none"):
         FolderMasks(tmp_path / "none")
 

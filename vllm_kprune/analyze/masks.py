@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, Self
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
 from vllm_kprune.analyze.decoder import decoder_layers
 from vllm_kprune.arrays import Bytes
@@ -34,7 +35,7 @@ from vllm_kprune.storage.folders import new_file
 __all__ = ["FolderMasks", "Masks", "MatrixName", "PackedMasks", "pack_zeros"]
 
 _EXPERT = re.compile(r"\.experts\.\d+\.")
-_HEADER = "header"
+_HEADER = "kprune-masks"
 
 
 class MatrixName(NamedTuple):
@@ -132,25 +133,28 @@ class PackedMasks:
         return self.packed[matrix]
 
     def save(self, path: Path) -> None:
-        """Write an .npz file."""
+        """Write a safetensors file: bits by layer and place, shapes in its header."""
         shapes = [[*matrix, list(shape)] for matrix, shape in self.shapes.items()]
         header = {"name": self.name, "languages": self.languages, "shapes": shapes}
-        arrays = {f"{matrix.layer}:{matrix.place}": self.packed[matrix] for matrix in self.shapes}
-        encoded = np.frombuffer(json.dumps(header).encode(), np.uint8)
+        arrays = {_key(matrix): self.packed[matrix] for matrix in self.shapes}
         with new_file(path) as stream:
-            np.savez_compressed(stream, **{_HEADER: encoded}, **arrays)
+            stream.write(save(arrays, {_HEADER: json.dumps(header)}))
 
     @classmethod
     def load(cls, path: Path) -> Self:
         """Read what `save` wrote. Raises `KPruneError` for another file."""
         try:
-            with np.load(path, allow_pickle=False) as stored:
-                header = json.loads(stored[_HEADER].tobytes())
+            with safe_open(path, "np") as stored:
+                header = json.loads(stored.metadata()[_HEADER])
                 shapes = {MatrixName(n, place): tuple(s) for n, place, s in header["shapes"]}
-                packed = {m: stored[f"{m.layer}:{m.place}"] for m in shapes}
-        except (BadZipFile, KeyError, OSError, TypeError, ValueError) as error:
+                packed = {matrix: stored.get_tensor(_key(matrix)) for matrix in shapes}
+        except (KeyError, OSError, SafetensorError, TypeError, ValueError) as error:
             raise KPruneError(f"{path} is not a file of masks: {error}") from None
         return cls(header["name"], tuple(header["languages"]), shapes, packed)
+
+
+def _key(matrix: MatrixName) -> str:
+    return f"{matrix.layer}.{matrix.place}"
 
 
 def _recorded_languages(folder: Path) -> tuple[str, ...]:
