@@ -28,6 +28,7 @@ import torch
 from tokenizers import Tokenizer
 from torch.nn.functional import cross_entropy
 
+from vllm_kprune.analyze.decoder import bare_model
 from vllm_kprune.analyze.ratio import Ratio, estimate_ratio
 from vllm_kprune.analyze.windows import Window, begin_ids, cut_windows
 from vllm_kprune.errors import KPruneError
@@ -71,8 +72,7 @@ def measure_perplexity(
 
     Raises `KPruneError` for a language without text, and for NaN or infinity.
     """
-    # peft puts its adapters into the model that it wraps.
-    model = model.get_base_model() if hasattr(model, "get_base_model") else model
+    model = bare_model(model)
     begin = begin_ids(encoder, model.config)
     windows = {}
     for language, text in texts.items():
