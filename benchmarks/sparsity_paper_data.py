@@ -161,7 +161,7 @@ def _arithmetic(data: Path, language: str, count: int) -> Iterator[Question]:
         others = [n for n in dict.fromkeys(numbers) if n != numbers[place]]
         wrong = np.random.default_rng(number).permutation(others)[:3]
         answers = tuple(f" {n}" for n in (numbers[place], *map(str, wrong)))
-        yield Question("mgsm", f"{asks}: {rows[number][0]}\n{replies}:", "", answers)
+        yield Question("mgsm", f"{asks}: {rows[number][0]}", f"\n{replies}:", answers)
 
 
 def _korean(data: Path, count: int) -> Iterator[Question]:
@@ -170,9 +170,10 @@ def _korean(data: Path, count: int) -> Iterator[Question]:
     for yes in (True, False):
         named = [row for row in rows if (row["Answer"].strip().lower() == "true") == yes]
         for row in named[: count // 2]:
-            passage = f"{row['Text'].strip()}\n질문: {row['Question'].strip()}\n답변:"
+            asks, replies = _WORDS["ko"]
+            passage = f"{row['Text'].strip()}\n{asks}: {row['Question'].strip()}"
             answers = tuple(f" {word}" for word in _YES_AND_NO)
-            yield Question("boolq", passage, "", answers, right=0 if yes else 1)
+            yield Question("boolq", passage, f"\n{replies}:", answers, right=0 if yes else 1)
 
 
 def _xquad(data: Path, language: str) -> list[dict[str, Any]]:

@@ -1,0 +1,160 @@
+"""One cell of `sparsity_paper.py`: prune a model with one calibration, measure it, keep figures.
+
+A cell's file has parts, each with the amounts that it was measured with. A part that is missing, or
+was measured with other amounts, is measured again; for that the model is pruned again.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from packed_likelihood import Probe, Target, Variant
+from sparsity_paper_data import Question, Texts
+
+from vllm_kprune.analyze.masks import PackedMasks
+from vllm_kprune.analyze.perplexity import measure_perplexity
+from vllm_kprune.sparsify.options import SparsifyOptions
+from vllm_kprune.sparsify.run import sparsify_model
+from vllm_kprune.storage.folders import new_file
+
+__all__ = ["PARTS", "Cell", "Workplace", "missing_parts", "run_cell"]
+
+# Short enough for the sliding windows of Gemma-3, which see 512 tokens.
+_WINDOW = 512
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A pruned model; without a method, the original."""
+
+    model: str
+    method: str = "original"
+    language: str = ""
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        """The name of the cell's files."""
+        if self.method == "original":
+            return self.method
+        return f"{self.method}-{self.language}-{self.seed}"
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """A model, the texts to prune and measure it with, and the folder for its cells."""
+
+    base: Path
+    folder: Path
+    amounts: Mapping[str, Any]
+    calibration: Mapping[tuple[str, int], Path]
+    texts: Mapping[str, Texts]
+
+
+def missing_parts(cell: Cell, place: Workplace, wanted: list[str]) -> list[str]:
+    """The parts that are still to be measured."""
+    found = _read(place.folder / f"{cell.name}.json").get("parts", {})
+    applicable = [part for part in wanted if part != "masks" or cell.method != "original"]
+    return [p for p in applicable if found.get(p, {}).get("amounts") != _amounts(p, place)]
+
+
+def run_cell(cell: Cell, place: Workplace, parts: list[str]) -> None:
+    """Measure parts of a cell, and write them to its file."""
+    scratch = place.folder / "scratch"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
+    folder = place.base if cell.method == "original" else _prune(cell, place, scratch)
+    target = Target(folder, scratch / "likelihoods", torch.float32, _WINDOW)
+    path = place.folder / f"{cell.name}.json"
+    found = _read(path) or {**asdict(cell), "parts": {}}
+    for part in parts:
+        values = PARTS[part].measure(target, cell, place)
+        found["parts"][part] = {"amounts": _amounts(part, place), "values": values}
+    with new_file(path) as stream:
+        stream.write(json.dumps(found).encode())
+    shutil.rmtree(scratch)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    return found
+
+
+def _prune(cell: Cell, place: Workplace, scratch: Path) -> Path:
+    options = SparsifyOptions(
+        method=cell.method,  # type: ignore[arg-type]
+        calibration=(f"{cell.language}={place.calibration[cell.language, cell.seed]}",),
+        samples=place.amounts["samples"],
+        length=place.amounts["length"],
+        seed=cell.seed,
+        device="cpu",
+    )
+    folder = scratch / cell.name
+    sparsify_model(place.base, folder, options)
+    return folder
+
+
+def _perplexity(target: Target, cell: Cell, place: Workplace) -> dict[str, Any]:
+    texts = {language: one.perplexity for language, one in place.texts.items()}
+    found = measure_perplexity(target.model, target.tokenizer, texts, length=_WINDOW)
+    return {language: asdict(one) for language, one in found.items()}
+
+
+def _tasks(target: Target, cell: Cell, place: Workplace) -> dict[str, Any]:
+    return {language: _answered(target, one.questions) for language, one in place.texts.items()}
+
+
+def _answered(target: Target, questions: tuple[Question, ...]) -> list[dict[str, Any]]:
+    """For each question: log-likelihood (nats) of its answers, and characters of the right one."""
+    probes = {q: [Probe(q.prompt, answer) for answer in q.answers] for q in questions}
+    passages = {q.passage: [] for q in questions}  # type: dict[str, list[Probe]]
+    for question, asked in probes.items():
+        passages[question.passage] += asked
+    target.compute([Variant(passage, tuple(asked)) for passage, asked in passages.items()])
+    return [
+        {
+            "task": q.task,
+            "right": q.right,
+            "nats": [-_known(target, q.passage, probe) for probe in probes[q]],
+            "characters": len(q.answers[q.right].strip()),
+        }
+        for q in questions
+    ]
+
+
+def _known(target: Target, passage: str, probe: Probe) -> float:
+    value = target.known(passage, probe)
+    assert value is not None
+    return value[0]
+
+
+def _masks(target: Target, cell: Cell, place: Workplace) -> dict[str, Any]:
+    """Store the zeros of each matrix as bits, beside the cell's file."""
+    masks = PackedMasks.of_model(target.model, cell.name, (cell.language,))
+    masks.save(place.folder / f"{cell.name}.masks.npz")
+    return {"matrices": len(masks.shapes)}
+
+
+@dataclass(frozen=True)
+class _Part:
+    """How a part is measured, and the amounts that it depends on besides the calibration."""
+
+    measure: Callable[[Target, Cell, Workplace], dict[str, Any]]
+    amounts: tuple[str, ...]
+
+
+PARTS: Mapping[str, _Part] = {
+    "perplexity": _Part(_perplexity, ("perplexity_passages",)),
+    "tasks": _Part(
+        _tasks, ("xquad_passages", "xquad_questions_each", "mgsm_problems", "boolq_questions")
+    ),
+    "masks": _Part(_masks, ()),
+}
+
+
+def _amounts(part: str, place: Workplace) -> dict[str, int]:
+    return {name: place.amounts[name] for name in ("samples", "length", *PARTS[part].amounts)}

@@ -1,0 +1,161 @@
+"""The finished cells of `sparsity_paper.py`, read and put in order for tables and claims."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from sparsity_paper_claims import Key, Results
+
+from vllm_kprune.analyze.mask_similarity import MaskSimilarity, compare_masks
+from vllm_kprune.analyze.masks import PackedMasks
+
+__all__ = ["Grid", "Measure", "read_grids"]
+
+# By evaluation language.
+Measure = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Grid:
+    """All finished cells of a model and a method, and the original."""
+
+    model: str
+    method: str
+    original: Mapping[str, Any]
+    cells: Mapping[Key, Mapping[str, Any]]
+    masks: Mapping[Key, Path]
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """The calibration languages."""
+        return tuple(sorted({language for language, _ in self.cells}))
+
+    @property
+    def evaluated(self) -> tuple[str, ...]:
+        """The evaluation languages."""
+        return tuple(sorted(next(iter(self.cells.values()))["parts"]["perplexity"]["values"]))
+
+    @property
+    def seeds(self) -> int:
+        """The number of seeds."""
+        return len({seed for _, seed in self.cells})
+
+    def perplexity(self, cell: Mapping[str, Any]) -> Measure:
+        """Perplexity per token."""
+        return {name: one["perplexity"] for name, one in _values(cell, "perplexity").items()}
+
+    def nats(self, cell: Mapping[str, Any]) -> Measure:
+        """Negative log-likelihood of the text, in nats per character."""
+        return {
+            name: one["nats"] / one["characters"]
+            for name, one in _values(cell, "perplexity").items()
+        }
+
+    def task(self, cell: Mapping[str, Any]) -> Measure:
+        """Negative log-likelihood of the right answers, in nats per character.
+
+        XQuAD's answers; for Korean, which XQuAD lacks, the right choice of BoolQ against the other.
+        """
+        return {name: _task_loss(rows) for name, rows in _values(cell, "tasks").items()}
+
+    def accuracy(self, cell: Mapping[str, Any], task: str) -> Measure:
+        """The share of questions whose right choice is the likeliest; only languages with some."""
+        found = {}
+        for name, rows in _values(cell, "tasks").items():
+            right = [_best(row) == row["right"] for row in rows if row["task"] == task]
+            if right:
+                found[name] = fmean(right)
+        return found
+
+    @cached_property
+    def similarity(self) -> MaskSimilarity | None:
+        """The overlap of all pairs of masks; None with fewer than two."""
+        masks = [PackedMasks.load(path) for _, path in sorted(self.masks.items())]
+        return compare_masks(masks) if len(masks) > 1 else None
+
+    def results(self) -> Results:
+        """What the claims are answered from."""
+        within, between = self._overlaps()
+        return Results(
+            perplexity={key: self.nats(cell) for key, cell in self.cells.items()},
+            task={key: self.task(cell) for key, cell in self.cells.items()},
+            within=within,
+            between=between,
+            agnostic=self.changes("agnostic"),
+            specific=self.changes("specific"),
+        )
+
+    def changes(self, kind: str) -> dict[Key, Mapping[str, Sequence[float]]]:
+        """Relative change of the features of a kind: by cell, evaluation language and layer."""
+        return {
+            key: {name: one[kind] for name, one in _values(cell, "features").items()}
+            for key, cell in self.cells.items()
+            if "features" in cell["parts"]
+        }
+
+    def _overlaps(self) -> tuple[dict[str, float], dict[str, float]]:
+        within, between = {}, {}
+        if self.similarity is not None:
+            for language in self.languages:
+                others = [
+                    iou
+                    for other in self.languages
+                    if other != language
+                    and (iou := self.similarity.iou(language, other)) is not None
+                ]
+                same = self.similarity.iou(language, language)
+                if same is not None and others:
+                    within[language], between[language] = same, fmean(others)
+        return within, between
+
+
+def read_grids(folder: Path) -> list[Grid]:
+    """The grids of all models that have an original and two cells of a method."""
+    grids = []
+    for path in sorted(folder.glob("*/original.json")):
+        original = json.loads(path.read_text("utf-8"))
+        for method in ("wanda", "sparsegpt"):
+            files = sorted(path.parent.glob(f"{method}-*.json"))
+            read = [json.loads(file.read_text("utf-8")) for file in files]
+            cells = {(one["language"], one["seed"]): one for one in read if _whole(one)}
+            masks = {
+                key: path.parent / f"{method}-{key[0]}-{key[1]}.masks.npz"
+                for key, one in cells.items()
+                if "masks" in one["parts"]
+            }
+            if len({language for language, _ in cells}) > 1:
+                grids.append(Grid(original["model"], method, original, cells, masks))
+    return grids
+
+
+def _whole(cell: Mapping[str, Any]) -> bool:
+    return {"perplexity", "tasks"} <= cell["parts"].keys()
+
+
+def _values(cell: Mapping[str, Any], part: str) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = cell["parts"][part]["values"]
+    return found
+
+
+def _best(row: Mapping[str, Any]) -> int:
+    return min(range(len(row["nats"])), key=lambda n: row["nats"][n])
+
+
+def _task_loss(rows: Sequence[Mapping[str, Any]]) -> float:
+    """XQuAD: nats of all answers over their characters; else: mean nats of the right choice."""
+    reading = [row for row in rows if row["task"] == "xquad"]
+    if reading:
+        return sum(r["nats"][0] for r in reading) / sum(r["characters"] for r in reading)
+    return fmean(_choice_loss(row) for row in rows)
+
+
+def _choice_loss(row: Mapping[str, Any]) -> float:
+    """Nats of the right choice among the choices (a softmax of their likelihoods)."""
+    least = min(row["nats"])
+    total = sum(math.exp(least - value) for value in row["nats"])
+    return float(row["nats"][row["right"]] - least + math.log(total))
