@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from support.mock_endpoint import MockEndpoint
+from support.tiny_architectures import ARCHITECTURES
 from support.tiny_folders import save_model
 from tokenizers import Tokenizer
 
@@ -36,6 +37,7 @@ API = [
     "LawResult",
     "Manifest",
     "Profile",
+    "SparsifyOptions",
     "__version__",
     "build_automaton",
     "build_overlay",
@@ -43,6 +45,7 @@ API = [
     "export_overlay",
     "load_profile",
     "load_spellings",
+    "sparsify_model",
     "verify_overlay",
 ]
 FUNCTIONS = [name for name in API if name.islower() and name != "__version__"]
@@ -119,6 +122,8 @@ def test_the_example_in_a_docstring_is_right(
 ) -> None:
     """`model`, `overlay` and `output` are folders, `byte_id` has the ids of tokens by name, and
     `original` and `pruned` are the URLs of servers."""
+    if name == "sparsify_model":
+        model = ARCHITECTURES["llama-3.2"].save(tmp_path / "with layers")
     function = getattr(vllm_kprune, name)
     vocabulary = Tokenizer.from_file(str(model / "tokenizer.json")).get_vocab()
     names: dict[str, Any] = {

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from vllm_kprune.profile import Profile as Profile
     from vllm_kprune.profile import load_profile as load_profile
     from vllm_kprune.prompt.pruner import InputPruner as InputPruner
+    from vllm_kprune.sparsify.options import SparsifyOptions as SparsifyOptions
+    from vllm_kprune.sparsify.run import sparsify_model as sparsify_model
 
 __all__ = [
     "Automaton",
@@ -31,6 +33,7 @@ __all__ = [
     "LawResult",
     "Manifest",
     "Profile",
+    "SparsifyOptions",
     "__version__",
     "build_automaton",
     "build_overlay",
@@ -38,6 +41,7 @@ __all__ = [
     "export_overlay",
     "load_profile",
     "load_spellings",
+    "sparsify_model",
     "verify_overlay",
 ]
 
@@ -52,12 +56,14 @@ _HOMES = {
     "LawResult": "checkpoint.verify",
     "Manifest": "checkpoint.manifest",
     "Profile": "profile",
+    "SparsifyOptions": "sparsify.options",
     "build_automaton": "guard.automaton",
     "build_overlay": "checkpoint.overlay",
     "compare_endpoints": "compare.comparing",
     "export_overlay": "checkpoint.export",
     "load_profile": "profile",
     "load_spellings": "guard.spelling",
+    "sparsify_model": "sparsify.run",
     "verify_overlay": "checkpoint.verify",
 }
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from support.sparsify_cases import SMALL, Sparsified, small_options
 from support.tiny_architectures import ARCHITECTURES
 from support.tiny_exports import metadata, stored
@@ -16,6 +17,7 @@ from support.whole_model_pruning import prune_whole_model
 from vllm_kprune.checkpoint.export import export_overlay
 from vllm_kprune.checkpoint.manifest import EXPORT_NAME
 from vllm_kprune.checkpoint.overlay import build_overlay
+from vllm_kprune.checkpoint.verify import verify_overlay
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.profile import Profile
 from vllm_kprune.sparsify.calibration import draw_calibration, parse_calibration
@@ -142,6 +144,17 @@ def test_an_export_is_sparsified_and_stays_an_export(
     record = sparsify_model(export, output, small_options("wanda", text))
     assert record["sparsity"] == 0.5
     assert (output / EXPORT_NAME).read_bytes() == (export / EXPORT_NAME).read_bytes()
+    laws = {law.law: law for law in verify_overlay(output, ["สวัสดี"], corpora=[text])}
+    assert all(law.holds for law in laws.values())
+    assert f"not {len(record['matrices'])} matrices of the body, which kprune sp" in laws[4].note
+    # All other weights still have to be the base's.
+    norm = next(path for path in output.glob("*.safetensors") if "norm" in str(stored(path)))
+    weights = load_file(norm)
+    name = next(name for name in weights if "norm" in name)
+    weights[name][0] += 1
+    save_file(weights, norm, metadata(norm))
+    (broken,) = (law for law in verify_overlay(output, [], corpora=[text]) if not law.holds)
+    assert (broken.law, broken.counter_example) == (4, f"{norm.name}: {name} differs")
 
 
 def test_activations_on_disk_give_the_same_bytes(

@@ -12,7 +12,10 @@ __all__ = ["SparsifyOptions"]
 
 @dataclass(frozen=True, kw_only=True)
 class SparsifyOptions:
-    """How a model is sparsified."""
+    """How a model is sparsified: what the options of `kprune sparsify` of these names say.
+
+    `calibration` has `FILE` or `ko=FILE` for each text.
+    """
 
     method: Literal["magnitude", "sparsegpt", "wanda"] = option(
         "wanda",

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any, Self
 
 from vllm_kprune import __version__
+from vllm_kprune.checkpoint.manifest import SPARSITY_NAME
 from vllm_kprune.checkpoint.model_folder import read_json
 from vllm_kprune.errors import KPruneError, shown
 from vllm_kprune.storage.folders import new_file
 
 __all__ = ["NOTES_NAME", "SPARSITY_NAME", "LayerReport", "RunNotes", "sparsity_record"]
 
-SPARSITY_NAME = "kprune-sparsity.json"
 NOTES_NAME = ".kprune-sparsify.json"
 _FORMAT = 1
 

@@ -68,6 +68,10 @@ def sparsify_model(
     run with other options. A run that was interrupted goes on if it is called again.
 
     Raises `KPruneError` for a model, a text or options that do not fit.
+
+    >>> record = sparsify_model(model, output, SparsifyOptions(method="magnitude", sparsity=0.25))
+    >>> record["sparsity"]
+    0.25
     """
     output, pattern = Path(output), options.checked_pattern()
     parse_calibration(options.calibration)  # a mistake here is found before the model is read
