@@ -1,13 +1,14 @@
-"""The decoder layers of a transformers model in memory."""
+"""A transformers model in memory: its decoder layers, and how it is evaluated."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
 
 from vllm_kprune.errors import KPruneError
 
-__all__ = ["bare_model", "decoder_layers"]
+__all__ = ["bare_model", "decoder_layers", "evaluating"]
 
 
 def bare_model(model: Any) -> Any:
@@ -21,8 +22,7 @@ def decoder_layers(model: Any) -> Sequence[nn.Module]:
     Raises `KPruneError` for a model without them, and for fused experts: transformers keeps these
     in tensors with three axes, where nothing can be watched or named by expert.
     """
-    decoder = bare_model(model).get_decoder()
-    layers = getattr(decoder, "layers", None)
+    layers = getattr(bare_model(model).get_decoder(), "layers", None)
     if not isinstance(layers, nn.ModuleList):
         raise KPruneError(f"{type(model).__name__} has no decoder layers that kprune can find")
     for layer in layers:
@@ -33,3 +33,14 @@ def decoder_layers(model: Any) -> Sequence[nn.Module]:
                     "model's folder instead"
                 )
     return list(layers)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Without dropout while the block runs."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)

@@ -22,6 +22,7 @@ from vllm_kprune.sparsify.activations import Activations
 from vllm_kprune.sparsify.body import ModelBody, checked_dtype, open_body, write_tensor
 from vllm_kprune.sparsify.budget import Budget, available_memory, plan_budget
 from vllm_kprune.sparsify.calibration import Calibration, draw_calibration, parse_calibration
+from vllm_kprune.sparsify.device import device_name, pick_device
 from vllm_kprune.sparsify.files import copy_other_files, copy_shards, missing_bytes, sync_file
 from vllm_kprune.sparsify.layer import LayerPruner
 from vllm_kprune.sparsify.methods import METHODS
@@ -75,7 +76,7 @@ def sparsify_model(
     """
     output, pattern = Path(output), options.checked_pattern()
     parse_calibration(options.calibration)  # a mistake here is found before the model is read
-    device = _device(options.device)
+    device = pick_device(options.device)
     body = open_body(model, revision)
     refuse_base(output, body.base.folder)
     network = build_network(body, device)
@@ -202,7 +203,7 @@ class _Run:
 def _finish(run: _Run, folder: Path, device: torch.device) -> dict[str, Any]:
     """Turn the folder of a finished run into a checkpoint."""
     copy_other_files(run.network.body, folder)
-    record = sparsity_record(run.notes, _device_name(device))
+    record = sparsity_record(run.notes, device_name(device))
     with new_file(folder / SPARSITY_NAME) as stream:
         stream.write((json.dumps(record, ensure_ascii=False, indent=2) + "\n").encode())
     (folder / _ACTIVATIONS_NAME).unlink(missing_ok=True)
@@ -250,14 +251,3 @@ def _check_matrices(network: Network, pattern: SparsityPattern) -> None:
         network.stored(layer)
         for name, matrix in matrices_of(network.skeleton(layer)).items():
             pattern.check(network.body.layer_prefix(layer) + name, matrix.in_features)
-
-
-def _device(wanted: str) -> torch.device:
-    there = torch.cuda.is_available()
-    if wanted == "cuda" and not there:
-        raise KPruneError("--device cuda: PyTorch finds no GPU; use --device cpu")
-    return torch.device("cuda" if there and wanted != "cpu" else "cpu")
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
