@@ -19,9 +19,12 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import transformers
+from filelock import FileLock, Timeout
 from sparsity_paper_cell import PARTS, Cell, Workplace, missing_parts, run_cell
 from sparsity_paper_data import LANGUAGES, read_texts, write_calibration
 from sparsity_paper_tables import write_tables
@@ -36,12 +39,12 @@ _ALL = {"languages": LANGUAGES, "methods": METHODS, "seeds": SEEDS}
 # for one core of an AMD EPYC, per cell: 2 for SmolLM2 and Gemma, 25 for Qwen.
 AMOUNTS: Mapping[str, Mapping[str, Any]] = {
     "smollm2-135m-instruct": {
-        **_ALL, "samples": 12, "length": 256, "perplexity_passages": 3, "parallel_lines": 6,
-        "xquad_passages": 4, "xquad_questions_each": 3, "mgsm_problems": 5, "boolq_questions": 8,
+        **_ALL, "samples": 8, "length": 256, "perplexity_passages": 2, "parallel_lines": 4,
+        "xquad_passages": 3, "xquad_questions_each": 3, "mgsm_problems": 4, "boolq_questions": 8,
     },
     "gemma-3-270m": {
-        **_ALL, "samples": 12, "length": 256, "perplexity_passages": 6, "parallel_lines": 8,
-        "xquad_passages": 6, "xquad_questions_each": 3, "mgsm_problems": 8, "boolq_questions": 16,
+        **_ALL, "samples": 12, "length": 256, "perplexity_passages": 4, "parallel_lines": 8,
+        "xquad_passages": 5, "xquad_questions_each": 3, "mgsm_problems": 6, "boolq_questions": 12,
     },
     "qwen2.5-coder-1.5b-instruct": {
         "languages": ("en", "ko", "zh"), "methods": METHODS, "seeds": 1,
@@ -94,6 +97,8 @@ def run_cells(options: argparse.Namespace) -> None:
         import torch
 
         torch.set_num_threads(options.threads)
+    # One line for each cell is enough to see how far it is.
+    transformers.utils.logging.disable_progress_bar()
     places = {model: prepare(model, Path(data), options.output) for model in options.models}
     cells = list(planned(options.models, options.seeds))
     todo = [
@@ -103,9 +108,22 @@ def run_cells(options: argparse.Namespace) -> None:
     ]
     say(f"{len(cells)} cells, {len(todo)} to do")
     clock = Clock([cell for cell, _ in todo])
-    for cell, parts in todo:
-        run_cell(cell, places[cell.model], parts)
-        say(f"{cell.model} {cell.name}: {clock.done(cell)}")
+    with ExitStack() as locks:
+        for place in places.values():
+            locks.enter_context(alone(place.folder))
+        for cell, parts in todo:
+            run_cell(cell, places[cell.model], parts)
+            say(f"{cell.model} {cell.name}: {clock.done(cell)}")
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Refuse to work beside another run on the same model; two models may run side by side."""
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            yield
+    except Timeout:
+        raise KPruneError(f"another run is at work in {folder}; name other --models") from None
 
 
 def prepare(model: str, data: Path, output: Path) -> Workplace:

@@ -11,12 +11,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from packed_likelihood import Probe, Target, Variant
 from sparsity_paper_data import Question, Texts
 
+from vllm_kprune.analyze.features import embed_prompts
 from vllm_kprune.analyze.masks import PackedMasks
+from vllm_kprune.analyze.neurons import count_active
 from vllm_kprune.analyze.perplexity import measure_perplexity
+from vllm_kprune.analyze.prompts import Prompt, make_prompts
 from vllm_kprune.sparsify.options import SparsifyOptions
 from vllm_kprune.sparsify.run import sparsify_model
 from vllm_kprune.storage.folders import new_file
@@ -139,6 +143,31 @@ def _masks(target: Target, cell: Cell, place: Workplace) -> dict[str, Any]:
     return {"matrices": len(masks.shapes)}
 
 
+def _features(target: Target, cell: Cell, place: Workplace) -> dict[str, Any]:
+    """Store the embeddings of the parallel prompts; tables compare them with the original's."""
+    found = embed_prompts(target.model, _prompts(target, place))
+    _save(place.folder / f"{cell.name}.embeddings.npz", values=found.values)
+    return {"languages": found.languages}
+
+
+def _neurons(target: Target, cell: Cell, place: Workplace) -> dict[str, Any]:
+    """Store for how many tokens each neuron is active."""
+    found = count_active(target.model, _prompts(target, place))
+    _save(place.folder / f"{cell.name}.neurons.npz", active=found.active.astype(np.int32))
+    sites = [[one.layer, one.place, one.neurons] for one in found.sites]
+    return {"languages": found.languages, "tokens": found.tokens, "sites": sites}
+
+
+def _prompts(target: Target, place: Workplace) -> list[Prompt]:
+    texts = {language: one.parallel for language, one in place.texts.items()}
+    return make_prompts(target.tokenizer, target.model.config, texts, _WINDOW)
+
+
+def _save(path: Path, **arrays: Any) -> None:
+    with new_file(path) as stream:
+        np.savez_compressed(stream, **arrays)
+
+
 @dataclass(frozen=True)
 class _Part:
     """How a part is measured, and the amounts that it depends on besides the calibration."""
@@ -153,6 +182,8 @@ PARTS: Mapping[str, _Part] = {
         _tasks, ("xquad_passages", "xquad_questions_each", "mgsm_problems", "boolq_questions")
     ),
     "masks": _Part(_masks, ()),
+    "features": _Part(_features, ("parallel_lines",)),
+    "neurons": _Part(_neurons, ("parallel_lines",)),
 }
 
 

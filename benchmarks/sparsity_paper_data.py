@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from vllm_kprune.errors import KPruneError
+from vllm_kprune.storage.folders import new_file
 
 __all__ = ["LANGUAGES", "Question", "Texts", "read_texts", "write_calibration"]
 
@@ -65,7 +66,9 @@ def write_calibration(data: Path, folder: Path, seeds: int) -> dict[tuple[str, i
         pages = list(_descriptions(data / "calib-tldr" / f"{language}.jsonl.gz"))
         for seed in range(seeds):
             path = folder / f"{language}-{seed}.txt"
-            path.write_text("\n\n".join(pages[seed::seeds]) + "\n", encoding="utf-8")
+            if not path.is_file():  # another run may read it now
+                with new_file(path) as stream:
+                    stream.write(("\n\n".join(pages[seed::seeds]) + "\n").encode())
             files[language, seed] = path
     return files
 
