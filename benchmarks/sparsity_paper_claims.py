@@ -32,6 +32,8 @@ class Results:
     between: Mapping[str, float]  # by language: mean IoU with other languages
     agnostic: Mapping[Key, Mapping[str, Sequence[float]]]  # relative change of features by layer
     specific: Mapping[Key, Mapping[str, Sequence[float]]]
+    # Relative change of activation probability: of language-specific neurons, and of the others.
+    neurons: Mapping[Key, Mapping[str, tuple[float, float]]]
 
 
 @dataclass(frozen=True)
@@ -151,12 +153,21 @@ def _late_over_early(results: Results) -> list[float]:
     languages = {name for values in results.agnostic.values() for name in values}
 
     def rise(layers: Sequence[float]) -> float:
-        third = len(layers) // 3
+        third = max(1, len(layers) // 3)
         return fmean(layers[third:]) - fmean(layers[:third])
 
     return [
         fmean(rise(values[language]) for values in results.agnostic.values())
         for language in sorted(languages)
+    ]
+
+
+def _neurons_agnostic_over_specific(results: Results) -> list[float]:
+    """By evaluation language: how much more the neurons of all languages change."""
+    languages = {name for values in results.neurons.values() for name in values}
+    return [
+        fmean(v[name][1] - v[name][0] for v in results.neurons.values() if name in v)
+        for name in sorted(languages)
     ]
 
 
@@ -217,6 +228,11 @@ CLAIMS: tuple[_Claim, ...] = (
         "relative change saved against the mean of other calibrations",
         lambda results: _by_layers(results.agnostic),
         denies=True,
+    ),
+    _Claim(
+        "Neurons of one language keep their activity better than neurons of all",
+        "relative change of activation probability, upper half of LAPE less the lower half",
+        _neurons_agnostic_over_specific,
     ),
 )
 

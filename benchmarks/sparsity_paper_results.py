@@ -7,12 +7,17 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
+from sparsity_paper_cell import Cell
 from sparsity_paper_claims import Key, Results
 
+from vllm_kprune.analyze.features import Embeddings, FeatureChange, compare_features
+from vllm_kprune.analyze.lape import NeuronChange, NeuronGroup, compare_neurons
 from vllm_kprune.analyze.mask_similarity import MaskSimilarity, compare_masks
 from vllm_kprune.analyze.masks import PackedMasks
+from vllm_kprune.analyze.neurons import NeuronActivity, NeuronSite
 
 __all__ = ["Grid", "Measure", "read_grids"]
 
@@ -26,6 +31,7 @@ class Grid:
 
     model: str
     method: str
+    folder: Path
     original: Mapping[str, Any]
     cells: Mapping[Key, Mapping[str, Any]]
     masks: Mapping[Key, Path]
@@ -47,7 +53,8 @@ class Grid:
 
     def perplexity(self, cell: Mapping[str, Any]) -> Measure:
         """Perplexity per token."""
-        return {name: one["perplexity"] for name, one in _values(cell, "perplexity").items()}
+        found = _values(cell, "perplexity")
+        return {name: one["perplexity"]["value"] for name, one in found.items()}
 
     def nats(self, cell: Mapping[str, Any]) -> Measure:
         """Negative log-likelihood of the text, in nats per character."""
@@ -88,14 +95,51 @@ class Grid:
             between=between,
             agnostic=self.changes("agnostic"),
             specific=self.changes("specific"),
+            neurons=self._neuron_changes(),
         )
 
-    def changes(self, kind: str) -> dict[Key, Mapping[str, Sequence[float]]]:
-        """Relative change of the features of a kind: by cell, evaluation language and layer."""
+    @cached_property
+    def features(self) -> dict[Key, FeatureChange]:
+        """How the features of each cell differ from the original's."""
+        original = _embeddings(self.original, self.folder)
+        found = {key: _embeddings(cell, self.folder) for key, cell in self.cells.items()}
         return {
-            key: {name: one[kind] for name, one in _values(cell, "features").items()}
-            for key, cell in self.cells.items()
-            if "features" in cell["parts"]
+            key: compare_features(original, one)
+            for key, one in found.items()
+            if original is not None and one is not None
+        }
+
+    @cached_property
+    def neurons(self) -> dict[Key, NeuronChange]:
+        """How often the neurons of each cell are active, against the original."""
+        original = _activity(self.original, self.folder)
+        found = {key: _activity(cell, self.folder) for key, cell in self.cells.items()}
+        return {
+            key: compare_neurons(original, one)
+            for key, one in found.items()
+            if original is not None and one is not None
+        }
+
+    def changes(
+        self, kind: Literal["agnostic", "specific"]
+    ) -> dict[Key, Mapping[str, Sequence[float]]]:
+        """Relative change of the features of a kind: by cell, evaluation language and layer."""
+        found = {}
+        for key, change in self.features.items():
+            layers = [part.relative for part in getattr(change, kind)]
+            found[key] = dict(zip(change.languages, zip(*layers, strict=True), strict=True))
+        return found
+
+    def _neuron_changes(self) -> dict[Key, Mapping[str, tuple[float, float]]]:
+        """By cell and language: mean change of probability of the neurons in the lower and the
+        upper half of entropies (language-specific first), as a share of what it was."""
+        return {
+            key: {
+                language: (_relative_change(one.groups[:half]), _relative_change(one.groups[half:]))
+                for language, one in change.languages.items()
+                if (half := len(one.groups) // 2)
+            }
+            for key, change in self.neurons.items()
         }
 
     def _overlaps(self) -> tuple[dict[str, float], dict[str, float]]:
@@ -129,8 +173,33 @@ def read_grids(folder: Path) -> list[Grid]:
                 if "masks" in one["parts"]
             }
             if len({language for language, _ in cells}) > 1:
-                grids.append(Grid(original["model"], method, original, cells, masks))
+                grids.append(Grid(original["model"], method, path.parent, original, cells, masks))
     return grids
+
+
+def _embeddings(cell: Mapping[str, Any], folder: Path) -> Embeddings | None:
+    """What the part "features" stored; None if it was not measured."""
+    if "features" not in cell["parts"]:
+        return None
+    path = folder / f"{_name(cell)}.embeddings.npz"
+    with np.load(path, allow_pickle=False) as stored:
+        return Embeddings(tuple(_values(cell, "features")["languages"]), stored["values"])
+
+
+def _activity(cell: Mapping[str, Any], folder: Path) -> NeuronActivity | None:
+    """What the part "neurons" stored."""
+    if "neurons" not in cell["parts"]:
+        return None
+    values = _values(cell, "neurons")
+    sites = tuple(NeuronSite(*one) for one in values["sites"])
+    with np.load(folder / f"{_name(cell)}.neurons.npz", allow_pickle=False) as stored:
+        return NeuronActivity(
+            tuple(values["languages"]), tuple(values["tokens"]), sites, stored["active"]
+        )
+
+
+def _name(cell: Mapping[str, Any]) -> str:
+    return Cell(cell["model"], cell["method"], cell["language"], cell["seed"]).name
 
 
 def _whole(cell: Mapping[str, Any]) -> bool:
@@ -140,6 +209,12 @@ def _whole(cell: Mapping[str, Any]) -> bool:
 def _values(cell: Mapping[str, Any], part: str) -> Mapping[str, Any]:
     found: Mapping[str, Any] = cell["parts"][part]["values"]
     return found
+
+
+def _relative_change(groups: Sequence[NeuronGroup]) -> float:
+    before = sum(group.neurons * group.before for group in groups)
+    change = sum(group.neurons * abs(group.after - group.before) for group in groups)
+    return change / before if before else 0.0
 
 
 def _best(row: Mapping[str, Any]) -> int:
