@@ -129,10 +129,10 @@ def test_not_enough_memory_or_disk_names_what_needs_less(
 ) -> None:
     calibrated = (saved("llama-3.2"), "--calibration", text)
     line = refused(*calibrated, "--memory", 1e-5, "--method", "sparsegpt")
-    assert "of memory, --memory is 0.00 GB; give more, or try a lower --length or" in line
+    assert "of memory, --memory is 0.01 MB; give more, or try a lower --length or" in line
     usage = namedtuple("usage", "total used free")(1, 1, 0)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
-    assert "of disk, but 0.00 GB are free; make room" in refused(*calibrated)
+    assert "of disk, but 0.00 MB are free; make room" in refused(*calibrated)
 
 
 @pytest.mark.parametrize("tensor", ["layers.1.self_attn.v_proj", "layers.0.mlp.up_proj"])
