@@ -11,7 +11,7 @@ likelihood of the answer, masks, features and neurons. `KPRUNE_DATA` names the f
 A pruned model is a cell: OUT/MODEL/METHOD-LANGUAGE-SEED.json, with its mask beside it, one bit for
 each weight. A cell's weights are deleted when it is measured. Finished cells are not repeated, so
 an interrupted run goes on. `--tables` only makes the tables, figures and claims of the cells that
-are there: OUT/sparsity-paper.md and .json.
+are there: OUT/sparsity-paper.md, .html and .json.
 """
 
 import argparse

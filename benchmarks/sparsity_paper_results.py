@@ -21,6 +21,7 @@ from vllm_kprune.analyze.neurons import NeuronActivity, NeuronSite
 
 __all__ = ["Grid", "Measure", "read_grids"]
 
+_NATS_PER_BIT = math.log(2)
 # By evaluation language.
 Measure = Mapping[str, float]
 
@@ -69,6 +70,14 @@ class Grid:
         XQuAD's answers; for Korean, which XQuAD lacks, the right choice of BoolQ against the other.
         """
         return {name: _task_loss(rows) for name, rows in _values(cell, "tasks").items()}
+
+    def bits(self, cell: Mapping[str, Any]) -> Measure:
+        """`nats` in bits."""
+        return {name: value / _NATS_PER_BIT for name, value in self.nats(cell).items()}
+
+    def task_bits(self, cell: Mapping[str, Any]) -> Measure:
+        """`task` in bits."""
+        return {name: value / _NATS_PER_BIT for name, value in self.task(cell).items()}
 
     def accuracy(self, cell: Mapping[str, Any], task: str) -> Measure:
         """The share of questions whose right choice is the likeliest; only languages with some."""

@@ -8,6 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from sparsity_paper_claims import Answer, Key, answer_claims
+from sparsity_paper_page import write_report
 from sparsity_paper_results import Grid, Measure, read_grids
 
 from vllm_kprune.analyze.perplexity import signal_to_noise
@@ -22,7 +23,7 @@ _NOTE = (
 
 
 def write_tables(output: Path) -> Path:
-    """Write `sparsity-paper.md` and `.json` from the cells that are there; return the first."""
+    """Write `sparsity-paper.md`, `.html` and `.json` from the cells so far; return the first."""
     grids = read_grids(output)
     if not grids:
         raise KPruneError(f"{output} has no finished cells to compare yet; run without --tables")
@@ -31,6 +32,7 @@ def write_tables(output: Path) -> Path:
     for grid in grids:
         lines += grid_tables(grid)
     (output / "sparsity-paper.md").write_text("\n".join([*lines, ""]), encoding="utf-8")
+    write_report(output, grids, answers)
     text = json.dumps(document(grids, answers), ensure_ascii=False, indent=1)
     (output / "sparsity-paper.json").write_text(f"{text}\n", encoding="utf-8")
     return output / "sparsity-paper.md"
@@ -57,12 +59,9 @@ def grid_tables(grid: Grid) -> Iterator[str]:
     """Perplexity, bits per character, tasks, signal-to-noise ratio and masks of one grid."""
     yield from ("", f"## {grid.model}, {grid.method}, {len(grid.cells)} cells", "")
     yield from measure_table(grid, "Perplexity", grid.perplexity, 1)
-    bits = 1 / 0.6931471805599453
-    yield from measure_table(grid, "Bits per character", scaled(grid.nats, bits), 3)
-    yield from measure_table(
-        grid, "Task: bits per character of the right answer (Korean: per choice)",
-        scaled(grid.task, bits), 3,
-    )  # fmt: skip
+    yield from measure_table(grid, "Bits per character", grid.bits, 3)
+    title = "Task: bits per character of the right answer (Korean: per choice)"
+    yield from measure_table(grid, title, grid.task_bits, 3)
     for task in ("mgsm", "boolq"):
         yield from measure_table(
             grid, f"Task: accuracy on {task}", lambda c, t=task: grid.accuracy(c, t), 2, best=max
@@ -71,10 +70,6 @@ def grid_tables(grid: Grid) -> Iterator[str]:
     yield from mask_table(grid)
     for kind in ("agnostic", "specific"):
         yield from change_table(grid, kind)
-
-
-def scaled(measure: Callable[[Any], Measure], factor: float) -> Callable[[Any], Measure]:
-    return lambda cell: {name: value * factor for name, value in measure(cell).items()}
 
 
 def measure_table(
@@ -167,9 +162,9 @@ def document(grids: list[Grid], answers: Mapping[tuple[str, str], list[Answer]])
     return {
         f"{grid.model} {grid.method}": {
             "cells": len(grid.cells),
-            "bits_per_character": by_cell(grid, scaled(grid.nats, 1 / 0.6931471805599453)),
+            "bits_per_character": by_cell(grid, grid.bits),
             "perplexity": by_cell(grid, grid.perplexity),
-            "task_bits_per_character": by_cell(grid, scaled(grid.task, 1 / 0.6931471805599453)),
+            "task_bits_per_character": by_cell(grid, grid.task_bits),
             "claims": [
                 asdict(one) | {"mean": one.mean} for one in answers[grid.model, grid.method]
             ],

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import math
 import os
 import random
 from collections.abc import Iterator, Mapping
@@ -123,13 +124,16 @@ def test_a_small_grid_gives_tables_and_claims_and_goes_on_where_it_was(
     assert same.models[0].sparsity == pytest.approx(0.5)
     # Exactly the bits per character that `kprune analyze` has found.
     values = grid.original["parts"]["perplexity"]["values"]["ko"]
-    assert grid.nats(grid.original)["ko"] / 0.693147 == pytest.approx(
+    assert grid.nats(grid.original)["ko"] / math.log(2) == pytest.approx(
         values["bits_per_character"]["value"]
     )
     assert len(grid.changes("agnostic")["ko", 0]["de"]) == 2  # layers
     text = write_tables(tmp_path / "out").read_text("utf-8")
     assert "## tiny, wanda, 4 cells" in text
     assert "not measured" not in text
+    page = (tmp_path / "out/sparsity-paper.html").read_text("utf-8")
+    assert page.count("<section>") == 1 + 4  # claims; text and task, masks, features twice
+    assert "calibrated: ko" in page
     read = json.loads((tmp_path / "out/sparsity-paper.json").read_text("utf-8"))
     assert len(read["tiny wanda"]["claims"]) == len(claims.CLAIMS)
 
