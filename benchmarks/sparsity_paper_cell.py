@@ -115,7 +115,7 @@ def _tasks(target: Target, cell: Cell, place: Workplace) -> dict[str, Any]:
 def _answered(target: Target, questions: tuple[Question, ...]) -> list[dict[str, Any]]:
     """For each question: log-likelihood (nats) of its answers, and characters of the right one."""
     probes = {q: [Probe(q.prompt, answer) for answer in q.answers] for q in questions}
-    passages = {q.passage: [] for q in questions}  # type: dict[str, list[Probe]]
+    passages: dict[str, list[Probe]] = {q.passage: [] for q in questions}
     for question, asked in probes.items():
         passages[question.passage] += asked
     target.compute([Variant(passage, tuple(asked)) for passage, asked in passages.items()])

@@ -23,11 +23,12 @@ Verdict = Literal["holds here", "does not hold here", "cannot be told"]
 class Results:
     """The finished cells of a model and method: values by calibration and evaluation language.
 
-    All measures are losses: lower is better.
+    All measures are losses: lower is better. Those of text and task are multiples of what the
+    original model has in the language.
     """
 
-    perplexity: Mapping[Key, Mapping[str, float]]  # nats per character
-    task: Mapping[Key, Mapping[str, float]]  # nats per character of the right answer
+    perplexity: Mapping[Key, Mapping[str, float]]  # of the text
+    task: Mapping[Key, Mapping[str, float]]  # of the right answer
     within: Mapping[str, float]  # by language: mean IoU of two seeds
     between: Mapping[str, float]  # by language: mean IoU with other languages
     agnostic: Mapping[Key, Mapping[str, Sequence[float]]]  # relative change of features by layer
@@ -179,12 +180,12 @@ def _by_layers(changes: Mapping[Key, Mapping[str, Sequence[float]]]) -> list[flo
 CLAIMS: tuple[_Claim, ...] = (
     _Claim(
         "Calibrating on the target language loses least perplexity",
-        "nats per character saved against the mean of other calibrations",
+        "bits per character saved against the mean of other calibrations",
         lambda results: list(own_advantage(results.perplexity).values()),
     ),
     _Claim(
         "It does not reliably improve the downstream task",
-        "nats per character of the right answer saved against the mean of other calibrations",
+        "bits of the right answer saved against the mean of other calibrations",
         lambda results: list(own_advantage(results.task).values()),
         denies=True,
     ),
@@ -195,7 +196,7 @@ CLAIMS: tuple[_Claim, ...] = (
     ),
     _Claim(
         "Another language is sometimes the better calibration for the task",
-        "nats per character saved by the other language that was best on the other seeds",
+        "bits of the right answer saved by the other language that was best on other seeds",
         lambda results: list(best_other_advantage(results.task).values()),
     ),
     _Claim(

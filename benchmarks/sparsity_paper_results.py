@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -98,8 +98,8 @@ class Grid:
         """What the claims are answered from."""
         within, between = self._overlaps()
         return Results(
-            perplexity={key: self.nats(cell) for key, cell in self.cells.items()},
-            task={key: self.task(cell) for key, cell in self.cells.items()},
+            perplexity=self._relative(self.nats),
+            task=self._relative(self.task),
             within=within,
             between=between,
             agnostic=self.changes("agnostic"),
@@ -138,6 +138,15 @@ class Grid:
             layers = [part.relative for part in getattr(change, kind)]
             found[key] = dict(zip(change.languages, zip(*layers, strict=True), strict=True))
         return found
+
+    def _relative(self, measure: Callable[[Mapping[str, Any]], Measure]) -> dict[Key, Measure]:
+        """A loss of each cell as a multiple of the original's, so that languages count alike: a
+        character of Chinese says as much as three of English."""
+        original = measure(self.original)
+        return {
+            key: {name: value / original[name] for name, value in measure(cell).items()}
+            for key, cell in self.cells.items()
+        }
 
     def _neuron_changes(self) -> dict[Key, Mapping[str, tuple[float, float]]]:
         """By cell and language: mean change of probability of the neurons in the lower and the

@@ -20,6 +20,10 @@ _NOTE = (
     "Rows: language of the calibration text. Columns: language that is measured. Means over the "
     "seeds; **bold** is the best calibration of a column, * the row of the column's own language."
 )
+_CLAIMS_NOTE = (
+    "Means over languages with 95 % intervals (Student). Bits are shares of what the original "
+    "model has in that language. An interval around zero tells nothing."
+)
 
 
 def write_tables(output: Path) -> Path:
@@ -40,7 +44,7 @@ def write_tables(output: Path) -> Path:
 
 def claims(answers: Mapping[tuple[str, str], list[Answer]]) -> Iterator[str]:
     """One row for each claim, one column for each model and method."""
-    yield from ("## Claims", "", "Means over languages with 95 % intervals.", "")
+    yield from ("## Claims", "", _CLAIMS_NOTE, "")
     yield line_of("claim", "measured as", *(f"{model}, {method}" for model, method in answers))
     yield line_of(*["---"] * (2 + len(answers)))
     for row in zip(*answers.values(), strict=True):
