@@ -113,7 +113,7 @@ def _tasks(target: Target, cell: Cell, place: Workplace) -> dict[str, Any]:
 
 
 def _answered(target: Target, questions: tuple[Question, ...]) -> list[dict[str, Any]]:
-    """For each question: log-likelihood (nats) of its answers, and characters of the right one."""
+    """For each question: negative log-likelihood (nats) and characters of each of its answers."""
     probes = {q: [Probe(q.prompt, answer) for answer in q.answers] for q in questions}
     passages: dict[str, list[Probe]] = {q.passage: [] for q in questions}
     for question, asked in probes.items():
@@ -124,7 +124,7 @@ def _answered(target: Target, questions: tuple[Question, ...]) -> list[dict[str,
             "task": q.task,
             "right": q.right,
             "nats": [-_known(target, q.passage, probe) for probe in probes[q]],
-            "characters": len(q.answers[q.right].strip()),
+            "characters": [len(answer.strip()) for answer in q.answers],
         }
         for q in questions
     ]

@@ -67,7 +67,7 @@ class Grid:
     def task(self, cell: Mapping[str, Any]) -> Measure:
         """Negative log-likelihood of the right answers, in nats per character.
 
-        XQuAD's answers; for Korean, which XQuAD lacks, the right choice of BoolQ against the other.
+        XQuAD's answers; for Korean, which XQuAD lacks, those of BoolQ.
         """
         return {name: _task_loss(rows) for name, rows in _values(cell, "tasks").items()}
 
@@ -80,7 +80,7 @@ class Grid:
         return {name: value / _NATS_PER_BIT for name, value in self.task(cell).items()}
 
     def accuracy(self, cell: Mapping[str, Any], task: str) -> Measure:
-        """The share of questions whose right choice is the likeliest; only languages with some."""
+        """The share of questions whose right choice is the likeliest, for languages that have some."""
         found = {}
         for name, rows in _values(cell, "tasks").items():
             right = [_best(row) == row["right"] for row in rows if row["task"] == task]
@@ -236,19 +236,13 @@ def _relative_change(groups: Sequence[NeuronGroup]) -> float:
 
 
 def _best(row: Mapping[str, Any]) -> int:
-    return min(range(len(row["nats"])), key=lambda n: row["nats"][n])
+    """The answer that is likeliest per character: a longer one has more to be unlikely with."""
+    scores = [n / c for n, c in zip(row["nats"], row["characters"], strict=True)]
+    return scores.index(min(scores))
 
 
 def _task_loss(rows: Sequence[Mapping[str, Any]]) -> float:
-    """XQuAD: nats of all answers over their characters; else: mean nats of the right choice."""
-    reading = [row for row in rows if row["task"] == "xquad"]
-    if reading:
-        return sum(r["nats"][0] for r in reading) / sum(r["characters"] for r in reading)
-    return fmean(_choice_loss(row) for row in rows)
-
-
-def _choice_loss(row: Mapping[str, Any]) -> float:
-    """Nats of the right choice among the choices (a softmax of their likelihoods)."""
-    least = min(row["nats"])
-    total = sum(math.exp(least - value) for value in row["nats"])
-    return float(row["nats"][row["right"]] - least + math.log(total))
+    """Nats of the right answers over their characters."""
+    chosen = [row for row in rows if row["task"] == "xquad"] or rows
+    right = [(row["nats"][row["right"]], row["characters"][row["right"]]) for row in chosen]
+    return float(sum(nats for nats, _ in right) / sum(characters for _, characters in right))

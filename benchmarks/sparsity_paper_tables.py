@@ -64,7 +64,7 @@ def grid_tables(grid: Grid) -> Iterator[str]:
     yield from ("", f"## {grid.model}, {grid.method}, {len(grid.cells)} cells", "")
     yield from measure_table(grid, "Perplexity", grid.perplexity, 1)
     yield from measure_table(grid, "Bits per character", grid.bits, 3)
-    title = "Task: bits per character of the right answer (Korean: per choice)"
+    title = "Task: bits per character of the right answers (XQuAD; Korean: BoolQ)"
     yield from measure_table(grid, title, grid.task_bits, 3)
     for task in ("mgsm", "boolq"):
         yield from measure_table(
