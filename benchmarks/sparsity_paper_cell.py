@@ -20,7 +20,7 @@ from vllm_kprune.analyze.features import embed_prompts
 from vllm_kprune.analyze.masks import PackedMasks
 from vllm_kprune.analyze.neurons import count_active
 from vllm_kprune.analyze.perplexity import measure_perplexity
-from vllm_kprune.analyze.prompts import Prompt, make_prompts
+from vllm_kprune.analyze.prompts import LanguagePrompt, make_prompts
 from vllm_kprune.sparsify.options import SparsifyOptions
 from vllm_kprune.sparsify.run import sparsify_model
 from vllm_kprune.storage.folders import new_file
@@ -158,7 +158,7 @@ def _neurons(target: Target, cell: Cell, place: Workplace) -> dict[str, Any]:
     return {"languages": found.languages, "tokens": found.tokens, "sites": sites}
 
 
-def _prompts(target: Target, place: Workplace) -> list[Prompt]:
+def _prompts(target: Target, place: Workplace) -> list[LanguagePrompt]:
     texts = {language: one.parallel for language, one in place.texts.items()}
     return make_prompts(target.tokenizer, target.model.config, texts, _WINDOW)
 

@@ -27,7 +27,17 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 _COMMANDS = (
-    *("build", "compare", "demo", "demo_model", "export", "inspect", "prompt", "sparsify"),
+    *(
+        "analyze",
+        "build",
+        "compare",
+        "demo",
+        "demo_model",
+        "export",
+        "inspect",
+        "prompt",
+        "sparsify",
+    ),
     *("tokenizer", "verify"),
 )
 
