@@ -80,7 +80,7 @@ class Grid:
         return {name: value / _NATS_PER_BIT for name, value in self.task(cell).items()}
 
     def accuracy(self, cell: Mapping[str, Any], task: str) -> Measure:
-        """The share of questions whose right choice is the likeliest, for languages that have some."""
+        """The share of questions whose right choice is the likeliest; without other languages."""
         found = {}
         for name, rows in _values(cell, "tasks").items():
             right = [_best(row) == row["right"] for row in rows if row["task"] == task]
