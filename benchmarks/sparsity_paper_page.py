@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from sparsity_paper_claims import Answer, interval
 from sparsity_paper_results import Grid, Measure
+
 from vllm_kprune.analyze.charts import Series, heatmap, interval_chart, line_chart
 from vllm_kprune.analyze.page import Section, write_page
 from vllm_kprune.analyze.run import NeuronResults
@@ -44,16 +45,20 @@ def write_report(
 
 
 def _claims(answers: Mapping[tuple[str, str], list[Answer]]) -> Section:
+    """A chart for each claim that was measured, with the verdicts."""
+    # The first part of a model's name tells the three apart, and leaves room for the chart.
+    names = [f"{model.split('-')[0]}, {method}" for model, method in answers]
     charts = []
     for row in zip(*answers.values(), strict=True):
-        rows, points, margins = [], [], []
-        for (model, method), answer in zip(answers, row, strict=True):
-            if answer.mean is not None and answer.high is not None:
-                points.append((answer.mean, float(len(rows))))
-                margins.append(answer.high - answer.mean)
-                rows.append(f"{model}, {method}: {answer.verdict}")
-        if rows:
-            one = Series("mean over languages", points, margins)
+        known = [
+            (f"{name}: {answer.verdict}", answer.mean, answer.high - answer.mean)
+            for name, answer in zip(names, row, strict=True)
+            if answer.mean is not None and answer.high is not None
+        ]
+        if known:
+            points = [(mean, float(place)) for place, (_, mean, _) in enumerate(known)]
+            one = Series("mean over languages", points, [margin for *_, margin in known])
+            rows = [name for name, *_ in known]
             charts.append(interval_chart(row[0].claim, rows, [one], row[0].measure))
     note = (
         "Means over languages with 95 % intervals. A claim holds if the whole interval is above "
@@ -65,8 +70,9 @@ def _claims(answers: Mapping[tuple[str, str], list[Answer]]) -> Section:
 def _sections(grid: Grid) -> Iterator[Section]:
     name = f"{grid.model}, {grid.method}"
     yield Section(
-        f"{name}: bits per character",
-        "Less is better. Calibration language down, language of the text across, mean over seeds.",
+        f"{name}: what pruning costs",
+        "Bits per character, as a multiple of the original model's: less is better. Calibration "
+        "language down, language of the text across, mean over seeds.",
         [
             _heatmap(grid, "Text", grid.bits),
             _heatmap(grid, "Right answer of the task", grid.task_bits),
@@ -99,13 +105,11 @@ def _sections(grid: Grid) -> Iterator[Section]:
 
 
 def _heatmap(grid: Grid, caption: str, measure: Callable[[Any], Measure]) -> str:
-    columns = list(grid.evaluated)
-    original = measure(grid.original)
-    rows: dict[str, list[float | None]] = {"(original)": [original[c] for c in columns]}
+    columns, original, rows = list(grid.evaluated), measure(grid.original), []
     for language in grid.languages:
         cells = [measure(cell) for key, cell in grid.cells.items() if key[0] == language]
-        rows[language] = [fmean(one[column] for one in cells) for column in columns]
-    return heatmap(caption, list(rows), columns, list(rows.values()))
+        rows.append([fmean(one[name] / original[name] for one in cells) for name in columns])
+    return heatmap(caption, grid.languages, columns, rows, 2)
 
 
 def _feature_chart(grid: Grid, kind: Kind) -> str:
