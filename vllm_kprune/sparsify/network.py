@@ -6,6 +6,7 @@ each layer is kept. So every family works whose text model has `embed_tokens` an
 nothing of a family is repeated here. Everything is calculated in float32.
 """
 
+import ctypes
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,7 @@ class Network:
     def unload(self, layer: int) -> None:
         """Free a layer's weights."""
         self.skeleton(layer).to("meta")
+        _return_freed_memory()
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """The hidden states [tokens, hidden] that enter the first layer."""
@@ -161,6 +163,17 @@ def _empty_model(folder: Path) -> Any:
     except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise KPruneError(f"transformers cannot build {folder}: {reason}") from None
+
+
+def _return_freed_memory() -> None:
+    """Give freed memory back to the system.
+
+    glibc's allocator keeps it, and hardly uses it again for tensors, which have to be aligned: a
+    run would end with as much memory as all layers have together.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _on(value: Any, device: torch.device) -> Any:
