@@ -1,7 +1,7 @@
 """Hold `kprune sparsify` against llm-compressor: the same ids, masks compared matrix by matrix.
 
 .venv/bin/python benchmarks/check_sparsity.py --calibration ko=FILE [--model MODEL] [--samples N]
-    [--length N] [--sparsity S] [--methods wanda sparsegpt] [-o build/check-sparsity]
+    [--length N] [--layers N] [--sparsity S] [--methods wanda sparsegpt] [-o build/check-sparsity]
 
 `make check-sparsity` installs llm-compressor in `.venv-llmcompressor` and runs this: its releases
 pin versions that vLLM's do not allow. Both sides calculate in float32 on the CPU, so kprune gets a
@@ -53,7 +53,8 @@ def main() -> None:
     output = Path(options.output)
     shutil.rmtree(output, ignore_errors=True)
     output.mkdir(parents=True)
-    model = float32_copy(Path(options.model or demo_model("gemma-3-270m")), output / "model")
+    original = Path(options.model or demo_model("gemma-3-270m"))
+    model = float32_copy(original, output / "model", options.layers)
     ids = draw(model, options, seed=0)
     np.save(output / "ids.npy", ids)
     seen = {row.tobytes() for row in ids}
@@ -76,11 +77,17 @@ def agrees(method: str, found: dict[str, Any]) -> bool:
     return close and found["same_inputs"]["iou"] >= LEAST_IOU[method]
 
 
-def float32_copy(model: Path, folder: Path) -> Path:
-    """The model in float32, with its tokenizer."""
-    from transformers import AutoModelForCausalLM
+def float32_copy(model: Path, folder: Path, layers: int | None = None) -> Path:
+    """The model in float32, with its tokenizer; with `layers`, only so many of its layers."""
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).save_pretrained(folder)
+    config = AutoConfig.from_pretrained(model)
+    if layers is not None:
+        config.num_hidden_layers = layers
+        if getattr(config, "layer_types", None):
+            config.layer_types = config.layer_types[:layers]
+    network = AutoModelForCausalLM.from_pretrained(model, config=config, dtype=torch.float32)
+    network.save_pretrained(folder)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(model / name, folder / name)
     return folder
@@ -192,6 +199,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--calibration", required=True, help="FILE or LANGUAGE=FILE")
     parser.add_argument("--model")
+    parser.add_argument("--layers", type=int, help="only the first layers, which is quicker")
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--sparsity", type=float, default=0.5)
