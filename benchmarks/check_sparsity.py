@@ -12,8 +12,8 @@ Prints intersection over union (IoU) of the zeros, and perplexity on text that w
 weights may be equally good but for rounding. Where the two sides choose differently, all later
 layers get other inputs, and the difference grows from layer to layer. So there are two figures: of
 the whole runs (`iou`, and by layer), and of each layer after the same earlier ones, those of
-llm-compressor (`same_inputs`). Exit code 1 if the second is below `LEAST_IOU` or the perplexities
-differ by more than `MOST_DIFFERENCE`.
+llm-compressor (`same_inputs`). Exit code 1 if the second is below `LEAST_IOU`. Perplexity is of the
+whole runs and only shown, for the same reason; with `--layers` it says nothing.
 """
 
 import argparse
@@ -42,7 +42,6 @@ from vllm_kprune.sparsify.run import sparsify_model
 from vllm_kprune.tokenizer.encoder import load_encoder
 
 LEAST_IOU = {"wanda": 0.999, "sparsegpt": 0.97}
-MOST_DIFFERENCE = 0.005
 OTHER_PYTHON = Path(".venv-llmcompressor/bin/python")
 OTHER_SCRIPT = Path(__file__).with_name("check_sparsity_other.py")
 
@@ -67,14 +66,7 @@ def main() -> None:
         print(json.dumps({method: report[method]}), flush=True)
     (output / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     print(json.dumps(report["original"]))
-    sys.exit(not all(agrees(method, report[method]) for method in options.methods))
-
-
-def agrees(method: str, found: dict[str, Any]) -> bool:
-    """Whether masks and perplexities are alike enough."""
-    ours, theirs = found["perplexity"].values()
-    close = abs(ours / theirs - 1) <= MOST_DIFFERENCE
-    return close and found["same_inputs"]["iou"] >= LEAST_IOU[method]
+    sys.exit(any(report[m]["same_inputs"]["iou"] < LEAST_IOU[m] for m in options.methods))
 
 
 def float32_copy(model: Path, folder: Path, layers: int | None = None) -> Path:
