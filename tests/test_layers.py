@@ -27,6 +27,7 @@ RANKS = (
     "guard",
     "prompt",
     "sparsify",
+    "analyze",
     "compare",
     "demo",
     "serving",
