@@ -48,9 +48,7 @@ def find_zeros(module: Any) -> ZeroMasks:
     return ZeroMasks(masks)
 
 
-def rounded(
-    values: torch.Tensor, dtype: torch.dtype, zeros: torch.Tensor | None
-) -> torch.Tensor:
+def rounded(values: torch.Tensor, dtype: torch.dtype, zeros: torch.Tensor | None) -> torch.Tensor:
     """Weights in the data type of a file, with exactly the zeros of a mask, if there is one."""
     kept = values.detach().to("cpu", dtype)
     if zeros is None:

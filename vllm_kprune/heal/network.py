@@ -1,4 +1,4 @@
-"""A whole text model in float32, for training, from the tensors of a checkpoint.
+"""A whole language model in float32, for training, from the tensors of a checkpoint.
 
 The network is transformers' own class; tensors get in and out under the names that the files have,
 so a healed checkpoint has the same files as before. A teacher has only the rows of the vocabulary
@@ -20,29 +20,34 @@ from vllm_kprune.sparsify.body import ModelBody, checked_dtype, read_tensor
 from vllm_kprune.sparsify.experts import separate_experts
 from vllm_kprune.sparsify.network import empty_model
 
-__all__ = ["TextModel", "load_text_model", "parameter_count"]
+__all__ = ["EMBEDDING", "HEAD", "TextModel", "empty_text_model", "load_text_model", "stored_places"]
 
-_EMBEDDING = "embed_tokens.weight"
+EMBEDDING = "embed_tokens.weight"
+# The name of an LM head of its own among the parameters.
+HEAD = "head"
 
 
 @dataclass(frozen=True)
 class TextModel:
-    """A text model; `head` is its LM head's weights, or None where the embedding is the head."""
+    """A language model of transformers; its text model has `embed_tokens` and `layers`."""
 
     body: ModelBody
-    module: Any
-    head_weight: nn.Parameter | None
+    causal: Any
+    tied: bool
     device: torch.device
+
+    @property
+    def module(self) -> Any:
+        """The text model without the LM head."""
+        return self.causal.model
 
     @property
     def head(self) -> Head:
         """The LM head, with what the family does to the logits."""
-        config = self.module.config
-        weight = self.head_weight
+        config = self.causal.config
+        scale = float(getattr(config, "logit_scale", 1.0))
         return Head(
-            self.module.embed_tokens.weight if weight is None else weight,
-            float(getattr(config, "logit_scale", 1.0)),
-            getattr(config, "final_logit_softcapping", None),
+            self.causal.lm_head.weight, scale, getattr(config, "final_logit_softcapping", None)
         )
 
     def hidden(self, ids: torch.Tensor) -> torch.Tensor:
@@ -51,71 +56,60 @@ class TextModel:
         result: torch.Tensor = output.last_hidden_state[0]
         return result
 
-    def stored(self, name: str) -> tuple[tuple[str, StoredTensor], ...]:
-        """File and place of a parameter's tensor; a tied head may be stored a second time."""
-        places, family = self.body.places, self.body.base.family
-        if name == "head":
-            return (places[family.head],)
-        found = (places[self.body.prefix + name],)
-        twice = name == _EMBEDDING and self.head_weight is None and family.head in places
-        return (*found, places[family.head]) if twice else found
-
     def parameters(self) -> dict[str, nn.Parameter]:
-        """Name -> parameter; the head's is "head"."""
+        """Name -> parameter, named as in the text model; an LM head of its own is `HEAD`."""
         named: dict[str, nn.Parameter] = dict(self.module.named_parameters())
-        return named if self.head_weight is None else {**named, "head": self.head_weight}
+        return named if self.tied else {**named, HEAD: self.causal.lm_head.weight}
+
+
+def stored_places(body: ModelBody, name: str) -> tuple[tuple[str, StoredTensor], ...]:
+    """File and place of a parameter's tensor; a tied head may be stored a second time."""
+    places, family = body.places, body.base.family
+    if name == HEAD:
+        return (places[family.head],)
+    found = (places[body.prefix + name],)
+    twice = name == EMBEDDING and _is_tied(body) and family.head in places
+    return (*found, places[family.head]) if twice else found
 
 
 def load_text_model(
     body: ModelBody, device: torch.device, rows: Sequence[int] | None = None
 ) -> TextModel:
-    """Load the text model of `body`, with only these rows of embedding and head, if any are given.
+    """Load the language model of `body`, with only these rows of embedding and head, if any.
 
     Nothing requires a gradient yet. Raises `KPruneError` if a tensor is missing or unlike.
     """
-    module = _network(body)
-    wanted = {name: tuple(value.shape) for name, value in module.state_dict().items()}
-    state = {}
-    for name, shape in wanted.items():
+    causal, tied = empty_text_model(body)
+    module, state = causal.model, {}
+    shapes = {name: tuple(value.shape) for name, value in module.state_dict().items()}
+    for name, shape in shapes.items():
         values = _read(body, body.prefix + name, shape)
-        state[name] = _rows(values, rows if name == _EMBEDDING else None, device)
+        state[name] = _rows(values, rows if name == EMBEDDING else None, device)
     module.load_state_dict(state, assign=True)
-    # Buffers, such as rotary frequencies; weights are there already.
-    module.to(device).requires_grad_(False).eval()
-    return TextModel(body, module, _own_head(body, module, wanted[_EMBEDDING], rows, device), device)
+    head = module.embed_tokens.weight
+    if not tied:
+        values = _read(body, body.base.family.head, shapes[EMBEDDING])
+        head = nn.Parameter(_rows(values, rows, device))
+    causal.lm_head.weight = head
+    # Buffers, such as rotary frequencies; the weights are there already.
+    causal.to(device).requires_grad_(False).eval()
+    return TextModel(body, causal, tied, device)
 
 
-def parameter_count(body: ModelBody) -> dict[str, int]:
-    """Parameter -> number of weights, without reading any."""
-    counts = {name: value.numel() for name, value in _network(body).state_dict().items()}
-    return counts
-
-
-def _network(body: ModelBody) -> Any:
-    module = empty_model(body.base.folder, "heal")
-    for layer in module.layers:
+def empty_text_model(body: ModelBody) -> tuple[Any, bool]:
+    """A model's network without weights, and whether its head is the embedding."""
+    causal = empty_model(body.base.folder, "heal", head=True)
+    for layer in causal.model.layers:
         separate_experts(layer)
-    # Its row would get no gradient as an input.
-    module.embed_tokens.padding_idx = None
-    return module
-
-
-def _own_head(
-    body: ModelBody,
-    module: Any,
-    shape: tuple[int, ...],
-    rows: Sequence[int] | None,
-    device: torch.device,
-) -> nn.Parameter | None:
-    """The head's weights; None if it is tied to the embedding."""
-    name, tied = body.base.family.head, _is_tied(body)
-    if tied or name not in body.places:
-        return None
-    return nn.Parameter(_rows(_read(body, name, shape), rows, device), requires_grad=False)
+    # The row of a padding token would get no gradient as an input.
+    causal.model.embed_tokens.padding_idx = None
+    return causal, _is_tied(body)
 
 
 def _is_tied(body: ModelBody) -> bool:
     family, config = body.base.family, body.base.config
+    if family.head not in body.places:
+        return True
     for part in (config, family.text(config)):
         if isinstance(tied := part.get("tie_word_embeddings"), bool):
             return tied
@@ -136,8 +130,6 @@ def _read(body: ModelBody, name: str, shape: tuple[int, ...]) -> torch.Tensor:
     return read_tensor(body.base.folder / shard, info)
 
 
-def _rows(
-    values: torch.Tensor, rows: Sequence[int] | None, device: torch.device
-) -> torch.Tensor:
+def _rows(values: torch.Tensor, rows: Sequence[int] | None, device: torch.device) -> torch.Tensor:
     kept = values if rows is None else values[torch.tensor(rows)]
     return kept.to(device, torch.float32)

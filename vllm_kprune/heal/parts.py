@@ -15,11 +15,11 @@ from torch.nn import functional
 
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.heal.masks import ZeroMasks
-from vllm_kprune.heal.network import TextModel
+from vllm_kprune.heal.network import EMBEDDING, HEAD, TextModel
 from vllm_kprune.heal.options import HealOptions, What
 from vllm_kprune.sparsify.network import matrices_of
 
-__all__ = ["Trained", "choose_trained", "check_adapters"]
+__all__ = ["Trained", "check_adapters", "choose_trained"]
 
 _ADAPTER = "default"
 
@@ -56,7 +56,7 @@ def _everything(model: TextModel, masks: ZeroMasks, options: HealOptions) -> Tra
 
 
 def _vocabulary(model: TextModel, masks: ZeroMasks, options: HealOptions) -> Trained:
-    names = ("embed_tokens.weight", "head")
+    names = (EMBEDDING, HEAD)
     return _switched_on({n: p for n, p in model.parameters().items() if n in names})
 
 
@@ -106,16 +106,18 @@ def _inject(module: Any, options: HealOptions) -> dict[str, Any]:
                 return result
             return functional.linear(x, self.merged_weight(), self.get_base_layer().bias)
 
+    # Into the layers, not the model: for a model of transformers with experts, peft would rewrite the
+    # names for the fused tensors, which are separate here.
     names = [
-        f"layers.{number}.{name}"
+        f"{number}.{name}"
         for number, layer in enumerate(module.layers)
         for name in matrices_of(layer)
     ]
     config = LoraConfig(r=options.rank, lora_alpha=2 * options.rank, target_modules=names)
     config._register_custom_module({nn.Linear: MaskedLinear})
     torch.manual_seed(options.seed)
-    inject_adapter_in_model(config, module, adapter_name=_ADAPTER)
-    return {name: module.get_submodule(name) for name in names}
+    inject_adapter_in_model(config, module.layers, adapter_name=_ADAPTER)
+    return {f"layers.{name}": module.layers.get_submodule(name) for name in names}
 
 
 _CHOICES: Mapping[What, Callable[[TextModel, ZeroMasks, HealOptions], Trained]] = {

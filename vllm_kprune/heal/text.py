@@ -5,7 +5,7 @@ its own is. Windows of different files take turns. Which window is next depends 
 the number of windows before it, so a run that goes on needs no other state.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,10 +26,12 @@ from vllm_kprune.sparsify.calibration import (
 )
 from vllm_kprune.storage.digest import sha256_file
 
-__all__ = ["HealText", "HeldOut", "parse_texts", "read_heal_text"]
+__all__ = ["HealText", "parse_texts", "read_heal_text"]
 
-# Small enough that the held-out part begins close to where it should.
-_BLOCK_CHARACTERS = 1 << 12
+# Small, so that the held-out part of a text begins close to where it should; a held-out document is
+# several of them, so that it fills windows.
+_BLOCK_CHARACTERS = 1 << 10
+_BLOCKS_TOGETHER = 4
 # More is never reached by a short training, and its ids would fill the memory.
 _MOST_TOKENS = 8_000_000
 # Held-out windows of a language, and the largest share of a file that they may take.
@@ -40,24 +42,14 @@ Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class HeldOut:
-    """Text to judge by: windows of ids that begin as a text does, and their characters in all.
+class HealText:
+    """Windows [number, length] of each file; held-out documents by language; notes to record.
 
-    The first `begin` ids of a window are not part of the text and are not predicted.
+    A text whose language was not named goes by the name of its file.
     """
 
-    name: str
     windows: tuple[Integers, ...]
-    characters: int
-    begin: int
-
-
-@dataclass(frozen=True)
-class HealText:
-    """Windows [number, length] of each file, held-out text of each language, notes for the record."""
-
-    windows: tuple[Integers, ...]
-    held_out: tuple[HeldOut, ...]
+    held_out: Mapping[str, tuple[str, ...]]
     seed: int
     notes: tuple[dict[str, Any], ...]
     _orders: dict[tuple[int, int], Integers] = field(default_factory=dict)
@@ -76,9 +68,9 @@ class HealText:
 
 @dataclass(frozen=True)
 class _Piece:
-    """A block of a text: its characters and its ids."""
+    """A block of a text, and its ids."""
 
-    characters: int
+    text: str
     ids: list[int]
 
 
@@ -101,13 +93,13 @@ def read_heal_text(options: HealOptions, encoder: Tokenizer, tell: Tell) -> Heal
     width = options.length - len(begin)
     given = {_name(file) for file in others}
     train: list[Integers] = []
-    held: dict[str, list[tuple[list[_Piece], str]]] = {}
+    held: dict[str, list[list[_Piece]]] = {}
     notes = []
     for file in texts:
         pieces, note = _read(file, "text", encoder, tell)
         kept = [] if _name(file) in given else _split_off(pieces, width)
         if kept:
-            held.setdefault(_name(file), []).append((kept, str(file.path)))
+            held.setdefault(_name(file), []).append(kept)
         windows = _windows([i for piece in pieces for i in piece.ids], width, begin)
         if not len(windows):
             raise _too_short(file.path, pieces + kept, width)
@@ -115,12 +107,11 @@ def read_heal_text(options: HealOptions, encoder: Tokenizer, tell: Tell) -> Heal
         notes.append({**note, "windows": len(windows), "held_out": False})
     for file in others:
         pieces, note = _read(file, "held-out", encoder, tell)
-        held.setdefault(_name(file), []).append((pieces, str(file.path)))
+        held.setdefault(_name(file), []).append(pieces)
         notes.append({**note, "held_out": True})
-    held_out = tuple(_held_out(name, parts, width, begin) for name, parts in held.items())
-    text = HealText(tuple(train), held_out, options.seed, tuple(notes))
-    _check_names(options, [one.name for one in held_out])
-    return text
+    held_out = {name: _spread(parts, width) for name, parts in held.items()}
+    _check_names(options, list(held_out))
+    return HealText(tuple(train), held_out, options.seed, tuple(notes))
 
 
 def _name(file: CalibrationFile) -> str:
@@ -137,7 +128,7 @@ def _read(
     for block in text_blocks(file.path, _BLOCK_CHARACTERS):
         lines += [line for line in block.splitlines() if len(line) >= SHORTEST_LINE]
         ids = encoder.encode(block, add_special_tokens=False).ids
-        pieces.append(_Piece(len(block), ids))
+        pieces.append(_Piece(block, ids))
         tokens += len(ids)
         if tokens > _MOST_TOKENS:
             tell(f"{what} {file.path}: only its first {tokens:,} tokens are used")
@@ -172,26 +163,16 @@ def _windows(ids: list[int], width: int, begin: list[int]) -> Integers:
     return np.concatenate([first, body], axis=1)
 
 
-def _held_out(
-    name: str, parts: list[tuple[list[_Piece], str]], width: int, begin: list[int]
-) -> HeldOut:
-    """Windows that are spread evenly over the pieces of all files of a name."""
-    windows: list[Integers] = []
-    characters = 0
-    share = max(1, _HELD_OUT_WINDOWS // len(parts))
-    for pieces, _ in parts:
-        chosen = np.unique(np.linspace(0, len(pieces) - 1, share).round().astype(int))
-        wanted = share * width
-        # Whole pieces, so that characters and tokens belong together.
-        for piece in (pieces[int(place)] for place in chosen):
-            if not piece.ids or wanted <= 0:
-                continue
-            characters += piece.characters
-            wanted -= len(piece.ids)
-            for first in range(0, len(piece.ids), width):
-                ids = [*begin, *piece.ids[first : first + width]]
-                windows.append(np.array(ids, np.int64))
-    return HeldOut(name, tuple(windows), characters, len(begin))
+def _spread(parts: list[list[_Piece]], width: int) -> tuple[str, ...]:
+    """Documents from all files of a name, spread evenly over each, for about so many windows."""
+    share = max(1, _HELD_OUT_WINDOWS // len(parts)) * width
+    chosen: list[str] = []
+    for pieces in parts:
+        groups = [pieces[i : i + _BLOCKS_TOGETHER] for i in range(0, len(pieces), _BLOCKS_TOGETHER)]
+        total = sum(len(piece.ids) for piece in pieces)
+        kept = groups[:: max(1, round(total / share))]
+        chosen += ["".join(piece.text for piece in group) for group in kept]
+    return tuple(text for text in chosen if text.strip())
 
 
 def _too_short(path: Path, pieces: Sequence[_Piece], width: int) -> KPruneError:
