@@ -84,6 +84,6 @@ def _show(record: dict[str, Any], output: Path) -> None:
     if record["zeros"]:
         zeros, matrices = sum(record["zeros"].values()), len(record["zeros"])
         table.add_row("zeros kept", f"{zeros:,} in {matrices:,} matrices")
-    table.add_row("curve", str(output / PICTURE_NAME))
     error_console.print(table)
+    error_console.print(f"curve: {output / PICTURE_NAME}", markup=False, soft_wrap=True)
     error_console.print(f"next:  vllm serve {output}", markup=False, soft_wrap=True)

@@ -85,12 +85,14 @@ def load_text_model(
     for name, shape in shapes.items():
         values = _read(body, body.prefix + name, shape)
         state[name] = _rows(values, rows if name == EMBEDDING else None, device)
-    module.load_state_dict(state, assign=True)
-    head = module.embed_tokens.weight
+    # On its own, because `load_state_dict` wants all rows.
+    embedding = module.embed_tokens.weight = nn.Parameter(state.pop(EMBEDDING))
+    module.load_state_dict(state, assign=True, strict=False)
     if not tied:
         values = _read(body, body.base.family.head, shapes[EMBEDDING])
-        head = nn.Parameter(_rows(values, rows, device))
-    causal.lm_head.weight = head
+        causal.lm_head.weight = nn.Parameter(_rows(values, rows, device))
+    else:
+        causal.lm_head.weight = embedding
     # Buffers, such as rotary frequencies; the weights are there already.
     causal.to(device).requires_grad_(False).eval()
     return TextModel(body, causal, tied, device)

@@ -106,8 +106,8 @@ def _inject(module: Any, options: HealOptions) -> dict[str, Any]:
                 return result
             return functional.linear(x, self.merged_weight(), self.get_base_layer().bias)
 
-    # Into the layers, not the model: for a model of transformers with experts, peft would rewrite the
-    # names for the fused tensors, which are separate here.
+    # Into the layers, not the model: for a model of transformers with experts, peft would rewrite
+    # the names for the fused tensors, which are separate here.
     names = [
         f"{number}.{name}"
         for number, layer in enumerate(module.layers)

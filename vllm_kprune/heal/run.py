@@ -75,7 +75,7 @@ def heal_model(
     if options.what == "lora":
         check_adapters()
     device = choose_device(options.device)
-    body = open_body(model, revision)
+    body = open_body(model, revision, work="heal")
     guide = find_teacher(body, teacher, None) if options.distillation else None
     for base in (body, *((guide.body,) if guide else ())):
         refuse_base(output, base.base.folder)

@@ -133,7 +133,7 @@ def _read(
         if tokens > _MOST_TOKENS:
             tell(f"{what} {file.path}: only its first {tokens:,} tokens are used")
             break
-    if not any(piece.ids for piece in pieces):
+    if not any(piece.text.strip() for piece in pieces):
         raise KPruneError(f"{what} {file.path} has no text")
     note: dict[str, Any] = {"file": file.path.name, "sha256": sha256_file(file.path)}
     note |= {"language": file.language, "tokens": tokens}

@@ -181,10 +181,10 @@ class Training:
         verdict = self.judge.verdict(bits, notes.start)
         before = notes.best["score"] if notes.best else 1.0
         accepted = not verdict.too_bad and verdict.score < before
-        found = {"step": notes.step, "bits": bits, "score": verdict.score, "accepted": accepted}
-        notes.judged.append(found | {"too_bad": list(verdict.too_bad)})
+        found = {"step": notes.step, "bits": dict(verdict.bits), "score": verdict.score}
+        notes.judged.append(found | {"accepted": accepted, "too_bad": list(verdict.too_bad)})
         for name in verdict.too_bad:
-            worse = bits[name] / notes.start[name] - 1
+            worse = verdict.bits[name] / notes.start[name] - 1
             limit = self.judge.limits[name]
             self.tell(
                 f"step {notes.step}: {name} is {worse:.2%} worse than before healing, more than "

@@ -188,9 +188,14 @@ def identified_languages(
     shares = {code: round(count / len(lines), 4) for code, count in counted.most_common(3)}
     share = counted[language] / len(lines)
     if share < _EXPECTED_SHARE:
-        found = ", ".join(f"{LANGUAGES[code].name} {part:.0%}" for code, part in shares.items())
+        found = ", ".join(f"{_language_name(code)} {part:.0%}" for code, part in shares.items())
         tell(
             f"{named}: only {share:.0%} of {len(lines)} lines look like "
             f"{LANGUAGES[language].name} (found: {found})"
         )
     return shares
+
+
+def _language_name(code: str) -> str:
+    # Nothing is found in lines of digits and the like.
+    return LANGUAGES[code].name if code in LANGUAGES else "no language"
