@@ -30,9 +30,9 @@ from vllm_kprune.heal.text import HealText, parse_texts, read_heal_text
 from vllm_kprune.heal.training import Training
 from vllm_kprune.progress import Progress, silent
 from vllm_kprune.sparsify.body import ModelBody, open_body, write_tensor
+from vllm_kprune.sparsify.device import device_name, pick_device
 from vllm_kprune.sparsify.files import copy_other_files, copy_shards, missing_bytes, sync_file
 from vllm_kprune.sparsify.record import described_base
-from vllm_kprune.sparsify.run import choose_device, device_name
 from vllm_kprune.storage.folders import new_file, resumable_folder
 from vllm_kprune.tokenizer.encoder import load_encoder
 
@@ -74,7 +74,7 @@ def heal_model(
     check_drawing()
     if options.what == "lora":
         check_adapters()
-    device = choose_device(options.device)
+    device = pick_device(options.device)
     body = open_body(model, revision, work="heal")
     guide = find_teacher(body, teacher, None) if options.distillation else None
     for base in (body, *((guide.body,) if guide else ())):

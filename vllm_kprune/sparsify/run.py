@@ -21,6 +21,7 @@ from vllm_kprune.sparsify.activations import Activations
 from vllm_kprune.sparsify.body import ModelBody, checked_dtype, open_body, write_tensor
 from vllm_kprune.sparsify.budget import Budget, available_memory, plan_budget
 from vllm_kprune.sparsify.calibration import Calibration, draw_calibration, parse_calibration
+from vllm_kprune.sparsify.device import device_name, pick_device
 from vllm_kprune.sparsify.files import copy_other_files, copy_shards, missing_bytes, sync_file
 from vllm_kprune.sparsify.layer import LayerPruner
 from vllm_kprune.sparsify.methods import METHODS
@@ -39,7 +40,7 @@ from vllm_kprune.sparsify.sparsegpt import BLOCK_COLUMNS, DAMPING
 from vllm_kprune.storage.folders import new_file, resumable_folder
 from vllm_kprune.tokenizer.encoder import load_encoder
 
-__all__ = ["choose_device", "device_name", "sparsify_model"]
+__all__ = ["sparsify_model"]
 
 _GB = 1e9
 _SHARE_OF_MEMORY = 0.8
@@ -70,7 +71,7 @@ def sparsify_model(
     """
     output, pattern = Path(output), options.checked_pattern()
     parse_calibration(options.calibration)  # a mistake here is found before the model is read
-    device = choose_device(options.device)
+    device = pick_device(options.device)
     body = open_body(model, revision)
     refuse_base(output, body.base.folder)
     network = build_network(body, device)
@@ -239,16 +240,3 @@ def _check_matrices(network: Network, pattern: SparsityPattern) -> None:
         network.stored(layer)
         for name, matrix in matrices_of(network.skeleton(layer)).items():
             pattern.check(network.body.layer_prefix(layer) + name, matrix.in_features)
-
-
-def choose_device(wanted: str) -> torch.device:
-    """The device that `--device` names; `KPruneError` if it is not there."""
-    there = torch.cuda.is_available()
-    if wanted == "cuda" and not there:
-        raise KPruneError("--device cuda: PyTorch finds no GPU; use --device cpu")
-    return torch.device("cuda" if there and wanted != "cpu" else "cpu")
-
-
-def device_name(device: torch.device) -> str:
-    """How a record names a device."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
