@@ -18,8 +18,7 @@ which needs several models; `signal_to_noise` is for that.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
@@ -28,6 +27,7 @@ import torch
 from tokenizers import Tokenizer
 from torch.nn.functional import cross_entropy
 
+from vllm_kprune.analyze.decoder import bare_model, evaluating
 from vllm_kprune.analyze.ratio import Ratio, estimate_ratio
 from vllm_kprune.analyze.windows import Window, begin_ids, cut_windows
 from vllm_kprune.errors import KPruneError
@@ -71,8 +71,7 @@ def measure_perplexity(
 
     Raises `KPruneError` for a language without text, and for NaN or infinity.
     """
-    # peft puts its adapters into the model that it wraps.
-    model = model.get_base_model() if hasattr(model, "get_base_model") else model
+    model = bare_model(model)
     begin = begin_ids(encoder, model.config)
     windows = {}
     for language, text in texts.items():
@@ -83,7 +82,7 @@ def measure_perplexity(
     total, done = sum(map(len, windows.values())), 0
     report = {}
     progress(_TITLE, 0.0)
-    with _evaluating(model), torch.no_grad():
+    with evaluating(model), torch.no_grad():
         for language, cut in windows.items():
             nats = []
             for window in cut:
@@ -147,17 +146,6 @@ def _head(model: Any, body: Any, outputs: Any) -> torch.Tensor:
         if before is not None:
             body.forward = before
     return logits
-
-
-@contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
-    """Without dropout while the block runs."""
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)
 
 
 def _perplexity(windows: Sequence[Window], nats: Sequence[float]) -> Perplexity:

@@ -49,6 +49,11 @@ class Network:
         return self.body.embedding.shape[1]
 
     @property
+    def config(self) -> Any:
+        """The configuration of the text model, from transformers."""
+        return self._model.config
+
+    @property
     def most_positions(self) -> int | None:
         """The longest text that the model takes, if its configuration says so."""
         most = getattr(self._model.config, "max_position_embeddings", None)
