@@ -85,7 +85,12 @@ def _sizes(body: ModelBody, options: HealOptions) -> _Sizes:
 
 
 def _trained(sizes: _Sizes, what: What) -> int:
-    return {"all": sizes.all, "embeddings": sizes.vocabulary, "lora": sizes.adapters}[what]
+    return {
+        "all": sizes.all,
+        "embeddings": sizes.vocabulary,
+        "layers": sizes.all - sizes.vocabulary,
+        "lora": sizes.adapters,
+    }[what]
 
 
 def _memory(sizes: _Sizes, teacher: bool, options: HealOptions, what: What) -> int:
@@ -102,7 +107,7 @@ def _saving(sizes: _Sizes, teacher: bool, options: HealOptions, needed: int) -> 
     shorter = options.length // 2
     passing = (options.length - shorter) * sizes.per_token * _FLOAT
     ways.append(f"--length {shorter} ({_gb(needed - passing)})")
-    for what in ("lora", "embeddings"):
+    for what in ("layers", "lora", "embeddings"):
         if (less := _memory(sizes, teacher, options, what)) < needed:
             ways.append(f"--what {what} ({_gb(less)})")
     if teacher:

@@ -10,10 +10,15 @@ from vllm_kprune.options import option
 
 __all__ = ["LEARNING_RATES", "HealOptions", "What"]
 
-What = Literal["all", "embeddings", "lora"]
+What = Literal["all", "embeddings", "layers", "lora"]
 
 # Found on Gemma-3 270M (docs/heal.md). An adapter begins at zero, so it takes larger steps.
-LEARNING_RATES: Mapping[What, float] = {"all": 2e-4, "embeddings": 5e-4, "lora": 1e-3}
+LEARNING_RATES: Mapping[What, float] = {
+    "all": 2e-4,
+    "embeddings": 2e-4,
+    "layers": 2e-4,
+    "lora": 1e-3,
+}
 _STEPS = 200
 _LIMIT = re.compile(r"(?P<name>[^=]+)=(?P<percent>\d+(\.\d+)?)\s*%?")
 
@@ -42,9 +47,10 @@ class HealOptions:
         default_text="all that have held-out text",
     )
     what: What = option(
-        "all",
-        "What is trained. all: every weight of the text model. embeddings: embedding and LM head. "
-        "lora: low-rank adapters of the decoder layers' matrices, which are merged at the end.",
+        "layers",
+        "What is trained. layers: all weights but embedding and LM head. embeddings: only these. "
+        "all: every weight of the text model. lora: low-rank adapters of the layers' matrices, "
+        "which are merged at the end.",
     )
     steps: int | None = option(None, "Steps of training.", least=1, default_text=str(_STEPS))
     minutes: float | None = option(

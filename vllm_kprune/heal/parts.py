@@ -1,4 +1,4 @@
-"""What is trained: every weight, the vocabulary, or low-rank adapters (LoRA, Hu et al. 2022).
+"""What is trained: layers, vocabulary, every weight, or low-rank adapters (LoRA, Hu et al. 2022).
 
 Adapters are peft's. On a sparsified matrix the product of the two low-rank matrices is masked where
 the matrix is zero, in training as in the merged weight: so what is trained is what is stored, and
@@ -22,6 +22,7 @@ from vllm_kprune.sparsify.network import matrices_of
 __all__ = ["Trained", "check_adapters", "choose_trained"]
 
 _ADAPTER = "default"
+_VOCABULARY = (EMBEDDING, HEAD)
 
 
 @dataclass(frozen=True)
@@ -56,8 +57,11 @@ def _everything(model: TextModel, masks: ZeroMasks, options: HealOptions) -> Tra
 
 
 def _vocabulary(model: TextModel, masks: ZeroMasks, options: HealOptions) -> Trained:
-    names = (EMBEDDING, HEAD)
-    return _switched_on({n: p for n, p in model.parameters().items() if n in names})
+    return _switched_on({n: p for n, p in model.parameters().items() if n in _VOCABULARY})
+
+
+def _layers(model: TextModel, masks: ZeroMasks, options: HealOptions) -> Trained:
+    return _switched_on({n: p for n, p in model.parameters().items() if n not in _VOCABULARY})
 
 
 def _switched_on(parameters: Mapping[str, nn.Parameter]) -> Trained:
@@ -123,5 +127,6 @@ def _inject(module: Any, options: HealOptions) -> dict[str, Any]:
 _CHOICES: Mapping[What, Callable[[TextModel, ZeroMasks, HealOptions], Trained]] = {
     "all": _everything,
     "embeddings": _vocabulary,
+    "layers": _layers,
     "lora": _adapters,
 }

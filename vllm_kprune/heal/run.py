@@ -67,6 +67,13 @@ def heal_model(
 
     Raises `KPruneError` for a model, a text or options that do not fit, and if no state of the
     training was better than the model before.
+
+    >>> options = HealOptions(text=(text,), steps=8, length=16, learning_rate=0.01)
+    >>> record = heal_model(sparse, output, options)
+    >>> record["stopped"], record["steps_done"]
+    ('finished', 8)
+    >>> record["healed"]["text.txt"]["bits_per_character"] < record["start"]["text.txt"]
+    True
     """
     output = Path(output)
     options.check()
