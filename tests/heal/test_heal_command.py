@@ -133,7 +133,7 @@ def test_not_enough_memory_or_disk_names_what_needs_less(
     line = refused(*model, "--memory", 1e-3)
     assert line.startswith("healing needs about 0.4")
     assert "0.00 GB may be used; give more, or try --length 16 (" in line
-    assert "--what lora (" in line and "--distillation 0 (" in line
+    assert "--what embeddings (" in line and "--distillation 0 (" in line
     usage = namedtuple("usage", "total used free")(1, 1, 0)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
     assert "of disk, but 0.00 GB are free; make room" in refused(*model)

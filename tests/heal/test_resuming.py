@@ -13,15 +13,18 @@ from support.tiny_folders import contents
 
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.heal.run import heal_model
+from vllm_kprune.heal.training import Training
 
 KILLED = """
 import os, signal, sys
 from pathlib import Path
 import torch
-from vllm_kprune.heal.options import HealOptions
+from support.heal_cases import heal_options
 from vllm_kprune.heal import run, training
 torch.set_num_threads(1)
-model, output, text, what, seen = *map(Path, sys.argv[1:4]), sys.argv[4], []
+run.draw_curve = lambda notes, path: None
+model, output, text = map(Path, sys.argv[1:])
+seen = []
 update = training.Training._update
 def update_and_die(*arguments):
     update(*arguments)
@@ -29,21 +32,16 @@ def update_and_die(*arguments):
     if len(seen) == 11:
         os.kill(os.getpid(), signal.SIGKILL)
 training.Training._update = update_and_die
-options = HealOptions(text=(str(text),), what=what, steps=16, length=32, learning_rate=5e-3,
-                      device="cpu")
-run.heal_model(model, output, options)
+run.heal_model(model, output, heal_options(text))
 """
 
 
-@pytest.mark.parametrize("what", ["all", "lora"])
 def test_a_killed_training_goes_on_and_other_options_are_refused(
-    what: str, sparse: Callable[[str], Path], text: Path, tmp_path: Path
+    sparse: Callable[[str], Path], text: Path, tmp_path: Path
 ) -> None:
     model, output, whole = sparse("llama-3.2"), tmp_path / "killed", tmp_path / "whole"
     done = subprocess.run(
-        [sys.executable, "-c", KILLED, model, output, text, what],
-        env=script_environment(),
-        check=False,
+        [sys.executable, "-c", KILLED, model, output, text], env=script_environment(), check=False
     )
     assert done.returncode == -signal.SIGKILL
     unfinished = tmp_path / ".killed.unfinished"
@@ -51,19 +49,46 @@ def test_a_killed_training_goes_on_and_other_options_are_refused(
     # After 11 of 16 steps, the state of step 10 is there.
     assert ".state-10.safetensors" in left and not output.exists()
     with pytest.raises(KPruneError, match=r"interrupted run with other options \(seed was 0, now"):
-        heal_model(model, output, heal_options(text, what=what, seed=1))
+        heal_model(model, output, heal_options(text, seed=1))
     with pytest.raises(KPruneError, match=r"other options \(another texts\)"):
         changed = tmp_path / "other.txt"
         changed.write_bytes(text.read_bytes() + b"more of it\n")
-        heal_model(model, output, heal_options(changed, what=what))
+        heal_model(model, output, heal_options(changed))
     assert contents(unfinished) == left
     watched: list[str] = []
-    options = heal_options(text, what=what)
+    options = heal_options(text)
     heal_model(model, output, options, progress=lambda step, share: watched.append(step))
     assert watched.count("heal") == 6
     heal_model(model, whole, options)
     assert contents(output) == contents(whole)
     assert not unfinished.exists()
+
+
+@pytest.mark.parametrize("what", ["lora", "embeddings"])
+def test_a_stopped_training_goes_on(
+    what: str,
+    sparse: Callable[[str], Path],
+    text: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, output, whole = sparse("llama-3.2"), tmp_path / "stopped", tmp_path / "whole"
+    options, update, seen = heal_options(text, what=what, steps=8), Training._update, []
+
+    def update_and_stop(self: Training, rate: float) -> None:
+        update(self, rate)
+        seen.append(rate)
+        if len(seen) == 5:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Training, "_update", update_and_stop)
+    with pytest.raises(KeyboardInterrupt):
+        heal_model(model, output, options)
+    assert not output.exists()
+    heal_model(model, output, options)
+    assert len(seen) == 5 + 4  # the fifth again
+    heal_model(model, whole, options)
+    assert contents(output) == contents(whole)
 
 
 def test_force_starts_anew_and_replaces_only_what_heal_wrote(

@@ -12,5 +12,6 @@ Healed = Callable[..., tuple[Path, dict[str, Any]]]
 
 def heal_options(text: Path, **options: Any) -> HealOptions:
     """Options for a small run on the CPU."""
-    small = {"what": "all", "steps": 16, "length": 32, "learning_rate": 5e-3, "device": "cpu"}
+    small = {"what": "all", "steps": 16, "length": 32, "learning_rate": 5e-3}
+    small |= {"distillation": 0.5, "device": "cpu"}
     return HealOptions(**{"text": (str(text),), **small, **options})

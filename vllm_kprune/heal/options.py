@@ -67,7 +67,7 @@ class HealOptions:
         default_text=", ".join(f"{rate:g} for {what}" for what, rate in LEARNING_RATES.items()),
     )
     distillation: float = option(
-        0.5,
+        0.8,
         "Share of the loss that is the distance from the original's predictions; the rest is "
         "language modelling.",
         least=0,
