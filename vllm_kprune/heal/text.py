@@ -52,18 +52,19 @@ class HealText:
     held_out: Mapping[str, tuple[str, ...]]
     seed: int
     notes: tuple[dict[str, Any], ...]
-    _orders: dict[tuple[int, int], Integers] = field(default_factory=dict)
+    # File -> the epoch that it is in, and the order of its windows there.
+    _orders: dict[int, tuple[int, Integers]] = field(default_factory=dict)
 
     def window(self, number: int) -> Integers:
         """The ids of a window of the training, by how many were before it."""
         file = number % len(self.windows)
         windows = self.windows[file]
         epoch, place = divmod(number // len(self.windows), len(windows))
-        if (file, epoch) not in self._orders:
-            self._orders.clear() if len(self._orders) > len(self.windows) else None
+        if self._orders.get(file, (-1, None))[0] != epoch:
             random = np.random.default_rng((self.seed, file, epoch))
-            self._orders[file, epoch] = random.permutation(len(windows))
-        return windows[int(self._orders[file, epoch][place])]
+            self._orders[file] = epoch, random.permutation(len(windows))
+        ids: Integers = windows[int(self._orders[file][1][place])]
+        return ids
 
 
 @dataclass(frozen=True)
