@@ -18,7 +18,7 @@ from support.tiny_tokenizers import SENTENCES
 from vllm_kprune.analyze import layers as layers_module
 from vllm_kprune.analyze.features import Embeddings, compare_features, embed_prompts
 from vllm_kprune.analyze.layers import FolderLayers, open_layers
-from vllm_kprune.analyze.prompts import Prompt, make_prompts
+from vllm_kprune.analyze.prompts import LanguagePrompt, make_prompts
 from vllm_kprune.analyze.subspace import specific_basis, split
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.sparsify.options import SparsifyOptions
@@ -106,11 +106,11 @@ def test_bad_input() -> None:
         specific_basis(np.zeros((2, 3)), 2)
 
 
-def prompts_of(folder: Path, length: int = 20) -> list[Prompt]:
+def prompts_of(folder: Path, length: int = 20) -> list[LanguagePrompt]:
     return make_prompts(load_encoder(folder), open_layers(folder, "cpu").config, TEXTS, length)
 
 
-def hidden_states(folder: Path, prompts: list[Prompt]) -> Any:
+def hidden_states(folder: Path, prompts: list[LanguagePrompt]) -> Any:
     """Means over the text's tokens of what transformers calls hidden states: [layers, prompts].
 
     Its last one is after the final norm, so only the others can be compared.
@@ -173,13 +173,13 @@ def test_a_pruned_model_changes_and_the_same_model_does_not(saved: Saved, tmp_pa
 
 def test_a_damaged_model_is_refused(saved: Saved) -> None:
     source = FolderLayers(saved("llama-3.2"), "cpu")
-    prompts = [Prompt("xx", np.array([1, 2, 3]), 1)]
+    prompts = [LanguagePrompt("xx", np.array([1, 2, 3]), 1)]
 
     class Poison:
         def attach(self, layer: int, module: Any) -> list[Any]:
             return [module.register_forward_hook(lambda m, a, output: output * float("nan"))]
 
-        def begin(self, number: int, prompt: Prompt) -> None: ...
+        def begin(self, number: int, prompt: LanguagePrompt) -> None: ...
         def passed(self, layer: int, hidden: torch.Tensor) -> None: ...
 
     with pytest.raises(KPruneError, match=r"layer 0 of llama-3\.2 gives NaN or infinity"):

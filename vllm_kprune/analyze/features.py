@@ -34,7 +34,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from vllm_kprune.analyze.layers import open_layers
-from vllm_kprune.analyze.prompts import Prompt
+from vllm_kprune.analyze.prompts import LanguagePrompt
 from vllm_kprune.analyze.subspace import specific_basis, split
 from vllm_kprune.arrays import Booleans, Floats
 from vllm_kprune.errors import KPruneError
@@ -97,7 +97,7 @@ class FeatureChange:
 
 
 def embed_prompts(
-    model: Any, prompts: Sequence[Prompt], *, progress: Progress = silent
+    model: Any, prompts: Sequence[LanguagePrompt], *, progress: Progress = silent
 ) -> Embeddings:
     """The embeddings of the prompts in every layer of a folder or of a model in memory.
 
@@ -119,7 +119,7 @@ class _MeanWatcher:
     def attach(self, layer: int, module: nn.Module) -> Sequence[RemovableHandle]:
         return ()
 
-    def begin(self, number: int, prompt: Prompt) -> None:
+    def begin(self, number: int, prompt: LanguagePrompt) -> None:
         self._number, self._begin = number, prompt.begin
 
     def passed(self, layer: int, hidden: torch.Tensor) -> None:

@@ -33,6 +33,7 @@ __all__ = [
     "NeuronChange",
     "NeuronGroup",
     "SpecificNeurons",
+    "check_languages",
     "compare_neurons",
     "lape",
     "specific_neurons",
@@ -92,6 +93,12 @@ class NeuronChange:
         return asdict(self)
 
 
+def check_languages(count: int) -> None:
+    """Raise `KPruneError` if there are too few languages for an entropy."""
+    if count < 2:
+        raise KPruneError("language-specific neurons need texts of at least two languages")
+
+
 def lape(probability: Floats) -> Floats:
     """The entropy of each neuron in nats [neurons], from probabilities [languages, neurons].
 
@@ -133,8 +140,7 @@ def compare_neurons(
         pruned.sites,
     ):
         raise KPruneError("the two models were given other prompts, or have other layers")
-    if len(original.languages) < 2:
-        raise KPruneError("language-specific neurons need texts of at least two languages")
+    check_languages(len(original.languages))
     before, after = original.probability(), pruned.probability()
     entropies = lape(before), lape(after)
     own = specific_neurons(before, share=share)

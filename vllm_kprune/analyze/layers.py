@@ -20,7 +20,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from vllm_kprune.analyze.decoder import bare_model, decoder_layers, evaluating
-from vllm_kprune.analyze.prompts import Prompt
+from vllm_kprune.analyze.prompts import LanguagePrompt
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.progress import Progress, silent
 from vllm_kprune.sparsify.body import open_body
@@ -39,7 +39,7 @@ class Watcher(Protocol):
     def attach(self, layer: int, module: nn.Module) -> Sequence[RemovableHandle]:
         """Hook into a layer before prompts pass through it; the hooks are removed afterwards."""
 
-    def begin(self, number: int, prompt: Prompt) -> None:
+    def begin(self, number: int, prompt: LanguagePrompt) -> None:
         """A prompt is about to pass through the layer that was attached, or through all layers."""
 
     def passed(self, layer: int, hidden: torch.Tensor) -> None:
@@ -58,7 +58,7 @@ class Layers(Protocol):
         """The configuration of the text model, from transformers."""
 
     def walk(
-        self, prompts: Sequence[Prompt], watcher: Watcher, progress: Progress = silent
+        self, prompts: Sequence[LanguagePrompt], watcher: Watcher, progress: Progress = silent
     ) -> None:
         """Send the prompts through all layers. Raises `KPruneError` for NaN or infinity."""
 
@@ -82,7 +82,7 @@ class MemoryLayers:
         self.name, self.config = type(model).__name__, self._model.config.get_text_config()
 
     def walk(
-        self, prompts: Sequence[Prompt], watcher: Watcher, progress: Progress = silent
+        self, prompts: Sequence[LanguagePrompt], watcher: Watcher, progress: Progress = silent
     ) -> None:
         """Send the prompts through all layers, one prompt after another."""
         decoder = self._model.get_decoder()
@@ -107,15 +107,24 @@ class MemoryLayers:
 class FolderLayers:
     """The layers of a model's folder, one in memory at a time."""
 
-    def __init__(self, folder: str | Path, device: str = "auto") -> None:
+    def __init__(
+        self, folder: str | Path, device: str = "auto", *, name: str | None = None
+    ) -> None:
         """Raises `KPruneError` for what `kprune sparsify` refuses too: no weights of its own, a
         quantised body, a family that is not in the table."""
         body = open_body(folder)
         self._network = build_network(body, pick_device(device))
-        self.name, self.config = body.base.folder.name, self._network.config
+        self.folder = body.base.folder
+        self.name, self.config = name or self.folder.name, self._network.config
+
+    @property
+    def shape(self) -> tuple[tuple[int, ...], int]:
+        """The embedding's shape and the number of layers."""
+        body = self._network.body
+        return tuple(body.embedding.shape), body.num_layers
 
     def walk(
-        self, prompts: Sequence[Prompt], watcher: Watcher, progress: Progress = silent
+        self, prompts: Sequence[LanguagePrompt], watcher: Watcher, progress: Progress = silent
     ) -> None:
         """Send the prompts through all layers, one layer after another."""
         # Prompts of one length follow each other, because they share masks and positions.
@@ -132,7 +141,7 @@ class FolderLayers:
     def _pass(
         self,
         layer: int,
-        group: Sequence[tuple[int, Prompt]],
+        group: Sequence[tuple[int, LanguagePrompt]],
         hidden: dict[int, torch.Tensor],
         watcher: Watcher,
     ) -> None:
@@ -150,10 +159,10 @@ class FolderLayers:
 
 
 def _groups(
-    ordered: Sequence[tuple[int, Prompt]], bytes_per_token: int
-) -> Iterator[list[tuple[int, Prompt]]]:
+    ordered: Sequence[tuple[int, LanguagePrompt]], bytes_per_token: int
+) -> Iterator[list[tuple[int, LanguagePrompt]]]:
     """Prompts whose hidden states fit into memory together; at least one each."""
-    group: list[tuple[int, Prompt]] = []
+    group: list[tuple[int, LanguagePrompt]] = []
     taken = 0
     for number, prompt in ordered:
         needed = len(prompt.ids) * bytes_per_token

@@ -116,6 +116,24 @@ class MaskSimilarity:
         ]
         return fmean(found) if found else None
 
+    def mean_iou(
+        self, *, same: bool | None = None, layer: int | None = None, kind: str | None = None
+    ) -> float | None:
+        """Mean IoU over all pairs, or over those of the same (or of other) calibration languages.
+
+        None if there are none.
+        """
+        found = [
+            pair.iou(layer=layer, kind=kind)
+            for pair in self.pairs
+            if same is None or self._same(pair) is same
+        ]
+        return fmean(found) if found else None
+
+    def _same(self, pair: MaskPair) -> bool | None:
+        first, second = (self.models[n].languages for n in (pair.first, pair.second))
+        return first == second if first and second else None
+
     def document(self) -> dict[str, Any]:
         """For JSON: models, pairs, and means by language, layer and kind."""
         names = [model.name for model in self.models]

@@ -32,7 +32,14 @@ from vllm_kprune.sparsify.network import matrices_of
 from vllm_kprune.sparsify.record import SPARSITY_NAME
 from vllm_kprune.storage.folders import new_file
 
-__all__ = ["FolderMasks", "Masks", "MatrixName", "PackedMasks", "pack_zeros"]
+__all__ = [
+    "FolderMasks",
+    "Masks",
+    "MatrixName",
+    "PackedMasks",
+    "calibration_languages",
+    "pack_zeros",
+]
 
 _EXPERT = re.compile(r"\.experts\.\d+\.")
 _HEADER = "kprune-masks"
@@ -84,7 +91,7 @@ class FolderMasks:
         self._body: ModelBody = open_body(folder)
         self._folder = self._body.base.folder
         self.name = name or self._folder.name
-        self.languages = languages or _recorded_languages(self._folder)
+        self.languages = languages or calibration_languages(self._folder)
 
     @cached_property
     def _places(self) -> Mapping[MatrixName, tuple[str, StoredTensor]]:
@@ -157,8 +164,8 @@ def _key(matrix: MatrixName) -> str:
     return f"{matrix.layer}.{matrix.place}"
 
 
-def _recorded_languages(folder: Path) -> tuple[str, ...]:
-    """The calibration languages that a sparsified folder names."""
+def calibration_languages(folder: Path) -> tuple[str, ...]:
+    """The calibration languages that a sparsified folder names, sorted; empty if it names none."""
     path = folder / SPARSITY_NAME
     if not path.is_file():
         return ()

@@ -24,7 +24,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from vllm_kprune.analyze.layers import open_layers
-from vllm_kprune.analyze.prompts import Prompt, languages_of
+from vllm_kprune.analyze.prompts import LanguagePrompt, languages_of
 from vllm_kprune.arrays import Floats, Integers
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.progress import Progress, silent
@@ -64,7 +64,7 @@ class NeuronActivity:
 
 
 def count_active(
-    model: Any, prompts: Sequence[Prompt], *, progress: Progress = silent
+    model: Any, prompts: Sequence[LanguagePrompt], *, progress: Progress = silent
 ) -> NeuronActivity:
     """Count over the prompts, in every layer of a folder or of a transformers model in memory.
 
@@ -102,7 +102,7 @@ class _ActiveWatcher:
             )
         return handles
 
-    def begin(self, number: int, prompt: Prompt) -> None:
+    def begin(self, number: int, prompt: LanguagePrompt) -> None:
         self._language, self._begin = self._numbers[prompt.language], prompt.begin
 
     def passed(self, layer: int, hidden: torch.Tensor) -> None:

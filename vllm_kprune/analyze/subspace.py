@@ -28,7 +28,7 @@ import numpy as np
 from vllm_kprune.arrays import Floats
 from vllm_kprune.errors import KPruneError
 
-__all__ = ["specific_basis", "split"]
+__all__ = ["checked_rank", "specific_basis", "split"]
 
 
 def specific_basis(means: Floats, rank: int | None = None) -> Floats:
@@ -39,17 +39,23 @@ def specific_basis(means: Floats, rank: int | None = None) -> Floats:
 
     Raises `KPruneError` for fewer than two languages, or a rank that they cannot have.
     """
-    most = len(means) - 1
-    if most < 1:
-        raise KPruneError("language-specific features need texts of at least two languages")
-    rank = most if rank is None else rank
-    if not 1 <= rank <= most:
-        raise KPruneError(f"a rank of {rank} with {most + 1} languages: expected 1 to {most}")
+    rank = checked_rank(len(means), rank)
     centred = np.asarray(means, np.float64) - means.mean(axis=0, dtype=np.float64)
     _, sizes, directions = np.linalg.svd(centred, full_matrices=False)
     found = sizes[:rank] > max(centred.shape) * np.finfo(np.float64).eps * sizes[0]
     basis: Floats = directions[:rank][found].T
     return basis
+
+
+def checked_rank(languages: int, rank: int | None) -> int:
+    """The rank of the subspace for so many languages, as large as it can be if none is given."""
+    most = languages - 1
+    if most < 1:
+        raise KPruneError("language-specific features need texts of at least two languages")
+    rank = most if rank is None else rank
+    if not 1 <= rank <= most:
+        raise KPruneError(f"a rank of {rank} with {languages} languages: expected 1 to {most}")
+    return rank
 
 
 def split(embeddings: Floats, basis: Floats) -> tuple[Floats, Floats]:

@@ -12,7 +12,7 @@ from vllm_kprune.sparsify.body import ModelBody
 from vllm_kprune.sparsify.budget import available_memory
 from vllm_kprune.sparsify.network import matrices_of
 
-__all__ = ["Budget", "plan_budget"]
+__all__ = ["TrainingBudget", "plan_training"]
 
 _GB = 1e9
 _SHARE_OF_MEMORY = 0.8
@@ -35,14 +35,14 @@ class _Sizes:
 
 
 @dataclass(frozen=True)
-class Budget:
+class TrainingBudget:
     """Bytes of memory, and of disk besides the weights' own files."""
 
     memory: int
     disk: int
 
 
-def plan_budget(body: ModelBody, teacher: Teacher | None, options: HealOptions) -> Budget:
+def plan_training(body: ModelBody, teacher: Teacher | None, options: HealOptions) -> TrainingBudget:
     """What a training takes. Raises `KPruneError` if that is more than the memory there is."""
     sizes = _sizes(body, options)
     needed = _memory(sizes, teacher is not None, options, options.what)
@@ -55,7 +55,7 @@ def plan_budget(body: ModelBody, teacher: Teacher | None, options: HealOptions) 
         )
     trained = _trained(sizes, options.what)
     # A state is written beside the one before, and so is the best one.
-    return Budget(needed, 2 * (trained * _PER_TRAINED + sizes.all * _FLOAT))
+    return TrainingBudget(needed, 2 * (trained * _PER_TRAINED + sizes.all * _FLOAT))
 
 
 def _available(options: HealOptions) -> int:

@@ -7,6 +7,7 @@ from typing import Literal
 
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.options import option
+from vllm_kprune.sparsify.options import DeviceOptions
 
 __all__ = ["LEARNING_RATES", "HealOptions", "What"]
 
@@ -24,8 +25,11 @@ _LIMIT = re.compile(r"(?P<name>[^=]+)=(?P<percent>\d+(\.\d+)?)\s*%?")
 
 
 @dataclass(frozen=True, kw_only=True)
-class HealOptions:
-    """How a model is healed."""
+class HealOptions(DeviceOptions):
+    """How a model is healed: what the options of `kprune heal` of these names say.
+
+    `text` and `held_out` have `FILE` or `ko=FILE` for each text.
+    """
 
     text: tuple[str, ...] = option(
         (),
@@ -81,9 +85,6 @@ class HealOptions:
         metavar="LANGUAGE=PERCENT",
     )
     seed: int = option(0, "Seed of the order of the text, and of the adapters.", least=0)
-    device: Literal["auto", "cpu", "cuda"] = option(
-        "auto", "Where to calculate; auto takes a GPU if there is one."
-    )
     memory: float | None = option(
         None,
         "Memory that may be used, in GB; a run that needs more is refused at once.",

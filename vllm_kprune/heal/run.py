@@ -7,7 +7,7 @@ and measured once more, so the figures in the record are those of the checkpoint
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import torch
 
 from vllm_kprune.checkpoint.export import refuse_base
 from vllm_kprune.errors import KPruneError
-from vllm_kprune.heal.budget import Budget, plan_budget
+from vllm_kprune.heal.budget import TrainingBudget, plan_training
 from vllm_kprune.heal.judge import Judge, interval_of
 from vllm_kprune.heal.masks import ZeroMasks, find_zeros
 from vllm_kprune.heal.network import TextModel, load_text_model, stored_places
@@ -28,7 +28,7 @@ from vllm_kprune.heal.record import HEAL_NAME, PICTURE_NAME, heal_record
 from vllm_kprune.heal.teacher import Teacher, find_teacher
 from vllm_kprune.heal.text import HealText, parse_texts, read_heal_text
 from vllm_kprune.heal.training import Training
-from vllm_kprune.progress import Progress, silent
+from vllm_kprune.progress import Progress, Tell, silent
 from vllm_kprune.sparsify.body import ModelBody, open_body, write_tensor
 from vllm_kprune.sparsify.device import device_name, pick_device
 from vllm_kprune.sparsify.files import copy_other_files, copy_shards, missing_bytes, sync_file
@@ -40,8 +40,6 @@ __all__ = ["heal_model"]
 
 # Settings that say where and how large, and do not change what comes out.
 _NOT_RECORDED = ("text", "held_out", "memory", "device")
-
-Tell = Callable[[str], None]
 
 
 def heal_model(
@@ -87,7 +85,7 @@ def heal_model(
     for base in (body, *((guide.body,) if guide else ())):
         refuse_base(output, base.base.folder)
     with resumable_folder(output, HEAL_NAME if force else None) as folder:
-        budget = plan_budget(body, guide, options)
+        budget = plan_training(body, guide, options)
         progress("read text", 0.0)
         text = read_heal_text(options, load_encoder(body.base.folder), tell)
         settings = _settings(body, guide, options, text, device, progress)
@@ -204,7 +202,7 @@ def _refuse_nothing(notes: HealNotes, options: HealOptions) -> None:
     )
 
 
-def _check_room(body: ModelBody, budget: Budget, notes: HealNotes) -> None:
+def _check_room(body: ModelBody, budget: TrainingBudget, notes: HealNotes) -> None:
     needed = missing_bytes(body, notes.folder) + budget.disk
     free = shutil.disk_usage(notes.folder).free
     if needed > free:

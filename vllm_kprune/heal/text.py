@@ -5,7 +5,7 @@ its own is. Windows of different files take turns. Which window is next depends 
 the number of windows before it, so a run that goes on needs no other state.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from vllm_kprune.arrays import Integers
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.heal.options import HealOptions
 from vllm_kprune.profile import nearest_language
+from vllm_kprune.progress import Tell
 from vllm_kprune.sparsify.calibration import (
     SHORTEST_LINE,
     CalibrationFile,
@@ -37,8 +38,6 @@ _MOST_TOKENS = 8_000_000
 # Held-out windows of a language, and the largest share of a file that they may take.
 _HELD_OUT_WINDOWS = 8
 _HELD_OUT_SHARE = 0.2
-
-Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ held-out text decides, and the state is written.
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -22,7 +21,7 @@ from vllm_kprune.heal.notes import HealNotes, Tensors
 from vllm_kprune.heal.options import HealOptions
 from vllm_kprune.heal.parts import Trained
 from vllm_kprune.heal.text import HealText
-from vllm_kprune.progress import Progress
+from vllm_kprune.progress import Progress, Tell
 from vllm_kprune.sparsify.body import checked_dtype
 
 __all__ = ["EVALUATIONS", "Training", "learning_rate"]
@@ -55,7 +54,7 @@ class Training:
     options: HealOptions
     notes: HealNotes
     progress: Progress
-    tell: Callable[[str], None]
+    tell: Tell
     optimizer: torch.optim.Optimizer = field(init=False)
 
     def __post_init__(self) -> None:
@@ -178,7 +177,7 @@ class Training:
         except KPruneError as error:
             raise _DivergedError(str(error)) from None
         bits = {name: one.bits_per_character.value for name, one in measured.items()}
-        verdict = self.judge.verdict(bits, notes.start)
+        verdict = self.judge.judgement(bits, notes.start)
         before = notes.best["score"] if notes.best else 1.0
         accepted = not verdict.too_bad and verdict.score < before
         found = {"step": notes.step, "bits": dict(verdict.bits), "score": verdict.score}

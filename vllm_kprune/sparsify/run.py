@@ -16,7 +16,7 @@ import torch
 
 from vllm_kprune.checkpoint.export import refuse_base
 from vllm_kprune.errors import KPruneError
-from vllm_kprune.progress import Progress, silent
+from vllm_kprune.progress import Progress, Tell, silent
 from vllm_kprune.sparsify.activations import Activations
 from vllm_kprune.sparsify.body import ModelBody, checked_dtype, open_body, write_tensor
 from vllm_kprune.sparsify.budget import Budget, available_memory, plan_budget
@@ -45,9 +45,6 @@ __all__ = ["sparsify_model"]
 _GB = 1e9
 _SHARE_OF_MEMORY = 0.8
 _ACTIVATIONS_NAME = ".activations.f32"
-
-# Shown to the user before or while the run goes on.
-Tell = Callable[[str], None]
 
 
 def sparsify_model(
