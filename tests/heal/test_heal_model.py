@@ -133,13 +133,13 @@ def test_a_weight_too_small_for_the_data_type_is_not_one_zero_more(dtype: torch.
 def test_a_language_that_may_not_get_worse_decides_what_is_kept(
     sparse: Saved, healed: Healed, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    other, real = tmp_path / "other.txt", Judge.judgement
+    other, real = tmp_path / "other.txt", Judge.standing
     other.write_text(text.read_text())
 
     def worse(self: Judge, bits: Any, start: Any) -> Any:
         return real(self, {**bits, "en": start["en"] * 1.02}, start)
 
-    monkeypatch.setattr(Judge, "judgement", worse)
+    monkeypatch.setattr(Judge, "standing", worse)
     told: list[str] = []
     options = {"held_out": (f"en={other}",), "languages": ("mixed.txt",), "tell": told.append}
     with pytest.raises(KPruneError, match=r"--keep-within was not met for en; .* nothing was"):
@@ -153,10 +153,10 @@ def test_a_language_that_may_not_get_worse_decides_what_is_kept(
 
 def test_a_verdict_worked_out_by_hand() -> None:
     judge = Judge(None, {}, ("ko",), {"en": 0.005}, 8)  # type: ignore[arg-type]
-    verdict = judge.judgement({"ko": 1.8, "en": 1.01}, {"ko": 2.0, "en": 1.0})
+    verdict = judge.standing({"ko": 1.8, "en": 1.01}, {"ko": 2.0, "en": 1.0})
     assert (verdict.score, verdict.too_bad) == (pytest.approx(0.9), ("en",))
     every = Judge(None, {}, (), {"en": 0.02}, 8)  # type: ignore[arg-type]
-    verdict = every.judgement({"ko": 1.8, "en": 1.01}, {"ko": 2.0, "en": 1.0})
+    verdict = every.standing({"ko": 1.8, "en": 1.01}, {"ko": 2.0, "en": 1.0})
     assert (verdict.score, verdict.too_bad) == (pytest.approx(0.955), ())
 
 
@@ -194,13 +194,13 @@ def test_a_training_that_diverges_at_once_writes_nothing(
 def test_a_training_that_no_longer_helps_ends(
     sparse: Saved, healed: Healed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, scores = Judge.judgement, iter([0.9, 0.8, 0.85, 0.85, 0.85, 0.1])
+    real, scores = Judge.standing, iter([0.9, 0.8, 0.85, 0.85, 0.85, 0.1])
 
     def scored(self: Judge, bits: Any, start: Any) -> Any:
         verdict = real(self, bits, start)
         return type(verdict)(verdict.bits, next(scores), ())
 
-    monkeypatch.setattr(Judge, "judgement", scored)
+    monkeypatch.setattr(Judge, "standing", scored)
     _, record = healed(sparse("llama-3.2"))
     assert (record["stopped"], record["best_step"], record["steps_done"]) == (
         "no better state for 3 evaluations", 4, 10,

@@ -15,11 +15,11 @@ from tokenizers import Tokenizer
 from vllm_kprune.analyze.perplexity import Perplexity, measure_perplexity
 from vllm_kprune.heal.network import TextModel
 
-__all__ = ["Judge", "Judgement", "interval_of"]
+__all__ = ["Judge", "Standing", "interval_of"]
 
 
 @dataclass(frozen=True)
-class Judgement:
+class Standing:
     """Bits per character by language, the score, and the languages that became too bad."""
 
     bits: Mapping[str, float]
@@ -41,7 +41,7 @@ class Judge:
         """Perplexity and bits per character of each language; `KPruneError` for NaN."""
         return measure_perplexity(model.causal, self.encoder, self.held_out, length=self.length)
 
-    def judgement(self, bits: Mapping[str, float], start: Mapping[str, float]) -> Judgement:
+    def standing(self, bits: Mapping[str, float], start: Mapping[str, float]) -> Standing:
         """What a state is worth, by the bits per character before the first step.
 
         With {"ko": 1.8, "en": 1.01} after {"ko": 2.0, "en": 1.0}, en within 0.5 %, and ko alone to
@@ -51,7 +51,7 @@ class Judge:
             name for name, limit in self.limits.items() if bits[name] > start[name] * (1 + limit)
         )
         names = self.deciding or tuple(bits)
-        return Judgement(bits, fmean(bits[name] / start[name] for name in names), too_bad)
+        return Standing(bits, fmean(bits[name] / start[name] for name in names), too_bad)
 
 
 def interval_of(measured: Mapping[str, Perplexity]) -> dict[str, Any]:

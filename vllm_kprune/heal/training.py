@@ -177,13 +177,13 @@ class Training:
         except KPruneError as error:
             raise _DivergedError(str(error)) from None
         bits = {name: one.bits_per_character.value for name, one in measured.items()}
-        verdict = self.judge.judgement(bits, notes.start)
+        standing = self.judge.standing(bits, notes.start)
         before = notes.best["score"] if notes.best else 1.0
-        accepted = not verdict.too_bad and verdict.score < before
-        found = {"step": notes.step, "bits": dict(verdict.bits), "score": verdict.score}
-        notes.judged.append(found | {"accepted": accepted, "too_bad": list(verdict.too_bad)})
-        for name in verdict.too_bad:
-            worse = verdict.bits[name] / notes.start[name] - 1
+        accepted = not standing.too_bad and standing.score < before
+        found = {"step": notes.step, "bits": dict(standing.bits), "score": standing.score}
+        notes.judged.append(found | {"accepted": accepted, "too_bad": list(standing.too_bad)})
+        for name in standing.too_bad:
+            worse = standing.bits[name] / notes.start[name] - 1
             limit = self.judge.limits[name]
             self.tell(
                 f"step {notes.step}: {name} is {worse:.2%} worse than before healing, more than "
