@@ -1,5 +1,6 @@
 """What healing changes and what it leaves alone, on small models."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from support.heal_cases import Healed, heal_options
 from support.tiny_exports import stored
 from transformers import AutoModelForCausalLM
@@ -105,6 +107,18 @@ def test_the_result_has_the_same_files_a_record_and_a_picture(
     # What was healed can be healed again.
     _, again = healed(output, what="embeddings", steps=8)
     assert again["zeros"] == record["zeros"]
+
+
+def test_the_few_zeros_of_a_dense_model_may_change(
+    saved: Saved, tmp_path: Path, healed: Healed
+) -> None:
+    model = Path(shutil.copytree(saved("llama-3.2"), tmp_path / "model"))
+    weights = load_file(model / "model.safetensors")
+    weights["model.layers.0.mlp.up_proj.weight"][:, ::16] = 0
+    save_file(weights, model / "model.safetensors", {"format": "pt"})
+    output, record = healed(model, distillation=0.0)
+    assert record["zeros"] == {}
+    assert not is_zero(tensors(output)["model.layers.0.mlp.up_proj.weight"]).any()
 
 
 def test_bfloat16_stays_bfloat16(tmp_path: Path, text: Path, healed: Healed) -> None:

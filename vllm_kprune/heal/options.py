@@ -63,6 +63,9 @@ class HealOptions(DeviceOptions):
     )  # fmt: skip
     batch: int = option(2, "Windows of text in each step; they are passed one at a time.", least=1)
     length: int = option(512, "Tokens of each window.", least=8)
+    evaluations: int = option(
+        8, "How often the held-out text is measured, evenly over the steps.", least=1
+    )
     learning_rate: float | None = option(
         None,
         "Highest learning rate; it rises for a twentieth of the steps and then falls to zero.",

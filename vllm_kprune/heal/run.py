@@ -125,7 +125,7 @@ class _Run:
         """Train from where the notes are; the number of zeros of each sparse matrix."""
         self.progress("load models", 0.0)
         model = load_text_model(self.body, self.device)
-        masks = find_zeros(model.module)
+        masks = find_zeros(model)
         trained = choose_trained(model, masks, self.options)
         Training(
             model,
@@ -155,7 +155,7 @@ class _Run:
         copy_other_files(self.body, folder)
         self.progress("measure the result", 0.0)
         written = load_text_model(open_body(folder), self.device)
-        found = _counts(written, find_zeros(written.module))
+        found = _counts(written, find_zeros(written))
         if found != zeros:
             raise KPruneError(
                 f"{folder}: other weights are zero than before the training; please report this"

@@ -2,8 +2,8 @@
 
 A step adds up the gradients of `batch` windows, one after another, so memory does not depend on the
 batch. AdamW without weight decay; gradients are clipped to norm 1; the learning rate rises linearly
-for a twentieth of the steps, then falls linearly to zero. After each eighth of the steps the
-held-out text decides, and the state is written.
+for a twentieth of the steps, then falls linearly to zero. After each part of the steps, an eighth
+unless `evaluations` says otherwise, the held-out text decides, and the state is written.
 """
 
 import math
@@ -24,9 +24,8 @@ from vllm_kprune.heal.text import HealText
 from vllm_kprune.progress import Progress, Tell
 from vllm_kprune.sparsify.body import checked_dtype
 
-__all__ = ["EVALUATIONS", "Training", "learning_rate"]
+__all__ = ["Training", "learning_rate"]
 
-EVALUATIONS = 8
 # Evaluations in a row without a better state, after which a training ends.
 _PATIENCE = 3
 _WARMUP = 0.05
@@ -99,7 +98,7 @@ class Training:
         self._update(0.0)
         self.optimizer.state.clear()
         seconds = time.monotonic() - began
-        left = 60 * self.options.minutes - (EVALUATIONS + 1) * evaluation
+        left = 60 * self.options.minutes - (self.options.evaluations + 1) * evaluation
         return max(1, int(left / seconds))
 
     def _step(self) -> None:
@@ -165,9 +164,9 @@ class Training:
         self.optimizer.zero_grad(set_to_none=True)
 
     def _is_due(self) -> bool:
-        """Is this step the last one of an eighth?"""
-        step, steps = self.notes.step, self.notes.steps
-        return step * EVALUATIONS // steps > (step - 1) * EVALUATIONS // steps
+        """Is this step the last one before an evaluation?"""
+        step, steps, number = self.notes.step, self.notes.steps, self.options.evaluations
+        return step * number // steps > (step - 1) * number // steps
 
     def _evaluate(self) -> None:
         """Let the held-out text judge the state, and keep it if it is the best one."""
