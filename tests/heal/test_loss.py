@@ -61,3 +61,20 @@ def test_without_a_teacher_only_language_modelling_is_left() -> None:
     parts = chunked_loss(torch.zeros(4, 3), Head(weight), torch.arange(4) % 3, None, 0.5, None)
     assert (parts.distillation, weight.grad) == (0.0, None)
     assert parts.language_modelling == pytest.approx(4 * math.log(3))
+
+
+def test_a_rise_of_the_mean_loss_is_a_divergence_and_a_single_hard_window_is_not() -> None:
+    from types import SimpleNamespace
+    from typing import Any
+
+    from vllm_kprune.heal.training import Training, _DivergedError
+
+    def after(losses: list[float], now: float) -> None:
+        notes: Any = SimpleNamespace(curve=[{"loss": one} for one in losses])
+        Training._refuse_divergence(SimpleNamespace(notes=notes), now)  # type: ignore[arg-type]
+
+    after([3.0] * 9, 9.0)  # the mean of the last five is 4.2
+    with pytest.raises(_DivergedError, match=r"the loss rose from 3.00 to 7.20 nats"):
+        after([3.0] * 6 + [7.0, 8.0, 9.0], 9.0)
+    with pytest.raises(_DivergedError, match="NaN or infinite"):
+        after([], math.inf)

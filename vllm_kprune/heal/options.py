@@ -13,7 +13,7 @@ __all__ = ["LEARNING_RATES", "HealOptions", "What"]
 
 What = Literal["all", "embeddings", "layers", "lora"]
 
-# Found on Gemma-3 270M (docs/heal.md). An adapter begins at zero, so it takes larger steps.
+# Usual for AdamW and small batches, not tuned. An adapter begins at zero: it takes larger steps.
 LEARNING_RATES: Mapping[What, float] = {
     "all": 2e-4,
     "embeddings": 2e-4,
@@ -21,6 +21,8 @@ LEARNING_RATES: Mapping[What, float] = {
     "lora": 1e-3,
 }
 _STEPS = 200
+# A model that only lost vocabulary predicts what the original does: it would learn nothing from it.
+_FOR_SPARSE, _FOR_VOCABULARY = 0.8, 0.2
 _LIMIT = re.compile(r"(?P<name>[^=]+)=(?P<percent>\d+(\.\d+)?)\s*%?")
 
 
@@ -73,12 +75,13 @@ class HealOptions(DeviceOptions):
         most=1,
         default_text=", ".join(f"{rate:g} for {what}" for what, rate in LEARNING_RATES.items()),
     )
-    distillation: float = option(
-        0.8,
+    distillation: float | None = option(
+        None,
         "Share of the loss that is the distance from the original's predictions; the rest is "
         "language modelling.",
         least=0,
         most=1,
+        default_text=f"{_FOR_SPARSE} for a sparsified model, {_FOR_VOCABULARY} for others",
     )
     rank: int = option(16, "Rank of the adapters of --what lora.", least=1)
     keep_within: tuple[str, ...] = option(
@@ -99,6 +102,11 @@ class HealOptions(DeviceOptions):
     def highest_rate(self) -> float:
         """The learning rate at its highest."""
         return self.learning_rate or LEARNING_RATES[self.what]
+
+    def share_of_teacher(self, sparsified: bool) -> float:
+        """The share of distillation in the loss, for a model that was sparsified or not."""
+        usual = _FOR_SPARSE if sparsified else _FOR_VOCABULARY
+        return usual if self.distillation is None else self.distillation
 
     @property
     def limits(self) -> dict[str, float]:

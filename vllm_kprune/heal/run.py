@@ -8,7 +8,7 @@ and measured once more, so the figures in the record are those of the checkpoint
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from vllm_kprune.progress import Progress, Tell, silent
 from vllm_kprune.sparsify.body import ModelBody, open_body, write_tensor
 from vllm_kprune.sparsify.device import device_name, pick_device
 from vllm_kprune.sparsify.files import copy_other_files, copy_shards, missing_bytes, sync_file
-from vllm_kprune.sparsify.record import described_base
+from vllm_kprune.sparsify.record import SPARSITY_NAME, described_base
 from vllm_kprune.storage.folders import new_file, resumable_folder
 from vllm_kprune.tokenizer.encoder import load_encoder
 
@@ -81,7 +81,9 @@ def heal_model(
         check_adapters()
     device = pick_device(options.device)
     body = open_body(model, revision, work="heal")
-    guide = find_teacher(body, teacher, None) if options.distillation else None
+    share = options.share_of_teacher((body.base.folder / SPARSITY_NAME).is_file())
+    options = replace(options, distillation=share)
+    guide = find_teacher(body, teacher, None) if share else None
     for base in (body, *((guide.body,) if guide else ())):
         refuse_base(output, base.base.folder)
     with resumable_folder(output, HEAL_NAME if force else None) as folder:

@@ -9,6 +9,7 @@ unless `evaluations` says otherwise, the held-out text decides, and the state is
 import math
 import time
 from dataclasses import dataclass, field
+from statistics import fmean
 
 import torch
 
@@ -31,8 +32,9 @@ _PATIENCE = 3
 _WARMUP = 0.05
 _BETAS = (0.9, 0.95)
 _CLIP = 1.0
-# A loss above this multiple of the first one is an explosion: it should only fall.
+# A mean loss above this multiple of the first one is an explosion: it should only fall.
 _EXPLOSION = 2.0
+_AVERAGED = 5
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -108,7 +110,7 @@ class Training:
             parts.language_modelling / parts.tokens,
             parts.distillation / parts.tokens,
         )
-        share = self.options.distillation
+        share = self._share
         loss = (1 - share) * language + share * distance
         self._refuse_divergence(loss)
         rate = learning_rate(notes.step, notes.steps, self.options.highest_rate)
@@ -119,13 +121,18 @@ class Training:
         notes.step += 1
         self.progress("heal", notes.step / notes.steps)
 
+    @property
+    def _share(self) -> float:
+        return self.options.share_of_teacher(bool(self.masks.masks))
+
     def _refuse_divergence(self, loss: float) -> None:
         if not math.isfinite(loss):
             raise _DivergedError("the loss is NaN or infinite")
-        # A healed model may begin with a distance of almost nothing, so not the loss alone.
-        first = self.notes.curve[0]["loss"] if self.notes.curve else loss
-        if loss > _EXPLOSION * first + 1:
-            raise _DivergedError(f"the loss rose from {first:.2f} to {loss:.2f} nats")
+        losses = [*(one["loss"] for one in self.notes.curve), loss]
+        # Windows differ, so a mean; and a loss that is mostly distillation may begin at almost 0.
+        first, last = fmean(losses[:_AVERAGED]), fmean(losses[-_AVERAGED:])
+        if last > _EXPLOSION * first + 1:
+            raise _DivergedError(f"the loss rose from {first:.2f} to {last:.2f} nats")
 
     def _accumulate(self, step: int) -> LossParts:
         """Add up the gradients of a step's windows."""
@@ -143,9 +150,7 @@ class Training:
         weight = 1 / (self.options.batch * (len(ids) - 1))
         # Position p predicts token p + 1.
         hidden = self.model.hidden(ids)[:-1]
-        return chunked_loss(
-            hidden, self.model.head, ids[1:], guide, self.options.distillation, weight
-        )
+        return chunked_loss(hidden, self.model.head, ids[1:], guide, self._share, weight)
 
     def _update(self, rate: float) -> None:
         """One step of the optimiser, with zeros held."""
