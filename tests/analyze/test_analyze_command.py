@@ -184,6 +184,15 @@ def test_text_of_another_language_is_said(run: Command, saved: Saved, tmp_path: 
     assert re.search(r"warning: text .*ko\.txt: only 0% of 12 lines look like English", err)
 
 
+def test_lines_of_no_language_are_named_so(run: Command, saved: Saved, tmp_path: Path) -> None:
+    path = tmp_path / "marks.txt"
+    path.write_text("1234 5678 91011 121314 +++ ///\n" * 9, encoding="utf-8")
+    command = ("perplexity", saved("llama-3.2"), "--text", f"de={path}", "--length", 64)
+    code, _, err = run(*command)
+    assert code == 0
+    assert "only 0% of 9 lines look like German (found: no language 100%)" in err
+
+
 def test_a_model_that_does_not_fit_into_memory_is_refused(
     run: Command, saved: Saved, texts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,15 +1,13 @@
 """The page: hostile names stay text, nothing is loaded, and a browser shows it at any width."""
 
 import re
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.browser import Browser, chromium
+from support.browser import Browser
 
 from vllm_kprune.analyze.charts import Series, heatmap, interval_chart, line_chart, table
 from vllm_kprune.analyze.features import Embeddings, compare_features
@@ -119,15 +117,6 @@ def test_a_page_that_cannot_be_written_is_a_plain_mistake(tmp_path: Path) -> Non
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(KPruneError, match="cannot be written"):
         write_page(tmp_path / "file" / "page.html", "t", "l", [])
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    program = shutil.which("chromium")
-    if not program:
-        pytest.skip("chromium is not installed: the page is not tried in a browser")
-    with chromium(program, tmp_path_factory.mktemp("chromium")) as opened:
-        yield opened
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from support.tiny_tokenizers import SENTENCES, TINY
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from vllm_kprune.analyze import perplexity
 from vllm_kprune.analyze.perplexity import measure_perplexity, signal_to_noise
@@ -158,6 +158,12 @@ def test_bytes_of_a_character_count_with_the_first(letters: Tokenizer) -> None:
     assert len(encoder.encode(text, add_special_tokens=False).ids) == 8
     windows = cut_windows(encoder, [text], (0,), 4)
     assert [window.characters for window in windows] == [1, 1, 0]
+
+
+def test_characters_that_a_normalizer_drops_count_too(letters: Tokenizer) -> None:
+    letters.normalizer = normalizers.Strip()
+    windows = cut_windows(letters, ["  ab  "], (3,), 2)
+    assert [window.characters for window in windows] == [3, 3]
 
 
 def test_the_first_token_of_a_text(letters: Tokenizer) -> None:

@@ -2,14 +2,12 @@
 
 import json
 import re
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.browser import Browser, chromium
+from support.browser import Browser
 from support.synthetic_measurements import SHARE, measured
 from support.synthetic_report import synthetic_report
 
@@ -83,15 +81,6 @@ def test_a_page_that_cannot_be_written_is_a_plain_mistake(tmp_path: Path) -> Non
     empty = build_report([], endpoints=(), settings={}, versions={}, seed=1)
     with pytest.raises(KPruneError, match="cannot be written"):
         write_page(empty, tmp_path / "file" / "report.html")
-
-
-@pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    program = shutil.which("chromium")
-    if not program:
-        pytest.skip("chromium is not installed: the page is not tried in a browser")
-    with chromium(program, tmp_path_factory.mktemp("chromium")) as opened:
-        yield opened
 
 
 @pytest.fixture(scope="module")
