@@ -68,7 +68,7 @@ lint: $(STAMP)
 # long as the others together, so it runs beside them; what it prints comes when it ends.
 CHECKPOINT_ROOMS := $(addprefix tests/,checkpoint cli)
 VOCABULARY_ROOMS := $(addprefix tests/,tokenizer vocabulary)
-COMPARE_ROOMS := $(addprefix tests/,compare prompt sparsify)
+COMPARE_ROOMS := $(addprefix tests/,compare heal prompt sparsify)
 NOT_HERE := $(addprefix --ignore=,$(CHECKPOINT_ROOMS) $(VOCABULARY_ROOMS))
 
 test: lint

@@ -28,6 +28,7 @@ RANKS = (
     "prompt",
     "sparsify",
     "analyze",
+    "heal",
     "compare",
     "demo",
     "serving",

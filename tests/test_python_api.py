@@ -28,10 +28,13 @@ from vllm_kprune import (
     load_spellings,
     verify_overlay,
 )
+from vllm_kprune.sparsify.options import SparsifyOptions
+from vllm_kprune.sparsify.run import sparsify_model
 
 API = [
     "Automaton",
     "GuardPolicy",
+    "HealOptions",
     "InputPruner",
     "KPruneError",
     "LawResult",
@@ -43,6 +46,7 @@ API = [
     "build_overlay",
     "compare_endpoints",
     "export_overlay",
+    "heal_model",
     "load_profile",
     "load_spellings",
     "sparsify_model",
@@ -71,6 +75,24 @@ def overlay(model: Path) -> Path:
     """The model, pruned to Thai."""
     build_overlay(model, THAI, model.parent / "overlay")
     return model.parent / "overlay"
+
+
+@pytest.fixture(scope="module")
+def sparse(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small Llama, half of whose weights are zero."""
+    root = tmp_path_factory.mktemp("sparse")
+    model = ARCHITECTURES["llama-3.2"].save(root / "model")
+    options = SparsifyOptions(method="magnitude", device="cpu")
+    sparsify_model(model, root / "sparse", options)
+    return root / "sparse"
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Text to train on."""
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text("the weather in Seoul is fine, and in Busan it is not\n" * 100)
+    return path
 
 
 def test_the_api_is_exactly_this_list() -> None:
@@ -118,10 +140,16 @@ def test_the_public_functions_have_an_example() -> None:
 
 @pytest.mark.parametrize("name", [name for name in FUNCTIONS if name != "load_profile"])
 def test_the_example_in_a_docstring_is_right(
-    name: str, model: Path, overlay: Path, endpoints: tuple[str, str], tmp_path: Path
+    name: str,
+    model: Path,
+    overlay: Path,
+    sparse: Path,
+    text: Path,
+    endpoints: tuple[str, str],
+    tmp_path: Path,
 ) -> None:
-    """`model`, `overlay` and `output` are folders, `byte_id` has the ids of tokens by name, and
-    `original` and `pruned` are the URLs of servers."""
+    """`model`, `overlay`, `sparse` and `output` are folders, `text` is a file, `byte_id` has the
+    ids of tokens by name, and `original` and `pruned` are the URLs of servers."""
     if name == "sparsify_model":
         model = ARCHITECTURES["llama-3.2"].save(tmp_path / "with layers")
     function = getattr(vllm_kprune, name)
@@ -129,6 +157,8 @@ def test_the_example_in_a_docstring_is_right(
     names: dict[str, Any] = {
         "model": str(model),
         "overlay": str(overlay),
+        "sparse": str(sparse),
+        "text": str(text),
         "original": endpoints[0],
         "pruned": endpoints[1],
         "output": str(tmp_path / "output"),

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from vllm_kprune.guard.automaton import build_automaton as build_automaton
     from vllm_kprune.guard.policy import GuardPolicy as GuardPolicy
     from vllm_kprune.guard.spelling import load_spellings as load_spellings
+    from vllm_kprune.heal.options import HealOptions as HealOptions
+    from vllm_kprune.heal.run import heal_model as heal_model
     from vllm_kprune.profile import Profile as Profile
     from vllm_kprune.profile import load_profile as load_profile
     from vllm_kprune.prompt.pruner import InputPruner as InputPruner
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Automaton",
     "GuardPolicy",
+    "HealOptions",
     "InputPruner",
     "KPruneError",
     "LawResult",
@@ -39,6 +42,7 @@ __all__ = [
     "build_overlay",
     "compare_endpoints",
     "export_overlay",
+    "heal_model",
     "load_profile",
     "load_spellings",
     "sparsify_model",
@@ -51,6 +55,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Automaton": "guard.automaton",
     "GuardPolicy": "guard.policy",
+    "HealOptions": "heal.options",
     "InputPruner": "prompt.pruner",
     "KPruneError": "errors",
     "LawResult": "checkpoint.verify",
@@ -61,6 +66,7 @@ _HOMES = {
     "build_overlay": "checkpoint.overlay",
     "compare_endpoints": "compare.comparing",
     "export_overlay": "checkpoint.export",
+    "heal_model": "heal.run",
     "load_profile": "profile",
     "load_spellings": "guard.spelling",
     "sparsify_model": "sparsify.run",

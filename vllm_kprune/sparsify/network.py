@@ -18,7 +18,7 @@ from vllm_kprune.errors import KPruneError
 from vllm_kprune.sparsify.body import ModelBody, checked_dtype, read_tensor
 from vllm_kprune.sparsify.experts import separate_experts
 
-__all__ = ["Network", "build_network", "matrices_of"]
+__all__ = ["Network", "build_network", "empty_model", "matrices_of"]
 
 
 class _Recorder(nn.Module):
@@ -137,7 +137,7 @@ def matrices_of(layer: nn.Module) -> dict[str, nn.Linear]:
 
 def build_network(body: ModelBody, device: torch.device) -> Network:
     """The network of a model, without its weights."""
-    model = _empty_model(body.base.folder)
+    model = empty_model(body.base.folder, "sparsify", head=False)
     if len(model.layers) != body.num_layers:
         raise KPruneError(
             f"{body.base.folder} has tensors of {body.num_layers} layers, but config.json says "
@@ -146,19 +146,25 @@ def build_network(body: ModelBody, device: torch.device) -> Network:
     return Network(body, model, device)
 
 
-def _empty_model(folder: Path) -> Any:
+def empty_model(folder: Path, extra: str, *, head: bool) -> Any:
+    """The text model of a folder by transformers' own class, without memory for its weights.
+
+    With `head` it is a causal language model, whose `model` is the text model. `extra` names the
+    part of kprune that needs it, should transformers not be installed.
+    """
     try:
         from accelerate import init_empty_weights
-        from transformers import AutoConfig, AutoModel
+        from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
     except ModuleNotFoundError as error:
         raise KPruneError(
-            f"sparsifying needs {error.name}; pip install 'vllm-kprune[sparsify]'"
+            f"kprune {extra} needs {error.name}; pip install 'vllm-kprune[{extra}]'"
         ) from None
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config()
         # Buffers are made, because they hold rotary frequencies and the like, not weights.
         with init_empty_weights(include_buffers=False):
-            return AutoModel.from_config(config, dtype=torch.float32).eval()
+            kind = AutoModelForCausalLM if head else AutoModel
+            return kind.from_config(config, dtype=torch.float32).eval()
     # What a configuration from outside can raise in transformers' classes.
     except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]

@@ -15,9 +15,8 @@ from typing import Any
 import torch
 
 from vllm_kprune.checkpoint.export import refuse_base
-from vllm_kprune.checkpoint.overlay import digest_base
 from vllm_kprune.errors import KPruneError
-from vllm_kprune.progress import Progress, silent
+from vllm_kprune.progress import Progress, Tell, silent
 from vllm_kprune.sparsify.activations import Activations
 from vllm_kprune.sparsify.body import ModelBody, checked_dtype, open_body, write_tensor
 from vllm_kprune.sparsify.budget import Budget, available_memory, plan_budget
@@ -34,10 +33,10 @@ from vllm_kprune.sparsify.record import (
     SPARSITY_NAME,
     LayerReport,
     RunNotes,
+    described_base,
     sparsity_record,
 )
 from vllm_kprune.sparsify.sparsegpt import BLOCK_COLUMNS, DAMPING
-from vllm_kprune.storage.cache import cache_dir
 from vllm_kprune.storage.folders import new_file, resumable_folder
 from vllm_kprune.tokenizer.encoder import load_encoder
 
@@ -46,9 +45,6 @@ __all__ = ["sparsify_model"]
 _GB = 1e9
 _SHARE_OF_MEMORY = 0.8
 _ACTIVATIONS_NAME = ".activations.f32"
-
-# Shown to the user before or while the run goes on.
-Tell = Callable[[str], None]
 
 
 def sparsify_model(
@@ -220,17 +216,11 @@ def _settings(
     progress: Progress,
 ) -> dict[str, Any]:
     """Everything that the result depends on: a run goes on only with the same."""
-    digests = digest_base(body.base, progress, memory=cache_dir() / "digests")
     settings: dict[str, Any] = {
         "method": options.method,
         "pattern": pattern.name,
         "device_type": device.type,
-        "base": {
-            "reference": body.base.reference,
-            "revision": body.base.revision,
-            "path": str(body.base.folder.absolute()),
-            "files": {name: digest.sha256 for name, digest in digests.items()},
-        },
+        "base": described_base(body.base, progress),
     }
     if options.method == "sparsegpt":
         settings |= {"block_columns": BLOCK_COLUMNS, "damping": DAMPING}
