@@ -20,17 +20,23 @@ if that one could not be measured. A metric without its suite must be the only o
     decode_ratio<1.5?       fails if the data cannot rule it out: part of the interval is below 1.5
 
 The point estimate alone is never used, since it is below 0 in half of all runs of two equal models.
+With several pruned sides, a condition holds for each of them, or for the one that it names:
+`stability@guarded<0`, `stability@guarded.lpr_t0<0`, `decode_ratio@guarded<1.5?`.
+
 A gate on a metric that was not measured, or that has no interval, fails: a gate that cannot be
 checked must not pass silently. A gate that passes says whether the data rule its condition out.
 """
 
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from operator import ge, gt, le, lt
 
+from vllm_kprune.compare.margins import Margin
 from vllm_kprune.compare.report.document import MetricReport, Report, SuiteReport
+from vllm_kprune.compare.report.sides import of_side, sides_of
+from vllm_kprune.compare.run import Suite
 from vllm_kprune.compare.suites import SUITES
 from vllm_kprune.errors import KPruneError, nearest, shown
 
@@ -38,6 +44,7 @@ __all__ = [
     "Gate",
     "GateResult",
     "check_gates",
+    "check_margins",
     "failed_gates",
     "gate_results",
     "parse_gates",
@@ -50,7 +57,7 @@ _GATE = re.compile(
     r"\s*(?P<name>[a-z0-9_@-]+(?:\.[a-z0-9_@.-]*[a-z0-9_@-])?)\s*(?P<operator><=|>=|<|>)"
     r"\s*(?P<number>[+-]?[0-9]{1,12}(?:\.[0-9]{1,12})?)\s*(?P<doubt>\?)?\s*"
 )
-_WORSE = re.compile(r"\s*(?:(?P<suite>[a-z0-9_]+)\.)?worse(?P<doubt>\?)?\s*")
+_WORSE = re.compile(r"\s*(?:(?P<suite>[a-z0-9_]+(?:@[a-z0-9_]+)?)\.)?worse(?P<doubt>\?)?\s*")
 _MOST_NAMED = 4  # metrics in one reason
 _OPERATORS = {"<": lt, "<=": le, ">": gt, ">=": ge}
 
@@ -108,16 +115,29 @@ def _parse(text: str) -> Gate:
     return Gate(text.strip(), found["name"], found["operator"], number, bool(found["doubt"]))
 
 
-def check_gates(gates: Sequence[Gate], known: Mapping[str, Collection[str] | None]) -> None:
+def check_gates(
+    gates: Sequence[Gate],
+    known: Mapping[str, Collection[str] | None],
+    sides: Sequence[str] = (),
+) -> None:
     """Refuse names that cannot occur in the report, before any work is done.
 
     `known` maps the suites of this run to the names (or shell patterns) of their possible metrics,
     or to None if they are not known in advance. Metrics of such a suite are accepted only as
-    `suite.metric`, so that a misspelt suite is not mistaken for one of them.
+    `suite.metric`, so that a misspelt suite is not mistaken for one of them. `sides` are the names
+    of the pruned sides if there are several.
     """
     for gate in gates:
-        if not _possible(gate.name, known):
+        if not _possible(_without_side(gate.name, sides)[0], known):
             raise KPruneError(f"--fail-on {gate.text}: {_unknown(gate.name, known)}")
+
+
+def check_margins(margins: Sequence[Margin], suites: Sequence[Suite]) -> None:
+    """Refuse margins of names that these suites do not have, before any work is done."""
+    known = {one.name: None if "*" in one.metrics else one.metrics for one in suites}
+    for margin in margins:
+        if not _possible(margin.name, known):
+            raise KPruneError(f"--margin {margin.text}: {_unknown(margin.name, known)}")
 
 
 def _possible(name: str, known: Mapping[str, Collection[str] | None]) -> bool:
@@ -156,12 +176,35 @@ def gate_results(
     `required` names suites that the user asked for: `worse` fails if one was not measured.
     """
     asked = set(required)
-    return tuple(
-        GateResult(
-            gate, *(_compare(gate, report) if gate.operator else _worse(gate, report, asked))
-        )
-        for gate in gates
-    )
+    return tuple(GateResult(gate, *_checked(gate, report, asked)) for gate in gates)
+
+
+def _checked(gate: Gate, report: Report, asked: Collection[str]) -> tuple[bool, str]:
+    """Whether a gate fails, and why: on any of the pruned sides that it is about."""
+    sides = sides_of(report)
+    if not sides:
+        return _compare(gate, report) if gate.operator else _worse(gate, report, asked)
+    name, only = _without_side(gate.name, sides)
+    plain = replace(gate, name=name)
+    found = [
+        (side, *_checked(plain, of_side(report, side), asked))
+        for side in sides
+        if only in ("", side)
+    ]
+    # The sides that failed first.
+    found.sort(key=lambda one: not one[1])
+    return found[0][1], "; ".join(f"{side}: {why}" for side, _, why in found)
+
+
+def _without_side(name: str, sides: Sequence[str]) -> tuple[str, str]:
+    """A gate's name without the pruned side that it names, and that side."""
+    for side in sides:
+        if name.endswith(f"@{side}"):
+            return name.removesuffix(f"@{side}"), side
+        suite, found, metric = name.partition(f"@{side}.")
+        if found:
+            return f"{suite}.{metric}", side
+    return name, ""
 
 
 def worse_metrics(suites: Iterable[SuiteReport]) -> list[str]:

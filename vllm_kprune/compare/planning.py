@@ -62,6 +62,7 @@ def plan(
     suites: Sequence[Suite],
     options: CommonOptions,
     *,
+    more: Sequence[Address] = (),
     timeout: float = 300.0,
 ) -> list[PlannedSuite]:
     """Measure how fast both sides answer, and plan each suite; nothing is kept.
@@ -70,7 +71,7 @@ def plan(
     """
     with (
         TemporaryDirectory() as folder,
-        connect(original, pruned, options, Path(folder), timeout=timeout) as context,
+        connect(original, pruned, options, Path(folder), more=more, timeout=timeout) as context,
     ):
         speed = _speed(context)
     return [_planned(suite, suite.amount(options), speed) for suite in suites]
@@ -119,9 +120,15 @@ def _speed(context: Context) -> _Speed:
         )
         for prompt in prompts
     ]
-    ask_both(context, "plan", tasks[:1])
+    for pair in context.pairs:
+        ask_both(pair, "plan", tasks[:1])
     started = time.perf_counter()
-    answers = [answer for pair in ask_both(context, "plan", tasks[1:]) for answer in pair]
+    answers = [
+        answer
+        for pair in context.pairs
+        for both in ask_both(pair, "plan", tasks[1:])
+        for answer in both
+    ]
     seconds = time.perf_counter() - started
     if failed := next((answer.error for answer in answers if answer.error), None):
         raise KPruneError(f"the speed of the endpoints could not be measured: {failed}")

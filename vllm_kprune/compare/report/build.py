@@ -25,6 +25,7 @@ from vllm_kprune.compare.report.document import (
 )
 from vllm_kprune.compare.report.examples import choose_examples, shorten
 from vllm_kprune.compare.report.plain import sentence
+from vllm_kprune.compare.report.sides import suite_name
 from vllm_kprune.compare.statistics.comparison import Comparison, Estimate, compare, correct
 from vllm_kprune.compare.statistics.number_format import show_effect, show_value
 from vllm_kprune.compare.statistics.pairing import quantiles
@@ -99,7 +100,7 @@ def _suite(result: SuiteResult, comparisons: Sequence[Comparison]) -> SuiteRepor
     name = result.main or next((metric.name for metric in metrics), None)
     main = next((metric for metric in metrics if metric.name == name), None)
     return SuiteReport(
-        name=result.suite,
+        name=suite_name(result.suite, result.side),
         main=name,
         sentence=shorten(sentence(result, main)),
         verdict=judgement.verdict,

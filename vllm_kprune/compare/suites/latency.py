@@ -101,8 +101,10 @@ class Latency(Suite):
         batches = self.options.batches
         with _Rounds.opened(context, batches[number], self.options.tokens) as rounds:
             for n in range(count):
-                key = f"{batches[number]}/{n}"
+                key = f"{context.pair_key}{batches[number]}/{n}"
                 kept = context.journal.get(self.name, key)
+                if kept is None and context.recorded:
+                    continue
                 if kept is None:
                     if context.dead_endpoints:
                         return
