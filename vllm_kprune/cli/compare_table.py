@@ -10,6 +10,7 @@ from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 
+from vllm_kprune.compare.gate import worse_metrics
 from vllm_kprune.compare.planning import PlannedSuite
 from vllm_kprune.compare.report.document import MetricReport, Report, SuiteReport
 from vllm_kprune.compare.report.sides import SideBySide, side_by_side, sides_of
@@ -30,6 +31,7 @@ _OTHER_LINES = 8  # the summary twice, in up to three lines each, a legend, the 
 _LINES_OF_SUITE = 3  # a heading, and a sentence in two lines
 _LONGEST = 150  # characters of a sentence
 _MOST_WARNINGS = 3
+_MOST_WORSE = 6
 _TOLD: tuple[Verdict, ...] = ("worse", "better", "not enough data")
 _SIGNS = {"worse": "▼", "better": "▲", "not enough data": "?"}
 
@@ -52,6 +54,9 @@ def print_brief(report: Report, console: Console) -> None:
         console.print(line, no_wrap=True, overflow="ellipsis", crop=True)
     if rows := side_by_side(report):
         console.print(_sides_table(report, rows))
+        for one in worse_metrics(report.suites)[:_MOST_WORSE]:
+            line = f"[bold red]▼ {escape(one)}[/]"
+            console.print(line, no_wrap=True, overflow="ellipsis", crop=True)
     for suite in report.suites if not rows else ():
         heading, *details = _brief(suite, each)
         console.print(heading, no_wrap=True, overflow="ellipsis", crop=True)

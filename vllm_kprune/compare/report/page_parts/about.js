@@ -4,13 +4,14 @@ function about(report) {
   sets.push(["Settings", { seed: report.seed, resamples: report.resamples, ...report.settings }],
     ["Versions", { kprune: report.kprune_version, ...report.versions }]);
   return [element("div", { class: "head" }, element("h2", { id: "about-title" }, "How this was measured")),
-    reading(report).map((text) => element("p", {}, text)),
+    reading(report).filter(Boolean).map((text) => element("p", {}, text)),
     element("div", { class: "details" }, sets.map(([title, set]) => element("div", {}, element("h3", {}, capital(title)), definitions(set))))];
 }
 
 function reading(report) {
   const percentage = tidy(100 * report.confidence) + " %";
   return [
+    sidesOf(report).length > 0 && "The original was asked once, together with the first pruned side, and each side is compared with its answers. For latency, it was measured again beside each side.",
     "Both endpoints got the same items, alternately and in random order. An effect is pruned minus original (pp: percentage points) or pruned divided by original (×). "
       + "Its interval is based on drawing whole items, with both their sides, " + report.resamples.toLocaleString("en") + " times: the effect plus and minus Student's t times the standard error of these draws. "
       + "Where no item differs, the interval is exact: about 3 / n to each side. For shares where few items differ, two items are added first (Bonett and Price); for quantiles, the interval consists of percentiles.",
