@@ -260,6 +260,26 @@ def test_where_nobody_watches_progress_is_told_now_and_then_and_never_twice(
     assert 2 <= len(lines) < 6
 
 
+def test_where_nobody_watches_waiting_is_told_as_well(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console, "_LINE_SECONDS", 0.02)
+    told = ""
+    with console.counts() as tell:
+        tell("accuracy", 2, 6)
+        for _ in range(500):
+            told += capsys.readouterr().err
+            if told.count("accuracy: 2 of 6, waiting for 0 s") >= 2:
+                break
+            time.sleep(0.01)
+        else:
+            pytest.fail(told)
+        tell("accuracy", 6, 6)
+        capsys.readouterr()
+        time.sleep(0.1)
+        assert "waiting" not in capsys.readouterr().err
+
+
 def test_a_copy_of_the_report_that_cannot_be_written_is_told(
     run: Run, equal: tuple[str, ...], tmp_path: Path
 ) -> None:
