@@ -96,6 +96,32 @@ def test_a_failure_begins_with_its_condition_also_where_the_metric_got_better(
     assert str(failure).endswith("×0.75 (better); so the condition is met")
 
 
+@pytest.mark.parametrize(
+    ("gate", "said"),
+    [
+        ("memory<0", "this is a ratio, pruned / original, so compare it with 1: "),
+        ("latency.decode_ratio<-0.05", "decode_ratio<1 is less than the original"),
+        ("stability<-2", "write -2pp for percentage points, or -0.02"),
+        ("accuracy>5?", "write 5pp for percentage points, or 0.05"),
+    ],
+)
+def test_a_number_that_the_metric_cannot_have_never_passes(
+    report: Report, gate: str, said: str
+) -> None:
+    (failure,) = failed_gates(parse_gates([gate]), report)
+    assert said in failure.why
+
+
+@pytest.mark.parametrize(
+    ("gate", "same"),
+    [("stability<-2pp", "stability<-0.02"), ("memory<75%?", "memory<0.75?"), ("a > 5 ", "a>5")],
+)
+def test_percentage_points_and_percent_are_hundredths(gate: str, same: str) -> None:
+    (one,), (other,) = parse_gates([gate]), parse_gates([same])
+    assert (one.name, one.operator, one.doubt) == (other.name, other.operator, other.doubt)
+    assert one.number == pytest.approx(other.number)
+
+
 def with_main(main: str | None, **unavailable: str) -> Report:
     """Line pass rates that are certainly equal, in a suite with another main metric."""
     equal = measured(LPR, [[1, 1]] * 2000, [[1, 1]] * 2000)

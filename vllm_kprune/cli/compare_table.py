@@ -43,15 +43,15 @@ def print_brief(report: Report, console: Console) -> None:
     lines at 80 columns: with many suites, fewer metrics of each are shown.
     """
     warnings = [
-        f"[bold red]{escape(suite.name)}: {escape(note)}[/]"
+        f"[bold red]{escape(_cut(f'{suite.name}: {note}'))}[/]"
         for suite in report.suites
         for note in filter(_is_warning, suite.notes)
     ]
-    room = _SCREEN - _OTHER_LINES - len(warnings[:_MOST_WARNINGS])
+    room = _SCREEN - _OTHER_LINES - 2 * len(warnings[:_MOST_WARNINGS])
     each = max(0, room // max(1, len(report.suites)) - _LINES_OF_SUITE)
     console.print(f"[bold]{escape(report.summary)}[/]")
     for line in warnings[:_MOST_WARNINGS]:
-        console.print(line, no_wrap=True, overflow="ellipsis", crop=True)
+        console.print(line)
     if rows := side_by_side(report):
         console.print(_sides_table(report, rows))
         for one in worse_metrics(report.suites)[:_MOST_WORSE]:
@@ -101,7 +101,8 @@ def _brief(suite: SuiteReport, most: int) -> Iterator[str]:
     told.sort(key=lambda metric: _TOLD.index(metric.verdict))
     for metric in told[:most]:
         values = f"{metric.shown.original} → {metric.shown.pruned}"
-        what = f"{metric.title}: {values}, {metric.shown.effect}"
+        doubt = " (not after correction)" if "not after correction" in metric.words else ""
+        what = f"{metric.title}: {values}, {metric.shown.effect}{doubt}"
         yield f"  {_coloured(metric.verdict, f'{_SIGNS[metric.verdict]} {what}')}"
 
 

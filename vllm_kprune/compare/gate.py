@@ -2,7 +2,7 @@
 
     gate = [suite "."] "worse" ["?"]  |  name operator number ["?"]
     name = suite | suite.metric | metric
-    operator = "<" | "<=" | ">" | ">="     number = decimal, e.g. 0, -0.01, 1.5
+    operator = "<" | "<=" | ">" | ">="     number = decimal, e.g. 0, -0.01, 1.5, -1pp, 95%
 
     worse                   fails if any metric of the report has the verdict "worse"
     worse?                  fails if any could be: also where there is not enough data
@@ -15,6 +15,9 @@ In the other form, the number is compared with the *effect*: pruned - original i
 (0.01 is one percentage point of a share), pruned / original for a metric whose effect is a ratio,
 or the score itself for a metric of the pair. A suite stands for its main metric, and for no other
 if that one could not be measured. A metric without its suite must be the only one of that name.
+
+A number that its metric cannot have, such as 0 for a ratio or -2 for a share, fails as well: it is
+a mistake, and would otherwise pass for ever.
 
     stability<0             fails if the data show it: the whole interval is below 0
     decode_ratio<1.5?       fails if the data cannot rule it out: part of the interval is below 1.5
@@ -55,7 +58,7 @@ __all__ = [
 # exponents nor more than 12 digits on a side, so no text becomes infinity or NaN.
 _GATE = re.compile(
     r"\s*(?P<name>[a-z0-9_@-]+(?:\.[a-z0-9_@.-]*[a-z0-9_@-])?)\s*(?P<operator><=|>=|<|>)"
-    r"\s*(?P<number>[+-]?[0-9]{1,12}(?:\.[0-9]{1,12})?)\s*(?P<doubt>\?)?\s*"
+    r"\s*(?P<number>[+-]?[0-9]{1,12}(?:\.[0-9]{1,12})?)\s*(?P<unit>pp|%)?(?P<doubt>\?)?\s*"
 )
 _WORSE = re.compile(r"\s*(?:(?P<suite>[a-z0-9_]+(?:@[a-z0-9_]+)?)\.)?worse(?P<doubt>\?)?\s*")
 _MOST_NAMED = 4  # metrics in one reason
@@ -108,10 +111,10 @@ def _parse(text: str) -> Gate:
     if not found:
         raise KPruneError(
             f"--fail-on {shown(text)} cannot be read; expected worse, or NAME OPERATOR NUMBER "
-            'such as "stability<0", "latency.decode_ratio<1.5" or, to fail in doubt as well, '
-            '"stability<0?"'
+            'such as "stability<0", "stability<-2pp", "latency.decode_ratio<1.5" or, to fail in '
+            'doubt as well, "stability<0?"'
         )
-    number = float(found["number"])
+    number = float(found["number"]) / (100 if found["unit"] else 1)
     return Gate(text.strip(), found["name"], found["operator"], number, bool(found["doubt"]))
 
 
@@ -226,6 +229,8 @@ def _compare(gate: Gate, report: Report) -> tuple[bool, str]:
     metric = _metric(gate, report)
     if isinstance(metric, str):
         return True, metric
+    if mistake := _impossible(gate.number, metric):
+        return True, f"{_measured(metric)}; {mistake}"
     low, high = metric.effect.low, metric.effect.high
     if low is None or high is None:
         return True, f"{metric.title} cannot be checked: {metric.words}"
@@ -240,6 +245,21 @@ def _compare(gate: Gate, report: Report) -> tuple[bool, str]:
         doubt = "this cannot be ruled out" if gate.doubt else "not met, but not ruled out either"
         return gate.doubt, f"{what}; {doubt}"
     return False, f"{what}; the data rule the condition out"
+
+
+def _impossible(number: float, metric: MetricReport) -> str | None:
+    """Why the metric cannot have such an effect, and what was meant perhaps."""
+    if metric.effect_kind == "ratio" and metric.pruned is not None and number <= 0:
+        return (
+            "this is a ratio, pruned / original, so compare it with 1: "
+            f"{metric.name}<1 is less than the original, {metric.name}>1 more"
+        )
+    if metric.unit == "share" and metric.effect_kind == "difference" and abs(number) > 1:
+        return (
+            f"a share and its difference lie between -1 and 1, so {number:g} is out of reach; "
+            f"write {number:g}pp for percentage points, or {number / 100:g}"
+        )
+    return None
 
 
 def _worse(gate: Gate, report: Report, required: Collection[str]) -> tuple[bool, str]:

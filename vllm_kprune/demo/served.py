@@ -64,10 +64,18 @@ def compare_served(
     ) as context:
         results = [_run(context, suite, amounts[suite.name]) for suite in suites]
         report = conclude(context, results)
-    as_json = json.loads(
-        json.dumps({name: dict(one) for name, one in amounts.items()}, default=str)
-    )
-    return report.model_copy(update={"settings": {**report.settings, "amounts": as_json}})
+    return report.model_copy(update={"settings": _settings(report.settings, amounts)})
+
+
+def _settings(common: Mapping[str, Any], amounts: Amounts) -> dict[str, Any]:
+    """The settings with those of each suite in place of the common ones, which did not hold."""
+    own = {
+        f"{suite}.{name}": json.loads(json.dumps(value, default=str))
+        for suite, amount in amounts.items()
+        for name, value in amount.items()
+    }
+    replaced = {name for amount in amounts.values() for name in _common(amount)}
+    return {name: value for name, value in common.items() if name not in replaced} | own
 
 
 def amounts_of(amounts: Amounts, options: CommonOptions) -> Iterator[tuple[str, Amount]]:

@@ -92,6 +92,8 @@ class InputPruning(Suite):
             tuple(_examples(passages, table, rates[-1])),
             {} if measurements else {"*": "the endpoint did not answer about any passage"},
             tuple(notes),
+            # Where most is pruned, a loss of quality shows first.
+            main=f"quality@{_shown(rates[-1])}",
         )
 
 

@@ -74,7 +74,13 @@ class Latency(Suite):
     def amount(self, common: CommonOptions) -> Amount:
         """Rounds of each batch."""
         rounds = min(self.options.rounds, common.limit or self.options.rounds)
-        return Amount(rounds, rounds * sum(self.options.batches), self.options.tokens)
+        return Amount(
+            rounds,
+            rounds * sum(self.options.batches),
+            self.options.tokens,
+            alone=rounds * self.options.batches.count(1),
+            pause_seconds=rounds * len(self.options.batches) * SETTLE_SECONDS,
+        )
 
     def run(self, context: Context) -> SuiteResult:
         """Measure every concurrency in rounds."""

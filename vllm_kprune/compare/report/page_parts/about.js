@@ -1,11 +1,17 @@
 // How it was measured: endpoints, settings, versions, and how to read the results.
 function about(report) {
   const sets = report.endpoints.map((endpoint) => [endpoint.name, { model: endpoint.model, address: endpoint.url, ...endpoint.description }]);
-  sets.push(["Settings", { seed: report.seed, resamples: report.resamples, ...report.settings }],
+  sets.push(["Settings", { seed: report.seed, resamples: report.resamples, ...ofThisRun(report) }],
     ["Versions", { kprune: report.kprune_version, ...report.versions }]);
   return [element("div", { class: "head" }, element("h2", { id: "about-title" }, "How this was measured")),
     reading(report).filter(Boolean).map((text) => element("p", {}, text)),
     element("div", { class: "details" }, sets.map(([title, set]) => element("div", {}, element("h3", {}, capital(title)), definitions(set))))];
+}
+
+// Without the options of suites that were not run.
+function ofThisRun(report) {
+  const ran = new Set(report.suites.map((suite) => suite.name.split("@")[0]));
+  return Object.fromEntries(Object.entries(report.settings).filter(([name]) => !name.includes(".") || ran.has(name.split(".")[0])));
 }
 
 function reading(report) {
