@@ -189,7 +189,7 @@ def test_if_one_side_has_no_chats_all_are_asked_for_completions(run: Run, tmp_pa
     ):
         sides = ("--original", original.url, "--pruned", one.url, "--pruned", two.url)
         code, _, err = run(*sides, "-s", "stability", "--limit", "6", "-o", tmp_path)
-        bodies = [body for body in original.asked if body.get("max_tokens") == 256]
+        bodies = [body for body in original.asked if body.get("max_tokens") == 64]
     assert code == 0, err
     assert len(bodies) == 12
     assert all("prompt" in body for body in bodies)
