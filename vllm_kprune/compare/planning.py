@@ -27,7 +27,7 @@ from vllm_kprune.compare.suites.stability_prompts import (
 )
 from vllm_kprune.errors import KPruneError
 
-__all__ = ["PlannedSuite", "finds", "plan"]
+__all__ = ["PlannedSuite", "Speed", "finds", "plan"]
 
 _LEVEL = 0.05
 _TESTED = 20  # metrics that a report with the default suites corrects for
@@ -49,7 +49,7 @@ class PlannedSuite:
 
 
 @dataclass(frozen=True)
-class _Speed:
+class Speed:
     """Seconds of a task, with both answers: alone, and among others; tokens of one answer."""
 
     alone: float
@@ -84,7 +84,7 @@ def plan(
     return [_planned(suite, suite.amount(options), speed) for suite in suites]
 
 
-def _planned(suite: Suite, amount: Amount | None, speed: _Speed) -> PlannedSuite:
+def _planned(suite: Suite, amount: Amount | None, speed: Speed) -> PlannedSuite:
     if amount is None:
         return PlannedSuite(suite.name, None, None, None, "depends on its data")
     return PlannedSuite(
@@ -112,7 +112,7 @@ def finds(amount: Amount) -> str:
     return ""
 
 
-def _speed(context: Context) -> _Speed:
+def _speed(context: Context) -> Speed:
     """Ask a prompt to warm the servers up, one alone, and as many as run at a time."""
     options = context.options
     at_once = max(_LEAST_TRIED, options.concurrency)
@@ -131,7 +131,7 @@ def _speed(context: Context) -> _Speed:
     if failed := next((answer.error for answer in answers if answer.error), None):
         raise KPruneError(f"the speed of the endpoints could not be measured: {failed}")
     lengths = [answer.completion_tokens or len(answer.text) / 3 for answer in answers]
-    return _Speed(alone, among / len(tasks[2:]), max(1.0, sum(lengths) / len(lengths)))
+    return Speed(alone, among / len(tasks[2:]), max(1.0, sum(lengths) / len(lengths)))
 
 
 def _asked(context: Context, tasks: Sequence[Task]) -> tuple[float, list[Answer]]:
