@@ -13,32 +13,21 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from support.compare_command import Run, compare_command
 from support.mock_answers import Habits
 from support.mock_endpoint import MockEndpoint
 
-from vllm_kprune.cli import console, main
+from vllm_kprune.cli import console
 from vllm_kprune.compare import comparing
 from vllm_kprune.compare.endpoint.client import Client
 
 pytest.importorskip("py3langid", reason="names languages; pip install 'vllm-kprune[compare]'")
-Run = Callable[..., tuple[int, str, str]]
 SMALL = ("--suite", "stability", "--limit", "12")
 
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run the command; gives exit code, standard output and standard error."""
-
-    def run_command(*arguments: object) -> tuple[int, str, str]:
-        code = 0
-        try:
-            main(["compare", *map(str, arguments)])
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run_command
+    return compare_command(capsys)
 
 
 @pytest.fixture

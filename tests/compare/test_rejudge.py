@@ -1,11 +1,13 @@
 """Judging kept answers again: the same bytes without servers, and other margins and conditions."""
 
 import json
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.compare_command import Run, compare_command
 from support.mock_answers import Habits
 from support.mock_endpoint import MockEndpoint
 
@@ -14,24 +16,12 @@ from vllm_kprune.compare.margins import parse_margins
 from vllm_kprune.errors import KPruneError
 
 pytest.importorskip("py3langid", reason="names languages; pip install 'vllm-kprune[compare]'")
-Run = Callable[..., tuple[int, str, str]]
 ASKED = ("--suite", "stability,translation,exactness,latency,memory,input", "--limit", "8")
 
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run the command; gives exit code, standard output and standard error."""
-
-    def run_command(*arguments: object) -> tuple[int, str, str]:
-        code = 0
-        try:
-            main(["compare", *map(str, arguments)])
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run_command
+    return compare_command(capsys)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +31,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     flawed = Habits(hanja=0.4, salt="x")
     with MockEndpoint() as original, MockEndpoint(flawed) as pruned, pytest.raises(SystemExit):
         sides = ("--original", original.url, "--pruned", pruned.url)
-        main(["compare", *sides, *ASKED, "--rounds", "2", "--batch", "2", "-o", str(folder)])
+        main(["compare", *sides, *ASKED, "--rounds", "1", "--batch", "2", "-o", str(folder)])
     yield folder
 
 
@@ -137,14 +127,14 @@ def test_answers_that_were_lost_are_said_to_be_missing(
     assert "not among the saved answers" in str(report_in(tmp_path)["suites"][0]["notes"])
 
 
-def test_a_run_that_died_stays_incomplete(run: Run, tmp_path: Path) -> None:
-    with MockEndpoint() as original, MockEndpoint(Habits(dies_after=12)) as pruned:
-        sides = ("--original", original.url, "--pruned", pruned.url, "-o", tmp_path)
-        assert run(*sides, "-s", "stability", "--limit", "8")[0] == 3
-    before = report_in(tmp_path)["incomplete"]
-    code, _, err = run("--rejudge", tmp_path)
-    assert (code, report_in(tmp_path)["incomplete"]) == (3, before)
-    assert "incomplete: the pruned endpoint" in err
+def test_a_run_that_died_stays_incomplete(run: Run, folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    died = report_in(folder) | {"incomplete": "the pruned endpoint no longer answers"}
+    (copy / "report.json").write_text(json.dumps(died))
+    code, _, err = run("--rejudge", copy, "-s", "memory")
+    assert (code, report_in(copy)["incomplete"]) == (3, died["incomplete"])
+    assert "incomplete: the pruned endpoint no longer answers" in err
 
 
 def test_without_servers_and_without_a_folder_the_url_is_missed(run: Run) -> None:
