@@ -22,8 +22,8 @@ function sidesRow(report, name, sides) {
   const before = [...new Set(mains.filter((metric) => metric && metric.pruned).map((metric) => metric.shown.original))];
   return element("tr", {},
     element("th", { scope: "row" }, capital(name), main && element("span", { class: "soft" }, main.title)),
-    element("td", { class: "figure" }, before.join(" / ")),
-    suites.map((suite, at) => element("td", {}, sideCell(suite, mains[at]))));
+    element("td", { class: "figure", "data-side": "original" }, before.join(" / ")),
+    suites.map((suite, at) => element("td", { "data-side": sides[at] }, sideCell(suite, mains[at]))));
 }
 
 function sideCell(suite, main) {

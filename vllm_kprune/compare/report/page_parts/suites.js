@@ -13,7 +13,7 @@ function header(report) {
 
 function summary(report) {
   const percentage = tidy(100 * report.confidence) + " %";
-  return [element("p", { class: "lead" }, element("b", {}, capital(report.summary) + "."),
+  return [element("p", { class: "lead" }, element("b", {}, (sidesOf(report).length ? report.summary : capital(report.summary)) + "."),
     element("span", { class: "soft" }, "Brackets show " + percentage + " confidence intervals. × is pruned divided by original: ×0.92 is 8 % less. Verdicts are corrected for the number of metrics.")),
   sidesTable(report) || element("div", { class: "cards" }, report.suites.map(card))];
 }
