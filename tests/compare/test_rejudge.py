@@ -28,7 +28,8 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A run of every suite but `accuracy`, whose servers have stopped."""
     folder = tmp_path_factory.mktemp("run") / "report"
-    flawed = Habits(hanja=0.4, salt="x")
+    pruner = {"/kprune": {"active": True, "input_pruner": {"available": True}}}
+    flawed = Habits(hanja=0.4, salt="x", paths=pruner)
     with MockEndpoint() as original, MockEndpoint(flawed) as pruned, pytest.raises(SystemExit):
         sides = ("--original", original.url, "--pruned", pruned.url)
         main(["compare", *sides, *ASKED, "--rounds", "1", "--batch", "2", "-o", str(folder)])
@@ -49,7 +50,9 @@ def report_in(folder: Path) -> Any:
 
 def test_the_same_answers_give_the_same_bytes_without_servers(run: Run, folder: Path) -> None:
     before = contents(folder)
-    assert {suite["name"] for suite in report_in(folder)["suites"]} == {*ASKED[1].split(",")}
+    suites = {suite["name"]: suite for suite in report_in(folder)["suites"]}
+    assert suites.keys() == {*ASKED[1].split(",")}
+    assert suites["input"]["metrics"]  # /kprune said so, and is remembered
     code, out, err = run("--rejudge", folder)
     assert code == 0, err
     assert "stability" in out
