@@ -35,7 +35,17 @@ RANKS = (
 # The rooms and modules of compare/, from the bottom up.
 COMPARE_RANKS = (
     *("measurements", "margins", "options", "endpoint", "statistics", "report"),
-    *("journal", "run", "asking", "suites", "settings", "connect", "conclude", "gate"),
+    *(
+        "journal",
+        "run",
+        "asking",
+        "suites",
+        "settings",
+        "connect",
+        "conclude",
+        "conditions",
+        "gate",
+    ),
     *("ci_files", "planning", "rejudge", "comparing"),
 )
 FILES = sorted(PACKAGE.rglob("*.py"))

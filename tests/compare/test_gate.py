@@ -3,13 +3,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.synthetic_measurements import BYTES, LCPR, LPR, SHARE, SPEED, measured
 
-from vllm_kprune.compare.gate import (
-    check_gates,
-    failed_gates,
-    gate_results,
-    parse_gates,
-    worse_metrics,
-)
+from vllm_kprune.compare.conditions import check_gates, parse_gates
+from vllm_kprune.compare.gate import failed_gates, gate_results, worse_metrics
 from vllm_kprune.compare.measurements import SuiteResult
 from vllm_kprune.compare.report.build import build_report
 from vllm_kprune.compare.report.document import Report

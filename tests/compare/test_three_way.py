@@ -15,7 +15,8 @@ from support.synthetic_measurements import SPEED, measured
 
 from vllm_kprune.cli.compare_extras import ExtraOptions
 from vllm_kprune.cli.compare_sides import EndpointOptions, sides_of
-from vllm_kprune.compare.gate import check_gates, gate_results, parse_gates
+from vllm_kprune.compare.conditions import check_gates, parse_gates
+from vllm_kprune.compare.gate import gate_results
 from vllm_kprune.compare.measurements import Metric, SuiteResult
 from vllm_kprune.compare.report.build import build_report
 from vllm_kprune.compare.report.document import Report

@@ -18,12 +18,8 @@ from vllm_kprune.cli.typer_options import with_options
 from vllm_kprune.compare.ci_files import write_junit, write_summary
 from vllm_kprune.compare.comparing import chosen_suites, compare_endpoints
 from vllm_kprune.compare.conclude import write_all
-from vllm_kprune.compare.gate import (
-    Gate,
-    check_gates,
-    gate_results,
-    parse_gates,
-)
+from vllm_kprune.compare.conditions import Gate, check_gates, parse_gates
+from vllm_kprune.compare.gate import gate_results
 from vllm_kprune.compare.journal import set_aside
 from vllm_kprune.compare.margins import Margin, parse_margins
 from vllm_kprune.compare.options import MEASURED, CommonOptions

@@ -11,7 +11,7 @@ rooms before its own, which `tests/test_layers.py` checks):
 - `report/`: the report's schema, its file and its page.
 - `journal`, `run`, `asking`: the answers on disk, the suites in turn, both sides asked alternately.
 - `suites/`: one file for each suite, and the table of all.
-- `settings`, `connect`, `conclude`, `gate`, `ci_files`: the settings of a run, its beginning and
-  end, conditions on its report, files for CI.
+- `settings`, `connect`, `conclude`, `conditions`, `gate`, `ci_files`: the settings of a run, its
+  beginning and end, conditions on its report, files for CI.
 - `planning`, `rejudge`, `comparing`: what a run will take, kept answers judged again, the whole.
 """

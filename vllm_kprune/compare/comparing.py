@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from vllm_kprune.compare.conclude import SAME_ENDPOINT, conclude, write_all
+from vllm_kprune.compare.conditions import check_margins
 from vllm_kprune.compare.connect import Address, connect
 from vllm_kprune.compare.endpoint.messages import same_endpoint, shared_key
-from vllm_kprune.compare.gate import check_margins
 from vllm_kprune.compare.journal import Journal
 from vllm_kprune.compare.margins import Margin
 from vllm_kprune.compare.options import CommonOptions

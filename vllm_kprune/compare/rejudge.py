@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from vllm_kprune.compare.conclude import conclude
+from vllm_kprune.compare.conditions import check_margins
 from vllm_kprune.compare.connect import ask_alike
 from vllm_kprune.compare.endpoint.client import Client
 from vllm_kprune.compare.endpoint.messages import Abilities, Answer, Endpoint, Request
-from vllm_kprune.compare.gate import check_margins
 from vllm_kprune.compare.journal import Journal, kept_settings
 from vllm_kprune.compare.margins import Margin
 from vllm_kprune.compare.report.document import Report
