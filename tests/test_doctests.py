@@ -13,6 +13,7 @@ PACKAGE = Path(vllm_kprune.__file__).parent
 NEED_A_MODEL = {
     *("build_automaton", "build_overlay", "compare_endpoints", "export_overlay"),
     "heal_model",
+    "sparsify_model",
     *("load_spellings", "verify_overlay"),
 }
 FILES = [

@@ -55,7 +55,7 @@ class _Demo:
         False, "Do not compile: starts sooner, but hides a part of the speed gain."
     )
     keep: bool = option(False, "Keep both servers running afterwards, until Ctrl-C.")
-    verbose: bool = option(False, "Print every metric and note.", flags=("--verbose", "-v"))
+    verbose: bool = option(False, "Show all that the comparison found.", flags=("--verbose", "-v"))
     output: Path = option(
         Path("kprune-demo"), "Folder for report.json and report.html.", flags=("--output", "-o")
     )
