@@ -1,6 +1,7 @@
 # make demo   the main job: original and pruned model side by side
 # make bench  time of a build, and the demo's figures as JSON
 # make paper  the paper's experiment, remade small: tables and reports in build/paper, 80 minutes
+# make sparsity-paper  which language to calibrate sparsity with: three small models, tables in build/sparsity-paper; hours
 # make check-sparsity  kprune sparsify held against llm-compressor
 # make test   linters, types, tests: half an hour on two cores, 2 GB and the servers' own memory
 # make test-fast  the tests of a contributor's loop: no servers, no downloads, none that take long
@@ -15,11 +16,11 @@ BIN := .venv/bin
 STAMP := .venv/.kprune-setup-$(shell cat requirements/cpu.lock pyproject.toml packaging/vllm/pyproject.toml packaging/make_venv.py | cksum | cut -d' ' -f1)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo paper check-sparsity lint bench check-v2 docs docs-serve clean
+.PHONY: help setup demo paper sparsity-paper check-sparsity lint bench check-v2 docs docs-serve clean
 .PHONY: test test-others test-checkpoint test-vocabulary test-compare test-serving test-rest test-fast test-fast-vocabulary test-fast-rest
 
 help:
-	@echo "make setup | demo | paper | test | test-fast | lint | bench | check-v2 | docs | docs-serve | clean   (variables: PYTHON, TORCH_INDEX)"
+	@echo "make setup | demo | paper | sparsity-paper | test | test-fast | lint | bench | check-v2 | docs | docs-serve | clean   (variables: PYTHON, TORCH_INDEX)"
 
 setup: $(STAMP)
 	@echo "setup: .venv is ready"
@@ -35,6 +36,10 @@ demo: $(STAMP)
 # KPRUNE_DATA=FOLDER adds real text; PAPER=... takes options of the script.
 paper: $(STAMP) $(BIN)/lm_eval
 	@$(BIN)/python benchmarks/paper.py $(PAPER)
+
+# KPRUNE_DATA=FOLDER names the texts; SPARSITY_PAPER=... takes options of the script (--tables, --models, --threads).
+sparsity-paper: $(STAMP)
+	@$(BIN)/python benchmarks/sparsity_paper.py $(SPARSITY_PAPER)
 
 # llm-compressor pins versions that vLLM's do not allow, so it has an environment of its own. CALIBRATION
 # names a text: make check-sparsity CALIBRATION=ko=FILE
@@ -63,7 +68,7 @@ lint: $(STAMP)
 # long as the others together, so it runs beside them; what it prints comes when it ends.
 CHECKPOINT_ROOMS := $(addprefix tests/,checkpoint cli)
 VOCABULARY_ROOMS := $(addprefix tests/,tokenizer vocabulary)
-COMPARE_ROOMS := $(addprefix tests/,compare prompt sparsify)
+COMPARE_ROOMS := $(addprefix tests/,compare heal prompt sparsify)
 NOT_HERE := $(addprefix --ignore=,$(CHECKPOINT_ROOMS) $(VOCABULARY_ROOMS))
 
 test: lint

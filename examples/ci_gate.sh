@@ -10,6 +10,7 @@
 # comparison. An interrupted run (130, 143) resumes when it is started again with the same FOLDER. If
 # the endpoints are running already, the `kprune compare` below is all that is needed.
 #
+#   FAIL_ON       what fails the gate, instead of the above: FAIL_ON="stability.worse decode_ratio<1.2?"
 #   VLLM_ARGS     more arguments for both servers, which use 0.3 of the memory each; later ones win:
 #                 VLLM_ARGS="--enforce-eager --gpu-memory-utilization 0.2"
 #   COMPARE_ARGS  more arguments for the comparison: COMPARE_ARGS="--limit 4 --rounds 3"
@@ -30,6 +31,7 @@ folder=${3:-build/gate}
 mkdir -p "$folder"
 read -ra vllm_args <<<"${VLLM_ARGS:-}"
 read -ra compare_args <<<"${COMPARE_ARGS:-}"
+read -ra fail_on <<<"${FAIL_ON:-worse exactness.unexplained>0}"
 export -n VLLM_ARGS # vLLM warns about VLLM_ variables that it does not know
 
 serve() { # FOLDER PORT NAME
@@ -87,7 +89,7 @@ echo "comparing $model and $overlay (report: $folder/report.html)"
 set -m
 kprune compare --original http://127.0.0.1:8100/v1 --pruned http://127.0.0.1:8101/v1 \
     --suite stability --suite exactness --suite latency --limit 40 --output "$folder" \
-    --fail-on worse "exactness.unexplained>0" \
+    --fail-on "${fail_on[@]}" \
     "${compare_args[@]}" &
 set +m
 compare=($!)

@@ -45,13 +45,21 @@ def code(text: str) -> str:
 
 def cli_page() -> str:
     """Every command of `kprune` with its options, read from Typer."""
-    group: Any = typer.main.get_command(app)
     parts = [
         "# Command line\n\n`kprune COMMAND --help` shows the same on your terminal.\n",
         EXIT_CODES,
-        *(_command(name, group.commands[name]) for name in sorted(group.commands)),
+        *(_command(name, command) for name, command in _commands(typer.main.get_command(app))),
     ]
     return "\n".join(parts)
+
+
+def _commands(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every command by its name, those of a group (`kprune analyze masks`) after one another."""
+    for name, command in sorted(group.commands.items()):
+        if hasattr(command, "commands"):
+            yield from _commands(command, f"{prefix}{name} ")
+        else:
+            yield prefix + name, command
 
 
 def _command(name: str, command: Any) -> str:

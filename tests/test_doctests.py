@@ -12,6 +12,8 @@ PACKAGE = Path(vllm_kprune.__file__).parent
 # Their examples need a model or endpoints: tests/test_python_api.py runs them.
 NEED_A_MODEL = {
     *("build_automaton", "build_overlay", "compare_endpoints", "export_overlay"),
+    "heal_model",
+    "sparsify_model",
     *("load_spellings", "verify_overlay"),
 }
 FILES = [

@@ -27,6 +27,8 @@ RANKS = (
     "guard",
     "prompt",
     "sparsify",
+    "analyze",
+    "heal",
     "compare",
     "demo",
     "serving",
@@ -34,9 +36,19 @@ RANKS = (
 )
 # The rooms and modules of compare/, from the bottom up.
 COMPARE_RANKS = (
-    *("measurements", "options", "endpoint", "statistics", "report"),
-    *("journal", "run", "asking", "suites", "connect", "conclude", "gate"),
-    *("ci_files", "planning", "comparing"),
+    *("measurements", "margins", "options", "endpoint", "statistics", "report"),
+    *(
+        "journal",
+        "run",
+        "asking",
+        "suites",
+        "settings",
+        "connect",
+        "conclude",
+        "conditions",
+        "gate",
+    ),
+    *("ci_files", "planning", "rejudge", "comparing"),
 )
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from support.mock_endpoint import MockEndpoint
+from support.tiny_architectures import ARCHITECTURES
 from support.tiny_folders import save_model
 from tokenizers import Tokenizer
 
@@ -27,22 +28,28 @@ from vllm_kprune import (
     load_spellings,
     verify_overlay,
 )
+from vllm_kprune.sparsify.options import SparsifyOptions
+from vllm_kprune.sparsify.run import sparsify_model
 
 API = [
     "Automaton",
     "GuardPolicy",
+    "HealOptions",
     "InputPruner",
     "KPruneError",
     "LawResult",
     "Manifest",
     "Profile",
+    "SparsifyOptions",
     "__version__",
     "build_automaton",
     "build_overlay",
     "compare_endpoints",
     "export_overlay",
+    "heal_model",
     "load_profile",
     "load_spellings",
+    "sparsify_model",
     "verify_overlay",
 ]
 FUNCTIONS = [name for name in API if name.islower() and name != "__version__"]
@@ -68,6 +75,24 @@ def overlay(model: Path) -> Path:
     """The model, pruned to Thai."""
     build_overlay(model, THAI, model.parent / "overlay")
     return model.parent / "overlay"
+
+
+@pytest.fixture(scope="module")
+def sparse(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small Llama, half of whose weights are zero."""
+    root = tmp_path_factory.mktemp("sparse")
+    model = ARCHITECTURES["llama-3.2"].save(root / "model")
+    options = SparsifyOptions(method="magnitude", device="cpu")
+    sparsify_model(model, root / "sparse", options)
+    return root / "sparse"
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Text to train on."""
+    path = tmp_path_factory.mktemp("text") / "text.txt"
+    path.write_text("the weather in Seoul is fine, and in Busan it is not\n" * 100)
+    return path
 
 
 def test_the_api_is_exactly_this_list() -> None:
@@ -115,15 +140,25 @@ def test_the_public_functions_have_an_example() -> None:
 
 @pytest.mark.parametrize("name", [name for name in FUNCTIONS if name != "load_profile"])
 def test_the_example_in_a_docstring_is_right(
-    name: str, model: Path, overlay: Path, endpoints: tuple[str, str], tmp_path: Path
+    name: str,
+    model: Path,
+    overlay: Path,
+    sparse: Path,
+    text: Path,
+    endpoints: tuple[str, str],
+    tmp_path: Path,
 ) -> None:
-    """`model`, `overlay` and `output` are folders, `byte_id` has the ids of tokens by name, and
-    `original` and `pruned` are the URLs of servers."""
+    """`model`, `overlay`, `sparse` and `output` are folders, `text` is a file, `byte_id` has the
+    ids of tokens by name, and `original` and `pruned` are the URLs of servers."""
+    if name == "sparsify_model":
+        model = ARCHITECTURES["llama-3.2"].save(tmp_path / "with layers")
     function = getattr(vllm_kprune, name)
     vocabulary = Tokenizer.from_file(str(model / "tokenizer.json")).get_vocab()
     names: dict[str, Any] = {
         "model": str(model),
         "overlay": str(overlay),
+        "sparse": str(sparse),
+        "text": str(text),
         "original": endpoints[0],
         "pruned": endpoints[1],
         "output": str(tmp_path / "output"),

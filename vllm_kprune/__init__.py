@@ -19,25 +19,33 @@ if TYPE_CHECKING:
     from vllm_kprune.guard.automaton import build_automaton as build_automaton
     from vllm_kprune.guard.policy import GuardPolicy as GuardPolicy
     from vllm_kprune.guard.spelling import load_spellings as load_spellings
+    from vllm_kprune.heal.options import HealOptions as HealOptions
+    from vllm_kprune.heal.run import heal_model as heal_model
     from vllm_kprune.profile import Profile as Profile
     from vllm_kprune.profile import load_profile as load_profile
     from vllm_kprune.prompt.pruner import InputPruner as InputPruner
+    from vllm_kprune.sparsify.options import SparsifyOptions as SparsifyOptions
+    from vllm_kprune.sparsify.run import sparsify_model as sparsify_model
 
 __all__ = [
     "Automaton",
     "GuardPolicy",
+    "HealOptions",
     "InputPruner",
     "KPruneError",
     "LawResult",
     "Manifest",
     "Profile",
+    "SparsifyOptions",
     "__version__",
     "build_automaton",
     "build_overlay",
     "compare_endpoints",
     "export_overlay",
+    "heal_model",
     "load_profile",
     "load_spellings",
+    "sparsify_model",
     "verify_overlay",
 ]
 
@@ -47,17 +55,21 @@ __version__ = "0.1.0"
 _HOMES = {
     "Automaton": "guard.automaton",
     "GuardPolicy": "guard.policy",
+    "HealOptions": "heal.options",
     "InputPruner": "prompt.pruner",
     "KPruneError": "errors",
     "LawResult": "checkpoint.verify",
     "Manifest": "checkpoint.manifest",
     "Profile": "profile",
+    "SparsifyOptions": "sparsify.options",
     "build_automaton": "guard.automaton",
     "build_overlay": "checkpoint.overlay",
     "compare_endpoints": "compare.comparing",
     "export_overlay": "checkpoint.export",
+    "heal_model": "heal.run",
     "load_profile": "profile",
     "load_spellings": "guard.spelling",
+    "sparsify_model": "sparsify.run",
     "verify_overlay": "checkpoint.verify",
 }
 

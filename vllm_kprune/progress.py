@@ -8,7 +8,7 @@ shown (a bar, log lines) is the caller's business.
 from collections.abc import Callable
 from typing import TypeAlias
 
-__all__ = ["BytesDone", "Progress", "ShareDone", "silent"]
+__all__ = ["BytesDone", "Progress", "ShareDone", "Tell", "silent"]
 
 # (title of the step, share of the step that is done, 0 to 1). Steps come one after another; a step
 # that has no measurable parts reports 0 when it begins.
@@ -16,6 +16,9 @@ Progress: TypeAlias = Callable[[str, float], None]
 
 # Share of the whole that is done, 0 to 1, where there is only one step.
 ShareDone: TypeAlias = Callable[[float], None]
+
+# A line for the user, before or while the work goes on: a warning, for instance.
+Tell: TypeAlias = Callable[[str], None]
 
 # Number of bytes handled since the last call.
 BytesDone: TypeAlias = Callable[[int], None]

@@ -125,4 +125,6 @@ def test_the_curve_is_drawn(
     assert drawn.lstrip().startswith(begins)
     if name.endswith(".html"):
         assert b"ko.txt" in drawn
-        assert b'<script src="http' not in drawn  # whole: nothing is loaded from elsewhere
+        assert b"<script" not in drawn and b'src="' not in drawn  # nothing is run or loaded
+        assert b"prefers-color-scheme: dark" in drawn and b"width=device-width" in drawn
+        assert b"<td>" in drawn

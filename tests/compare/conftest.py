@@ -3,8 +3,11 @@
 import os
 
 import pytest
+from support.browser import browser
 
 from vllm_kprune.compare.suites.answer_checks import Checks
+
+__all__ = ["browser"]
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,8 @@ from support.synthetic_measurements import LPR, SHARE, measured
 from support.synthetic_report import reported, synthetic_report
 
 from vllm_kprune.compare.ci_files import junit, summary_markdown, write_junit, write_summary
-from vllm_kprune.compare.gate import gate_results, parse_gates
+from vllm_kprune.compare.conditions import parse_gates
+from vllm_kprune.compare.gate import gate_results
 from vllm_kprune.compare.measurements import SuiteResult
 from vllm_kprune.errors import KPruneError
 

@@ -13,32 +13,21 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from support.compare_command import Run, compare_command
 from support.mock_answers import Habits
 from support.mock_endpoint import MockEndpoint
 
-from vllm_kprune.cli import console, main
+from vllm_kprune.cli import console
 from vllm_kprune.compare import comparing
 from vllm_kprune.compare.endpoint.client import Client
 
 pytest.importorskip("py3langid", reason="names languages; pip install 'vllm-kprune[compare]'")
-Run = Callable[..., tuple[int, str, str]]
 SMALL = ("--suite", "stability", "--limit", "12")
 
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run the command; gives exit code, standard output and standard error."""
-
-    def run_command(*arguments: object) -> tuple[int, str, str]:
-        code = 0
-        try:
-            main(["compare", *map(str, arguments)])
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run_command
+    return compare_command(capsys)
 
 
 @pytest.fixture
@@ -258,6 +247,26 @@ def test_where_nobody_watches_progress_is_told_now_and_then_and_never_twice(
     assert lines[-1] == "accuracy: 6 of 6"
     assert len(lines) == len(set(lines))
     assert 2 <= len(lines) < 6
+
+
+def test_where_nobody_watches_waiting_is_told_as_well(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(console, "_LINE_SECONDS", 0.02)
+    told = ""
+    with console.counts() as tell:
+        tell("accuracy", 2, 6)
+        for _ in range(500):
+            told += capsys.readouterr().err
+            if told.count("accuracy: 2 of 6, waiting for 0 s") >= 2:
+                break
+            time.sleep(0.01)
+        else:
+            pytest.fail(told)
+        tell("accuracy", 6, 6)
+        capsys.readouterr()
+        time.sleep(0.1)
+        assert "waiting" not in capsys.readouterr().err
 
 
 def test_a_copy_of_the_report_that_cannot_be_written_is_told(

@@ -2,16 +2,15 @@
 
 import json
 import re
-import shutil
-from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.browser import Browser, chromium
+from support.browser import Browser
 from support.synthetic_measurements import SHARE, measured
-from support.synthetic_report import synthetic_report
+from support.synthetic_report import ENDPOINTS, synthetic_report, synthetic_results
 
 from vllm_kprune.compare.measurements import Example, Span, SuiteResult
 from vllm_kprune.compare.report.build import build_report
@@ -86,15 +85,6 @@ def test_a_page_that_cannot_be_written_is_a_plain_mistake(tmp_path: Path) -> Non
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    program = shutil.which("chromium")
-    if not program:
-        pytest.skip("chromium is not installed: the page is not tried in a browser")
-    with chromium(program, tmp_path_factory.mktemp("chromium")) as opened:
-        yield opened
-
-
-@pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> str:
     path = tmp_path_factory.mktemp("page") / "report.html"
     write_page(synthetic_report(resamples=500), path)
@@ -120,6 +110,39 @@ def test_nothing_is_loaded_nothing_complains_and_nothing_sticks_out(
         " e.getBoundingClientRect().right > innerWidth + 1).map((e) => e.className)"
     )
     assert sticking_out == []
+
+
+@pytest.mark.parametrize("width", [380, 1280])
+def test_several_pruned_sides_stand_beside_each_other(
+    browser: Browser, tmp_path: Path, width: int
+) -> None:
+    path = tmp_path / "report.html"
+    write_page(three_sides(), path)
+    browser.open(path.as_uri(), width=width)
+    assert browser.complaints == []
+    assert browser.value("document.documentElement.scrollWidth") <= width
+    heads = "[...document.querySelectorAll('.sides-table thead th')].map((e) => e.textContent)"
+    assert browser.value(heads) == ["Main metric", "original", "plain", "guarded"]
+    assert browser.value("document.querySelectorAll('.sides-table tbody tr').length") == 7
+    links = "[...document.querySelectorAll('.sides-table a')].map((e) => e.hash.slice(1))"
+    assert browser.value(f"{links}.every((id) => document.getElementById(id))")
+    titles = "[...document.querySelectorAll('h2')].map((e) => e.textContent)"
+    assert {"Stability: plain", "Stability: guarded"} <= {*browser.value(titles)}
+
+
+def three_sides() -> Report:
+    """An original and two pruned sides, one of them better by chance."""
+    pairs = zip(synthetic_results(1), synthetic_results(2), strict=True)
+    results = [
+        replace(result, side=side)
+        for pair in pairs
+        for side, result in zip(("plain", "guarded"), pair, strict=True)
+    ]
+    named = [ENDPOINTS[1].model_copy(update={"name": name}) for name in ("plain", "guarded")]
+    endpoints = (ENDPOINTS[0], *named)
+    return build_report(
+        results, endpoints=endpoints, settings={}, versions={}, seed=1, resamples=200
+    )
 
 
 def test_dark_and_light_have_their_own_colours_and_enough_contrast(

@@ -54,6 +54,7 @@ def run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
             Habits(body=json.dumps({"error": {"message": "no quota left"}}).encode()),
             "HTTP 200: no quota left",
         ),
+        (Habits(body=b'{"detail": "Not for you"}'), "HTTP 200: Not for you"),
         (
             Habits(body=json.dumps({"error": {"code": 401, "message": "who are you"}}).encode()),
             "an API key is needed by the pruned endpoint (code 401: who are you)",
@@ -65,7 +66,7 @@ def run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Run:
         ),
         (Habits(key="right"), "an API key is needed by the pruned endpoint (HTTP 401: wrong key"),
     ],
-    ids=["page", "error", "error with a code", "page of models", "redirect", "key"],
+    ids=["page", "error", "detail", "error with a code", "page of models", "redirect", "key"],
 )
 def test_what_no_attempt_will_change_is_told_at_once(habits: Habits, told: str, run: Run) -> None:
     with MockEndpoint() as original, MockEndpoint(habits) as pruned:

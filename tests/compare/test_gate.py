@@ -3,13 +3,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.synthetic_measurements import BYTES, LCPR, LPR, SHARE, SPEED, measured
 
-from vllm_kprune.compare.gate import (
-    check_gates,
-    failed_gates,
-    gate_results,
-    parse_gates,
-    worse_metrics,
-)
+from vllm_kprune.compare.conditions import check_gates, parse_gates
+from vllm_kprune.compare.gate import failed_gates, gate_results, worse_metrics
 from vllm_kprune.compare.measurements import SuiteResult
 from vllm_kprune.compare.report.build import build_report
 from vllm_kprune.compare.report.document import Report
@@ -94,6 +89,32 @@ def test_a_failure_begins_with_its_condition_also_where_the_metric_got_better(
     (failure,) = failed_gates(parse_gates(["memory < 2"]), report)
     assert str(failure).startswith("memory<2: ")
     assert str(failure).endswith("×0.75 (better); so the condition is met")
+
+
+@pytest.mark.parametrize(
+    ("gate", "said"),
+    [
+        ("memory<0", "this is a ratio, pruned / original, so compare it with 1: "),
+        ("latency.decode_ratio<-0.05", "decode_ratio<1 is less than the original"),
+        ("stability<-2", "write -2pp for percentage points, or -0.02"),
+        ("accuracy>5?", "write 5pp for percentage points, or 0.05"),
+    ],
+)
+def test_a_number_that_the_metric_cannot_have_never_passes(
+    report: Report, gate: str, said: str
+) -> None:
+    (failure,) = failed_gates(parse_gates([gate]), report)
+    assert said in failure.why
+
+
+@pytest.mark.parametrize(
+    ("gate", "same"),
+    [("stability<-2pp", "stability<-0.02"), ("memory<75%?", "memory<0.75?"), ("a > 5 ", "a>5")],
+)
+def test_percentage_points_and_percent_are_hundredths(gate: str, same: str) -> None:
+    (one,), (other,) = parse_gates([gate]), parse_gates([same])
+    assert (one.name, one.operator, one.doubt) == (other.name, other.operator, other.doubt)
+    assert one.number == pytest.approx(other.number)
 
 
 def with_main(main: str | None, **unavailable: str) -> Report:

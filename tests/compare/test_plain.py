@@ -47,6 +47,23 @@ def test_a_difference_is_told_with_both_ends_and_a_ratio_in_words() -> None:
     assert "points" in sentence_of(measured(SCORE, [30.0 + n % 5 for n in range(60)], wave))
 
 
+def test_an_interval_that_excludes_0_but_not_after_correction_says_so() -> None:
+    """Of 300 items 7 are worse: p = 0.016 alone, and 0.31 among twenty metrics."""
+    few = [[0, 1]] * 7 + [[1, 1]] * 293
+    main = measured(LPR, [[1, 1]] * 300, few)
+    others = [
+        measured(replace(LPR, name=f"other{n}", title=f"other {n}"), WORSE, WORSE[::-1])
+        for n in range(19)
+    ]
+    suite = reported(SuiteResult("suite", (main, *others))).suites[0]
+    metric = suite.metrics[0]
+    assert metric.effect.high is not None and metric.effect.high < 0
+    assert metric.verdict == "not enough data"
+    assert suite.sentence.endswith(" pp, but not after correction")
+    alone = reported(SuiteResult("suite", (main,))).suites[0]
+    assert alone.verdict == "worse" and "correction" not in alone.sentence
+
+
 def test_what_was_not_measured_says_why() -> None:
     missing = SuiteResult("suite", (), unavailable={"*": "no chat"})
     assert reported(missing).suites[0].sentence == "not measured: no chat"

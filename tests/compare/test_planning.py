@@ -7,7 +7,7 @@ from support.mock_endpoint import MockEndpoint
 
 from vllm_kprune.cli import main
 from vllm_kprune.compare.options import CommonOptions
-from vllm_kprune.compare.planning import finds
+from vllm_kprune.compare.planning import Speed, finds
 from vllm_kprune.compare.run import Amount
 from vllm_kprune.compare.suites import SUITES
 from vllm_kprune.compare.suites.parallel_text import own_sentences
@@ -41,6 +41,17 @@ def test_more_items_find_less() -> None:
     assert share(1000).startswith("finds 1.0 pp; ")
 
 
+def test_requests_that_run_alone_take_longer_than_those_among_others() -> None:
+    speed = Speed(alone=6.0, among=1.0, tokens=60.0)
+    assert speed.minutes(Amount(60, 60)) == 1.0
+    assert speed.minutes(Amount(60, 60, alone=60)) == 6.0
+    # 10 of 70 alone, each half as long, and a minute of waiting.
+    assert speed.minutes(Amount(10, 70, 30, alone=10, pause_seconds=60)) == 2.0
+    exactness, latency = (SUITES[name].amount(CommonOptions()) for name in ("exactness", "latency"))
+    assert exactness and exactness.alone == exactness.requests == 60
+    assert latency and (latency.alone, latency.requests) == (20, 180)
+
+
 def test_a_plan_is_printed_and_nothing_is_kept(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -54,5 +65,5 @@ def test_a_plan_is_printed_and_nothing_is_kept(
     assert "stability" in out and "324" in out and "648" in out
     assert "depends on its" in out
     assert "minutes, measured with a few prompts" in out
-    assert asked < 20
+    assert asked < 24
     assert not (tmp_path / "run").exists()

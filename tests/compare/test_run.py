@@ -224,7 +224,7 @@ def test_other_settings_are_found_before_anything_is_asked(
     with running(*mocks, tmp_path) as context:
         ask_both(context, "stability", TASKS[:1])
     with (
-        pytest.raises(KPruneError, match="max_tokens was 256, now 64"),
+        pytest.raises(KPruneError, match="max_tokens was None, now 64"),
         running(*mocks, tmp_path, max_tokens=64),
     ):
         pass

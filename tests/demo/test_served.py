@@ -45,7 +45,11 @@ def test_each_suite_has_its_own_amount_and_the_report_tells_them(tmp_path: Path)
         report = compared(mocks, tmp_path)
     items = {suite.name: suite.metrics[0].items for suite in report.suites}
     assert items == {"stability": 8, "exactness": 6}
-    assert report.settings["amounts"] == AMOUNTS
+    settings = report.settings
+    assert (settings["stability.limit"], settings["exactness.limit"]) == (8, 6)
+    assert settings["stability.max_tokens"] == 40
+    # What did not hold for every suite is not told as if it had.
+    assert not {"limit", "max_tokens", "amounts"} & settings.keys()
     assert [endpoint.url for endpoint in report.endpoints] == [
         "http://original/v1",
         "http://pruned/v1",

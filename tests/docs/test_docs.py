@@ -258,6 +258,9 @@ def check_kprune(words: list[str], whole: bool) -> None:
         return
     assert words[1] in group.commands, f"there is no such command: {' '.join(words)}"
     command = group.commands[words[1]]
+    if hasattr(command, "commands"):  # `kprune analyze masks`
+        assert words[2] in command.commands, f"there is no such command: {' '.join(words)}"
+        command, words = command.commands[words[2]], [words[0], *words[2:]]
     arguments = words[2 : min((n for n, w in enumerate(words) if w in "<>|;"), default=None)]
     parameters = command.params
     known = {o for p in parameters for o in (*p.opts, *p.secondary_opts)} | {"--help", "-h"}

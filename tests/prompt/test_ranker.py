@@ -116,7 +116,7 @@ def test_blocks_heads_and_queries_are_parts_of_the_whole_matrix(
     assert got.sum() == pytest.approx(1, abs=1e-5)
 
 
-@settings(max_examples=40)
+@settings(max_examples=15)
 @given(
     length=st.integers(1, 60),
     window=st.integers(1, 70),

@@ -15,12 +15,13 @@ from support.live_client import complete, model_name
 from support.tiny_models import ENVIRONMENT
 
 from vllm_kprune.checkpoint.manifest import load_manifest
+from vllm_kprune.checkpoint.overlay import build_overlay
 from vllm_kprune.demo.servers import VllmServer, log_tail
 from vllm_kprune.storage.cache import cache_dir
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
 
-NAME = "acme/gemma-tiny"
+NAME = "acme/smollm2"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 CONFIG = """\
 plugin: kprune
@@ -52,10 +53,10 @@ def save_in_hub_cache(model: Path, home: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def environment(reference_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+def environment(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Offline, with a hub cache that holds revision v1.0 only, and an empty kprune cache."""
     home = tmp_path_factory.mktemp("hub-home")
-    save_in_hub_cache(reference_model, home)
+    save_in_hub_cache(smollm2, home)
     cache = tmp_path_factory.mktemp("kprune-cache")
     return {**ENVIRONMENT, "HF_HUB_OFFLINE": "1", "HF_HOME": str(home), "KPRUNE_CACHE": str(cache)}
 
@@ -152,12 +153,13 @@ def test_log_probabilities_are_a_distribution(server: VllmServer) -> None:
         assert value <= 0
 
 
-def test_it_answers_as_the_overlay_that_kprune_build_made(
-    server: VllmServer, pruned: VllmServer
+def test_it_serves_the_files_that_kprune_build_makes(
+    served: tuple[VllmServer, Path], smollm2: Path, tmp_path: Path
 ) -> None:
-    for prompt in ("대한민국의 수도는", "def main():", "Once upon a time"):
-        expected = complete(pruned, prompt).choices[0].text
-        assert complete(server, prompt).choices[0].text == expected
+    build_overlay(smollm2, "enko", tmp_path / "built")
+    made, cached = (load_manifest(folder) for folder in (tmp_path / "built", served[1]))
+    assert made.files == cached.files and made.files
+    assert made.kept_ids == cached.kept_ids
 
 
 @pytest.mark.server

@@ -1,27 +1,22 @@
 """A standalone checkpoint on a machine without kprune gives the overlay's greedy answers."""
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from support.live_client import greedy_batch
+from support.forks import ask
+from support.offline_pairs import make_pair
+from support.tiny_architectures import ARCHITECTURES
 from support.tiny_models import ENVIRONMENT
-from tokenizers import Tokenizer
 
 from vllm_kprune.checkpoint.export import export_overlay
-from vllm_kprune.demo.servers import VllmServer
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
 
-PROMPTS = (
-    "대한민국의 수도는",
-    "The most important property of a prime number",
-    "Python에서 list와 tuple의 차이는",
-    "def fibonacci(n):\n    if n <",
-)
-TOKENS = 48
+TOKENS = 32
 
 # Python runs this whenever it starts: it hides the package and its entry points.
 _HIDE_KPRUNE = """
@@ -40,46 +35,56 @@ metadata.Distribution.discover = staticmethod(
 sys.meta_path.insert(0, Hidden)
 """
 
-_LOOK = """
+# Looks for kprune, then generates as anybody would who was given the checkpoint.
+_GENERATE = """
+import json, sys
 from importlib.metadata import entry_points
-print([e.name for e in entry_points(group="vllm.general_plugins")])
-import vllm_kprune
+from importlib.util import find_spec
+
+plugins = [e.name for e in entry_points(group="vllm.general_plugins")]
+try:
+    hidden = find_spec("vllm_kprune") is None
+except ModuleNotFoundError:
+    hidden = True
+
+from vllm import LLM, SamplingParams
+
+model, prompts, tokens = json.loads(sys.argv[1])
+engine = LLM(model=model, enforce_eager=True, max_model_len=256, dtype="float32")
+params = SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True)
+answers = engine.generate([{"prompt_token_ids": ids} for ids in prompts], params)
+ids = [list(answer.outputs[0].token_ids) for answer in answers]
+print("ANSWERS", json.dumps({"plugins": plugins, "hidden": hidden, "ids": ids}))
 """
 
 
-@pytest.fixture(scope="module")
-def without_kprune(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Environment variables with which a process cannot find kprune; this is checked first."""
-    folder = tmp_path_factory.mktemp("hide")
-    (folder / "sitecustomize.py").write_text(_HIDE_KPRUNE)
-    environment = {**ENVIRONMENT, "PYTHONPATH": str(folder), "VLLM_KPRUNE_DISABLE": "1"}
-    looked = subprocess.run(
-        [sys.executable, "-c", _LOOK],
-        env={**os.environ, **environment},
-        cwd=folder,
+def test_plain_vllm_serves_it_with_the_overlays_greedy_ids(tmp_path: Path) -> None:
+    pair = make_pair(ARCHITECTURES["llama-3.1"].save(tmp_path / "original"), tmp_path)
+    job = {"model": str(pair.overlay), "prompts": pair.prompts, "tokens": TOKENS}
+    (overlay,) = ask("offline_jobs.py", [job], tmp_path)
+    assert "error" not in overlay, overlay
+    export_overlay(pair.overlay, tmp_path / "export")
+    (tmp_path / "hide").mkdir()
+    (tmp_path / "hide" / "sitecustomize.py").write_text(_HIDE_KPRUNE)
+    done = subprocess.run(
+        [
+            *(sys.executable, "-c", _GENERATE),
+            json.dumps([str(tmp_path / "export"), pair.prompts, TOKENS]),
+        ],
+        env={
+            **os.environ,
+            **ENVIRONMENT,
+            "PYTHONPATH": str(tmp_path / "hide"),
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        },
+        cwd=tmp_path,
         capture_output=True,
         text=True,
         check=False,
     )
-    assert "kprune" not in looked.stdout and "No module named 'vllm_kprune'" in looked.stderr
-    return environment
-
-
-def greedy_ids(server: VllmServer, prompts: list[list[int]]) -> list[list[int]]:
-    return [[step.token for step in steps] for steps in greedy_batch(server, prompts, TOKENS)]
-
-
-def test_plain_vllm_serves_it_with_the_overlays_greedy_ids(
-    pruned: VllmServer, overlay: Path, without_kprune: dict[str, str], tmp_path: Path
-) -> None:
-    export = tmp_path / "export"
-    export_overlay(overlay, export)
-    tokenizer = Tokenizer.from_file(str(overlay / "tokenizer.json"))
-    prompts = [tokenizer.encode(prompt).ids for prompt in PROMPTS]
-    expected = greedy_ids(pruned, prompts)
-    arguments = ["--enforce-eager", "--max-model-len", "1024"]
-    arguments += ["--logprobs-mode", "processed_logits", "--dtype", "float32"]  # as `pruned`
-    with VllmServer(export, arguments, environment=without_kprune) as plain:
-        answers = greedy_ids(plain, prompts)
-    assert answers == expected
-    assert [len(answer) for answer in answers] == [TOKENS] * len(PROMPTS)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("ANSWERS ")]
+    plain = json.loads(line.removeprefix("ANSWERS "))
+    assert plain["hidden"] and "kprune" not in plain["plugins"]
+    assert plain["ids"] == overlay["ids"]
+    assert [len(ids) for ids in plain["ids"]] == [TOKENS] * len(pair.prompts)

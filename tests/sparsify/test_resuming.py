@@ -1,50 +1,46 @@
 """A run that is killed in the middle of a layer goes on, and gives the same bytes."""
 
+import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from support.child import script_environment
+from support.forks import run_forked
 from support.sparsify_cases import small_options
 from support.tiny_architectures import ARCHITECTURES
 from support.tiny_folders import contents
 
 from vllm_kprune.errors import KPruneError
+from vllm_kprune.sparsify import run
+from vllm_kprune.sparsify.body import write_tensor
 from vllm_kprune.sparsify.record import NOTES_NAME
 from vllm_kprune.sparsify.run import sparsify_model
 
-# Killed after one layer of seven matrices, and two matrices of the next.
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-import torch
-from support.sparsify_cases import small_options
-from vllm_kprune.sparsify import run
-torch.set_num_threads(1)
-os.fsync = lambda handle: None
-written, write = [], run.write_tensor
-def write_and_die(*arguments):
-    write(*arguments)
-    written.append(arguments)
-    if len(written) == 9:
-        os.kill(os.getpid(), signal.SIGKILL)
-run.write_tensor = write_and_die
-model, output, text = map(Path, sys.argv[1:])
-run.sparsify_model(model, output, small_options("sparsegpt", text))
-"""
+
+def killed(arguments: tuple[Path, Path, Path]) -> None:
+    """Sparsify in a fork, killed after one layer of seven matrices, and two of the next."""
+    model, output, text = arguments
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads are not in the fork
+    written: list[object] = []
+
+    def write_and_die(*place_and_values: Any) -> None:
+        write_tensor(*place_and_values)
+        written.append(place_and_values)
+        if len(written) == 9:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    run.write_tensor = write_and_die  # type: ignore[assignment]
+    sparsify_model(model, output, small_options("sparsegpt", text))
 
 
 def test_a_killed_run_goes_on_and_other_options_are_refused(text: Path, tmp_path: Path) -> None:
     # In bfloat16, where what is stored differs from what was calculated.
     model = ARCHITECTURES["gemma3-text"].save(tmp_path / "model", "bfloat16")
     output, whole = tmp_path / "killed", tmp_path / "whole"
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, model, output, text], env=script_environment(), check=False
-    )
-    assert done.returncode == -signal.SIGKILL
+    (ended,) = run_forked(killed, [(model, output, text)])
+    assert os.WTERMSIG(ended.status) == signal.SIGKILL, ended.text
     unfinished = tmp_path / ".killed.unfinished"
     assert not output.exists()
     left = contents(unfinished)

@@ -14,7 +14,7 @@ from support.tiny_folders import edit
 from support.tiny_quantised import quantise
 
 from vllm_kprune.cli import main
-from vllm_kprune.sparsify.calibration import parse_calibration
+from vllm_kprune.sparsify.calibration import identified_languages, parse_calibration
 
 Saved = Callable[[str], Path]
 Command = Callable[..., tuple[int, str, str]]
@@ -129,10 +129,10 @@ def test_not_enough_memory_or_disk_names_what_needs_less(
 ) -> None:
     calibrated = (saved("llama-3.2"), "--calibration", text)
     line = refused(*calibrated, "--memory", 1e-5, "--method", "sparsegpt")
-    assert "of memory, --memory is 0.00 GB; give more, or try a lower --length or" in line
+    assert "of memory, --memory is 0.01 MB; give more, or try a lower --length or" in line
     usage = namedtuple("usage", "total used free")(1, 1, 0)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
-    assert "of disk, but 0.00 GB are free; make room" in refused(*calibrated)
+    assert "of disk, but 0.00 MB are free; make room" in refused(*calibrated)
 
 
 @pytest.mark.parametrize("tensor", ["layers.1.self_attn.v_proj", "layers.0.mlp.up_proj"])
@@ -146,6 +146,12 @@ def test_nan_in_the_weights_is_named(
     line = refused(model, "--calibration", text, left_behind=True)
     layer = tensor.split(".")[1]
     assert line.startswith(f"layer {layer}") and "NaN or infinity" in line
+
+
+def test_text_in_no_language_is_warned_of() -> None:
+    told: list[str] = []
+    assert identified_languages("this", "ko", ["0123456789 " * 5], told.append) == {"": 1.0}
+    assert told == ["this: only 0% of 1 lines look like Korean (found: no language 100%)"]
 
 
 def test_a_file_may_be_named_like_a_language(

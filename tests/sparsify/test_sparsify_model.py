@@ -1,5 +1,7 @@
 """Whole models of every family: equal to an independent implementation, and ordinary files."""
 
+import ctypes
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -7,8 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from support.forks import run_forked
 from support.sparsify_cases import SMALL, Sparsified, small_options
-from support.tiny_architectures import ARCHITECTURES
+from support.tiny_architectures import ARCHITECTURES, TinyArchitecture
 from support.tiny_exports import metadata, stored
 from support.tiny_folders import read
 from support.whole_model_pruning import prune_whole_model
@@ -16,9 +20,11 @@ from support.whole_model_pruning import prune_whole_model
 from vllm_kprune.checkpoint.export import export_overlay
 from vllm_kprune.checkpoint.manifest import EXPORT_NAME
 from vllm_kprune.checkpoint.overlay import build_overlay
+from vllm_kprune.checkpoint.verify import verify_overlay
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.profile import Profile
 from vllm_kprune.sparsify.calibration import draw_calibration, parse_calibration
+from vllm_kprune.sparsify.options import SparsifyOptions
 from vllm_kprune.sparsify.record import SPARSITY_NAME
 from vllm_kprune.sparsify.run import sparsify_model
 from vllm_kprune.tokenizer.encoder import load_encoder
@@ -142,6 +148,17 @@ def test_an_export_is_sparsified_and_stays_an_export(
     record = sparsify_model(export, output, small_options("wanda", text))
     assert record["sparsity"] == 0.5
     assert (output / EXPORT_NAME).read_bytes() == (export / EXPORT_NAME).read_bytes()
+    laws = {law.law: law for law in verify_overlay(output, ["สวัสดี"], corpora=[text])}
+    assert all(law.holds for law in laws.values())
+    assert f"not {len(record['matrices'])} matrices of the body, which kprune sp" in laws[4].note
+    # All other weights still have to be the base's.
+    norm = next(path for path in output.glob("*.safetensors") if "norm" in str(stored(path)))
+    weights = load_file(norm)
+    name = next(name for name in weights if "norm" in name)
+    weights[name][0] += 1
+    save_file(weights, norm, metadata(norm))
+    (broken,) = (law for law in verify_overlay(output, [], corpora=[text]) if not law.holds)
+    assert (broken.law, broken.counter_example) == (4, f"{norm.name}: {name} differs")
 
 
 def test_activations_on_disk_give_the_same_bytes(
@@ -154,3 +171,30 @@ def test_activations_on_disk_give_the_same_bytes(
     on_disk, same = sparsified("gemma3-text", "sparsegpt", memory=1e-9)
     assert same == record
     assert tensors(on_disk) == tensors(output)
+
+
+def most_memory(folders: tuple[Path, Path]) -> tuple[int, int]:
+    """Bytes in use when the first layer is done, and the most of all later ones."""
+    used: list[int] = []
+    # What earlier tests freed would be used again, and hide that memory is kept.
+    ctypes.CDLL(None).malloc_trim(0)
+
+    def watch(step: str, share: float) -> None:
+        if step == "sparsify layers":
+            fields = Path("/proc/self/statm").read_text().split()
+            used.append(int(fields[1]) * os.sysconf("SC_PAGE_SIZE"))
+
+    sparsify_model(*folders, SparsifyOptions(method="magnitude", device="cpu"), progress=watch)
+    return used[0], max(used)
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").is_file(), reason="reads memory from /proc")
+def test_memory_does_not_grow_with_the_number_of_layers(tmp_path: Path) -> None:
+    sizes = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 24}
+    large = TinyArchitecture("LlamaForCausalLM", "LlamaConfig", "byte_level", True, 0, sizes)
+    model = large.save(tmp_path / "model")
+    layer = 4 * (256 * 256 * 3 + 3 * 256 * 1024)  # keys and values are half as wide
+    (ended,) = run_forked(most_memory, [(model, tmp_path / "sparse")])
+    first, most = ended.result
+    # All 24 layers together would be 100 MB more.
+    assert most - first < 6 * layer, ended.text

@@ -3,11 +3,14 @@
 import base64
 import json
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 _FLAGS = (
     "--headless=new",
@@ -142,3 +145,13 @@ def chromium(program: str, folder: Path) -> Iterator[Browser]:
         process.wait(timeout=20)
         os.close(to_browser[1])
         os.close(from_browser[0])
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """A browser for the tests of one page; they are skipped where there is none."""
+    program = shutil.which("chromium")
+    if not program:
+        pytest.skip("chromium is not installed: the page is not tried in a browser")
+    with chromium(program, tmp_path_factory.mktemp("chromium")) as opened:
+        yield opened

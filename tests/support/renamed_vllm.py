@@ -22,6 +22,9 @@ def rename_classes(words: Sequence[str], folder: Path) -> Path:
         folders[:] = [name for name in folders if name != "__pycache__"]
         target = folder / "vllm" / Path(parent).relative_to(source)
         target.mkdir(parents=True)
+        # Python takes what it compiled for files that are the same; it must not write here.
+        if (compiled := Path(parent, "__pycache__")).is_dir():
+            (target / "__pycache__").symlink_to(compiled)
         for name in names:
             _copy(Path(parent, name), target / name, pattern)
     return folder

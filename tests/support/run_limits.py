@@ -15,6 +15,7 @@ MARKED_BY = {
     "pruned_tokenizers": "slow",
 }
 MAX_MEMORY_MB = 2048
+EXHAUSTIVE = "--exhaustive"
 
 
 def mark_by_fixtures(items: Iterable[pytest.Item]) -> None:
@@ -22,6 +23,13 @@ def mark_by_fixtures(items: Iterable[pytest.Item]) -> None:
     for item in items:
         for fixture in MARKED_BY.keys() & set(getattr(item, "fixturenames", ())):
             item.add_marker(MARKED_BY[fixture])
+
+
+def skip_repetitions(items: Iterable[pytest.Item]) -> None:
+    """Skip tests that are marked as repetitions of others on more tokenizers."""
+    for item in items:
+        if item.get_closest_marker("exhaustive"):
+            item.add_marker(pytest.mark.skip(reason=f"repeats other tests; {EXHAUSTIVE} runs it"))
 
 
 def peak_memory_mb() -> int:

@@ -30,6 +30,7 @@ from vllm_kprune.storage.digest import FileDigest, canonical_json, digest_text, 
 __all__ = [
     "EXPORT_NAME",
     "MANIFEST_NAME",
+    "SPARSITY_NAME",
     "BaseReference",
     "Manifest",
     "is_export",
@@ -40,6 +41,8 @@ __all__ = [
 MANIFEST_NAME = "kprune.json"
 # The same content in a standalone checkpoint, where it only records the origin: no server reads it.
 EXPORT_NAME = "kprune-export.json"
+# What `kprune sparsify` did to the weights, in a standalone checkpoint or a model of the user's.
+SPARSITY_NAME = "kprune-sparsity.json"
 _MAX_BYTES = 64 << 20
 
 # No dot at the start, no slash or backslash, no NUL: neither `..` nor a path. 255 characters are

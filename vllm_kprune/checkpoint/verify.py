@@ -4,7 +4,8 @@
 2. Nothing is lost in encoding and decoding.
 3. There are no dead rows: every kept token can be produced.
 4. The model is the same. Checked here is what needs no running model: the weights of a standalone
-   checkpoint are those of its base, bit for bit. Live tests of kprune itself show the rest.
+   checkpoint are those of its base, bit for bit. Live tests of kprune itself show the rest. The
+   matrices that `kprune sparsify` changed are left out, and the result says so.
 5. Building again gives the same files, and pruning a pruned model changes nothing.
 6. Every id in every file is mapped.
 """
@@ -23,6 +24,7 @@ from vllm_kprune.checkpoint.export import weights_of_overlay
 from vllm_kprune.checkpoint.manifest import (
     EXPORT_NAME,
     MANIFEST_NAME,
+    SPARSITY_NAME,
     Manifest,
     is_export,
     load_manifest,
@@ -32,6 +34,7 @@ from vllm_kprune.checkpoint.overlay import write_overlay
 from vllm_kprune.checkpoint.plan import TokenizerPlan, make_plan, make_tokenizer_plan
 from vllm_kprune.checkpoint.token_ids import map_ids
 from vllm_kprune.checkpoint.verify_weights import compare_weights
+from vllm_kprune.errors import KPruneError
 from vllm_kprune.profile import LANGUAGES
 from vllm_kprune.progress import Progress, silent
 from vllm_kprune.tokenizer.bpe import read_tokenizer
@@ -192,9 +195,24 @@ def _law_3(manifest: Manifest, folder: Path, base_folder: Path, pair: _BothToken
 
 
 def _law_4(manifest: Manifest, folder: Path, base_folder: Path, progress: Progress) -> LawResult:
-    weights = weights_of_overlay(manifest, base_folder)
-    checked, found = compare_weights(weights, folder, progress)
-    return LawResult(4, "weights are the base's, bit for bit", checked, found, "tensors and rows")
+    weights, sparse = weights_of_overlay(manifest, base_folder), _sparsified(folder)
+    checked, found = compare_weights(weights, folder, progress, sparse)
+    note = "tensors and rows"
+    if sparse:
+        note += (
+            f"; not {len(sparse)} matrices of the body, which kprune sparsify changed: with them, "
+            "answers differ from the base's"
+        )
+    return LawResult(4, "weights are the base's, bit for bit", checked, found, note)
+
+
+def _sparsified(folder: Path) -> frozenset[str]:
+    """The matrices that a sparsified checkpoint says it changed; none in another one."""
+    path = folder / SPARSITY_NAME
+    named = read_json(path).get("matrices") if path.is_file() else {}
+    if not isinstance(named, dict):
+        raise KPruneError(f"{path} is damaged: it should name the matrices that were sparsified")
+    return frozenset(named)
 
 
 def _law_5(

@@ -5,7 +5,7 @@ writing cannot hide. Both sides are read in blocks.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from vllm_kprune.checkpoint.export import WeightsPlan
@@ -16,11 +16,15 @@ __all__ = ["compare_weights"]
 
 
 def compare_weights(
-    weights: WeightsPlan, folder: Path, progress: Progress = silent
+    weights: WeightsPlan,
+    folder: Path,
+    progress: Progress = silent,
+    changed: Collection[str] = (),
 ) -> tuple[int, str | None]:
     """Compare every tensor, and each row of vocabulary tensors, with the base's.
 
-    Returns how many tensors and rows are equal, and the first difference if there is one.
+    Of tensors in `changed`, which are not of the vocabulary, only type and shape are compared.
+    Returns how many of the others and rows are equal, and the first difference if there is one.
     """
     checked = 0
     for number, shard in enumerate(weights.shards):
@@ -28,15 +32,17 @@ def compare_weights(
         name = shard.path.name
         if not (folder / name).is_file():
             return checked, f"{name} is missing"
-        for found in _differences(shard, read_shard(folder / name), weights.cut):
+        for found in _differences(shard, read_shard(folder / name), weights.cut, changed):
             if found:
                 return checked, f"{name}: {found}"
             checked += 1
     return checked, None
 
 
-def _differences(old: Shard, new: Shard, cut: RowCut) -> Iterator[str | None]:
-    """For each tensor or row: None if it is equal, otherwise the difference."""
+def _differences(
+    old: Shard, new: Shard, cut: RowCut, changed: Collection[str]
+) -> Iterator[str | None]:
+    """For each tensor or row that counts: None if it is equal, otherwise the difference."""
     # A hard link of --link: one file, so reading it twice would show nothing.
     if old.path.samefile(new.path):
         yield from (None for _ in old.tensors)
@@ -52,7 +58,12 @@ def _differences(old: Shard, new: Shard, cut: RowCut) -> Iterator[str | None]:
                 yield f"{tensor.name} is missing"
                 continue
             pair = _StoredTwice(before.fileno(), after.fileno(), tensor, written[tensor.name])
-            yield from pair.rows(cut) if tensor.name in cut.tensors else pair.whole()
+            if tensor.name in cut.tensors:
+                yield from pair.rows(cut)
+            elif tensor.name in changed:
+                yield from pair.shape()
+            else:
+                yield from pair.whole()
 
 
 class _StoredTwice:
@@ -61,6 +72,11 @@ class _StoredTwice:
     def __init__(self, before: int, after: int, old: StoredTensor, new: StoredTensor) -> None:
         self._files = (before, after)
         self._old, self._new = old, new
+
+    def shape(self) -> Iterator[str]:
+        """A difference in type or shape, if there is one."""
+        if found := self._unlike(self._old.shape):
+            yield found
 
     def whole(self) -> Iterator[str | None]:
         differs = not self._same_bytes(0, 0, self._old.bytes)

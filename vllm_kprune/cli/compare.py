@@ -1,7 +1,6 @@
 """`kprune compare`: two endpoints, the same work, and whether the pruned one is worth shipping."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,28 +9,29 @@ from rich.markup import escape
 
 from vllm_kprune.cli.compare_ending import end, resumable
 from vllm_kprune.cli.compare_extras import ExtraOptions
+from vllm_kprune.cli.compare_options import JudgeOptions, OutputOptions, SelectionOptions
+from vllm_kprune.cli.compare_rejudge import given_flags, refuse_asking
+from vllm_kprune.cli.compare_sides import EndpointOptions, sides_of
 from vllm_kprune.cli.compare_table import print_brief, print_plan, print_report
 from vllm_kprune.cli.console import counts, error_console, log, output_console, write_json
 from vllm_kprune.cli.typer_options import with_options
 from vllm_kprune.compare.ci_files import write_junit, write_summary
 from vllm_kprune.compare.comparing import chosen_suites, compare_endpoints
-from vllm_kprune.compare.connect import Address
-from vllm_kprune.compare.gate import (
-    Gate,
-    check_gates,
-    gate_results,
-    parse_gates,
-)
+from vllm_kprune.compare.conclude import write_all
+from vllm_kprune.compare.conditions import Gate, check_gates, parse_gates
+from vllm_kprune.compare.gate import gate_results
 from vllm_kprune.compare.journal import set_aside
-from vllm_kprune.compare.options import ENDPOINTS, MEASURED, CommonOptions
+from vllm_kprune.compare.margins import Margin, parse_margins
+from vllm_kprune.compare.options import MEASURED, CommonOptions
 from vllm_kprune.compare.planning import plan
+from vllm_kprune.compare.rejudge import rejudge
 from vllm_kprune.compare.report.document import Report
 from vllm_kprune.compare.suites import SUITES
 from vllm_kprune.errors import KPruneError
-from vllm_kprune.options import REQUIRED, option
 
 __all__ = ["command", "register"]
 
+_FOLDER = Path("kprune-compare")
 _EPILOG = """
 **Examples**
 
@@ -58,6 +58,14 @@ One model with and without thinking:
 `kprune compare --original URL --pruned URL
 --pruned-extra-body '{"chat_template_kwargs": {"enable_thinking": false}}'`
 
+Two profiles against one original, which is asked once:
+
+`kprune compare --original URL --pruned enko@URL --pruned ko@URL`
+
+Other margins or conditions for a run that is done, without servers:
+
+`kprune compare --rejudge report --margin stability=0.03 --fail-on worse`
+
 **Keys** come from KPRUNE_ORIGINAL_API_KEY and KPRUNE_PRUNED_API_KEY, else OPENAI_API_KEY.
 
 **Exit codes**: 0 success. 1 a --fail-on condition is met. 2 a mistake that you can correct, or
@@ -65,91 +73,6 @@ nothing could be measured. 3 a server died, or no longer has the model or any cr
 the results until then, and the same command resumes and asks again for answers that failed. 130
 Ctrl-C, 143 SIGTERM: the same, without a report.
 """
-_REPORT = "Report"
-
-
-@dataclass(frozen=True)
-class _Endpoints:
-    """Where both sides are found."""
-
-    original: str = option(
-        REQUIRED, "URL of the original model's server, with or without /v1.", group=ENDPOINTS
-    )
-    pruned: str = option(REQUIRED, "URL of the pruned model's server.", group=ENDPOINTS)
-    original_model: str | None = option(
-        None,
-        "Name of the model on that server; by default the only one that is served.",
-        group=ENDPOINTS,
-    )
-    pruned_model: str | None = option(
-        None, "The same for the pruned model's server.", group=ENDPOINTS
-    )
-    timeout: float = option(300.0, "Seconds that one request may take.", least=1, group=ENDPOINTS)
-
-
-@dataclass(frozen=True)
-class _Selection:
-    """Which suites run."""
-
-    suites: tuple[str, ...] = option(
-        (),
-        "What to measure (all by default; see --list); repeat for several.",
-        flags=("--suite", "-s"),
-        commas=True,
-        group=MEASURED,
-    )
-
-
-@dataclass(frozen=True)
-class _Output:
-    """Where the report goes, and when the command fails."""
-
-    output: Path = option(
-        Path("kprune-compare"),
-        "Folder for the answers, report.json and report.html. If a run was interrupted, the same "
-        "command resumes it.",
-        flags=("--output", "-o"),
-        group=_REPORT,
-    )
-    fresh: bool = option(
-        False,
-        "Start over; the contents of the folder are moved to FOLDER.1.",
-        flags=("--fresh",),
-        group=_REPORT,
-    )
-    plan: bool = option(
-        False,
-        "Only say what each suite would ask, about how long it would take, and which differences "
-        "it could find; a few prompts measure the speed of both servers.",
-        flags=("--plan",),
-        group=_REPORT,
-    )
-    fail_on: tuple[str, ...] = option(
-        (),
-        'Exit with code 1 if the data show this: worse (any metric is worse), "stability<0" (the '
-        'main metric of a suite, pruned - original), "decode_ratio<1.5?" (with ?: unless the data '
-        "rule it out). Several may follow.",
-        group=_REPORT,
-    )
-    junit: Path | None = option(
-        None,
-        "Also write the verdicts and conditions as JUnit XML to this file.",
-        group=_REPORT,
-    )
-    summary_md: Path | None = option(
-        None,
-        'Also write a summary in Markdown to this file, such as "$GITHUB_STEP_SUMMARY".',
-        group=_REPORT,
-    )
-    verbose: bool = option(
-        False, "Print every metric and note.", flags=("--verbose", "-v"), group=_REPORT
-    )
-    json_to: str | None = option(
-        None,
-        "Also write the report as JSON to this file; - prints it.",
-        flags=("--json",),
-        group=_REPORT,
-    )
 
 
 def register(app: typer.Typer) -> None:
@@ -161,7 +84,14 @@ def command() -> Callable[..., Any]:
     """The command as Typer takes it, with the options of every suite in the table."""
     tables = {name: type(suite.options) for name, suite in SUITES.items()}
     return with_options(
-        _run, _Endpoints, ExtraOptions, _Selection, CommonOptions, *tables.values(), _Output
+        _run,
+        EndpointOptions,
+        ExtraOptions,
+        SelectionOptions,
+        CommonOptions,
+        *tables.values(),
+        JudgeOptions,
+        OutputOptions,
     )
 
 
@@ -173,11 +103,12 @@ def _list_suites(wanted: bool) -> None:
 
 
 def _run(
-    endpoints: _Endpoints,
+    endpoints: EndpointOptions,
     extras: ExtraOptions,
-    selection: _Selection,
+    selection: SelectionOptions,
     common: CommonOptions,
-    *of_suites_and_output: Any,
+    *of_suites_and_report: Any,
+    context: typer.Context,
     # `--fail-on A B`: Typer's options take one value each, so further ones arrive as arguments.
     more_conditions: Annotated[list[str] | None, typer.Argument(hidden=True, metavar="")] = None,
     list_suites: bool = typer.Option(
@@ -197,53 +128,91 @@ def _run(
     metrics that an endpoint cannot provide (for lack of chat, log-probabilities or token counts)
     are reported as not measured, with the reason.
     """
-    *of_suites, out = of_suites_and_output
+    *of_suites, judged, out = of_suites_and_report
     configured = {
         name: suite.configured(options)
         # `command` hands over the tables in the order of SUITES.
         for (name, suite), options in zip(SUITES.items(), of_suites, strict=True)
     }
+    gates = _gates(judged.fail_on, more_conditions or ())
+    margins = parse_margins(judged.margins)
+    if judged.rejudge:
+        refuse_asking(given_flags(context))
+        _finish(*_judged_again(judged.rejudge, selection, margins, out), gates, selection, out)
+        return
+    sides = sides_of(endpoints, extras)
+    if sides.more and common.pruned_folder:
+        raise KPruneError(
+            "--pruned-folder is about one pruned side, and there are several; serve their models "
+            "from this machine, and their folders are known"
+        )
     names = {suite.name for suite in chosen_suites(selection.suites or None, configured)}
     suites = [suite for suite in configured.values() if suite.name in names]
-    gates = _gates(out.fail_on, more_conditions or ())
-    original_extras, pruned_extras = extras.of_sides()
     # Where any name may be a metric's, a bare name must not be taken for one.
-    check_gates(gates, {one.name: None if "*" in one.metrics else one.metrics for one in suites})
+    known = {one.name: None if "*" in one.metrics else one.metrics for one in suites}
+    check_gates(gates, known, sides.names)
     for suite in suites:  # before anything is moved
         suite.check(common)
     if out.plan:
-        addresses = (
-            Address(endpoints.original, endpoints.original_model, extras=original_extras),
-            Address(endpoints.pruned, endpoints.pruned_model, extras=pruned_extras),
+        planned = plan(
+            sides.original,
+            sides.pruned,
+            suites,
+            common,
+            more=sides.more,
+            timeout=endpoints.timeout,
         )
-        print_plan(plan(*addresses, suites, common, timeout=endpoints.timeout), output_console)
+        print_plan(planned, output_console)
         return
-    if out.fresh and (moved := set_aside(out.output)):
+    folder = out.output or _FOLDER
+    if out.fresh and (moved := set_aside(folder)):
         log(f"the previous run was moved to {moved}")
-    with resumable(out.output), counts() as progress:
+    with resumable(folder), counts() as progress:
         report = compare_endpoints(
-            endpoints.original,
-            endpoints.pruned,
-            output=out.output,
+            sides.original,
+            sides.pruned,
+            output=folder,
             suites=suites,
             options=common,
-            original_model=endpoints.original_model,
-            pruned_model=endpoints.pruned_model,
-            original_extras=original_extras,
-            pruned_extras=pruned_extras,
+            more=sides.more,
+            margins=margins,
             timeout=endpoints.timeout,
             gated=bool(gates),
             configured=configured,
             progress=progress,
             warn=lambda warning: log(f"warning: {warning}"),
         )
+    _finish(report, folder, gates, selection, out)
+
+
+def _judged_again(
+    folder: Path, selection: SelectionOptions, margins: Sequence[Margin], out: OutputOptions
+) -> tuple[Report, Path]:
+    """The report on an earlier run's answers, and the folder to which it was written."""
+    to = out.output or folder
+    with resumable(to), counts() as progress:
+        report = rejudge(
+            folder, suites=selection.suites or None, margins=margins, progress=progress
+        )
+        write_all(report, to)
+    return report, to
+
+
+def _finish(
+    report: Report,
+    folder: Path,
+    gates: Sequence[Gate],
+    selection: SelectionOptions,
+    out: OutputOptions,
+) -> None:
+    """Check the conditions, show the report, and exit with the code that fits."""
     results = gate_results(gates, report, selection.suites)
     if out.junit:
         write_junit(report, results, out.junit)
     if out.summary_md:
         write_summary(report, results, out.summary_md)
-    _show(report, out.output, out.json_to, verbose=out.verbose)
-    end(report, results, out.output)
+    _show(report, folder, out.json_to, verbose=out.verbose)
+    end(report, results, folder)
 
 
 def _gates(conditions: Sequence[str], more: Sequence[str]) -> tuple[Gate, ...]:

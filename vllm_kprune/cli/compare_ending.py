@@ -75,7 +75,7 @@ def end(report: Report, gates: Sequence[GateResult], folder: Path) -> None:
     # This code wins over 1: the gates were judged on a part of the data only.
     if report.incomplete:
         log(f"incomplete: {report.incomplete}")
-        log(f"the answers are kept in {folder}; start the server, then the same command resumes")
+        log(f"the answers are kept in {folder}; once that is mended, the same command resumes")
         raise typer.Exit(_INCOMPLETE)
     if failures:
         raise typer.Exit(1)

@@ -10,8 +10,10 @@ from rich.markup import escape
 from rich.padding import Padding
 from rich.table import Table
 
+from vllm_kprune.compare.gate import worse_metrics
 from vllm_kprune.compare.planning import PlannedSuite
 from vllm_kprune.compare.report.document import MetricReport, Report, SuiteReport
+from vllm_kprune.compare.report.sides import SideBySide, side_by_side, sides_of
 from vllm_kprune.compare.statistics.verdicts import Verdict
 
 __all__ = ["print_brief", "print_plan", "print_report", "suite_table"]
@@ -29,6 +31,7 @@ _OTHER_LINES = 8  # the summary twice, in up to three lines each, a legend, the 
 _LINES_OF_SUITE = 3  # a heading, and a sentence in two lines
 _LONGEST = 150  # characters of a sentence
 _MOST_WARNINGS = 3
+_MOST_WORSE = 6
 _TOLD: tuple[Verdict, ...] = ("worse", "better", "not enough data")
 _SIGNS = {"worse": "▼", "better": "▲", "not enough data": "?"}
 
@@ -36,19 +39,25 @@ _SIGNS = {"worse": "▼", "better": "▲", "not enough data": "?"}
 def print_brief(report: Report, console: Console) -> None:
     """Print the summary, warnings, a sentence for each suite, what differs, and the summary again.
 
-    At most 40 lines at 80 columns: with many suites, fewer metrics of each are shown.
+    With several pruned sides, one table of them all takes the place of the sentences. At most 40
+    lines at 80 columns: with many suites, fewer metrics of each are shown.
     """
     warnings = [
-        f"[bold red]{escape(suite.name)}: {escape(note)}[/]"
+        f"[bold red]{escape(_cut(f'{suite.name}: {note}'))}[/]"
         for suite in report.suites
         for note in filter(_is_warning, suite.notes)
     ]
-    room = _SCREEN - _OTHER_LINES - len(warnings[:_MOST_WARNINGS])
+    room = _SCREEN - _OTHER_LINES - 2 * len(warnings[:_MOST_WARNINGS])
     each = max(0, room // max(1, len(report.suites)) - _LINES_OF_SUITE)
     console.print(f"[bold]{escape(report.summary)}[/]")
     for line in warnings[:_MOST_WARNINGS]:
-        console.print(line, no_wrap=True, overflow="ellipsis", crop=True)
-    for suite in report.suites:
+        console.print(line)
+    if rows := side_by_side(report):
+        console.print(_sides_table(report, rows))
+        for one in worse_metrics(report.suites)[:_MOST_WORSE]:
+            line = f"[bold red]▼ {escape(one)}[/]"
+            console.print(line, no_wrap=True, overflow="ellipsis", crop=True)
+    for suite in report.suites if not rows else ():
         heading, *details = _brief(suite, each)
         console.print(heading, no_wrap=True, overflow="ellipsis", crop=True)
         if suite.metrics:
@@ -57,6 +66,25 @@ def print_brief(report: Report, console: Console) -> None:
             console.print(line, no_wrap=True, overflow="ellipsis", crop=True)
     console.print("[dim]×0.92 is 8 % less; brackets are 95 % intervals; -v shows every metric[/]")
     console.print(f"[bold]{escape(report.summary)}[/]")
+
+
+def _sides_table(report: Report, rows: Sequence[SideBySide]) -> Table:
+    """A row for each suite, a column for each pruned side."""
+    table = Table(box=None, pad_edge=False)
+    for name in ("", "original", *sides_of(report)):
+        table.add_column(escape(name), overflow="fold")
+    for row in rows:
+        title = f"[bold]{escape(row.suite)}[/]\n[dim]{escape(row.title)}[/]"
+        table.add_row(title, escape(row.original), *map(_side_cell, row.sides))
+    return table
+
+
+def _side_cell(cell: tuple[SuiteReport, MetricReport | None] | None) -> str:
+    suite, main = cell or (None, None)
+    if not suite or not suite.metrics:
+        return "[dim]not measured[/]"
+    score = escape(main.shown.pruned or main.shown.effect) if main else ""
+    return f"{score}\n{_coloured(suite.verdict, suite.verdict)}"
 
 
 def _cut(text: str) -> str:
@@ -73,7 +101,8 @@ def _brief(suite: SuiteReport, most: int) -> Iterator[str]:
     told.sort(key=lambda metric: _TOLD.index(metric.verdict))
     for metric in told[:most]:
         values = f"{metric.shown.original} → {metric.shown.pruned}"
-        what = f"{metric.title}: {values}, {metric.shown.effect}"
+        doubt = " (not after correction)" if "not after correction" in metric.words else ""
+        what = f"{metric.title}: {values}, {metric.shown.effect}{doubt}"
         yield f"  {_coloured(metric.verdict, f'{_SIGNS[metric.verdict]} {what}')}"
 
 
@@ -86,6 +115,9 @@ def print_report(report: Report, console: Console) -> None:
     for suite in report.suites:
         for note in filter(_is_warning, suite.notes):
             console.print(f"[bold red]{escape(suite.name)}: {escape(note)}[/]")
+    if rows := side_by_side(report):
+        console.print(_sides_table(report, rows))
+        console.print()
     for suite in report.suites:
         if suite.metrics:
             console.print(suite_table(suite))

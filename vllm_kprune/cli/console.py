@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 import typer
@@ -114,7 +115,7 @@ def _duration(seconds: float) -> str:
 @contextmanager
 def counts() -> Iterator[Callable[[str, int, int], None]]:
     """A bar for each suite, told as (suite, done, total); where nobody watches, a line when one is
-    done and now and then before."""
+    done and now and then before, also while nothing arrives."""
     columns = (
         TextColumn("{task.description:<12}"),
         BarColumn(),
@@ -122,23 +123,50 @@ def counts() -> Iterator[Callable[[str, int, int], None]]:
         TimeRemainingColumn(),
     )
     watched = error_console.is_terminal
-    with Progress(*columns, console=error_console, disable=not watched) as bars:
+    if not watched:
+        with _count_lines() as tell_line:
+            yield tell_line
+        return
+    with Progress(*columns, console=error_console) as bars:
         known: dict[str, Any] = {}
-        last, told = "", time.monotonic()
 
         def tell(suite: str, done: int, total: int) -> None:
             if suite not in known:
                 known[suite] = bars.add_task(suite, total=total)
             bars.update(known[suite], completed=done, total=total)
-            nonlocal last, told
-            line = f"{suite}: {done:,} of {total:,}"
-            late = time.monotonic() - told >= _LINE_SECONDS
-            # A last count may be told twice; it is one line in a log.
-            if (done == total or late) and line != last and not watched:
-                log(line)
-                last, told = line, time.monotonic()
 
         yield tell
+
+
+@contextmanager
+def _count_lines() -> Iterator[Callable[[str, int, int], None]]:
+    """The same as lines of a log; a thread goes on telling while nothing arrives."""
+    line, last, done_all = "", "", True
+    told = moved = time.monotonic()
+    ended = Event()
+
+    def tell(suite: str, done: int, total: int) -> None:
+        nonlocal line, last, done_all, told, moved
+        moved = time.monotonic()
+        line, done_all = f"{suite}: {done:,} of {total:,}", done == total
+        # A last count may be told twice; it is one line in a log.
+        if (done_all or moved - told >= _LINE_SECONDS) and line != last:
+            log(line)
+            last, told = line, moved
+
+    def go_on() -> None:
+        nonlocal told
+        while not ended.wait(_LINE_SECONDS / 10):
+            now = time.monotonic()
+            if line and not done_all and now - max(told, moved) >= _LINE_SECONDS:
+                log(f"{line}, waiting for {_duration(now - moved)}")
+                told = now
+
+    Thread(target=go_on, daemon=True).start()
+    try:
+        yield tell
+    finally:
+        ended.set()
 
 
 def write_json(value: Any, target: str) -> None:

@@ -1,6 +1,7 @@
 """The curve of `kprune inspect --curve`: as a table, and drawn by Altair from the extra `plot`."""
 
 import importlib.util
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from vllm_kprune.checkpoint.curve import Curve, CurvePoint
+from vllm_kprune.cli.curve_page import page
 from vllm_kprune.errors import KPruneError
 
 __all__ = ["check_plot", "curve_table", "plot_curve"]
@@ -65,22 +67,36 @@ def check_plot(path: Path) -> None:
 def plot_curve(curve: Curve, path: Path) -> None:
     """Draw extra tokens against size, and against memory where there are weights.
 
-    The web page is self-contained: it loads nothing from elsewhere.
+    The web page is self-contained: it loads nothing from elsewhere, and runs nothing.
     """
     import altair
 
     panels = [_panel(curve, "tokens", "tokens kept")]
     if curve.points[-1].vocabulary_bytes is not None:
         panels.append(_panel(curve, "megabytes", "vocabulary weights, MB"))
-    title = f"{Path(curve.model).name}, profile {curve.profile} (dashed: its own size)"
-    chart = altair.hconcat(*panels, title=title)
+    chart = altair.hconcat(*panels, title=_title(curve))
     try:
         if path.suffix.lower() == ".html":
-            chart.save(str(path), format="html", inline=True)
+            path.write_text(page(curve, [_as_svg(panel) for panel in panels]), encoding="utf-8")
         else:
             chart.save(str(path), format=path.suffix.lower()[1:], ppi=144)
     except OSError as error:
         raise KPruneError(f"--plot {path} cannot be written: {error.strerror}") from None
+
+
+def _title(curve: Curve) -> str:
+    return f"{Path(curve.model).name}, profile {curve.profile} (dashed: its own size)"
+
+
+def _as_svg(panel: Any) -> str:
+    """A panel as narrow as a telephone, in which the page's style sheet chooses the colours."""
+    text = StringIO()
+    narrow = panel.properties(width=330, height=280).configure(background="transparent")
+    sized = narrow.configure_axis(labelFontSize=13, titleFontSize=13)
+    sized.configure_legend(labelFontSize=13, titleFontSize=13, orient="bottom").save(
+        text, format="svg"
+    )
+    return text.getvalue()
 
 
 def _panel(curve: Curve, field: str, title: str) -> Any:

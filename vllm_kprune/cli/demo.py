@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from vllm_kprune.cli.compare_table import print_report
+from vllm_kprune.cli.compare_table import print_brief, print_report
 from vllm_kprune.cli.console import counts, error_console, log, output_console, steps, write_json
 from vllm_kprune.cli.demo_table import hardware, print_summary
 from vllm_kprune.cli.options import JsonOptions
@@ -25,6 +25,7 @@ from vllm_kprune.demo.run import (
     Sizes,
     compare_demo,
     prepare,
+    resolution,
     sizes,
     stream,
     unexplained,
@@ -54,6 +55,7 @@ class _Demo:
         False, "Do not compile: starts sooner, but hides a part of the speed gain."
     )
     keep: bool = option(False, "Keep both servers running afterwards, until Ctrl-C.")
+    verbose: bool = option(False, "Show all that the comparison found.", flags=("--verbose", "-v"))
     output: Path = option(
         Path("kprune-demo"), "Folder for report.json and report.html.", flags=("--output", "-o")
     )
@@ -80,10 +82,12 @@ def _run(demo: _Demo, outcome: JsonOptions) -> None:
         log(f"starting both servers ({_EAGER_START if demo.eager else _COMPILED_START})")
         with serve_pair(pair, ARGUMENTS, eager=demo.eager) as servers:
             _show_samples(servers)
+            for line in resolution(demo.rounds):
+                log(line)
             with counts() as progress:
                 report = compare_demo(servers, demo.rounds, progress)
             found = sizes(pair, servers)
-            _show(report, pair, found, machine, demo.output, outcome.json_to)
+            _show(report, pair, found, machine, demo, outcome.json_to)
             if demo.keep:
                 _stay(servers)
     if unexplained(report):
@@ -91,17 +95,17 @@ def _run(demo: _Demo, outcome: JsonOptions) -> None:
 
 
 def _show(
-    report: Report, pair: ModelPair, found: Sizes, machine: str, folder: Path, json_to: str | None
+    report: Report, pair: ModelPair, found: Sizes, machine: str, demo: _Demo, json_to: str | None
 ) -> None:
     console = error_console if json_to == "-" else output_console
     names = pair.name, pair.manifest.profile.name
     print_summary(report, found, names, machine, console)
-    print_report(report, console)
-    _, page = write_all(report, folder)
+    (print_report if demo.verbose else print_brief)(report, console)
+    _, page = write_all(report, demo.output)
     log(f"report: {page}")
     if json_to:
-        demo = {"model": names[0], "profile": names[1], "hardware": machine, **asdict(found)}
-        write_json({"demo": demo, **report.model_dump(mode="json")}, json_to)
+        about = {"model": names[0], "profile": names[1], "hardware": machine, **asdict(found)}
+        write_json({"demo": about, **report.model_dump(mode="json")}, json_to)
 
 
 def _show_samples(servers: Servers) -> None:

@@ -22,8 +22,12 @@ __all__ = ["all_option_rows"]
 def all_option_rows() -> Mapping[str, tuple[OptionRow, ...]]:
     """The rows of each page: "kprune build" and the other commands, "vllm serve", "vllm_xargs"
     (requests) and "profile" (YAML files)."""
+    groups = [("", app), *((f"{one.name} ", one.typer_instance) for one in app.registered_groups)]
     commands = {
-        f"kprune {command.name}": _rows(command.callback) for command in app.registered_commands
+        f"kprune {prefix}{command.name}": _rows(command.callback)
+        for prefix, group in groups
+        if group is not None
+        for command in group.registered_commands
     }
     requests = (*GUARD_OPTIONS, *prune_options(REQUEST))
     return {

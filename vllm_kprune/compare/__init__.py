@@ -4,12 +4,14 @@ Both get the same work; the answers are judged, and every result has a confidenc
 `comparing.compare_endpoints` does it all. The rooms, from the bottom up (a module imports only from
 rooms before its own, which `tests/test_layers.py` checks):
 
-- `measurements`, `options`: the values that stages pass on, and the options that suites share.
+- `measurements`, `margins`, `options`: the values that stages pass on, what counts as equal, and
+  the options that suites share.
 - `endpoint/`: one endpoint; requests and answers, client, probing.
 - `statistics/`: from measurements to effects, intervals and verdicts.
 - `report/`: the report's schema, its file and its page.
 - `journal`, `run`, `asking`: the answers on disk, the suites in turn, both sides asked alternately.
 - `suites/`: one file for each suite, and the table of all.
-- `connect`, `conclude`, `gate`, `ci_files`, `planning`, `comparing`: the beginning and the end of a
-  run, conditions on its report, files for CI, what a run will take, and the whole.
+- `settings`, `connect`, `conclude`, `conditions`, `gate`, `ci_files`: the settings of a run, its
+  beginning and end, conditions on its report, files for CI.
+- `planning`, `rejudge`, `comparing`: what a run will take, kept answers judged again, the whole.
 """

@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 
 from vllm_kprune.compare.gate import GateResult
 from vllm_kprune.compare.report.document import MetricReport, Report, SuiteReport
+from vllm_kprune.compare.report.sides import side_by_side, sides_of
 from vllm_kprune.errors import KPruneError
 
 __all__ = ["junit", "summary_markdown", "write_junit", "write_summary"]
@@ -78,16 +79,42 @@ def summary_markdown(report: Report, gates: Sequence[GateResult]) -> str:
     """The report in a table of Markdown, with the conditions of `--fail-on` below."""
     models = [f"{one.name}: `{_cell(one.model)}`" for one in report.endpoints]
     lines = [f"## kprune compare: {_cell(report.summary)}", "", ", ".join(models), ""]
-    lines += ["| suite | verdict | main metric | effect |", "|---|---|---|---|"]
-    for suite in report.suites:
-        main = next((one for one in suite.metrics if one.name == suite.main), None)
-        lines.append(_row(suite, main))
+    lines += _matrix(report) if sides_of(report) else _table(report)
     warnings = [note for suite in report.suites for note in suite.notes if _is_warning(note)]
     lines += ["", *(f"- ⚠️ {_cell(note)}" for note in warnings)] if warnings else []
     if gates:
         lines += ["", *(f"- {'❌' if one.failed else '✅'} `{_cell(one.gate.text)}`: "
                         f"{_cell(one.why)}" for one in gates)]  # fmt: skip
     return "\n".join(lines) + "\n"
+
+
+def _table(report: Report) -> list[str]:
+    rows = [
+        _row(suite, next((one for one in suite.metrics if one.name == suite.main), None))
+        for suite in report.suites
+    ]
+    return ["| suite | verdict | main metric | effect |", "|---|---|---|---|", *rows]
+
+
+def _matrix(report: Report) -> list[str]:
+    """A column for each pruned side."""
+    sides = sides_of(report)
+    lines = [
+        f"| suite | main metric | original | {' | '.join(sides)} |",
+        "|---" * (3 + len(sides)) + "|",
+    ]
+    for row in side_by_side(report):
+        cells = [row.suite, row.title, row.original, *map(_side, row.sides)]
+        lines.append("| " + " | ".join(map(_cell, cells)) + " |")
+    return lines
+
+
+def _side(cell: tuple[SuiteReport, MetricReport | None] | None) -> str:
+    suite, main = cell or (None, None)
+    if not suite or not suite.metrics:
+        return "not measured"
+    effect = f"{main.shown.effect}: " if main else ""
+    return f"{_SIGNS.get(suite.verdict, '')} {effect}{suite.words}".strip()
 
 
 def _is_warning(note: str) -> bool:

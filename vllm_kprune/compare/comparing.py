@@ -6,12 +6,16 @@ from pathlib import Path
 from typing import TypeVar
 
 from vllm_kprune.compare.conclude import SAME_ENDPOINT, conclude, write_all
+from vllm_kprune.compare.conditions import check_margins
 from vllm_kprune.compare.connect import Address, connect
-from vllm_kprune.compare.endpoint.extras import NO_EXTRAS, Extras
 from vllm_kprune.compare.endpoint.messages import same_endpoint, shared_key
+from vllm_kprune.compare.journal import Journal
+from vllm_kprune.compare.margins import Margin
 from vllm_kprune.compare.options import CommonOptions
+from vllm_kprune.compare.rejudge import SUITES_OF_RUN
 from vllm_kprune.compare.report.document import Report
 from vllm_kprune.compare.run import Suite, SuiteProgress, run_suites
+from vllm_kprune.compare.settings import side_keys
 from vllm_kprune.compare.suites import SUITES
 from vllm_kprune.errors import KPruneError, nearest
 from vllm_kprune.options import check_values, options_of
@@ -22,16 +26,14 @@ OptionsT = TypeVar("OptionsT")
 
 
 def compare_endpoints(
-    original_url: str,
-    pruned_url: str,
+    original: str | Address,
+    pruned: str | Address,
     *,
     output: str | Path,
     suites: Iterable[str | Suite] | None = None,
     options: CommonOptions | None = None,
-    original_model: str | None = None,
-    pruned_model: str | None = None,
-    original_extras: Extras = NO_EXTRAS,
-    pruned_extras: Extras = NO_EXTRAS,
+    more: Sequence[str | Address] = (),
+    margins: Sequence[Margin] = (),
     timeout: float = 300.0,
     gated: bool = False,
     configured: Mapping[str, Suite] = SUITES,
@@ -51,8 +53,10 @@ def compare_endpoints(
     API keys come from `KPRUNE_ORIGINAL_API_KEY` and `KPRUNE_PRUNED_API_KEY`, else from
     `OPENAI_API_KEY`.
 
-    `original_extras` and `pruned_extras` are added to every request of a side: fields of the body,
-    headers and a query.
+    A side is a URL, or an `Address` with a model's name, and with extras that are added to every
+    request: fields of the body, headers and a query. `more` are further pruned sides: the original
+    is asked once, and each suite of the report stands for one pair, with a name such as
+    `stability@pruned2`. `margins` replace those of metrics (`parse_margins`).
 
     `timeout` limits each request, in seconds. With `gated`, both sides must be different
     endpoints. If a server dies, the report has what was measured until then, and its field
@@ -68,28 +72,42 @@ def compare_endpoints(
         for suite in chosen_suites(suites, configured)
     ]
     # All of them before `connect`, which makes the folder and sends the first requests.
+    check_margins(margins, chosen)
     for suite in chosen:
         suite.check(options)
         for caution in suite.cautions(options):
             warn(f"{suite.name}: {caution.removeprefix('WARNING: ')}")
-    if warning := shared_key(original_url, pruned_url):
-        warn(warning)
+    first, *others = (
+        Address(one) if isinstance(one, str) else one for one in (original, pruned, *more)
+    )
+    for other, key in zip(others, side_keys(1 + len(others))[1:], strict=True):
+        if warning := shared_key(first.url, other.url, name=other.side or key):
+            warn(warning)
     with connect(
-        Address(original_url, original_model, extras=original_extras),
-        Address(pruned_url, pruned_model, extras=pruned_extras),
+        first,
+        others[0],
         options,
         output,
+        more=others[1:],
         # Also suites that are not run now: their options are part of the settings of the run.
         suites=list({**configured, **{suite.name: suite for suite in chosen}}.values()),
         gated=gated,
         timeout=timeout,
         progress=progress,
     ) as context:
-        if same_endpoint(*context.endpoints):
+        one, *pruned_ones = context.endpoints
+        if any(same_endpoint(one, other) for other in pruned_ones):
             warn(SAME_ENDPOINT)
-        report = conclude(context, run_suites(context, chosen).results)
+        _keep_names(context.journal, chosen)
+        report = conclude(context, run_suites(context, chosen).results, margins)
     write_all(report, output)
     return report
+
+
+def _keep_names(journal: Journal, suites: Sequence[Suite]) -> None:
+    names = [suite.name for suite in suites]
+    if names != journal.get("endpoints", SUITES_OF_RUN):
+        journal.put("endpoints", SUITES_OF_RUN, names)
 
 
 def chosen_suites(

@@ -12,17 +12,18 @@ from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from pydantic import ValidationError
+from pydantic import JsonValue, ValidationError
 
-from vllm_kprune.compare.endpoint.client import Client
 from vllm_kprune.compare.endpoint.description import checked_description
 from vllm_kprune.compare.endpoint.messages import same_endpoint
+from vllm_kprune.compare.margins import Margin, with_margins
 from vllm_kprune.compare.measurements import Measurement, SuiteResult
 from vllm_kprune.compare.report.build import build_report
 from vllm_kprune.compare.report.document import EndpointReport, Report
 from vllm_kprune.compare.report.page import write_page
 from vllm_kprune.compare.report.report_file import write_report
 from vllm_kprune.compare.run import Context
+from vllm_kprune.compare.settings import side_keys
 from vllm_kprune.compare.suites import SUITES
 from vllm_kprune.errors import KPruneError
 
@@ -37,13 +38,17 @@ _PACKAGES = ("httpx", "lm_eval", "numpy", "py3langid", "sacrebleu", "unbabel-com
 _NAME, _TITLE, _MOST_NOTES, _MOST_REASONS = 200, 100, 199, 500
 
 
-def conclude(context: Context, results: Sequence[SuiteResult]) -> Report:
+def conclude(
+    context: Context, results: Sequence[SuiteResult], margins: Sequence[Margin] = ()
+) -> Report:
     """The report of a run; it depends only on the answers, not on when the run was resumed."""
+    named = [_with_more(context, _with_main(result)) for result in results]
+    judging: dict[str, JsonValue] = {"margins": [one.text for one in margins]} if margins else {}
     try:
         return build_report(
-            [_within_bounds(_with_more(context, _with_main(result))) for result in results],
-            endpoints=[_endpoint(context, client) for client in context.clients],
-            settings=context.journal.settings,
+            [_within_bounds(result) for result in with_margins(named, margins)],
+            endpoints=[_endpoint(context, at) for at in range(len(context.clients))],
+            settings={**context.journal.settings, **judging},
             versions=dict(_versions()),
             seed=context.options.seed,
             date=str(context.journal.get("endpoints", "date") or ""),
@@ -91,14 +96,18 @@ def write_all(report: Report, folder: Path) -> tuple[Path, Path]:
     return paths
 
 
-def _endpoint(context: Context, client: Client) -> EndpointReport:
-    endpoint = client.endpoint
+def _endpoint(context: Context, at: int) -> EndpointReport:
+    endpoint, others = (
+        context.endpoints[at],
+        context.endpoints[1:] if at == 0 else context.endpoints[:1],
+    )
     described = context.journal.get("endpoints", f"description of {endpoint.name}")
-    same = {"warning": SAME_ENDPOINT} if same_endpoint(*context.endpoints) else {}
+    alike = any(same_endpoint(endpoint, other) for other in others)
+    same = {"warning": SAME_ENDPOINT} if alike else {}
     return EndpointReport(
         name=endpoint.name,
         # As in the settings: servers that the caller starts have another port each time.
-        url=_short(str(context.journal.settings[endpoint.name]), _NAME),
+        url=_short(str(context.journal.settings[side_keys(at + 1)[at]]), _NAME),
         model=_short(endpoint.model, _NAME),
         description=same | checked_description(described),
     )

@@ -4,19 +4,19 @@ Every mistake that can be found before anything is measured is found here.
 """
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter
-
 from vllm_kprune.compare.endpoint.client import Client
 from vllm_kprune.compare.endpoint.description import describe_endpoint
 from vllm_kprune.compare.endpoint.extras import NO_EXTRAS, Extras
 from vllm_kprune.compare.endpoint.messages import (
+    ORIGINAL,
+    PRUNED,
     Abilities,
     Endpoint,
     EndpointDied,
@@ -28,10 +28,10 @@ from vllm_kprune.compare.endpoint.probe import find_model, probe
 from vllm_kprune.compare.journal import Journal
 from vllm_kprune.compare.options import CommonOptions
 from vllm_kprune.compare.run import Context, Suite, SuiteProgress
-from vllm_kprune.compare.suites import SUITES
+from vllm_kprune.compare.settings import side_keys, with_options_of
 from vllm_kprune.errors import KPruneError, shown
 
-__all__ = ["Address", "connect", "settings_of"]
+__all__ = ["Address", "ask_alike", "connect", "settings_of"]
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,15 @@ class Address:
     """Where a side is found; `model` is None for the only model that is served there.
 
     `name` replaces the URL in the journal and the report. It is for servers that the caller starts,
-    which have another port each time. `extras` are added to every request.
+    which have another port each time. `extras` are added to every request. `side` names a pruned
+    side where there are several; by default they are `pruned`, `pruned2` and so on.
     """
 
     url: str
     model: str | None = None
     name: str | None = None
     extras: Extras = NO_EXTRAS
+    side: str = ""
 
 
 @contextmanager
@@ -55,6 +57,7 @@ def connect(
     options: CommonOptions,
     folder: Path,
     *,
+    more: Sequence[Address] = (),
     suites: Sequence[Suite] = (),
     gated: bool = False,
     timeout: float = 300.0,
@@ -63,13 +66,13 @@ def connect(
 ) -> Iterator[Context]:
     """A context for `run_suites`; `suites` are those whose options are not the defaults.
 
-    Raises a `KPruneError` if a side does not answer, if `folder` holds a run with other settings,
-    or if both sides of a `gated` run are the same endpoint.
+    `more` are further pruned sides. Raises a `KPruneError` if a side does not answer, if `folder`
+    holds a run with other settings, or if two sides of a `gated` run are the same endpoint.
     """
-    sides = {"original": original, "pruned": pruned}
+    addresses = (original, pruned, *more)
     endpoints = [
-        Endpoint(name, clean_url(f"--{name}", one.url), one.model or "", api_key(name), one.extras)
-        for name, one in sides.items()
+        replace(one, url=clean_url(one.option, one.url), api_key=api_key(one.name))
+        for one in _named(addresses)
     ]
     # One event loop for the whole run, because connections belong to the loop that opened them.
     with asyncio.Runner() as runner:
@@ -84,51 +87,67 @@ def connect(
         ]
         try:
             # Before the journal makes the folder: a wrong address leaves nothing behind.
-            for client, side in zip(clients, sides.values(), strict=True):
+            for client, side in zip(clients, addresses, strict=True):
                 model = runner.run(_greet(client, side.model))
                 client.endpoint = replace(client.endpoint, model=model)
-            first, second = clients
-            if gated and same_endpoint(first.endpoint, second.endpoint):
-                raise KPruneError(_same(first.endpoint))
-            models = first.endpoint.model, second.endpoint.model
-            settings = settings_of((original, pruned), models, options, suites)
+            first, *others = (client.endpoint for client in clients)
+            for other in others if gated else ():
+                if same_endpoint(first, other):
+                    raise KPruneError(_same(first))
+            models = [client.endpoint.model for client in clients]
+            settings = settings_of(addresses, models, options, suites)
             with Journal(folder, settings) as journal:
                 # Kept, so that a resumed run ends in the same report.
                 journal.step("endpoints", "date", lambda: date.today().isoformat())
                 for client in clients:
                     _learn(client, journal, runner)
-                yield Context((first, second), journal, options, runner, progress)
+                ask_alike(clients)
+                yield Context(tuple(clients), journal, options, runner, progress)
         finally:
             for client in clients:
                 runner.run(client.close())
 
 
 def settings_of(
-    addresses: tuple[Address, Address],
-    models: tuple[str, str],
+    addresses: Sequence[Address],
+    models: Sequence[str],
     options: CommonOptions,
     suites: Sequence[Suite] = (),
 ) -> dict[str, Any]:
-    """The settings that a resumed run must share, as JSON.
+    """The settings that a resumed run must share, as JSON (`settings.py`)."""
+    endpoints = [
+        replace(one, model=model) for one, model in zip(_named(addresses), models, strict=True)
+    ]
+    urls = [
+        address.name or clean_url(one.option, one.url)
+        for address, one in zip(addresses, endpoints, strict=True)
+    ]
+    return with_options_of(endpoints, urls, options, suites)
 
-    Options of suites have keys such as `latency.rounds`. All built-in suites are included, so that
-    a resumed run may choose other suites.
+
+def ask_alike(clients: Sequence[Client]) -> None:
+    """Ask all sides for completions if one of several pruned sides has no chats.
+
+    The original would otherwise be asked twice, in two ways.
     """
-    settings = _as_json(options)
-    configured: Mapping[str, Suite] = {**SUITES, **{suite.name: suite for suite in suites}}
-    for name, suite in configured.items():
-        # The point keeps an option of a suite apart from a common one of the same name.
-        settings |= {f"{name}.{key}": value for key, value in _as_json(suite.options).items()}
-    for side, address, model in zip(("original", "pruned"), addresses, models, strict=True):
-        settings[side] = address.name or clean_url(f"--{side}", address.url)
-        settings[f"{side}_model"] = model
-        settings |= {f"{side}_{key}": value for key, value in address.extras.settings.items()}
-    return settings
+    original, *pruned = clients
+    for client in pruned if len(pruned) > 1 else ():
+        if reason := client.abilities.missing.get("chat"):
+            why = f"{client.endpoint.name} has none: {reason}"
+            missing = {"chat": why, **original.abilities.missing}
+            original.abilities = Abilities(missing)
 
 
-def _as_json(options: Any) -> dict[str, Any]:
-    values: dict[str, Any] = TypeAdapter(type(options)).dump_python(options, mode="json")
-    return values
+def _named(addresses: Sequence[Address]) -> list[Endpoint]:
+    """An endpoint for each address, with the name of its side."""
+    sides = [
+        Endpoint(address.side or key, address.url, address.model or "", extras=address.extras)
+        for key, address in zip(side_keys(len(addresses)), addresses, strict=True)
+    ]
+    names = [one.name for one in sides]
+    if names[0] != ORIGINAL or ORIGINAL in names[1:] or len({*names}) < len(names):
+        raise KPruneError(f"--{PRUNED}: the names of the sides must differ, got {', '.join(names)}")
+    return sides
 
 
 def _same(endpoint: Endpoint) -> str:

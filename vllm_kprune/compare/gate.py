@@ -1,73 +1,22 @@
-"""`--fail-on`: conditions on a report that make a build in CI fail.
+"""What comes of the conditions of `--fail-on` (`conditions.py`) on a report.
 
-    gate = [suite "."] "worse" ["?"]  |  name operator number ["?"]
-    name = suite | suite.metric | metric
-    operator = "<" | "<=" | ">" | ">="     number = decimal, e.g. 0, -0.01, 1.5
-
-    worse                   fails if any metric of the report has the verdict "worse"
-    worse?                  fails if any could be: also where there is not enough data
-    stability.worse         the same for the metrics of one suite
-
-`worse` is what most builds want: it cannot pass beside a verdict that says the opposite, and it is
-corrected for the number of metrics. It cannot be used on suites whose metrics are informational.
-
-In the other form, the number is compared with the *effect*: pruned - original in the metric's unit
-(0.01 is one percentage point of a share), pruned / original for a metric whose effect is a ratio,
-or the score itself for a metric of the pair. A suite stands for its main metric, and for no other
-if that one could not be measured. A metric without its suite must be the only one of that name.
-
-    stability<0             fails if the data show it: the whole interval is below 0
-    decode_ratio<1.5?       fails if the data cannot rule it out: part of the interval is below 1.5
-
-The point estimate alone is never used, since it is below 0 in half of all runs of two equal models.
-A gate on a metric that was not measured, or that has no interval, fails: a gate that cannot be
-checked must not pass silently. A gate that passes says whether the data rule its condition out.
+A condition fails if it is met, and also where it cannot be checked: a gate must not pass silently.
 """
 
-import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from dataclasses import dataclass, replace
 from operator import ge, gt, le, lt
 
+from vllm_kprune.compare.conditions import Gate, possible, unknown, without_side
 from vllm_kprune.compare.report.document import MetricReport, Report, SuiteReport
+from vllm_kprune.compare.report.sides import of_side, sides_of
 from vllm_kprune.compare.suites import SUITES
-from vllm_kprune.errors import KPruneError, nearest, shown
+from vllm_kprune.errors import KPruneError
 
-__all__ = [
-    "Gate",
-    "GateResult",
-    "check_gates",
-    "failed_gates",
-    "gate_results",
-    "parse_gates",
-    "worse_metrics",
-]
+__all__ = ["GateResult", "failed_gates", "gate_results", "worse_metrics"]
 
-# A metric's name may contain dots, as tasks of lm-eval do, but not end in one. Numbers have neither
-# exponents nor more than 12 digits on a side, so no text becomes infinity or NaN.
-_GATE = re.compile(
-    r"\s*(?P<name>[a-z0-9_@-]+(?:\.[a-z0-9_@.-]*[a-z0-9_@-])?)\s*(?P<operator><=|>=|<|>)"
-    r"\s*(?P<number>[+-]?[0-9]{1,12}(?:\.[0-9]{1,12})?)\s*(?P<doubt>\?)?\s*"
-)
-_WORSE = re.compile(r"\s*(?:(?P<suite>[a-z0-9_]+)\.)?worse(?P<doubt>\?)?\s*")
 _MOST_NAMED = 4  # metrics in one reason
 _OPERATORS = {"<": lt, "<=": le, ">": gt, ">=": ge}
-
-
-@dataclass(frozen=True)
-class Gate:
-    """One condition; `doubt` stands for the question mark: fail unless it is ruled out.
-
-    `name` is a suite, a metric or both. Without an operator, the condition is a verdict of "worse"
-    on any metric of the suite `name`, or of the whole report if it is empty.
-    """
-
-    text: str
-    name: str
-    operator: str = ""
-    number: float = 0.0
-    doubt: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,65 +29,6 @@ class GateResult:
 
     def __str__(self) -> str:
         return f"{self.gate.text}: {self.why}"
-
-
-def parse_gates(texts: Sequence[str]) -> tuple[Gate, ...]:
-    """Read gates; spaces or commas separate several gates in one text."""
-    return tuple(_parse(part) for text in texts for part in _split(text))
-
-
-def _split(text: str) -> list[str]:
-    # Spaces around an operator belong to the gate; other spaces and commas separate gates.
-    joined = re.sub(r"\s*(<=|>=|<|>)\s*", r"\1", text)
-    # An empty text remains as one gate, so that `_parse` refuses it.
-    return [part for part in re.split(r"[\s,]+", joined) if part] or [text]
-
-
-def _parse(text: str) -> Gate:
-    if found := _WORSE.fullmatch(text):
-        return Gate(text.strip(), found["suite"] or "", doubt=bool(found["doubt"]))
-    found = _GATE.fullmatch(text)
-    if not found:
-        raise KPruneError(
-            f"--fail-on {shown(text)} cannot be read; expected worse, or NAME OPERATOR NUMBER "
-            'such as "stability<0", "latency.decode_ratio<1.5" or, to fail in doubt as well, '
-            '"stability<0?"'
-        )
-    number = float(found["number"])
-    return Gate(text.strip(), found["name"], found["operator"], number, bool(found["doubt"]))
-
-
-def check_gates(gates: Sequence[Gate], known: Mapping[str, Collection[str] | None]) -> None:
-    """Refuse names that cannot occur in the report, before any work is done.
-
-    `known` maps the suites of this run to the names (or shell patterns) of their possible metrics,
-    or to None if they are not known in advance. Metrics of such a suite are accepted only as
-    `suite.metric`, so that a misspelt suite is not mistaken for one of them.
-    """
-    for gate in gates:
-        if not _possible(gate.name, known):
-            raise KPruneError(f"--fail-on {gate.text}: {_unknown(gate.name, known)}")
-
-
-def _possible(name: str, known: Mapping[str, Collection[str] | None]) -> bool:
-    if not name:  # `worse` is about whatever the report has
-        return True
-    suite, _, metric = name.partition(".")
-    if name in known:
-        return True
-    if suite in known:
-        patterns = known[suite]
-        return patterns is None or _matches(metric, patterns)
-    return any(_matches(name, patterns or ()) for patterns in known.values())
-
-
-def _matches(name: str, patterns: Collection[str]) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in patterns)
-
-
-def _unknown(name: str, known: Mapping[str, Collection[str] | None]) -> str:
-    names = {f"{suite}.{metric}" for suite, metrics in known.items() for metric in metrics or ()}
-    return f"no such suite or metric in this run; {nearest(name, {*known, *names})}"
 
 
 def failed_gates(
@@ -156,12 +46,24 @@ def gate_results(
     `required` names suites that the user asked for: `worse` fails if one was not measured.
     """
     asked = set(required)
-    return tuple(
-        GateResult(
-            gate, *(_compare(gate, report) if gate.operator else _worse(gate, report, asked))
-        )
-        for gate in gates
-    )
+    return tuple(GateResult(gate, *_checked(gate, report, asked)) for gate in gates)
+
+
+def _checked(gate: Gate, report: Report, asked: Collection[str]) -> tuple[bool, str]:
+    """Whether a gate fails, and why: on any of the pruned sides that it is about."""
+    sides = sides_of(report)
+    if not sides:
+        return _compare(gate, report) if gate.operator else _worse(gate, report, asked)
+    name, only = without_side(gate.name, sides)
+    plain = replace(gate, name=name)
+    found = [
+        (side, *_checked(plain, of_side(report, side), asked))
+        for side in sides
+        if only in ("", side)
+    ]
+    # The sides that failed first.
+    found.sort(key=lambda one: not one[1])
+    return found[0][1], "; ".join(f"{side}: {why}" for side, _, why in found)
 
 
 def worse_metrics(suites: Iterable[SuiteReport]) -> list[str]:
@@ -183,6 +85,8 @@ def _compare(gate: Gate, report: Report) -> tuple[bool, str]:
     metric = _metric(gate, report)
     if isinstance(metric, str):
         return True, metric
+    if mistake := _impossible(gate.number, metric):
+        return True, f"{_measured(metric)}; {mistake}"
     low, high = metric.effect.low, metric.effect.high
     if low is None or high is None:
         return True, f"{metric.title} cannot be checked: {metric.words}"
@@ -197,6 +101,21 @@ def _compare(gate: Gate, report: Report) -> tuple[bool, str]:
         doubt = "this cannot be ruled out" if gate.doubt else "not met, but not ruled out either"
         return gate.doubt, f"{what}; {doubt}"
     return False, f"{what}; the data rule the condition out"
+
+
+def _impossible(number: float, metric: MetricReport) -> str | None:
+    """Why the metric cannot have such an effect, and what was meant perhaps."""
+    if metric.effect_kind == "ratio" and metric.pruned is not None and number <= 0:
+        return (
+            "this is a ratio, pruned / original, so compare it with 1: "
+            f"{metric.name}<1 is less than the original, {metric.name}>1 more"
+        )
+    if metric.unit == "share" and metric.effect_kind == "difference" and abs(number) > 1:
+        return (
+            f"a share and its difference lie between -1 and 1, so {number:g} is out of reach; "
+            f"write {number:g}pp for percentage points, or {number / 100:g}"
+        )
+    return None
 
 
 def _worse(gate: Gate, report: Report, required: Collection[str]) -> tuple[bool, str]:
@@ -274,10 +193,10 @@ def _missing(gate: Gate, report: Report) -> str:
         if "*" in one.unavailable and (one.name == suite or "." not in gate.name):
             return _unmeasured(one.unavailable)
     able = {one.name: SUITES[one.name].metrics for one in report.suites if one.name in SUITES}
-    if _possible(gate.name, {name: None if "*" in able[name] else able[name] for name in able}):
+    if possible(gate.name, {name: None if "*" in able[name] else able[name] for name in able}):
         return f"{gate.name} not measured: this run had no data for it"
     known = {one.name: [metric.name for metric in one.metrics] for one in report.suites}
-    raise KPruneError(f"--fail-on {gate.text}: {_unknown(gate.name, known)}")
+    raise KPruneError(f"--fail-on {gate.text}: {unknown(gate.name, known)}")
 
 
 def _unmeasured(unavailable: Mapping[str, str]) -> str:

@@ -20,12 +20,13 @@ from filelock import FileLock, Timeout
 
 from vllm_kprune.errors import KPruneError, shown
 
-__all__ = ["Journal", "set_aside"]
+__all__ = ["Journal", "kept_settings", "set_aside"]
 
 _FORMAT = "kprune answers"
 _SCHEMA = 1
 _FOLDER = "answers"
 _MAX_BYTES = 4 * 1024**3  # of one file, since it is read into memory
+_MOST_SETTINGS = 1 << 20  # bytes
 _SUITE = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
 
@@ -191,6 +192,25 @@ def _unwritten(path: Path, error: OSError) -> KPruneError:
         f"{path} cannot be written: {error.strerror or error}; earlier answers are kept, and the "
         "same command resumes"
     )
+
+
+def kept_settings(folder: Path) -> dict[str, Any]:
+    """The settings of the run whose answers are in the folder."""
+    path = folder / _FOLDER / "endpoints.jsonl"
+    try:
+        with path.open("rb") as stream:
+            header = json.loads(stream.readline(_MOST_SETTINGS))
+        settings = header["settings"]
+        if not isinstance(settings, dict):
+            raise TypeError
+    except OSError:
+        raise KPruneError(
+            f"{folder} has no answers of a comparison; expected the folder of a run (its -o)"
+        ) from None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise KPruneError(f"{path}, line 1, is damaged, so its run cannot be read") from None
+    _check_header(path, header, settings)
+    return settings
 
 
 def set_aside(folder: Path) -> Path | None:

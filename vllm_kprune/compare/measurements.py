@@ -82,7 +82,8 @@ class SuiteResult:
     `unavailable` maps the name of a metric (or `*` for the whole suite) to the reason why it could
     not be measured. A missing measurement is never reported as zero. `main` names the metric that
     stands for the suite, whether or not it was measured; None means the first one. `more` is the
-    option that gives more items, for verdicts of "not enough data".
+    option that gives more items, for verdicts of "not enough data". `side` names the pruned side
+    where there are several.
     """
 
     suite: str
@@ -93,3 +94,4 @@ class SuiteResult:
     notes: tuple[str, ...] = ()
     main: str | None = None
     more: str = ""
+    side: str = ""

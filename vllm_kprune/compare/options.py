@@ -40,7 +40,7 @@ class CommonOptions:
         None, "Folder of the pruned model or of its overlay.", existing="folder", group=ENDPOINTS
     )
     concurrency: int = option(
-        4, "Requests at a time for each endpoint.", least=1, most=256, group=ENDPOINTS
+        16, "Requests at a time for each endpoint.", least=1, most=256, group=ENDPOINTS
     )
     limit: int | None = option(
         None, "Maximum number of items in each suite, drawn by --seed.", least=1, group=MEASURED
@@ -55,10 +55,18 @@ class CommonOptions:
         then=_known_languages,
         group=MEASURED,
     )
-    max_tokens: int = option(
-        256, "Maximum length of an answer, in tokens.", least=1, group=MEASURED
+    max_tokens: int | None = option(
+        None,
+        "Maximum length of an answer, in tokens. A thinking model needs more than the default.",
+        default_text="stability 64, translation 256, exactness 32, tasks of accuracy 256",
+        least=1,
+        group=MEASURED,
     )
     seed: int = option(0, "Seed for drawing items, orders and samples.", least=0, group=MEASURED)
+
+    def tokens(self, own: int) -> int:
+        """The maximum length of an answer in a suite that has its own default."""
+        return self.max_tokens or own
 
 
 @dataclass(frozen=True)

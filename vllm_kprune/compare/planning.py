@@ -15,13 +15,19 @@ from tempfile import TemporaryDirectory
 
 from vllm_kprune.compare.asking import Task, ask_both
 from vllm_kprune.compare.connect import Address, connect
+from vllm_kprune.compare.endpoint.messages import Answer
 from vllm_kprune.compare.options import CommonOptions
 from vllm_kprune.compare.run import Amount, Context, Suite
 from vllm_kprune.compare.statistics.intervals import rule_of_three
-from vllm_kprune.compare.suites.stability_prompts import pick, request_of, stability_prompts
+from vllm_kprune.compare.suites.stability_prompts import (
+    STABILITY_TOKENS,
+    pick,
+    request_of,
+    stability_prompts,
+)
 from vllm_kprune.errors import KPruneError
 
-__all__ = ["PlannedSuite", "finds", "plan"]
+__all__ = ["PlannedSuite", "Speed", "finds", "plan"]
 
 _LEVEL = 0.05
 _TESTED = 20  # metrics that a report with the default suites corrects for
@@ -43,17 +49,18 @@ class PlannedSuite:
 
 
 @dataclass(frozen=True)
-class _Speed:
-    """Seconds of a task, with both answers, among others at a time; tokens of one answer."""
+class Speed:
+    """Seconds of a task, with both answers: alone, and among others; tokens of one answer."""
 
-    seconds: float
+    alone: float
+    among: float
     tokens: float
-    at_once: int
 
     def minutes(self, amount: Amount) -> float:
         longer = amount.tokens / self.tokens if amount.tokens else 1.0
-        waits = self.at_once if amount.one_by_one else 1
-        return amount.requests * self.seconds * longer * waits / 60
+        others = amount.requests - amount.alone
+        seconds = longer * (amount.alone * self.alone + others * self.among)
+        return (seconds + amount.pause_seconds) / 60
 
 
 def plan(
@@ -62,6 +69,7 @@ def plan(
     suites: Sequence[Suite],
     options: CommonOptions,
     *,
+    more: Sequence[Address] = (),
     timeout: float = 300.0,
 ) -> list[PlannedSuite]:
     """Measure how fast both sides answer, and plan each suite; nothing is kept.
@@ -70,13 +78,13 @@ def plan(
     """
     with (
         TemporaryDirectory() as folder,
-        connect(original, pruned, options, Path(folder), timeout=timeout) as context,
+        connect(original, pruned, options, Path(folder), more=more, timeout=timeout) as context,
     ):
         speed = _speed(context)
     return [_planned(suite, suite.amount(options), speed) for suite in suites]
 
 
-def _planned(suite: Suite, amount: Amount | None, speed: _Speed) -> PlannedSuite:
+def _planned(suite: Suite, amount: Amount | None, speed: Speed) -> PlannedSuite:
     if amount is None:
         return PlannedSuite(suite.name, None, None, None, "depends on its data")
     return PlannedSuite(
@@ -104,28 +112,30 @@ def finds(amount: Amount) -> str:
     return ""
 
 
-def _speed(context: Context) -> _Speed:
-    """Ask as many prompts as run at a time, after one that warms both servers up."""
+def _speed(context: Context) -> Speed:
+    """Ask a prompt to warm the servers up, one alone, and as many as run at a time."""
     options = context.options
     at_once = max(_LEAST_TRIED, options.concurrency)
-    chat = context.missing("chat") is None
-    prompts = pick(stability_prompts(options.languages, None), at_once + 1, options.seed)
+    chat, tokens = context.missing("chat") is None, options.tokens(STABILITY_TOKENS)
+    prompts = pick(stability_prompts(options.languages, None), at_once + 2, options.seed)
     tasks = [
         Task(
             prompt.key,
-            request_of(
-                prompt, chat=chat, max_tokens=options.max_tokens, temperature=0.0, seed=options.seed
-            ),
+            request_of(prompt, chat=chat, max_tokens=tokens, temperature=0.0, seed=options.seed),
         )
         for prompt in prompts
     ]
-    ask_both(context, "plan", tasks[:1])
-    started = time.perf_counter()
-    answers = [answer for pair in ask_both(context, "plan", tasks[1:]) for answer in pair]
-    seconds = time.perf_counter() - started
+    _asked(context, tasks[:1])
+    alone, _ = _asked(context, tasks[1:2])
+    among, answers = _asked(context, tasks[2:])
     if failed := next((answer.error for answer in answers if answer.error), None):
         raise KPruneError(f"the speed of the endpoints could not be measured: {failed}")
-    tokens = [answer.completion_tokens or len(answer.text) / 3 for answer in answers]
-    return _Speed(
-        seconds / len(tasks[1:]), max(1.0, sum(tokens) / len(tokens)), options.concurrency
-    )
+    lengths = [answer.completion_tokens or len(answer.text) / 3 for answer in answers]
+    return Speed(alone, among / len(tasks[2:]), max(1.0, sum(lengths) / len(lengths)))
+
+
+def _asked(context: Context, tasks: Sequence[Task]) -> tuple[float, list[Answer]]:
+    """The seconds that all sides took, and their answers."""
+    started = time.perf_counter()
+    pairs = [both for pair in context.pairs for both in ask_both(pair, "plan", tasks)]
+    return time.perf_counter() - started, [answer for both in pairs for answer in both]

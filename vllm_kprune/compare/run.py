@@ -5,6 +5,7 @@ was killed and resumed ends in the same report as an uninterrupted one.
 """
 
 import asyncio
+import json
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator, Sequence
@@ -12,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Self, TypeVar
 
 from vllm_kprune.compare.endpoint.client import Client
-from vllm_kprune.compare.endpoint.messages import Answer, Endpoint, EndpointDied
+from vllm_kprune.compare.endpoint.messages import PRUNED, Answer, Endpoint, EndpointDied
 from vllm_kprune.compare.journal import Journal
 from vllm_kprune.compare.measurements import SuiteResult
 from vllm_kprune.compare.options import CommonOptions, NoOptions
@@ -30,12 +31,14 @@ _MANY = 0.05  # share of failed answers above which a suite's notes begin with a
 class Context:
     """What a suite works with. Clients are in the order original, pruned.
 
+    A run with several pruned sides has one client for each of them; suites get the context of one
+    pair (`pairs`). `recorded` means that there are no servers, only kept answers.
     `dead_endpoints` says which servers died and why; it is empty while both are alive.
     `failed_answers` has, by suite and journal key, each answer of this run that failed, and None
     for each that succeeded.
     """
 
-    clients: tuple[Client, Client]
+    clients: tuple[Client, ...]
     journal: Journal
     options: CommonOptions
     runner: asyncio.Runner
@@ -44,16 +47,49 @@ class Context:
     # server that died in one suite is dead for all.
     dead_endpoints: list[str] = field(default_factory=list)
     failed_answers: dict[str, dict[str, Answer | None]] = field(default_factory=dict)
+    recorded: bool = False
 
     @property
-    def endpoints(self) -> tuple[Endpoint, Endpoint]:
-        """Both endpoints."""
-        original, pruned = self.clients
-        return original.endpoint, pruned.endpoint
+    def endpoints(self) -> tuple[Endpoint, ...]:
+        """The endpoints, the original first."""
+        return tuple(client.endpoint for client in self.clients)
+
+    @property
+    def pairs(self) -> "tuple[Context, ...]":
+        """The original with each pruned side in turn.
+
+        All share one journal, so the original is asked for each answer once.
+        """
+        original, *pruned = self.clients
+        if len(pruned) == 1:
+            return (self,)
+        return tuple(
+            replace(
+                self, clients=(original, one), progress=_named(self.progress, one.endpoint.name)
+            )
+            for one in pruned
+        )
+
+    @property
+    def pair_key(self) -> str:
+        """What keys of the journal begin with that belong to a pair, not to one side."""
+        name = self.clients[1].endpoint.name
+        return "" if name == PRUNED else f"{name}/"
 
     def wait(self, work: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine of a client to its end: `context.wait(client.get("/kprune"))`."""
         return self.runner.run(work)
+
+    def get(self, side: int, path: str) -> Any:
+        """What `Client.get` finds, kept so that the answers can be judged again without servers."""
+        client = self.clients[side]
+        value = self.wait(client.get(path))
+        key = f"{client.endpoint.name} GET {path}"
+        if self.recorded:
+            return self.journal.get("endpoints", key)
+        if _is_json(value) and value != self.journal.get("endpoints", key):
+            self.journal.put("endpoints", key, value)
+        return value
 
     def missing(self, *abilities: str) -> str | None:
         """Why one of the sides lacks one of these abilities; None if both have all of them."""
@@ -65,17 +101,32 @@ class Context:
         return None
 
 
+def _is_json(value: Any) -> bool:
+    """Whether there is a value, without the NaN that Python's parser lets through."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except (ValueError, RecursionError):
+        return False
+    return value is not None
+
+
+def _named(progress: SuiteProgress, side: str) -> SuiteProgress:
+    return lambda suite, done, total: progress(f"{suite}, {side}", done, total)
+
+
 @dataclass(frozen=True)
 class Amount:
     """How much a suite asks: `requests` of each side, about `tokens` long (None: as they come).
 
-    `items` are what it compares. `measure` says of which kind its main metric is.
+    `items` are what it compares. `alone` of the requests have the server to themselves, and
+    `pause_seconds` are spent waiting. `measure` says of which kind its main metric is.
     """
 
     items: int
     requests: int
     tokens: int | None = None
-    one_by_one: bool = False
+    alone: int = 0
+    pause_seconds: float = 0.0
     measure: Literal["share", "points", ""] = ""
 
 
@@ -134,29 +185,41 @@ class RunResult:
 
 
 def run_suites(context: Context, suites: Sequence[Suite]) -> RunResult:
-    """Run the suites in turn. If a server dies, the remaining ones are reported as not measured."""
-    dead = context.dead_endpoints
-    results = []
-    for suite in suites:
-        if dead:
-            results.append(SuiteResult(suite.name, (), unavailable={"*": dead[0]}))
-            continue
-        try:
-            result = suite.run(context)
-        # From `client.get` and the like. `ask_both` raises nothing: it notes the death in `dead`,
-        # and the suite ends with the answers that it has.
-        except EndpointDied as error:
-            dead.append(str(error))
-            result = SuiteResult(suite.name, (), unavailable={"*": str(error)})
-        if dead:
-            result = replace(result, notes=(*result.notes, f"incomplete: {dead[0]}"))
-        results.append(replace(result, notes=(*_failures(context, suite.name), *result.notes)))
+    """Run the suites in turn, each for every pruned side.
+
+    If a server dies, the remaining ones are reported as not measured.
+    """
+    pairs, dead = context.pairs, context.dead_endpoints
+    results = [
+        replace(_run(pair, suite), side=pair.clients[1].endpoint.name if len(pairs) > 1 else "")
+        for suite in suites
+        for pair in pairs
+    ]
     return RunResult(tuple(results), dead[0] if dead else None)
+
+
+def _run(context: Context, suite: Suite) -> SuiteResult:
+    dead = context.dead_endpoints
+    if dead:
+        return SuiteResult(suite.name, (), unavailable={"*": dead[0]})
+    try:
+        result = suite.run(context)
+    # From `client.get` and the like. `ask_both` raises nothing: it notes the death in `dead`,
+    # and the suite ends with the answers that it has.
+    except EndpointDied as error:
+        dead.append(str(error))
+        result = SuiteResult(suite.name, (), unavailable={"*": str(error)})
+    if dead:
+        result = replace(result, notes=(*result.notes, f"incomplete: {dead[0]}"))
+    return replace(result, notes=(*_failures(context, suite.name), *result.notes))
 
 
 def _failures(context: Context, suite: str) -> Iterator[str]:
     """A warning if so many answers failed that the others may not be representative."""
-    answers = context.failed_answers.get(suite, {})
+    names = {endpoint.name for endpoint in context.endpoints}
+    # A key ends in the side and a digest (`asking`); other pairs keep theirs here as well.
+    every = context.failed_answers.get(suite, {}).items()
+    answers = {key: answer for key, answer in every if key.rsplit(" ", 2)[1] in names}
     failed = [answer for answer in answers.values() if answer]
     if len(failed) > _MANY * len(answers):
         words, count = Counter(answer.error for answer in failed).most_common(1)[0]

@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING
 
 from vllm_kprune.checkpoint.manifest import is_overlay, load_manifest
 from vllm_kprune.compare.options import CommonOptions
+from vllm_kprune.compare.planning import finds
 from vllm_kprune.compare.report.document import Report
 from vllm_kprune.compare.run import SuiteProgress
 from vllm_kprune.compare.suites.sizes import model_sizes, predicted_ratio
 from vllm_kprune.demo.pairs import ModelPair, Servers, make_pair
 from vllm_kprune.demo.reference.build import demo_model
-from vllm_kprune.demo.served import Amounts, compare_served
+from vllm_kprune.demo.served import Amounts, amounts_of, compare_served
 from vllm_kprune.demo.servers import VllmServer
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.profile import Profile
@@ -29,7 +30,16 @@ from vllm_kprune.vocabulary.language_id import language_identifier
 if TYPE_CHECKING:
     from openai import OpenAI
 
-__all__ = ["ARGUMENTS", "Sizes", "compare_demo", "prepare", "sizes", "stream", "unexplained"]
+__all__ = [
+    "ARGUMENTS",
+    "Sizes",
+    "compare_demo",
+    "prepare",
+    "resolution",
+    "sizes",
+    "stream",
+    "unexplained",
+]
 
 
 # Logits show ties more exactly than log-probabilities do.
@@ -73,6 +83,14 @@ def compare_demo(servers: Servers, rounds: int, progress: SuiteProgress) -> Repo
         return compare_served(
             servers, _amounts(rounds), CommonOptions(), Path(folder), progress=progress
         )
+
+
+def resolution(rounds: int) -> Iterator[str]:
+    """What the few items of the demo can find, a line for each suite that has items."""
+    yield "a small comparison, for a few minutes; `kprune compare` asks more:"
+    for suite, amount in amounts_of(_amounts(rounds), CommonOptions()):
+        found = finds(amount)
+        yield f"  {suite}: {amount.items} items{found and '; '}{found}"
 
 
 def sizes(pair: ModelPair, servers: Servers) -> Sizes:

@@ -16,12 +16,12 @@ from vllm_kprune.compare.journal import Journal
 from vllm_kprune.compare.measurements import SuiteResult
 from vllm_kprune.compare.options import CommonOptions
 from vllm_kprune.compare.report.document import Report
-from vllm_kprune.compare.run import Context, Suite, SuiteProgress, run_suites
+from vllm_kprune.compare.run import Amount, Context, Suite, SuiteProgress, run_suites
 from vllm_kprune.compare.suites import SUITES
 from vllm_kprune.demo.pairs import NAMES, Servers
 from vllm_kprune.errors import KPruneError
 
-__all__ = ["Amounts", "check_kept", "compare_served"]
+__all__ = ["Amounts", "amounts_of", "check_kept", "compare_served"]
 
 # By name of a suite: options that differ from the rest, those of the suite and common ones.
 Amounts = Mapping[str, Mapping[str, Any]]
@@ -64,10 +64,30 @@ def compare_served(
     ) as context:
         results = [_run(context, suite, amounts[suite.name]) for suite in suites]
         report = conclude(context, results)
-    as_json = json.loads(
-        json.dumps({name: dict(one) for name, one in amounts.items()}, default=str)
-    )
-    return report.model_copy(update={"settings": {**report.settings, "amounts": as_json}})
+    return report.model_copy(update={"settings": _settings(report.settings, amounts)})
+
+
+def _settings(common: Mapping[str, Any], amounts: Amounts) -> dict[str, Any]:
+    """The settings with those of each suite in place of the common ones, which did not hold."""
+    own = {
+        f"{suite}.{name}": json.loads(json.dumps(value, default=str))
+        for suite, amount in amounts.items()
+        for name, value in amount.items()
+    }
+    replaced = {name for amount in amounts.values() for name in _common(amount)}
+    return {name: value for name, value in common.items() if name not in replaced} | own
+
+
+def amounts_of(amounts: Amounts, options: CommonOptions) -> Iterator[tuple[str, Amount]]:
+    """The name of each suite that says in advance how much it asks, and that amount."""
+    for suite in _suites(amounts):
+        own = replace(options, **_common(amounts[suite.name]))
+        if (amount := suite.amount(own)) and amount.requests:
+            yield suite.name, amount
+
+
+def _common(amount: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in amount.items() if key in _COMMON}
 
 
 def _suites(amounts: Amounts) -> Iterator[Suite]:
@@ -81,10 +101,10 @@ _COMMON = {field.name for field in fields(CommonOptions)}
 
 
 def _run(context: Context, suite: Suite, amount: Mapping[str, Any]) -> SuiteResult:
-    common = {key: value for key, value in amount.items() if key in _COMMON}
     # Shares the clients, the journal and the list of dead endpoints.
-    of_suite = replace(context, options=replace(context.options, **common))
+    of_suite = replace(context, options=replace(context.options, **_common(amount)))
     outcome = run_suites(of_suite, [suite])
     if outcome.died:
         raise KPruneError(f"{outcome.died}; the answers are kept, and the same command resumes")
-    return outcome.results[0]
+    # More items than these few are the business of `kprune compare`.
+    return replace(outcome.results[0], more="kprune compare")

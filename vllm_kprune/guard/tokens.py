@@ -11,6 +11,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from vllm_kprune.arrays import Bytes
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.guard.characters import NUM_CODE_POINTS
 from vllm_kprune.guard.controls import NO_EVIDENCE, ControlEvidence, control_ids
@@ -38,7 +39,6 @@ _MAX_TOKENS = 1 << 23
 _MOST_FRAGMENT_BYTES = 3
 _LAST_WHITE = 0x3000  # the ideographic space
 
-Bytes: TypeAlias = npt.NDArray[np.uint8]
 Ints: TypeAlias = npt.NDArray[np.int32]
 
 

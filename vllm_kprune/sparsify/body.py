@@ -50,8 +50,13 @@ class ModelBody:
         return f"{self.prefix}layers.{layer}."
 
 
-def open_body(model: str | Path, revision: str | None = None) -> ModelBody:
-    """Open a model with weights of its own. Raises `KPruneError` for all that cannot be pruned."""
+def open_body(
+    model: str | Path, revision: str | None = None, *, work: str = "sparsify"
+) -> ModelBody:
+    """Open a model with weights of its own. Raises `KPruneError` for all that cannot be pruned.
+
+    `work` is what is to be done with it, for the message about a quantised model.
+    """
     folder = Path(model).expanduser()
     if is_overlay(folder):
         raise KPruneError(
@@ -59,20 +64,20 @@ def open_body(model: str | Path, revision: str | None = None) -> ModelBody:
             f"kprune export {folder} -o DIR"
         )
     base = open_base(model, revision)
-    _refuse_quantised(base)
+    _refuse_quantised(base, work)
     shards = [read_shard(base.folder / name) for name in base.shards]
     places = {t.name: (shard.path.name, t) for shard in shards for t in shard.tensors}
     prefix = base.family.embedding.removesuffix("embed_tokens.weight")
     return ModelBody(base, places, prefix, _count_layers(places, prefix, base.folder))
 
 
-def _refuse_quantised(base: BaseModel) -> None:
+def _refuse_quantised(base: BaseModel, work: str) -> None:
     for config in (base.config, base.family.text(base.config)):
         settings = config.get("quantization_config") or config.get("compression_config")
         if settings:
             method = settings.get("quant_method") if isinstance(settings, dict) else None
             raise KPruneError(
-                f"{base.folder} is quantised{f' ({method})' if method else ''}; sparsify the "
+                f"{base.folder} is quantised{f' ({method})' if method else ''}; {work} the "
                 "unquantised checkpoint, then quantise the result"
             )
 

@@ -49,7 +49,7 @@ class Budget:
             return
         lower = ", lower --samples or --length, or raise --memory" if self.on_disk else ""
         raise KPruneError(
-            f"the run needs {_gb(needed)} of disk, but {_gb(free)} are free; make room, name a "
+            f"the run needs {_size(needed)} of disk, but {_size(free)} are free; make room, name a "
             f"folder on another disk{lower}"
         )
 
@@ -73,7 +73,7 @@ def plan_budget(
         fixed = layer  # the rest is on the device
     if fixed > memory:
         raise KPruneError(
-            f"one layer needs {_gb(fixed)} of memory, --memory is {_gb(memory)}; "
+            f"one layer needs {_size(fixed)} of memory, --memory is {_size(memory)}; "
             f"{_SAVING[statistic]}"
         )
     return Budget(fixed, activations, fixed + activations > memory)
@@ -93,7 +93,7 @@ def _check_device(needed: int, device: torch.device) -> None:
     free, _ = torch.cuda.mem_get_info(device)
     if needed > free:
         raise KPruneError(
-            f"one layer needs {_gb(needed)} of the GPU's memory, {_gb(free)} are free; lower "
+            f"one layer needs {_size(needed)} of the GPU's memory, {_size(free)} are free; lower "
             "--length, or use --device cpu"
         )
 
@@ -120,5 +120,10 @@ def _passing_bytes(layers: list[torch.nn.Module], hidden: int, length: int) -> i
     return length * per_token * _FLOAT + length * length * _MASK_BYTES
 
 
-def _gb(count: int) -> str:
-    return f"{count / 1e9:,.2f} GB"
+def _size(count: int) -> str:
+    """In GB as `--memory` takes it, or in MB what would be almost zero.
+
+    >>> _size(1_234_000_000), _size(56_700_000)
+    ('1.23 GB', '56.70 MB')
+    """
+    return f"{count / 1e9:,.2f} GB" if count >= 1e8 else f"{count / 1e6:.2f} MB"

@@ -23,13 +23,22 @@ from vllm_kprune.storage.digest import sha256_file
 from vllm_kprune.vocabulary.corpus import read_corpus
 from vllm_kprune.vocabulary.language_id import language_identifier
 
-__all__ = ["Calibration", "CalibrationFile", "draw_calibration", "parse_calibration"]
+__all__ = [
+    "SHORTEST_LINE",
+    "Calibration",
+    "CalibrationFile",
+    "draw_calibration",
+    "identified_languages",
+    "parse_calibration",
+    "text_blocks",
+]
 
 # Windows are drawn from the first part of a file, of this many times the tokens that are needed.
 _SPARE = 8
 _BLOCK_CHARACTERS = 1 << 16
 _LINES_LOOKED_AT = 300
-_SHORTEST_LINE = 20
+# Characters of a line that language identification can say something about.
+SHORTEST_LINE = 20
 _EXPECTED_SHARE = 0.9
 _NAMED = re.compile(r"(?P<language>[A-Za-z]{2,12})=(?P<path>.+)")
 
@@ -50,29 +59,31 @@ class Calibration:
     files: tuple[dict[str, Any], ...]
 
 
-def parse_calibration(values: Sequence[str]) -> tuple[CalibrationFile, ...]:
-    """The files that `--calibration` names: FILE or LANGUAGE=FILE."""
-    return tuple(map(_parse, values))
+def parse_calibration(
+    values: Sequence[str], option: str = "--calibration"
+) -> tuple[CalibrationFile, ...]:
+    """The files that an option names: FILE or LANGUAGE=FILE."""
+    return tuple(_parse(value, option) for value in values)
 
 
-def _parse(value: str) -> CalibrationFile:
+def _parse(value: str, option: str) -> CalibrationFile:
     if Path(value).is_file():
         return CalibrationFile(Path(value))
     if found := _NAMED.fullmatch(value):
         language, path = found["language"].lower(), Path(found["path"])
         if language not in LANGUAGES:
-            raise KPruneError(f"--calibration {value}: {nearest_language(language)}")
+            raise KPruneError(f"{option} {value}: {nearest_language(language)}")
         if not path.is_file():
-            raise KPruneError(f"--calibration {value}: {path} does not exist or is not a file")
+            raise KPruneError(f"{option} {value}: {path} does not exist or is not a file")
         return CalibrationFile(path, language)
     codes = [code.strip() for code in value.split(",")]
     if all(code in LANGUAGES for code in codes):
-        wanted = " ".join(f"--calibration {code}=FILE" for code in codes)
+        wanted = " ".join(f"{option} {code}=FILE" for code in codes)
         raise KPruneError(
-            f"--calibration {value}: kprune ships word lists but no running text; give a text of "
+            f"{option} {value}: kprune ships word lists but no running text; give a text of "
             f"each language: {wanted}"
         )
-    raise KPruneError(f"calibration {value} does not exist or is not a file")
+    raise KPruneError(f"{option.lstrip('-')} {value} does not exist or is not a file")
 
 
 def draw_calibration(
@@ -106,6 +117,19 @@ def draw_calibration(
     return Calibration(np.stack(drawn), tuple(notes))
 
 
+def text_blocks(path: Path, characters: int = _BLOCK_CHARACTERS) -> Iterator[str]:
+    """The text of a file in blocks of whole lines or records, each of about so many characters."""
+    block, size = [], 0
+    for text in read_corpus(path):
+        # Records of JSON lines have no line end; without one, two texts would run together.
+        block.append(text if text.endswith("\n") else f"{text}\n\n")
+        size += len(text)
+        if size >= characters:
+            yield "".join(block)
+            block, size = [], 0
+    yield "".join(block)
+
+
 class _Text:
     """The first part of a file, as lines for language identification and as ids."""
 
@@ -114,24 +138,12 @@ class _Text:
         self.lines: list[str] = []
         self.ids: list[int] = []
         self.empty = True
-        for block in self._blocks():
+        for block in text_blocks(file.path):
             self.empty = self.empty and not block.strip()
-            self.lines += [line for line in block.splitlines() if len(line) >= _SHORTEST_LINE]
+            self.lines += [line for line in block.splitlines() if len(line) >= SHORTEST_LINE]
             self.ids += encoder.encode(block, add_special_tokens=False).ids
             if len(self.ids) >= _SPARE * needed:
                 break
-
-    def _blocks(self) -> Iterator[str]:
-        """The text in blocks of whole lines or records."""
-        block, size = [], 0
-        for text in read_corpus(self.file.path):
-            # Records of JSON lines have no line end; without one, two texts would run together.
-            block.append(text if text.endswith("\n") else f"{text}\n\n")
-            size += len(text)
-            if size >= _BLOCK_CHARACTERS:
-                yield "".join(block)
-                block, size = [], 0
-        yield "".join(block)
 
     def windows(self, width: int, count: int, random: np.random.Generator) -> list[list[int]]:
         """`count` of the windows of `width` ids that do not overlap."""
@@ -156,22 +168,34 @@ def _note(text: _Text, samples: int, tell: Callable[[str], None]) -> dict[str, A
         "language": file.language,
         "samples": samples,
     }
-    return note | _identified(text, tell) if file.language else note
+    if file.language is None:
+        return note
+    named = f"calibration {file.path}"
+    return note | {"identified": identified_languages(named, file.language, text.lines, tell)}
 
 
-def _identified(text: _Text, tell: Callable[[str], None]) -> dict[str, Any]:
-    """The share of lines in each language; a warning if too few are in the named one."""
-    language = str(text.file.language)
-    step = max(1, len(text.lines) // _LINES_LOOKED_AT)
-    lines = text.lines[::step] or ["".join(text.lines)]
+def identified_languages(
+    named: str, language: str, lines: Sequence[str], tell: Callable[[str], None]
+) -> dict[str, float]:
+    """The share of lines in each language; a warning if too few are in `language`.
+
+    `named` is how the warning names the text.
+    """
+    step = max(1, len(lines) // _LINES_LOOKED_AT)
+    lines = lines[::step] or ["".join(lines)]
     identify = language_identifier()
     counted = Counter(identify(line.strip()) for line in lines)
     shares = {code: round(count / len(lines), 4) for code, count in counted.most_common(3)}
     share = counted[language] / len(lines)
     if share < _EXPECTED_SHARE:
-        found = ", ".join(f"{LANGUAGES[code].name} {part:.0%}" for code, part in shares.items())
+        found = ", ".join(f"{_language_name(code)} {part:.0%}" for code, part in shares.items())
         tell(
-            f"calibration {text.file.path}: only {share:.0%} of {len(lines)} lines look like "
+            f"{named}: only {share:.0%} of {len(lines)} lines look like "
             f"{LANGUAGES[language].name} (found: {found})"
         )
-    return {"identified": shares}
+    return shares
+
+
+def _language_name(code: str) -> str:
+    # Nothing is found in lines of digits and the like.
+    return LANGUAGES[code].name if code in LANGUAGES else "no language"

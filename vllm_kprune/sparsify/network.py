@@ -6,6 +6,7 @@ each layer is kept. So every family works whose text model has `embed_tokens` an
 nothing of a family is repeated here. Everything is calculated in float32.
 """
 
+import ctypes
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from vllm_kprune.errors import KPruneError
 from vllm_kprune.sparsify.body import ModelBody, checked_dtype, read_tensor
 from vllm_kprune.sparsify.experts import separate_experts
 
-__all__ = ["Network", "build_network", "matrices_of"]
+__all__ = ["Network", "build_network", "empty_model", "matrices_of"]
 
 
 class _Recorder(nn.Module):
@@ -47,6 +48,11 @@ class Network:
     def hidden_size(self) -> int:
         """Width of the activations between layers."""
         return self.body.embedding.shape[1]
+
+    @property
+    def config(self) -> Any:
+        """The configuration of the text model, from transformers."""
+        return self._model.config
 
     @property
     def most_positions(self) -> int | None:
@@ -90,6 +96,7 @@ class Network:
     def unload(self, layer: int) -> None:
         """Free a layer's weights."""
         self.skeleton(layer).to("meta")
+        _return_freed_memory()
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """The hidden states [tokens, hidden] that enter the first layer."""
@@ -130,7 +137,7 @@ def matrices_of(layer: nn.Module) -> dict[str, nn.Linear]:
 
 def build_network(body: ModelBody, device: torch.device) -> Network:
     """The network of a model, without its weights."""
-    model = _empty_model(body.base.folder)
+    model = empty_model(body.base.folder, "sparsify", head=False)
     if len(model.layers) != body.num_layers:
         raise KPruneError(
             f"{body.base.folder} has tensors of {body.num_layers} layers, but config.json says "
@@ -139,23 +146,40 @@ def build_network(body: ModelBody, device: torch.device) -> Network:
     return Network(body, model, device)
 
 
-def _empty_model(folder: Path) -> Any:
+def empty_model(folder: Path, extra: str, *, head: bool) -> Any:
+    """The text model of a folder by transformers' own class, without memory for its weights.
+
+    With `head` it is a causal language model, whose `model` is the text model. `extra` names the
+    part of kprune that needs it, should transformers not be installed.
+    """
     try:
         from accelerate import init_empty_weights
-        from transformers import AutoConfig, AutoModel
+        from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
     except ModuleNotFoundError as error:
         raise KPruneError(
-            f"sparsifying needs {error.name}; pip install 'vllm-kprune[sparsify]'"
+            f"kprune {extra} needs {error.name}; pip install 'vllm-kprune[{extra}]'"
         ) from None
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config()
         # Buffers are made, because they hold rotary frequencies and the like, not weights.
         with init_empty_weights(include_buffers=False):
-            return AutoModel.from_config(config, dtype=torch.float32).eval()
+            kind = AutoModelForCausalLM if head else AutoModel
+            return kind.from_config(config, dtype=torch.float32).eval()
     # What a configuration from outside can raise in transformers' classes.
     except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise KPruneError(f"transformers cannot build {folder}: {reason}") from None
+
+
+def _return_freed_memory() -> None:
+    """Give freed memory back to the system.
+
+    glibc's allocator keeps it, and hardly uses it again for tensors, which have to be aligned: a
+    run would end with as much memory as all layers have together.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _on(value: Any, device: torch.device) -> Any:

@@ -7,13 +7,20 @@ from vllm_kprune.errors import KPruneError
 from vllm_kprune.options import option
 from vllm_kprune.sparsify.pattern import SparsityPattern, make_pattern
 
-__all__ = ["SparsifyOptions"]
+__all__ = ["DeviceOptions", "SparsifyOptions"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class SparsifyOptions:
-    """How a model is sparsified."""
+class DeviceOptions:
+    """Where a model is run."""
 
+    device: Literal["auto", "cpu", "cuda"] = option(
+        "auto", "Where to calculate; auto takes a GPU if there is one."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _PruningOptions:
     method: Literal["magnitude", "sparsegpt", "wanda"] = option(
         "wanda",
         "wanda: weight times norm of its input, compared within each row. sparsegpt: also changes "
@@ -38,9 +45,6 @@ class SparsifyOptions:
     samples: int = option(128, "Samples of the calibration text.", least=1)
     length: int = option(2048, "Tokens of each sample.", least=8)
     seed: int = option(0, "Seed of the choice of samples.", least=0)
-    device: Literal["auto", "cpu", "cuda"] = option(
-        "auto", "Where to calculate; auto takes a GPU if there is one."
-    )
     memory: float | None = option(
         None,
         "Memory to use, in GB, besides up to 1 GB for libraries and tokenizer. Activations that do "
@@ -48,6 +52,15 @@ class SparsifyOptions:
         above=0,
         default_text="80 % of what is available",
     )
+
+
+# Options of the last base come first.
+@dataclass(frozen=True, kw_only=True)
+class SparsifyOptions(DeviceOptions, _PruningOptions):
+    """How a model is sparsified: what the options of `kprune sparsify` of these names say.
+
+    `calibration` has `FILE` or `ko=FILE` for each text.
+    """
 
     def checked_pattern(self) -> SparsityPattern:
         """The pattern, with `calibration` checked to be there if the method needs it."""

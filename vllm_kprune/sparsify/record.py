@@ -13,13 +13,25 @@ from pathlib import Path
 from typing import Any, Self
 
 from vllm_kprune import __version__
+from vllm_kprune.checkpoint.base import BaseModel
+from vllm_kprune.checkpoint.manifest import SPARSITY_NAME
 from vllm_kprune.checkpoint.model_folder import read_json
+from vllm_kprune.checkpoint.overlay import digest_base
 from vllm_kprune.errors import KPruneError, shown
+from vllm_kprune.progress import Progress
+from vllm_kprune.storage.cache import cache_dir
 from vllm_kprune.storage.folders import new_file
 
-__all__ = ["NOTES_NAME", "SPARSITY_NAME", "LayerReport", "RunNotes", "sparsity_record"]
+__all__ = [
+    "NOTES_NAME",
+    "SPARSITY_NAME",
+    "LayerReport",
+    "RunNotes",
+    "changed_setting",
+    "described_base",
+    "sparsity_record",
+]
 
-SPARSITY_NAME = "kprune-sparsity.json"
 NOTES_NAME = ".kprune-sparsify.json"
 _FORMAT = 1
 
@@ -44,7 +56,7 @@ class RunNotes:
         path = folder / NOTES_NAME
         if path.is_file():
             found = read_json(path)
-            changed = _changed(found.get("settings"), settings)
+            changed = changed_setting(found.get("settings"), settings)
             if changed is None:
                 return cls(folder, settings, found["layers"])
             if not start_anew:
@@ -67,7 +79,7 @@ class RunNotes:
             stream.write(json.dumps({"settings": self.settings, "layers": self.layers}).encode())
 
 
-def _changed(old: Any, new: Mapping[str, Any]) -> str | None:
+def changed_setting(old: Any, new: Mapping[str, Any]) -> str | None:
     """The first setting that differs; None if all are the same."""
     if not isinstance(old, Mapping):
         return "its notes are damaged"
@@ -77,6 +89,17 @@ def _changed(old: Any, new: Mapping[str, Any]) -> str | None:
             plain = not isinstance(before, dict | list) and not isinstance(now, dict | list)
             return f"{name} was {shown(before)}, now {shown(now)}" if plain else f"another {name}"
     return None
+
+
+def described_base(base: BaseModel, progress: Progress) -> dict[str, Any]:
+    """Name, folder and SHA-256 of every file of a model, as records have them."""
+    digests = digest_base(base, progress, memory=cache_dir() / "digests")
+    return {
+        "reference": base.reference,
+        "revision": base.revision,
+        "path": str(base.folder.absolute()),
+        "files": {name: digest.sha256 for name, digest in digests.items()},
+    }
 
 
 def sparsity_record(notes: RunNotes, device: str) -> dict[str, Any]:

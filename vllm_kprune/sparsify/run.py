@@ -15,13 +15,13 @@ from typing import Any
 import torch
 
 from vllm_kprune.checkpoint.export import refuse_base
-from vllm_kprune.checkpoint.overlay import digest_base
 from vllm_kprune.errors import KPruneError
-from vllm_kprune.progress import Progress, silent
+from vllm_kprune.progress import Progress, Tell, silent
 from vllm_kprune.sparsify.activations import Activations
 from vllm_kprune.sparsify.body import ModelBody, checked_dtype, open_body, write_tensor
 from vllm_kprune.sparsify.budget import Budget, available_memory, plan_budget
 from vllm_kprune.sparsify.calibration import Calibration, draw_calibration, parse_calibration
+from vllm_kprune.sparsify.device import device_name, pick_device
 from vllm_kprune.sparsify.files import copy_other_files, copy_shards, missing_bytes, sync_file
 from vllm_kprune.sparsify.layer import LayerPruner
 from vllm_kprune.sparsify.methods import METHODS
@@ -33,10 +33,10 @@ from vllm_kprune.sparsify.record import (
     SPARSITY_NAME,
     LayerReport,
     RunNotes,
+    described_base,
     sparsity_record,
 )
 from vllm_kprune.sparsify.sparsegpt import BLOCK_COLUMNS, DAMPING
-from vllm_kprune.storage.cache import cache_dir
 from vllm_kprune.storage.folders import new_file, resumable_folder
 from vllm_kprune.tokenizer.encoder import load_encoder
 
@@ -45,9 +45,6 @@ __all__ = ["sparsify_model"]
 _GB = 1e9
 _SHARE_OF_MEMORY = 0.8
 _ACTIVATIONS_NAME = ".activations.f32"
-
-# Shown to the user before or while the run goes on.
-Tell = Callable[[str], None]
 
 
 def sparsify_model(
@@ -68,10 +65,14 @@ def sparsify_model(
     run with other options. A run that was interrupted goes on if it is called again.
 
     Raises `KPruneError` for a model, a text or options that do not fit.
+
+    >>> record = sparsify_model(model, output, SparsifyOptions(method="magnitude", sparsity=0.25))
+    >>> record["sparsity"]
+    0.25
     """
     output, pattern = Path(output), options.checked_pattern()
     parse_calibration(options.calibration)  # a mistake here is found before the model is read
-    device = _device(options.device)
+    device = pick_device(options.device)
     body = open_body(model, revision)
     refuse_base(output, body.base.folder)
     network = build_network(body, device)
@@ -198,7 +199,7 @@ class _Run:
 def _finish(run: _Run, folder: Path, device: torch.device) -> dict[str, Any]:
     """Turn the folder of a finished run into a checkpoint."""
     copy_other_files(run.network.body, folder)
-    record = sparsity_record(run.notes, _device_name(device))
+    record = sparsity_record(run.notes, device_name(device))
     with new_file(folder / SPARSITY_NAME) as stream:
         stream.write((json.dumps(record, ensure_ascii=False, indent=2) + "\n").encode())
     (folder / _ACTIVATIONS_NAME).unlink(missing_ok=True)
@@ -215,17 +216,11 @@ def _settings(
     progress: Progress,
 ) -> dict[str, Any]:
     """Everything that the result depends on: a run goes on only with the same."""
-    digests = digest_base(body.base, progress, memory=cache_dir() / "digests")
     settings: dict[str, Any] = {
         "method": options.method,
         "pattern": pattern.name,
         "device_type": device.type,
-        "base": {
-            "reference": body.base.reference,
-            "revision": body.base.revision,
-            "path": str(body.base.folder.absolute()),
-            "files": {name: digest.sha256 for name, digest in digests.items()},
-        },
+        "base": described_base(body.base, progress),
     }
     if options.method == "sparsegpt":
         settings |= {"block_columns": BLOCK_COLUMNS, "damping": DAMPING}
@@ -246,14 +241,3 @@ def _check_matrices(network: Network, pattern: SparsityPattern) -> None:
         network.stored(layer)
         for name, matrix in matrices_of(network.skeleton(layer)).items():
             pattern.check(network.body.layer_prefix(layer) + name, matrix.in_features)
-
-
-def _device(wanted: str) -> torch.device:
-    there = torch.cuda.is_available()
-    if wanted == "cuda" and not there:
-        raise KPruneError("--device cuda: PyTorch finds no GPU; use --device cpu")
-    return torch.device("cuda" if there and wanted != "cpu" else "cpu")
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"

@@ -57,6 +57,7 @@ def test_tokens_saved_and_quality_lost_are_of_the_same_passages(tmp_path: Path) 
     assert [m.metric.name for m in found.measurements] == [
         *("quality@0.8", "saved@0.8", "quality@0.5", "saved@0.5")
     ]
+    assert found.main == "quality@0.5"  # where a loss shows first
     quality, saved = found.measurements[2:]
     assert quality.items == saved.items and len(quality.items) >= 12
     assert np.allclose(quality.original, -1.0) and np.allclose(quality.pruned, -2.0)

@@ -20,6 +20,8 @@ from vllm_kprune.compare.endpoint.extras import NO_EXTRAS, Extras
 from vllm_kprune.errors import KPruneError, shown
 
 __all__ = [
+    "ORIGINAL",
+    "PRUNED",
     "Abilities",
     "Answer",
     "Endpoint",
@@ -33,6 +35,7 @@ __all__ = [
     "shared_key",
 ]
 
+ORIGINAL, PRUNED = "original", "pruned"  # the names of the sides, unless a user names them
 _COMMON_KEY = "OPENAI_API_KEY"
 # `v1`, `v2`, `v1beta`: anywhere in the path, so that `/v1/openai` stays as it is.
 _VERSION = re.compile(r"v\d+\w*")
@@ -40,13 +43,21 @@ _VERSION = re.compile(r"v\d+\w*")
 
 @dataclass(frozen=True)
 class Endpoint:
-    """One side of a comparison; `name` is `original` or `pruned`, and `url` includes `/v1`."""
+    """One side of a comparison; `name` is `original`, or that of a pruned side (`pruned`).
+
+    `url` includes `/v1`.
+    """
 
     name: str
     url: str
     model: str
     api_key: str = field(default="", repr=False)
     extras: Extras = NO_EXTRAS
+
+    @property
+    def option(self) -> str:
+        """How options about this side begin: `--original` or `--pruned`."""
+        return f"--{ORIGINAL if self.name == ORIGINAL else PRUNED}"
 
     @property
     def secrets(self) -> tuple[str, ...]:
@@ -228,9 +239,13 @@ def _address(url: str) -> tuple[str, str, int, str]:
 
 
 def api_key(name: str, environment: Mapping[str, str] | None = None) -> str:
-    """The key of an endpoint: `KPRUNE_ORIGINAL_API_KEY`, `…_PRUNED_…`, else `OPENAI_API_KEY`."""
+    """The key of an endpoint: `KPRUNE_ORIGINAL_API_KEY`, `…_PRUNED_…`, else `OPENAI_API_KEY`.
+
+    Of several pruned sides, `guarded` has `KPRUNE_GUARDED_API_KEY`, else that of `pruned`.
+    """
     environment = os.environ if environment is None else environment
-    for variable in (f"KPRUNE_{name.upper()}_API_KEY", _COMMON_KEY):
+    of_role = [] if name in (ORIGINAL, PRUNED) else [f"KPRUNE_{PRUNED.upper()}_API_KEY"]
+    for variable in (f"KPRUNE_{name.upper()}_API_KEY", *of_role, _COMMON_KEY):
         key = environment.get(variable, "").strip()
         # Such a key cannot be sent in a header. The message must not show it.
         if key and not (key.isascii() and key.isprintable()):
@@ -241,13 +256,16 @@ def api_key(name: str, environment: Mapping[str, str] | None = None) -> str:
 
 
 def shared_key(
-    original: str, pruned: str, environment: Mapping[str, str] | None = None
+    original: str,
+    pruned: str,
+    environment: Mapping[str, str] | None = None,
+    name: str = PRUNED,
 ) -> str | None:
     """A warning if two hosts would both get the key `OPENAI_API_KEY`, else None."""
     hosts = [urlsplit(url).netloc for url in (original, pruned)]
     environment = os.environ if environment is None else environment
     common = environment.get(_COMMON_KEY, "").strip()
-    keys = [api_key(name, environment) for name in ("original", "pruned")]
+    keys = [api_key(name, environment) for name in (ORIGINAL, name)]
     if not common or hosts[0] == hosts[1] or keys != [common, common]:
         return None
     return (

@@ -43,10 +43,10 @@ async def find_model(client: Client, wanted: str | None) -> str:
     # vLLM lists LoRA adapters as further models, with their base as `parent`.
     adapters = {row.get("id") for row in rows if row.get("parent")}
     bases = [name for name in names if name not in adapters]
-    side = client.endpoint.name
+    side, option = client.endpoint.name, f"{client.endpoint.option}-model"
     if wanted is not None:
         if names and wanted not in names:
-            raise KPruneError(f"--{side}-model: {wanted!r} is not served; {nearest(wanted, names)}")
+            raise KPruneError(f"{option}: {wanted!r} is not served; {nearest(wanted, names)}")
         return wanted
     if len(bases) != 1:
         page = page_in(listed.encode()) if isinstance(listed, str) else None
@@ -54,7 +54,7 @@ async def find_model(client: Client, wanted: str | None) -> str:
         nothing = f"lists no model ({found})" if found else "lists no model"
         what = f"serves {len(bases)} models ({', '.join(bases[:8])})" if bases else nothing
         raise KPruneError(
-            f"the {side} endpoint ({client.endpoint.url}) {what}; name one with --{side}-model"
+            f"the {side} endpoint ({client.endpoint.url}) {what}; name one with {option}"
         )
     # `parse` replaced what was not text, so sending the name back would ask for another model.
     if "\ufffd" in bases[0]:

@@ -88,10 +88,14 @@ def refusal_in(value: Any, endpoint: Endpoint) -> None:
 
     The code of the error decides as a status would; without one, no later attempt will help.
     """
-    if not isinstance(value, dict) or not value.get("error") or value.get("choices"):
+    if not isinstance(value, dict) or value.get("choices"):
+        return
+    # FastAPI has `detail`, and others `message`.
+    if not any(value.get(name) for name in ("error", "detail", "message")):
         return
     words = words_of(json.dumps(value).encode(), endpoint.secrets)
-    code = value["error"].get("code") if isinstance(value["error"], dict) else None
+    error = value.get("error")
+    code = error.get("code") if isinstance(error, dict) else None
     code = code if isinstance(code, int) else 200
     if code in (401, 403):
         raise KeyRefused(endpoint, f"code {code}: {words}")

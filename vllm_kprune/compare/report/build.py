@@ -25,6 +25,7 @@ from vllm_kprune.compare.report.document import (
 )
 from vllm_kprune.compare.report.examples import choose_examples, shorten
 from vllm_kprune.compare.report.plain import sentence
+from vllm_kprune.compare.report.sides import side_of, suite_name
 from vllm_kprune.compare.statistics.comparison import Comparison, Estimate, compare, correct
 from vllm_kprune.compare.statistics.number_format import show_effect, show_value
 from vllm_kprune.compare.statistics.pairing import quantiles
@@ -62,11 +63,7 @@ def build_report(
     return Report(
         schema_version=SCHEMA_VERSION,
         kprune_version=__version__,
-        summary=overall(
-            [(suite.name, suite.verdict) for suite in suites if suite.metrics],
-            unmeasured=[suite.name for suite in suites if not suite.metrics],
-            incomplete=incomplete,
-        ),
+        summary=_summary(suites, incomplete),
         date=date,
         incomplete=incomplete,
         confidence=confidence,
@@ -77,6 +74,21 @@ def build_report(
         endpoints=[_without_secrets(endpoint) for endpoint in endpoints],
         suites=suites,
     )
+
+
+def _summary(suites: Sequence[SuiteReport], incomplete: str | None) -> str:
+    """The report in one sentence, or one for each pruned side if there are several."""
+    sides = list(dict.fromkeys(side_of(suite.name)[1] for suite in suites)) or [""]
+    parts = []
+    for number, side in enumerate(sides):
+        named = [(name, one) for one in suites for name, of in [side_of(one.name)] if of == side]
+        text = overall(
+            [(name, one.verdict) for name, one in named if one.metrics],
+            unmeasured=[name for name, one in named if not one.metrics],
+            incomplete=None if number else incomplete,
+        )
+        parts.append(f"{side}: {text}" if side else text)
+    return ". ".join(parts)
 
 
 def _without_secrets(endpoint: EndpointReport) -> EndpointReport:
@@ -99,7 +111,7 @@ def _suite(result: SuiteResult, comparisons: Sequence[Comparison]) -> SuiteRepor
     name = result.main or next((metric.name for metric in metrics), None)
     main = next((metric for metric in metrics if metric.name == name), None)
     return SuiteReport(
-        name=result.suite,
+        name=suite_name(result.suite, result.side),
         main=name,
         sentence=shorten(sentence(result, main)),
         verdict=judgement.verdict,

@@ -106,8 +106,9 @@ class ExampleReport(_Part):
 class SuiteReport(_Part):
     """One suite: its metrics, which of them stands for it (measured or not), and what is missing.
 
-    `unavailable` gives the reason for each metric that could not be measured, and `sentence` says
-    in plain words what the main metric found.
+    With several pruned sides there is one for each of them, and `name` ends in its name:
+    `stability@guarded`. `unavailable` gives the reason for each metric that could not be measured,
+    and `sentence` says in plain words what the main metric found.
     """
 
     name: Name
@@ -149,5 +150,5 @@ class Report(_Part):
     seed: int
     settings: dict[str, JsonValue]
     versions: Names
-    endpoints: Annotated[list[EndpointReport], Field(max_length=2)]
-    suites: Annotated[list[SuiteReport], Field(max_length=100)]
+    endpoints: Annotated[list[EndpointReport], Field(max_length=20)]
+    suites: Annotated[list[SuiteReport], Field(max_length=400)]

@@ -21,7 +21,16 @@ from vllm_kprune.storage.folders import new_file
 
 __all__ = ["page", "write_page"]
 
-_SCRIPTS = ("dom.js", "scales.js", "charts.js", "suites.js", "examples.js", "about.js", "main.js")
+_SCRIPTS = (
+    "dom.js",
+    "scales.js",
+    "charts.js",
+    "sides.js",
+    "suites.js",
+    "examples.js",
+    "about.js",
+    "main.js",
+)
 
 
 def write_page(report: Report, path: Path) -> None:

@@ -20,8 +20,9 @@ def sentence(result: SuiteResult, main: MetricReport | None) -> str:
         return f"not measured: {reason.removeprefix('not measured: ')}"
     if main.pruned is None:
         return f"{main.title}: {main.shown.original}"
+    doubt = ", but not after correction" if "not after correction" in main.words else ""
     if main.effect_kind == "ratio":
-        return f"{_values(main)}; {_change(main)}"
+        return f"{_values(main)}; {_change(main)}{doubt}"
     low, high = main.effect.low, main.effect.high
     if low is None or high is None:
         return _values(main)
@@ -29,7 +30,7 @@ def sentence(result: SuiteResult, main: MetricReport | None) -> str:
         apart = f"at most {_size(max(abs(low), abs(high)), main.unit)} apart"
         return f"{_alike(main)}; {apart}"
     bounds = f"{_signed(low, main.unit)} and {_signed(high, main.unit)}"
-    return f"{_values(main)}; the difference is between {bounds}"
+    return f"{_values(main)}; the difference is between {bounds}{doubt}"
 
 
 def _alike(main: MetricReport) -> str:

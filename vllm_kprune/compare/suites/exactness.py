@@ -37,8 +37,8 @@ from vllm_kprune.errors import KPruneError
 
 __all__ = ["Exactness"]
 
-_MAX_TOKENS = 64
-_PROMPTS = 60  # taken from the prompts for stability, without --limit
+_TOKENS, _MAX_TOKENS = 32, 64  # of an answer: by default, and whatever --max-tokens says
+_PROMPTS = 60  # without --limit: beginnings of texts, and prompts for stability
 _SAME = Metric("same", "greedy answers identical or tied", "share", "neither", 0.01)
 _IDENTICAL = Metric("identical", "greedy answers identical", "share", "neither", 0.01)
 # The smallest margin that sixty prompts can confirm, and only if none of them differs.
@@ -57,6 +57,7 @@ _BY_TEXT = (
     "Compared by text, so that differences caused by pruned tokens are not recognised: name the "
     "folders of the original and of its overlay (--original-folder, --pruned-folder)."
 )
+_HOW = "Prompts are sent one at a time; answers have at most {} tokens."
 _TIES = (
     "Two best tokens tie if their log-probabilities differ by at most 0.125, or their logits by "
     "one step of bfloat16."
@@ -80,8 +81,8 @@ class Exactness(Suite):
     def amount(self, common: CommonOptions) -> Amount:
         """One short greedy answer to each prompt, one after the other."""
         number = len(_prompts(common))
-        tokens = min(common.max_tokens, _MAX_TOKENS)
-        return Amount(number, number, tokens, one_by_one=True)
+        tokens = min(common.tokens(_TOKENS), _MAX_TOKENS)
+        return Amount(number, number, tokens, alone=number)
 
     def run(self, context: Context) -> SuiteResult:
         """Ask every prompt once, greedily, and compare the answers."""
@@ -99,7 +100,12 @@ class Exactness(Suite):
         measurements, unavailable = _measure(compared, explained=vocabularies is not None)
         if reason := context.missing("prompt_logprobs"):
             unavailable |= {_PROMPT.name: reason, _LOWERED.name: reason}
-        notes = [_TIES, _NORMALISED, *([by_text] if by_text else [])]
+        notes = [
+            _HOW.format(min(context.options.tokens(_TOKENS), _MAX_TOKENS)),
+            _TIES,
+            _NORMALISED,
+            *([by_text] if by_text else []),
+        ]
         if len(pairs) < len(tasks):
             notes.append(
                 f"{len(tasks) - len(pairs)} of {len(tasks)} prompts failed and are left out."
@@ -133,14 +139,16 @@ def _prompts(options: CommonOptions) -> list[Prompt]:
         if language in options.languages
         for number, text in enumerate(texts, 1)
     ]
-    prompts += pick(stability_prompts(options.languages, None), _PROMPTS, options.seed)
+    prompts += pick(
+        stability_prompts(options.languages, None), _PROMPTS - len(prompts), options.seed
+    )
     return pick(prompts, options.limit, options.seed)
 
 
 def _request(prompt: Prompt, context: Context, *, chat: bool, by_id: bool) -> Request:
     """The request for a prompt; beginnings of texts are continued without a template."""
     options = context.options
-    tokens = min(options.max_tokens, _MAX_TOKENS)
+    tokens = min(options.tokens(_TOKENS), _MAX_TOKENS)
     request = request_of(prompt, chat=chat, max_tokens=tokens, temperature=0.0, seed=options.seed)
     if prompt.kind.startswith("beginning") and not chat:
         request = replace(request, prompt=prompt.text)

@@ -92,6 +92,8 @@ class InputPruning(Suite):
             tuple(_examples(passages, table, rates[-1])),
             {} if measurements else {"*": "the endpoint did not answer about any passage"},
             tuple(notes),
+            # Where most is pruned, a loss of quality shows first.
+            main=f"quality@{_shown(rates[-1])}",
         )
 
 
@@ -114,7 +116,7 @@ def _no_pruner(context: Context) -> str | None:
     """Why nothing can be measured, or None."""
     if not _can(context, "completion"):
         return f"the endpoint has no completions: {_missing(context, 'completion')}"
-    status = context.wait(context.clients[_PRUNED].get("/kprune"))
+    status = context.get(_PRUNED, "/kprune")
     if not isinstance(status, dict):
         return "the pruned endpoint has no /kprune"
     pruner = status.get("input_pruner")

@@ -74,7 +74,13 @@ class Latency(Suite):
     def amount(self, common: CommonOptions) -> Amount:
         """Rounds of each batch."""
         rounds = min(self.options.rounds, common.limit or self.options.rounds)
-        return Amount(rounds, rounds * sum(self.options.batches), self.options.tokens)
+        return Amount(
+            rounds,
+            rounds * sum(self.options.batches),
+            self.options.tokens,
+            alone=rounds * self.options.batches.count(1),
+            pause_seconds=rounds * len(self.options.batches) * SETTLE_SECONDS,
+        )
 
     def run(self, context: Context) -> SuiteResult:
         """Measure every concurrency in rounds."""
@@ -101,8 +107,10 @@ class Latency(Suite):
         batches = self.options.batches
         with _Rounds.opened(context, batches[number], self.options.tokens) as rounds:
             for n in range(count):
-                key = f"{batches[number]}/{n}"
+                key = f"{context.pair_key}{batches[number]}/{n}"
                 kept = context.journal.get(self.name, key)
+                if kept is None and context.recorded:
+                    continue
                 if kept is None:
                     if context.dead_endpoints:
                         return

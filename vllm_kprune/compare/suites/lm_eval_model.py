@@ -26,6 +26,7 @@ from vllm_kprune.compare.suites.spoken import without_reasoning
 
 __all__ = ["EndpointModel", "PairOfModels", "request_name"]
 
+_MAX_TOKENS = 256
 _MOST_STOPS = 4  # the limit of the OpenAI API
 
 
@@ -130,7 +131,7 @@ class EndpointModel:
         options = self._pair.context.options
         # The server stops at the first four; `until` cuts at the others afterwards.
         stops = _stops(settings)[:_MOST_STOPS]
-        wanted = int(settings.get("max_gen_toks", options.max_tokens))
+        wanted = int(settings.get("max_gen_toks", options.tokens(_MAX_TOKENS)))
         common: dict[str, Any] = {
             "max_tokens": min(wanted, self._pair.most_tokens or wanted),
             "temperature": float(settings.get("temperature", 0)) if _samples(settings) else 0.0,

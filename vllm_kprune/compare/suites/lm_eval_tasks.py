@@ -80,8 +80,8 @@ def _most_tokens(context: Context) -> int | None:
     A server refuses a request for more tokens than fit beside the prompt.
     """
     lengths = []
-    for client in context.clients:
-        models = context.wait(client.get("/v1/models"))
+    for side, client in enumerate(context.clients):
+        models = context.get(side, "/v1/models")
         rows = models.get("data") if isinstance(models, dict) else None
         for row in rows if isinstance(rows, list) else ():
             if isinstance(row, dict) and row.get("id") == client.endpoint.model:

@@ -70,11 +70,7 @@ class Memory(Suite):
         original, pruned = (_side(context, number) for number in (0, 1))
         measurements, unavailable = [], {}
         for number, row in enumerate(_METRICS, 1):
-            sizes = context.journal.get(self.name, row.name)
-            if not isinstance(sizes, list):
-                sizes = _look_up(row, original, pruned)
-                if isinstance(sizes, list):  # reasons are not kept: the next run may find sizes
-                    context.journal.put(self.name, row.name, sizes)
+            sizes = _sizes(context, row, original, pruned)
             context.progress(self.name, number, len(_METRICS))
             if isinstance(sizes, str):
                 unavailable[row.name] = sizes
@@ -114,6 +110,24 @@ def cache_tokens(metrics: str) -> int | None:
             return None
         rooms.append(int(blocks) * int(size))
     return sum(rooms) if rooms else None  # there is one line for each engine
+
+
+def _sizes(context: Context, row: _MemoryMetric, original: Side, pruned: Side) -> list[int] | str:
+    """The kept sizes, or those that are found now, or why there are none."""
+    journal, key = context.journal, context.pair_key + row.name
+    kept = journal.get(Memory.name, key)
+    if isinstance(kept, list):
+        return kept
+    # A reason is kept for whoever judges without servers; another run may find sizes.
+    why = journal.get(Memory.name, f"{key} missing")
+    if context.recorded:
+        return str(why or "not looked up in this run")
+    found = _look_up(row, original, pruned)
+    if isinstance(found, list):
+        journal.put(Memory.name, key, found)
+    elif found != why:
+        journal.put(Memory.name, f"{key} missing", found)
+    return found
 
 
 def _look_up(row: _MemoryMetric, original: Side, pruned: Side) -> list[int] | str:

@@ -29,16 +29,14 @@ def model_folder(context: Context, side: int) -> Path:
     options, client = context.options, context.clients[side]
     if named := (options.original_folder, options.pruned_folder)[side]:
         return named
-    name = client.endpoint.name
+    name, option = client.endpoint.name, f"{client.endpoint.option}-folder"
     root = _root(context, client)
     if root is None:
-        raise FolderUnknown(
-            f"the folder of the {name} model is unknown; name it with --{name}-folder"
-        )
+        raise FolderUnknown(f"the folder of the {name} model is unknown; name it with {option}")
     if (folder := _here(root)) is None:
         raise FolderUnknown(
             f"the {name} server calls its model {shown(root)}, which is not the folder of a model "
-            f"here; name it with --{name}-folder, or start the server with an absolute path"
+            f"here; name it with {option}, or start the server with an absolute path"
         )
     return folder
 

@@ -21,6 +21,7 @@ from vllm_kprune.compare.suites.answer_checks import Checks
 from vllm_kprune.compare.suites.spoken import spoken
 from vllm_kprune.compare.suites.stability_metrics import NAMES, JudgedSample, measure, uneven
 from vllm_kprune.compare.suites.stability_prompts import (
+    STABILITY_TOKENS,
     Prompt,
     cautions,
     pick,
@@ -148,7 +149,7 @@ def _tasks(
             request = request_of(
                 prompt,
                 chat=chat,
-                max_tokens=options.max_tokens,
+                max_tokens=options.tokens(STABILITY_TOKENS),
                 temperature=float(temperature),
                 # Samples of one prompt need different seeds, or all would be the same text.
                 seed=options.seed + sample,

@@ -74,7 +74,7 @@ _METRICS = (
         "wpr", "WPR: of these, no English word", "neither", 0.02, "macro_ratio", _WORDS
     ),
     _StabilityMetric(
-        *("foreign", "characters of another script", "lower", 0.01, "ratio"),
+        *("foreign", "characters of another script", "lower", 0.02, "ratio"),
         ("foreign", "answers"),
     ),
     _StabilityMetric("loops", "endless loops", "lower", 0.02, "ratio", ("loops", "answers")),

@@ -16,7 +16,16 @@ from pathlib import Path
 from vllm_kprune.compare.endpoint.messages import Request
 from vllm_kprune.errors import KPruneError
 
-__all__ = ["Prompt", "cautions", "pick", "request_of", "stability_prompts"]
+__all__ = [
+    "STABILITY_TOKENS",
+    "Prompt",
+    "cautions",
+    "pick",
+    "request_of",
+    "stability_prompts",
+]
+
+STABILITY_TOKENS = 64  # of an answer, unless --max-tokens says otherwise
 
 _MAX_BYTES = 32 * 1024 * 1024
 _MAX_PROMPT = 20_000  # characters

@@ -42,6 +42,7 @@ from vllm_kprune.options import option
 
 __all__ = ["Translation"]
 
+_MAX_TOKENS = 256
 _TOKENS = 40  # of a translated sentence, about
 _EXAMPLES = 40  # of each direction, those with the largest difference
 
@@ -151,14 +152,14 @@ class Translation(Suite):
 
 def _tasks(context: Context, sentences: Sequence[Sentence]) -> Iterator[Task]:
     options = context.options
-    chat = context.missing("chat") is None
+    chat, longest = context.missing("chat") is None, options.tokens(_MAX_TOKENS)
     for direction, usable in _usable(options, sentences):
         for sentence in usable:
             text = sentence.texts[direction.source]
             yield Task(
                 key=f"{direction}/{sentence.id}",
                 request=prompt_request(
-                    direction, text, chat=chat, max_tokens=options.max_tokens, seed=options.seed
+                    direction, text, chat=chat, max_tokens=longest, seed=options.seed
                 ),
                 labels={"direction": str(direction), "source": text},
                 reference=sentence.texts[direction.target],

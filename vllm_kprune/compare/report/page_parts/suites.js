@@ -5,7 +5,7 @@ const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1);
 
 function header(report) {
   const sides = report.endpoints.map((endpoint) => element("span", {},
-    dot(endpoint.name === "pruned" ? "pruned" : "original"), endpoint.name + ": ", element("b", {}, endpoint.model), " at " + endpoint.url,
+    dot(endpoint.name === "original" ? "original" : "pruned"), endpoint.name + ": ", element("b", {}, endpoint.model), " at " + endpoint.url,
     ["profile", "hardware"].filter((name) => endpoint.description[name]).map((name) => ", " + name + " " + endpoint.description[name])));
   return [element("p", { class: "eyebrow" }, "kprune compare" + (report.date && ", " + report.date)), element("h1", {}, "Pruned against original"),
     element("div", { class: "sides" }, sides)];
@@ -13,9 +13,9 @@ function header(report) {
 
 function summary(report) {
   const percentage = tidy(100 * report.confidence) + " %";
-  return [element("p", { class: "lead" }, element("b", {}, capital(report.summary) + "."),
+  return [element("p", { class: "lead" }, element("b", {}, (sidesOf(report).length ? report.summary : capital(report.summary)) + "."),
     element("span", { class: "soft" }, "Brackets show " + percentage + " confidence intervals. × is pruned divided by original: ×0.92 is 8 % less. Verdicts are corrected for the number of metrics.")),
-  element("div", { class: "cards" }, report.suites.map(card))];
+  sidesTable(report) || element("div", { class: "cards" }, report.suites.map(card))];
 }
 
 // The metric that stands for a suite; none if it could not be measured.
@@ -47,7 +47,7 @@ function isWarning(note) {
 
 function warnings(report) {
   return report.suites.flatMap((suite) => suite.notes.filter(isWarning)
-    .map((note) => element("p", { class: "warning" }, capital(suite.name) + ": " + note)));
+    .map((note) => element("p", { class: "warning" }, titleOf(suite) + ": " + note)));
 }
 
 function card(suite) {
@@ -73,7 +73,7 @@ function bigValue(metric) {
 function section(suite) {
   const id = sectionId(suite);
   return element("section", { id, "aria-labelledby": id + "-title" },
-    element("div", { class: "head" }, element("h2", { id: id + "-title" }, capital(suite.name)),
+    element("div", { class: "head" }, element("h2", { id: id + "-title" }, titleOf(suite)),
       badge(suite.verdict, measured(suite)), suite.metrics.length > 1 && suite.verdict !== "informational" && element("span", { class: "words" }, suite.words)),
     groups(suite.metrics).map((metrics) => group(metrics, suite.main)),
     charts(suite), missing(suite),

@@ -1,0 +1,167 @@
+"""The experiment of Kurz et al. on small models: which calibration language to prune with.
+
+.venv/bin/python benchmarks/sparsity_paper.py [--models NAME ...] [--seeds N] [--tables]
+    [--threads N] [-o build/sparsity-paper]
+
+Each model is pruned to 50 % with Wanda and with SparseGPT, calibrated in each of seven languages
+with several seeds, and measured in all of them: perplexity, bits per character, tasks scored by the
+likelihood of the answer, masks, features and neurons. `KPRUNE_DATA` names the folder with the texts
+(`sparsity_paper_data.py`). `AMOUNTS` says how much of everything.
+
+A pruned model is a cell: OUT/MODEL/METHOD-LANGUAGE-SEED.json, with its mask beside it, one bit for
+each weight. A cell's weights are deleted when it is measured. Finished cells are not repeated, so
+an interrupted run goes on. `--tables` only makes the tables, figures and claims of the cells that
+are there: OUT/sparsity-paper.md, .html and .json.
+"""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import transformers
+from filelock import FileLock, Timeout
+from sparsity_paper_cell import PARTS, Cell, Workplace, missing_parts, run_cell
+from sparsity_paper_data import LANGUAGES, read_texts, write_calibration
+from sparsity_paper_tables import write_tables
+
+from vllm_kprune.demo.reference.build import demo_model
+from vllm_kprune.errors import KPruneError
+
+METHODS = ("wanda", "sparsegpt")
+SEEDS = 3
+_ALL = {"languages": LANGUAGES, "methods": METHODS, "seeds": SEEDS}
+# Cells, calibration (samples of so many tokens), and what is measured in each language. Minutes are
+# for one core of an AMD EPYC, per cell: 2 for SmolLM2 and Gemma, 25 for Qwen.
+AMOUNTS: Mapping[str, Mapping[str, Any]] = {
+    "smollm2-135m-instruct": {
+        **_ALL, "samples": 8, "length": 256, "perplexity_passages": 2, "parallel_lines": 4,
+        "xquad_passages": 3, "xquad_questions_each": 3, "mgsm_problems": 4, "boolq_questions": 8,
+    },
+    "gemma-3-270m": {
+        **_ALL, "samples": 12, "length": 256, "perplexity_passages": 4, "parallel_lines": 8,
+        "xquad_passages": 5, "xquad_questions_each": 3, "mgsm_problems": 6, "boolq_questions": 12,
+    },
+    "qwen2.5-coder-1.5b-instruct": {
+        "languages": ("en", "ko", "zh"), "methods": METHODS, "seeds": 1,
+        "samples": 6, "length": 256, "perplexity_passages": 2, "parallel_lines": 4,
+        "xquad_passages": 2, "xquad_questions_each": 3, "mgsm_problems": 4, "boolq_questions": 6,
+    },
+}  # fmt: skip
+
+
+def main() -> None:
+    """Run every cell that is not finished, and write the tables."""
+    options = parse()
+    if not options.tables:
+        run_cells(options)
+    path = write_tables(options.output)
+    say(path.read_text(encoding="utf-8"))
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--models", nargs="+", choices=list(AMOUNTS), default=list(AMOUNTS))
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="run fewer seeds")
+    parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
+    parser.add_argument("--tables", action="store_true", help="only the tables of what is there")
+    parser.add_argument("--threads", type=int, help="threads to calculate with")
+    parser.add_argument("-o", "--output", type=Path, default=Path("build/sparsity-paper"))
+    return parser.parse_args()
+
+
+def planned(models: list[str], seeds: int) -> Iterator[Cell]:
+    """All cells: a whole seed of all models before the next, so that half of a run says much."""
+    for seed in range(seeds):
+        for model in models:
+            amounts = AMOUNTS[model]
+            if seed == 0:
+                yield Cell(model)
+            if seed < amounts["seeds"]:
+                for language in amounts["languages"]:
+                    for method in amounts["methods"]:
+                        yield Cell(model, method, language, seed)
+
+
+def run_cells(options: argparse.Namespace) -> None:
+    data = os.environ.get("KPRUNE_DATA")
+    if not data:
+        raise KPruneError("KPRUNE_DATA is not set; it names the folder with the texts")
+    if options.threads:
+        import torch
+
+        torch.set_num_threads(options.threads)
+    # One line for each cell is enough to see how far it is.
+    transformers.utils.logging.disable_progress_bar()
+    places = {model: prepare(model, Path(data), options.output) for model in options.models}
+    cells = list(planned(options.models, options.seeds))
+    todo = [
+        (cell, parts)
+        for cell in cells
+        if (parts := missing_parts(cell, places[cell.model], options.parts))
+    ]
+    say(f"{len(cells)} cells, {len(todo)} to do")
+    clock = Clock([cell for cell, _ in todo])
+    with ExitStack() as locks:
+        for place in places.values():
+            locks.enter_context(alone(place.folder))
+        for cell, parts in todo:
+            run_cell(cell, places[cell.model], parts)
+            say(f"{cell.model} {cell.name}: {clock.done(cell)}")
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Refuse to work beside another run on the same model; two models may run side by side."""
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            yield
+    except Timeout:
+        raise KPruneError(f"another run is at work in {folder}; name other --models") from None
+
+
+def prepare(model: str, data: Path, output: Path) -> Workplace:
+    """The texts of a model, and where its cells go."""
+    amounts = AMOUNTS[model]
+    calibration = write_calibration(data, output / "calibration", SEEDS)
+    texts = read_texts(data, amounts, list(calibration.values()))
+    folder = output / model
+    folder.mkdir(parents=True, exist_ok=True)
+    return Workplace(demo_model(model, log=say), folder, amounts, calibration, texts)
+
+
+class Clock:
+    """Tells how long the rest takes, from the cells of the same model and method."""
+
+    def __init__(self, todo: list[Cell]) -> None:
+        self.todo, self.before = todo, time.monotonic()
+        self.seconds: dict[tuple[str, str], list[float]] = {}
+
+    def done(self, cell: Cell) -> str:
+        now = time.monotonic()
+        self.seconds.setdefault((cell.model, cell.method), []).append(now - self.before)
+        self.todo.remove(cell)
+        known = {kind: sum(took) / len(took) for kind, took in self.seconds.items()}
+        left = sum(known.get((c.model, c.method), 0) for c in self.todo) / 60
+        new = sum((c.model, c.method) not in known for c in self.todo)
+        text = f"{now - self.before:.0f} s; {len(self.todo)} cells left, about {left:.0f} min"
+        self.before = now
+        return text + (f" and {new} of kinds that no time is known of" if new else "")
+
+
+def say(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KPruneError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,1 @@
+"""What pruning changes in a model: perplexity, masks, features and neurons, by language."""
