@@ -34,11 +34,17 @@ def pruned(tied_model: Path, make_overlay: OverlayMaker) -> Path:
     return make_overlay(tied_model)
 
 
-def validate(model: Path, adapter: Path | None) -> None:
+def config_of(model: Path, **ours: Any) -> Any:
+    """What kprune reads of a `VllmConfig`."""
+    model_config = SimpleNamespace(model=str(model), logits_processors=None)
+    return SimpleNamespace(model_config=model_config, additional_config={"kprune": ours})
+
+
+def validate(model: Path, adapter: Path | None, **ours: Any) -> None:
     """What vLLM does with every request, before the engine sees it."""
     module: Any = import_module("vllm.v1.engine.input_processor")
     processor = SimpleNamespace(
-        model_config=SimpleNamespace(model=str(model)), lora_config=True, tokenizer=None
+        vllm_config=config_of(model, **ours), lora_config=True, tokenizer=None
     )
     request = SimpleNamespace(lora_path=str(adapter)) if adapter else None
     module.InputProcessor._validate_lora(processor, request)
@@ -62,13 +68,21 @@ def test_models_that_are_not_pruned_take_any_adapter(tied_model: Path, bad: Path
     validate(tied_model, bad)
 
 
+def test_a_pruned_head_takes_adapters_of_the_body_only(
+    tied_model: Path, good: Path, bad: Path
+) -> None:
+    validate(tied_model, good, head="enko")
+    with pytest.raises(Exception, match="changes the vocabulary"):
+        validate(tied_model, bad, head="enko")
+
+
 @pytest.mark.parametrize("adapter", ["good", "bad"])
 def test_loading_an_adapter_into_a_server_answers_with_the_reason(
     adapter: str, pruned: Path, request: pytest.FixtureRequest
 ) -> None:
     module: Any = import_module("vllm.entrypoints.openai.models.serving")
     models = SimpleNamespace(
-        model_config=SimpleNamespace(model=str(pruned)),
+        engine_client=SimpleNamespace(vllm_config=config_of(pruned)),
         lora_requests={},
         is_base_model=lambda name: False,
     )

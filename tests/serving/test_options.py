@@ -14,6 +14,7 @@ from vllm_kprune.serving.options import (
     VocabularyOptions,
     given_options,
     named_plugins,
+    read_values,
     server_options,
 )
 from vllm_kprune.serving.settings import ServerSettings, resolve_settings
@@ -99,7 +100,8 @@ def test_the_help_has_a_group_that_explains_every_option(parser: Any) -> None:
     group = next(g for g in parser._action_groups if g.title == "kprune")
     flags = {flag for action in group._group_actions for flag in action.option_strings}
     assert flags == {
-        "--plugin", "--kprune-profile", "--kprune-corpus", "--kprune-target-size", "--kprune-base",
+        "--plugin", "--kprune-profile", "--kprune-head", "--kprune-corpus", "--kprune-base",
+        "--kprune-target-size",
         "--kprune-coverage", "--kprune-max-extra-tokens",
         "--kprune-languages", "--kprune-scripts", "--kprune-hanja", "--kprune-allow",
         "--kprune-escapes", "--kprune-latin",
@@ -211,3 +213,16 @@ def test_the_help_of_the_scorer_names_every_one_and_the_default() -> None:
 def test_no_help_speaks_of_the_next_option() -> None:
     """vLLM sorts options by name."""
     assert not [one.name for one in server_options() if " next " in one.help]
+
+
+@pytest.mark.parametrize("other", ["profile", "base"])
+def test_a_pruned_head_does_not_go_with_a_pruned_vocabulary(other: str) -> None:
+    values = {"kprune": {"head": "enko", other: "x"}}
+    with pytest.raises(KPruneError, match="--kprune-head leaves the vocabulary as it is"):
+        read_values(values)
+
+
+def test_a_size_needs_a_profile_or_a_head() -> None:
+    assert read_values({"kprune": {"head": "enko", "target_size": 9}})["target_size"] == 9
+    with pytest.raises(KPruneError, match="needs --kprune-profile or --kprune-head"):
+        read_values({"kprune": {"target_size": 9}})

@@ -25,7 +25,14 @@ from vllm_kprune.serving.pruning.service import PromptPruning
 from vllm_kprune.serving.request_options import GUARD_NAMES, PRUNE_NAMES
 from vllm_kprune.serving.settings import settings_of
 
-__all__ = ["KPruneEndpoint", "guard_status", "head_status", "pruner_status", "register", "server_status"]
+__all__ = [
+    "KPruneEndpoint",
+    "guard_status",
+    "head_status",
+    "pruner_status",
+    "register",
+    "server_status",
+]
 
 
 def register() -> "KPruneEndpoint":
