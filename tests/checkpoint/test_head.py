@@ -42,6 +42,17 @@ def test_nested_profiles_are_prefixes_of_one_order(parts: list[set[int]]) -> Non
         assert set(rows.ids[:end].tolist()) == ids
 
 
+@given(st.lists(IDS, min_size=1, max_size=4), st.integers(1, 70))
+def test_tokens_past_the_head_are_left_out_and_the_others_stay_in_order(
+    kept: list[set[int]], vocabulary: int
+) -> None:
+    rows, less = rows_of(kept), rows_of(kept).within(vocabulary)
+    assert less.ids.tolist() == [i for i in rows.ids.tolist() if i < vocabulary]
+    for number, end in enumerate(less.ends):
+        ids = {i for i in kept[number] if i < vocabulary}
+        assert set(less.kept(number).tolist()) == ids <= set(less.ids[:end].tolist())
+
+
 def test_the_kept_tokens_are_those_of_a_pruned_vocabulary(
     tmp_path: Path, corpus: Path, small_profile: Profile, monkeypatch: pytest.MonkeyPatch
 ) -> None:

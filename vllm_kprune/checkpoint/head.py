@@ -54,6 +54,12 @@ class HeadRows:
         bits = range(len(self.profiles))
         return tuple(int((self.members >> bit & 1).sum()) for bit in bits)
 
+    def within(self, vocabulary: int) -> "HeadRows":
+        """Without tokens that have no row in a head of `vocabulary` rows: Gemma-3's image token."""
+        here = self.ids < vocabulary
+        ends = tuple(int(here[:end].sum()) for end in self.ends)
+        return HeadRows(self.ids[here], self.profiles, ends, self.members[:vocabulary])
+
     def kept(self, profile: int) -> npt.NDArray[np.int64]:
         """The ids that a profile keeps, increasing."""
         return np.flatnonzero(self.members >> profile & 1)

@@ -40,10 +40,11 @@ def current() -> Loading | None:
 @contextmanager
 def loading(rows: HeadRows, vocabulary: int, tied: bool) -> Iterator[Loading]:
     """Within the block, the head of the model that is made is pruned."""
-    if (last := int(rows.ids.max())) >= vocabulary:
+    rows = rows.within(vocabulary)
+    if not len(rows.ids):
         raise KPruneError(
-            f"--kprune-head keeps token {last}, but the model's vocabulary has only {vocabulary} "
-            "rows: its tokenizer and its weights do not fit each other"
+            f"--kprune-head: none of the kept tokens is among the model's {vocabulary} rows; its "
+            "tokenizer and its weights do not fit each other"
         )
     state = Loading(rows, vocabulary, tied)
     token = _current.set(state)
