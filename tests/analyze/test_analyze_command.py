@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 from support.analyze_cases import prune_by_magnitude, write_texts
+from support.command import command_runner
 from support.tiny_folders import edit
 
 from vllm_kprune.analyze.run import _names
-from vllm_kprune.cli import main
 from vllm_kprune.errors import KPruneError
 
 Saved = Callable[[str], Path]
@@ -26,18 +26,7 @@ def wide(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Command:
     """Run `kprune analyze …`; gives exit code, standard output and error."""
-
-    def run_command(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = 0
-        try:
-            main(["analyze", *map(str, arguments)])
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run_command
+    return command_runner(capsys, "analyze")
 
 
 @pytest.fixture(scope="module")

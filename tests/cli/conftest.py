@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 import wordfreq
 from safetensors.numpy import save_file
+from support.command import command_runner
 from support.tiny_tokenizers import byte_fallback_tokenizer
-
-from vllm_kprune.cli import main
 
 Command = Callable[..., tuple[int, str, str]]
 HIDDEN = 4
@@ -20,17 +19,7 @@ HIDDEN = 4
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Command:
     """Run the command line; gives exit code, standard output and standard error."""
-
-    def run_command(*arguments: object) -> tuple[int, str, str]:
-        code = 0
-        try:
-            main([str(argument) for argument in arguments])
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run_command
+    return command_runner(capsys)
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from support.compare_command import Run, compare_command
+from support.command import Run, command_runner
 from support.mock_answers import Habits
 from support.mock_endpoint import MockEndpoint
 
@@ -27,7 +27,7 @@ SMALL = ("--suite", "stability", "--limit", "12")
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    return compare_command(capsys)
+    return command_runner(capsys, "compare")
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.compare_command import Run, compare_command
+from support.command import Run, command_runner
 from support.mock_answers import Habits
 from support.mock_endpoint import MockEndpoint
 
@@ -21,7 +21,7 @@ ASKED = ("--suite", "stability,translation,exactness,latency,memory,input", "--l
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    return compare_command(capsys)
+    return command_runner(capsys, "compare")
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-from support.compare_command import Run, compare_command
+from support.command import Run, command_runner
 from support.mock_answers import Habits
 from support.mock_endpoint import MockEndpoint
 from support.synthetic_measurements import SPEED, measured
@@ -31,7 +31,7 @@ HANJA = Habits(hanja=0.7)
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    return compare_command(capsys)
+    return command_runner(capsys, "compare")
 
 
 def report_in(folder: Path) -> Any:

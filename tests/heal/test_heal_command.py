@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support.command import command_runner
 from support.tiny_quantised import quantise
 
-from vllm_kprune.cli import main
 from vllm_kprune.heal import picture
 
 Saved = Callable[[str], Path]
@@ -23,18 +23,7 @@ SHORT = ("--steps", 8, "--length", 32, "--learning-rate", 5e-3, "--device", "cpu
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Command:
     """Run `kprune heal MODEL -o out …`; gives exit code, standard output and error."""
-
-    def run_command(model: Path, *arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()  # what saving a model wrote
-        code = 0
-        try:
-            main(["heal", *map(str, (model, "-o", tmp_path / "out", *SHORT, *arguments))])
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run_command
+    return command_runner(capsys, "heal", "-o", tmp_path / "out", *SHORT)
 
 
 @pytest.fixture

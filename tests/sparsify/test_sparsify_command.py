@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support.command import command_runner
 from support.tiny_architectures import ARCHITECTURES, TinyArchitecture
 from support.tiny_folders import edit
 from support.tiny_quantised import quantise
 
-from vllm_kprune.cli import main
 from vllm_kprune.sparsify.calibration import identified_languages, parse_calibration
 
 Saved = Callable[[str], Path]
@@ -24,18 +24,7 @@ SHORT = ("--samples", 4, "--length", 16, "--device", "cpu")
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Command:
     """Run `kprune sparsify MODEL -o out …`; gives exit code, standard output and error."""
-
-    def run_command(model: Path, *arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()  # what saving a model wrote
-        code = 0
-        try:
-            main(["sparsify", *map(str, (model, "-o", tmp_path / "out", *SHORT, *arguments))])
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run_command
+    return command_runner(capsys, "sparsify", "-o", tmp_path / "out", *SHORT)
 
 
 @pytest.fixture

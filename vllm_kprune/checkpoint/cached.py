@@ -13,7 +13,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from vllm_kprune import __version__
-from vllm_kprune.checkpoint.base import BaseModel, open_original
+from vllm_kprune.checkpoint.base import BaseModel, TokenizerFolder, open_original
 from vllm_kprune.checkpoint.manifest import MANIFEST_NAME, Manifest, is_overlay, load_manifest
 from vllm_kprune.checkpoint.overlay import digest_base, write_overlay
 from vllm_kprune.checkpoint.plan import Plan, choose_tokens, evidence_sources
@@ -25,7 +25,7 @@ from vllm_kprune.storage.digest import FileDigest, canonical_json, digest_text
 from vllm_kprune.storage.folders import new_folder
 from vllm_kprune.vocabulary.evidence import Source
 
-__all__ = ["CachedOverlay", "cached_overlay"]
+__all__ = ["CachedOverlay", "cached_overlay", "entry_name"]
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,8 @@ def cached_overlay(
     sources = evidence_sources(profile, corpora)
     base = open_original(model, revision)
     digests = digest_base(base, progress, memory=cache_dir() / "digests")
-    name = _entry_name(base, profile, sources, digests)
+    # The path is recorded in the manifest.
+    name = entry_name(base, profile, sources, digests, path=str(base.folder.absolute()))
     target = cache_dir() / "overlays" / name
     target.parent.mkdir(parents=True, exist_ok=True)
     # Wider than the lock inside `new_folder`: who waited here finds the overlay ready, and does not
@@ -74,16 +75,18 @@ def cached_overlay(
     return CachedOverlay(target, manifest, base)
 
 
-def _entry_name(
-    base: BaseModel,
+def entry_name(
+    base: TokenizerFolder,
     profile: Profile,
     sources: Sequence[Source],
     digests: Mapping[str, FileDigest],
+    **more: str,
 ) -> str:
+    """The name of a cache entry: from everything that decides which tokens are kept, and `more`."""
     key = {
+        **more,
         # Without times: a base that was only touched or copied back keeps its entry.
         "files": {name: digest.sha256 for name, digest in digests.items()},
-        "path": str(base.folder.absolute()),  # recorded in the manifest
         "profile": asdict(profile),
         "sources": [[source.name, source.digest] for source in sources],
         "version": __version__,

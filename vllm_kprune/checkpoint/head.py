@@ -9,23 +9,21 @@ in `serving/head`.
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from filelock import FileLock
 
-from vllm_kprune import __version__
 from vllm_kprune.checkpoint.base import TokenizerFolder, open_original_tokenizer
+from vllm_kprune.checkpoint.cached import entry_name
 from vllm_kprune.checkpoint.plan import choose_tokens, evidence_sources
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.profile import Profile
 from vllm_kprune.progress import Progress, silent
 from vllm_kprune.storage.cache import cache_dir
-from vllm_kprune.storage.digest import canonical_json, digest_text
 from vllm_kprune.storage.folders import new_file
-from vllm_kprune.vocabulary.evidence import Source
 
 __all__ = ["HeadRows", "head_rows", "order_rows"]
 
@@ -116,7 +114,9 @@ def _kept_ids(
 ) -> list[int]:
     """What a profile keeps, from the cache if it is there."""
     sources = evidence_sources(profile, corpora)
-    target = cache_dir() / "heads" / f"{_entry_name(base, profile, sources)}.json"
+    digests = base.digests(memory=cache_dir() / "digests")
+    name = entry_name(base, profile, sources, digests)
+    target = cache_dir() / "heads" / f"{name}.json"
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(target.with_suffix(".lock")):
         if (known := _remembered(target)) is not None:
@@ -125,17 +125,6 @@ def _kept_ids(
         with new_file(target) as stream:
             stream.write(json.dumps(selection.kept_ids).encode())
         return list(selection.kept_ids)
-
-
-def _entry_name(base: TokenizerFolder, profile: Profile, sources: Sequence[Source]) -> str:
-    digests = base.digests(memory=cache_dir() / "digests")
-    key = {
-        "files": {name: digest.sha256 for name, digest in digests.items()},
-        "profile": asdict(profile),
-        "sources": [[source.name, source.digest] for source in sources],
-        "version": __version__,
-    }
-    return f"{base.folder.name}-{profile.name}-{digest_text(canonical_json(key))[:16]}"
 
 
 def _remembered(path: Path) -> list[int] | None:

@@ -15,10 +15,8 @@ from typing import Any, Self
 import torch
 from safetensors.torch import load_file, save_file
 
-from vllm_kprune.checkpoint.model_folder import read_json
-from vllm_kprune.errors import KPruneError
 from vllm_kprune.sparsify.files import sync_file
-from vllm_kprune.sparsify.record import changed_setting
+from vllm_kprune.sparsify.record import earlier_notes
 from vllm_kprune.storage.folders import new_file
 
 __all__ = ["NOTES_NAME", "HealNotes"]
@@ -52,17 +50,9 @@ class HealNotes:
         """The notes in a folder, or new ones. Notes of other settings are refused, unless
         `start_anew`."""
         settings = json.loads(json.dumps(settings))
-        path = folder / NOTES_NAME
-        if path.is_file():
-            found = read_json(path)
-            changed = changed_setting(found.pop("settings", None), settings)
-            if changed is None:
-                return cls(folder, settings, **found)
-            if not start_anew:
-                raise KPruneError(
-                    f"{folder} has an interrupted run with other options ({changed}); give the "
-                    "same options to go on with it, or --force to start anew"
-                )
+        found = earlier_notes(folder / NOTES_NAME, settings, start_anew)
+        if found is not None:
+            return cls(folder, **found)
         notes = cls(folder, settings)
         notes.clear()
         return notes

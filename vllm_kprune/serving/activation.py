@@ -63,7 +63,10 @@ def _prune_head(engine_args: Any, settings: ServerSettings) -> None:
     check_head(engine_args)
     if settings.head_rows is None:
         rows = resolve_rows(
-            settings.vocabulary, engine_args.model, engine_args.revision, _log_steps("the head")
+            settings.vocabulary,
+            engine_args.model,
+            engine_args.revision,
+            _log_steps("choosing the tokens of the head"),
         )
         attach_settings(engine_args, replace(settings, head_rows=rows))
 
@@ -110,7 +113,11 @@ def _serve_in_one_step(engine_args: Any, options: VocabularyOptions) -> None:
     revision = engine_args.revision
     corpora = options.corpus
     overlay = cached_overlay(
-        model, profile, revision=revision, corpora=corpora, progress=_log_steps(profile.name)
+        model,
+        profile,
+        revision=revision,
+        corpora=corpora,
+        progress=_log_steps(f"building the overlay for profile {profile.name}"),
     )
     # Or clients would have to name the model by its path in the cache.
     if not engine_args.served_model_name:
@@ -120,7 +127,7 @@ def _serve_in_one_step(engine_args: Any, options: VocabularyOptions) -> None:
     engine_args.revision = None  # of the hub model; the overlay is a plain folder
 
 
-def _log_steps(profile: str) -> Progress:
+def _log_steps(work: str) -> Progress:
     """A log line for each step of a build, so that nobody wonders what the server waits for."""
     # `tell` is called many times for each step, as its share grows.
     told: set[str] = set()
@@ -128,7 +135,7 @@ def _log_steps(profile: str) -> Progress:
     def tell(step: str, share: float) -> None:
         if step not in told:
             told.add(step)
-            logger.info("kprune: building the overlay for profile %s, once: %s", profile, step)
+            logger.info("kprune: %s, once: %s", work, step)
 
     return tell
 

@@ -27,8 +27,8 @@ __all__ = [
     "SPARSITY_NAME",
     "LayerReport",
     "RunNotes",
-    "changed_setting",
     "described_base",
+    "earlier_notes",
     "sparsity_record",
 ]
 
@@ -53,17 +53,9 @@ class RunNotes:
         `start_anew`."""
         # As JSON: a tuple would differ from the list that was read.
         settings = json.loads(json.dumps(settings))
-        path = folder / NOTES_NAME
-        if path.is_file():
-            found = read_json(path)
-            changed = changed_setting(found.get("settings"), settings)
-            if changed is None:
-                return cls(folder, settings, found["layers"])
-            if not start_anew:
-                raise KPruneError(
-                    f"{folder} has an interrupted run with other options ({changed}); give the "
-                    "same options to go on with it, or --force to start anew"
-                )
+        found = earlier_notes(folder / NOTES_NAME, settings, start_anew)
+        if found is not None:
+            return cls(folder, settings, found["layers"])
         for old in folder.iterdir():
             old.unlink()
         return cls(folder, settings)
@@ -79,7 +71,28 @@ class RunNotes:
             stream.write(json.dumps({"settings": self.settings, "layers": self.layers}).encode())
 
 
-def changed_setting(old: Any, new: Mapping[str, Any]) -> str | None:
+def earlier_notes(
+    path: Path, settings: Mapping[str, Any], start_anew: bool
+) -> dict[str, Any] | None:
+    """The notes of an interrupted run with these settings; None to start anew.
+
+    Notes of other settings are refused, unless `start_anew`.
+    """
+    if not path.is_file():
+        return None
+    found = read_json(path)
+    changed = _changed_setting(found.get("settings"), settings)
+    if changed is None:
+        return found
+    if not start_anew:
+        raise KPruneError(
+            f"{path.parent} has an interrupted run with other options ({changed}); give the same "
+            "options to go on with it, or --force to start anew"
+        )
+    return None
+
+
+def _changed_setting(old: Any, new: Mapping[str, Any]) -> str | None:
     """The first setting that differs; None if all are the same."""
     if not isinstance(old, Mapping):
         return "its notes are damaged"

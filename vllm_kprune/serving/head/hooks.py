@@ -66,12 +66,13 @@ def _is_draft(vllm_config: Any, model_config: Any) -> bool:
 
 
 def _make_head(original: Callable[..., Any], layer: Any, *rest: Any, **how: Any) -> None:
-    if current() is None:
+    state = current()
+    if state is None:
         original(layer, *rest, **how)
         return
     from vllm_kprune.serving.head.kept import make_head
 
-    make_head(original, layer, *rest, **how)
+    make_head(state, original, layer, *rest, **how)
 
 
 def _logits(

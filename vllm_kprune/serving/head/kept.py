@@ -27,7 +27,7 @@ from vllm_kprune.checkpoint.head import HeadRows
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.serving.compat.engine import is_last_stage
 from vllm_kprune.serving.head.expand import expand, inverse_order
-from vllm_kprune.serving.head.state import ATTRIBUTE, Loading, current
+from vllm_kprune.serving.head.state import ATTRIBUTE, Loading
 
 __all__ = ["KeptHead", "attach_head", "make_head"]
 
@@ -65,11 +65,15 @@ class KeptHead:
 
 
 def make_head(
-    original: Callable[..., None], layer: Any, num_embeddings: int, *rest: Any, **how: Any
+    state: Loading,
+    original: Callable[..., None],
+    layer: Any,
+    num_embeddings: int,
+    *rest: Any,
+    **how: Any,
 ) -> None:
     """Around `ParallelLMHead.__init__`: fewer rows for the head of the model being loaded."""
-    state = current()
-    if state is None or state.tied or num_embeddings != state.vocabulary:
+    if state.tied or num_embeddings != state.vocabulary:
         original(layer, num_embeddings, *rest, **how)
         return
     count = len(state.rows.ids)

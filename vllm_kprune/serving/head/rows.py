@@ -37,10 +37,5 @@ def resolve_rows(
     options: VocabularyOptions, model: str, revision: str | None, progress: Progress = silent
 ) -> HeadRows:
     """The rows that `--kprune-head` keeps; what its profiles keep is remembered in the cache."""
-    if options.sizing and len(options.head) > 1:
-        raise KPruneError(
-            f"--kprune-head has {len(options.head)} profiles, and one size cannot be that of all; "
-            "give each its size in a profile file of its own"
-        )
     profiles = [load_profile(name, **options.sizing) for name in options.head]
     return head_rows(model, profiles, revision=revision, corpora=options.corpus, progress=progress)
