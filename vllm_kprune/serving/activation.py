@@ -66,7 +66,7 @@ def _prune_head(engine_args: Any, settings: ServerSettings) -> None:
             settings.vocabulary,
             engine_args.model,
             engine_args.revision,
-            _log_steps("choosing the tokens of the head"),
+            _log_steps("kprune: choosing the tokens of the head, once: %s"),
         )
         attach_settings(engine_args, replace(settings, head_rows=rows))
 
@@ -117,7 +117,7 @@ def _serve_in_one_step(engine_args: Any, options: VocabularyOptions) -> None:
         profile,
         revision=revision,
         corpora=corpora,
-        progress=_log_steps(f"building the overlay for profile {profile.name}"),
+        progress=_log_steps("kprune: building the overlay for profile %s, once: %s", profile.name),
     )
     # Or clients would have to name the model by its path in the cache.
     if not engine_args.served_model_name:
@@ -127,7 +127,7 @@ def _serve_in_one_step(engine_args: Any, options: VocabularyOptions) -> None:
     engine_args.revision = None  # of the hub model; the overlay is a plain folder
 
 
-def _log_steps(work: str) -> Progress:
+def _log_steps(message: str, *values: str) -> Progress:
     """A log line for each step of a build, so that nobody wonders what the server waits for."""
     # `tell` is called many times for each step, as its share grows.
     told: set[str] = set()
@@ -135,7 +135,7 @@ def _log_steps(work: str) -> Progress:
     def tell(step: str, share: float) -> None:
         if step not in told:
             told.add(step)
-            logger.info("kprune: %s, once: %s", work, step)
+            logger.info(message, *values, step)
 
     return tell
 
