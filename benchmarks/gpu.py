@@ -68,7 +68,8 @@ def main(words: Sequence[str] | None = None) -> int:
         sys.stdout.write(_RESULT + json.dumps(_run_here(options)) + "\n")
         return 0
     try:
-        job, chosen = _job(options), _chosen(options.steps)
+        job = _job(options)
+        chosen = _chosen(options.steps, job)
     except KPruneError as error:
         sys.stderr.write(f"gpu: {error}\n")
         return 2
@@ -78,10 +79,10 @@ def main(words: Sequence[str] | None = None) -> int:
     for step in chosen:
         console.print(f"{step.name}: {step.what} (at most {step.seconds} s) …", style="dim")
         outcomes.append(_run(step, job))
+        if options.json:  # after each step, so that a run that is cut off leaves what it has
+            found = {"machine": facts, "job": asdict(job), "steps": list(map(asdict, outcomes))}
+            options.json.write_text(json.dumps(found, indent=2, default=str), encoding="utf-8")
     console.print(outcome_table(outcomes))
-    if options.json:
-        found = {"machine": facts, "job": asdict(job), "steps": [asdict(one) for one in outcomes]}
-        options.json.write_text(json.dumps(found, indent=2, default=str), encoding="utf-8")
     return 0 if all(one.is_good for one in outcomes) else 1
 
 
@@ -133,13 +134,15 @@ def _job(options: argparse.Namespace) -> Job:
     )
 
 
-def _chosen(names: str) -> list[Step]:
+def _chosen(names: str, job: Job) -> list[Step]:
     known = {step.name: step for step in STEPS}
     asked = [name for name in names.split(",") if name]
     if unknown := [name for name in asked if name not in known]:
         raise KPruneError(f"--steps: got {unknown[0]}, expected some of {', '.join(known)}")
-    # Without models there is nothing to do for the others.
-    return [step for step in STEPS if not asked or step.name in (*asked, "models")]
+    # Without models there is nothing to do for the others. The folder made last is looked for.
+    if not job.pruned_speed_model.is_dir():
+        asked.append("models")
+    return [step for step in STEPS if not names or step.name in asked]
 
 
 def _run(step: Step, job: Job) -> Outcome:

@@ -34,15 +34,20 @@ _REASONING_TOKENS = 24
 
 
 def greedy(job: Job, part: str) -> dict[str, Any]:
-    """Law 4: greedy answers, with the gap between the two best tokens at each place."""
+    """Law 4: greedy answers, with the gap between the two best tokens at each place.
+
+    The parts are the original, the overlay ("pruned"), and the original with a pruned head.
+    """
     from vllm import SamplingParams
 
     more: dict[str, Any] = {}
     if part == "original":
         os.environ[gpu_kept.OVERLAY] = str(job.overlay)
         more = {"logits_processors": [gpu_kept.KeptIds]}
+    if part == "head":
+        more = {"additional_config": {"kprune": {"head": job.profile}}}
     began = time.monotonic()
-    llm = engine(job, job.model if part == "original" else job.overlay, **more)
+    llm = engine(job, job.overlay if part == "pruned" else job.model, **more)
     load = time.monotonic() - began
     params = SamplingParams(
         temperature=0, max_tokens=32, logprobs=2, ignore_eos=True, detokenize=False
@@ -52,7 +57,7 @@ def greedy(job: Job, part: str) -> dict[str, Any]:
     ids = kept_rows(job.overlay)
     tokenizer = Tokenizer.from_file(str(job.overlay / "tokenizer.json"))
     texts = [tokenizer.encode(text).ids for text in PROMPTS] * (1 if job.is_quick else 8)
-    if part == "original":
+    if part != "pruned":
         texts = [[ids[i] for i in text] for text in texts]
     prompts = [{"prompt_token_ids": text} for text in texts]
     answers = llm.generate(prompts, params, use_tqdm=False)
@@ -102,12 +107,13 @@ def guarded(job: Job, part: str) -> dict[str, Any]:
 
 
 def drafted(job: Job, part: str) -> dict[str, Any]:
-    """The same with drafts that repeat the prompt."""
+    """The same with drafts that repeat the prompt, also on a pruned head."""
+    head = {"head": job.profile} if part == "head" else {}
     config = {"method": "ngram", "num_speculative_tokens": 3}
     config |= {"prompt_lookup_max": 3, "prompt_lookup_min": 1}
     prompts = [f"{prompt} a b a b a b" for prompt in PROMPTS]
     try:
-        return _hot_answers(job, job.model, prompts, speculative_config=config)
+        return _hot_answers(job, job.model, prompts, head, speculative_config=config)
     # vLLM wraps what a plugin raises while it configures an engine.
     except (KPruneError, ValueError) as error:
         if "V1 model runner" not in str(error):
@@ -115,10 +121,13 @@ def drafted(job: Job, part: str) -> dict[str, Any]:
         return {"skipped": str(error)}
 
 
-def _hot_answers(job: Job, model: Path, prompts: list[str], **options: Any) -> dict[str, Any]:
+def _hot_answers(
+    job: Job, model: Path, prompts: list[str], more: Mapping[str, Any] = {}, **options: Any
+) -> dict[str, Any]:
     from vllm import SamplingParams
 
-    llm = engine(job, model, additional_config={"kprune": {"languages": POLICIES[0]}}, **options)
+    settings = {"kprune": {"languages": POLICIES[0], **more}}
+    llm = engine(job, model, additional_config=settings, **options)
     number = job.some(640)
     asked = [POLICIES[n % len(POLICIES)] for n in range(number)]
     params = [

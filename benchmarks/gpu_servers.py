@@ -73,7 +73,7 @@ def _post(server: VllmServer, options: dict[str, Any], **body: Any) -> tuple[int
 
 def ttft(job: Job, part: str) -> dict[str, Any]:
     """Milliseconds to the first token, by length and by what prunes the prompt."""
-    lengths = _lengths(job)
+    lengths = _lengths()
     options = Namespace(
         tokens=lengths, keep=0.7, scorers=["rarity", "attention"], rounds=3 if job.is_quick else 7
     )
@@ -87,10 +87,10 @@ def ttft(job: Job, part: str) -> dict[str, Any]:
         return {"keep": options.keep, "ms": litepruner_ttft.measure(server, options, prompts)}
 
 
-def _lengths(job: Job) -> Sequence[int]:
+def _lengths() -> Sequence[int]:
     if not has_gpu():
         return (256, 512)
-    return (1000, 4000) if job.is_quick else (1000, 4000, 12_000)
+    return (1000, 4000, 12_000)
 
 
 def _server(job: Job, model: Path, arguments: Sequence[str]) -> VllmServer:

@@ -57,15 +57,18 @@ def _models_rows(figures: Mapping[str, Figures]) -> Rows:
 
 
 def _law4_rows(figures: Mapping[str, Figures]) -> Rows:
-    original, pruned = figures["original"], figures["pruned"]
-    found = gpu_answers.compare(original, pruned)
-    yield Row(
-        f"greedy answers ({original['runner']}, {pruned['runner']})",
-        f"{found['same']} the same, {found['ties']} differ by a tie, {found['different']} differ",
-        found["different"] == 0,
-    )
-    loads = (one["load_seconds"] for one in (original, pruned))
-    yield Row("engine start, original → pruned", "{:.1f} → {:.1f} s".format(*loads))
+    original = figures["original"]
+    for part in ("pruned", "head"):
+        found = gpu_answers.compare(original, figures[part])
+        yield Row(
+            f"greedy answers, original and {part} ({original['runner']}, "
+            f"{figures[part]['runner']})",
+            f"{found['same']} the same, {found['ties']} differ by a tie, "
+            f"{found['different']} differ",
+            found["different"] == 0,
+        )
+    loads = (figures[part]["load_seconds"] for part in _FORMS)
+    yield Row("engine start, original → pruned → head", "{:.1f} → {:.1f} → {:.1f} s".format(*loads))
 
 
 def _guard_rows(figures: Mapping[str, Figures]) -> Rows:
@@ -93,12 +96,23 @@ def _phases_rows(figures: Mapping[str, Figures]) -> Rows:
 
 def _decode_rows(figures: Mapping[str, Figures]) -> Rows:
     original, pruned = figures["original"], figures["pruned"]
+    predicted = original["predicted"] / pruned["predicted"]
     for batch, times in original["ms"].items():
-        whole, less = (statistics.median(one) for one in (times["off"], pruned["ms"][batch]["off"]))
+        whole = statistics.median(times["off"])
+        seen = [f"{whole:.2f} ms"]
+        for part in ("pruned", "head"):
+            less = statistics.median(figures[part]["ms"][batch]["off"])
+            seen.append(f"{part} {less:.2f} ms (× {whole / less:.3f} faster)")
         yield Row(
             f"decode, batch {batch}: {original['rows']:,} → {pruned['rows']:,} rows",
-            f"{whole:.2f} → {less:.2f} ms (× {whole / less:.3f} faster)",
+            f"{'; '.join(seen)}; bytes predict × {predicted:.3f}",
         )
+
+
+def _expansion_rows(figures: Mapping[str, Figures]) -> Rows:
+    for batch, ways in figures["all"]["ms"].items():
+        seen = ", ".join(f"{name} {ms:.3f}" for name, ms in ways.items())
+        yield Row(f"logits of the whole vocabulary, batch {batch}, ms", seen)
 
 
 def _cost_rows(figures: Mapping[str, Figures]) -> Rows:
@@ -140,15 +154,16 @@ def _ttft_rows(figures: Mapping[str, Figures]) -> Rows:
 
 
 _BOTH = ("original", "pruned")
+_FORMS = (*_BOTH, "head")
 STEPS: Sequence[Step] = (
     Step("models", "random weights of --shape, and its overlay", 600, _models, _models_rows),
     Step(
         "law4",
-        "greedy answers: the original restricted to the kept ids against the overlay",
-        400,
+        "greedy answers: the original restricted to the kept ids against overlay and pruned head",
+        600,
         gpu_answers.greedy,
         _law4_rows,
-        _BOTH,
+        _FORMS,
     ),
     Step(
         "guard",
@@ -161,9 +176,10 @@ STEPS: Sequence[Step] = (
     Step(
         "drafts",
         "the same with n-gram speculative decoding, 3 drafts",
-        300,
+        600,
         gpu_answers.drafted,
         _guard_rows,
+        ("original", "head"),
     ),
     Step(
         "phases",
@@ -181,11 +197,18 @@ STEPS: Sequence[Step] = (
     ),
     Step(
         "decode",
-        "a decode step of --speed-shape with the original's and the overlay's vocabulary",
-        600,
+        "a decode step of --speed-shape: the original, the overlay's vocabulary, a pruned head",
+        900,
         gpu_speed.decode,
         _decode_rows,
-        _BOTH,
+        _FORMS,
+    ),
+    Step(
+        "expansion",
+        "from the logits of a pruned head to those of the vocabulary, in several ways",
+        120,
+        gpu_speed.expansion,
+        _expansion_rows,
     ),
     Step("cost", "the guard's share of such a step", 600, gpu_speed.cost, _cost_rows),
     Step(

@@ -26,8 +26,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from vllm_kprune.analyze.perplexity import measure_perplexity
 from vllm_kprune.checkpoint.export import export_overlay
 from vllm_kprune.checkpoint.overlay import build_overlay
@@ -37,6 +35,7 @@ from vllm_kprune.heal.options import HealOptions
 from vllm_kprune.heal.run import heal_model
 from vllm_kprune.profile import load_profile
 from vllm_kprune.sparsify.body import open_body
+from vllm_kprune.sparsify.device import pick_device
 from vllm_kprune.sparsify.options import SparsifyOptions
 from vllm_kprune.sparsify.run import sparsify_model
 from vllm_kprune.tokenizer.encoder import load_encoder
@@ -174,7 +173,7 @@ def measure(model: Path, output: Path, texts: Path) -> Measured:
         for code in LANGUAGES:
             passages |= json.loads((texts / f"measured-{code}.json").read_text())
         body = open_body(model)
-        causal = load_text_model(body, torch.device("cpu")).causal
+        causal = load_text_model(body, pick_device("auto")).causal
         found = measure_perplexity(causal, load_encoder(body.base.folder), passages)
         values = {name: (one.nats, one.tokens, one.characters) for name, one in found.items()}
         path.write_text(json.dumps(values))

@@ -46,12 +46,20 @@ class _Node:
 class Target:
     """A causal model of transformers, its tokenizer, and its earlier results."""
 
-    def __init__(self, folder: Path, cache: Path, dtype: torch.dtype, pack_tokens: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        cache: Path,
+        dtype: torch.dtype,
+        pack_tokens: int,
+        device: str = "cpu",
+    ) -> None:
         from transformers import AutoModelForCausalLM
 
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
         self.tokenizer.no_truncation()
-        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+        self.model = model.to(device).eval()
         self.pack_tokens = pack_tokens
         self._name = f"{folder.name} {dtype}"
         self._path = cache
@@ -119,8 +127,9 @@ class Target:
     @torch.inference_mode()
     def _likelihoods(self, nodes: Sequence[_Node]) -> list[tuple[float, int]]:
         """For each node with an answer: the sum of its log-probabilities and its token count."""
-        ids = torch.tensor([i for node in nodes for i in node.ids])
-        mask, positions = _mask(nodes)
+        device = self.model.device
+        ids = torch.tensor([i for node in nodes for i in node.ids]).to(device)
+        mask, positions = (one.to(device) for one in _mask(nodes))
         hidden = self.model.model(
             input_ids=ids[None],
             attention_mask=self._masks(mask, positions),
@@ -129,8 +138,8 @@ class Target:
         ).last_hidden_state[0]
         rows, targets, sizes = _answers(nodes)
         logits = self.model.lm_head(hidden[rows]).float()
-        logprobs = logits.log_softmax(-1).gather(1, targets[:, None])[:, 0]
-        return [(float(part.sum()), len(part)) for part in logprobs.split(sizes)]
+        logprobs = logits.log_softmax(-1).gather(1, targets[:, None].to(device))[:, 0]
+        return [(float(part.sum()), len(part)) for part in logprobs.cpu().split(sizes)]
 
     def _masks(self, mask: torch.Tensor, positions: torch.Tensor) -> Any:
         """One mask for every type of layer: sliding windows count distances in the prompt."""

@@ -1,7 +1,7 @@
 """The experiment of Kurz et al. on small models: which calibration language to prune with.
 
 .venv/bin/python benchmarks/sparsity_paper.py [--models NAME ...] [--seeds N] [--tables]
-    [--threads N] [-o build/sparsity-paper]
+    [--device auto|cpu|cuda] [--threads N] [--share K/N] [-o build/sparsity-paper]
 
 Each model is pruned to 50 % with Wanda and with SparseGPT, calibrated in each of seven languages
 with several seeds, and measured in all of them: perplexity, bits per character, tasks scored by the
@@ -12,10 +12,14 @@ A pruned model is a cell: OUT/MODEL/METHOD-LANGUAGE-SEED.json, with its mask bes
 each weight. A cell's weights are deleted when it is measured. Finished cells are not repeated, so
 an interrupted run goes on. `--tables` only makes the tables, figures and claims of the cells that
 are there: OUT/sparsity-paper.md, .html and .json.
+
+A small model leaves most of a GPU or of many cores idle: start N processes with --share 1/N ...
+N/N, which divide the cells among themselves, and make the tables afterwards.
 """
 
 import argparse
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -31,6 +35,7 @@ from sparsity_paper_tables import write_tables
 
 from vllm_kprune.demo.reference.build import demo_model
 from vllm_kprune.errors import KPruneError
+from vllm_kprune.sparsify.device import pick_device
 
 METHODS = ("wanda", "sparsegpt")
 SEEDS = 3
@@ -59,6 +64,8 @@ def main() -> None:
     options = parse()
     if not options.tables:
         run_cells(options)
+        if options.share != (1, 1):
+            return  # the other shares are not there yet
     path = write_tables(options.output)
     say(path.read_text(encoding="utf-8"))
 
@@ -71,9 +78,18 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=SEEDS, help="run fewer seeds")
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--tables", action="store_true", help="only the tables of what is there")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     parser.add_argument("--threads", type=int, help="threads to calculate with")
+    parser.add_argument("--share", type=_share, default=(1, 1), help="K/N: every Nth cell")
     parser.add_argument("-o", "--output", type=Path, default=Path("build/sparsity-paper"))
     return parser.parse_args()
+
+
+def _share(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"([1-9]\d?)/([1-9]\d?)", text)
+    if found is None or int(found[1]) > int(found[2]):
+        raise argparse.ArgumentTypeError(f"{text!r} is no share; give K/N, such as 2/4")
+    return int(found[1]), int(found[2])
 
 
 def planned(models: list[str], seeds: int) -> Iterator[Cell]:
@@ -99,8 +115,9 @@ def run_cells(options: argparse.Namespace) -> None:
         torch.set_num_threads(options.threads)
     # One line for each cell is enough to see how far it is.
     transformers.utils.logging.disable_progress_bar()
-    places = {model: prepare(model, Path(data), options.output) for model in options.models}
-    cells = list(planned(options.models, options.seeds))
+    places = {model: prepare(model, Path(data), options) for model in options.models}
+    number, of = options.share
+    cells = list(planned(options.models, options.seeds))[number - 1 :: of]
     todo = [
         (cell, parts)
         for cell in cells
@@ -110,30 +127,40 @@ def run_cells(options: argparse.Namespace) -> None:
     clock = Clock([cell for cell, _ in todo])
     with ExitStack() as locks:
         for place in places.values():
-            locks.enter_context(alone(place.folder))
+            locks.enter_context(alone(place))
         for cell, parts in todo:
             run_cell(cell, places[cell.model], parts)
             say(f"{cell.model} {cell.name}: {clock.done(cell)}")
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """Refuse to work beside another run on the same model; two models may run side by side."""
+def alone(place: Workplace) -> Iterator[None]:
+    """Refuse to work beside another run on the same share of a model's cells."""
     try:
-        with FileLock(folder / ".lock", timeout=0):
+        with FileLock(place.scratch.with_suffix(".lock"), timeout=0):
             yield
     except Timeout:
-        raise KPruneError(f"another run is at work in {folder}; name other --models") from None
+        raise KPruneError(
+            f"another run is at work in {place.folder}; name other --models or another --share"
+        ) from None
 
 
-def prepare(model: str, data: Path, output: Path) -> Workplace:
+def prepare(model: str, data: Path, options: argparse.Namespace) -> Workplace:
     """The texts of a model, and where its cells go."""
-    amounts = AMOUNTS[model]
+    amounts, output = AMOUNTS[model], options.output
     calibration = write_calibration(data, output / "calibration", SEEDS)
     texts = read_texts(data, amounts, list(calibration.values()))
     folder = output / model
     folder.mkdir(parents=True, exist_ok=True)
-    return Workplace(demo_model(model, log=say), folder, amounts, calibration, texts)
+    return Workplace(
+        base=demo_model(model, log=say),
+        folder=folder,
+        scratch=folder / f"scratch-{options.share[0]}",
+        device=str(pick_device(options.device)),
+        amounts=amounts,
+        calibration=calibration,
+        texts=texts,
+    )
 
 
 class Clock:

@@ -50,10 +50,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class Workplace:
-    """A model, the texts to prune and measure it with, and the folder for its cells."""
+    """A model, the texts to prune and measure it with, and where that is done and kept."""
 
     base: Path
     folder: Path
+    scratch: Path
+    device: str
     amounts: Mapping[str, Any]
     calibration: Mapping[tuple[str, int], Path]
     texts: Mapping[str, Texts]
@@ -68,11 +70,11 @@ def missing_parts(cell: Cell, place: Workplace, wanted: list[str]) -> list[str]:
 
 def run_cell(cell: Cell, place: Workplace, parts: list[str]) -> None:
     """Measure parts of a cell, and write them to its file."""
-    scratch = place.folder / "scratch"
+    scratch = place.scratch
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
     folder = place.base if cell.method == "original" else _prune(cell, place, scratch)
-    target = Target(folder, scratch / "likelihoods", torch.float32, _WINDOW)
+    target = Target(folder, scratch / "likelihoods", torch.float32, _WINDOW, place.device)
     path = place.folder / f"{cell.name}.json"
     found = _read(path) or {**asdict(cell), "parts": {}}
     for part in parts:
@@ -95,7 +97,7 @@ def _prune(cell: Cell, place: Workplace, scratch: Path) -> Path:
         samples=place.amounts["samples"],
         length=place.amounts["length"],
         seed=cell.seed,
-        device="cpu",
+        device=place.device,  # type: ignore[arg-type]
     )
     folder = scratch / cell.name
     sparsify_model(place.base, folder, options)
