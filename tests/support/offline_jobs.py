@@ -4,7 +4,8 @@
 
 Each job (`{"model": FOLDER, "options": {...}, "prompts": [[id, ...], ...], "allowed": [...]}`) runs
 in a fork, which holds the engine. All prompts of a job are one batch, so that two jobs with as many
-prompts of the same lengths compute the same shapes. The answers to all jobs are printed as one line
+prompts of the same lengths compute the same shapes. `each` has more sampling parameters for each
+prompt. The answers to all jobs are printed as one line
 of JSON: the greedy `ids`, the `best` logits of each step where `logprobs` asks for them, how many
 `drafts` there were and how many were `accepted`, or the `error` of a job that failed.
 """
@@ -40,6 +41,7 @@ def _generate(
     lora: str | None = None,
     environment: dict[str, str] | None = None,
     logprobs: int | None = None,
+    each: list[dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     os.environ.update(environment or {})
     from vllm import LLM, SamplingParams
@@ -49,14 +51,20 @@ def _generate(
     engine = LLM(model=model, **{**defaults, "dtype": "float32", **(options or {})})
     outputs = engine.generate(
         [{"prompt_token_ids": ids} for ids in prompts],
-        SamplingParams(
-            temperature=0,
-            max_tokens=tokens,
-            ignore_eos=True,
-            detokenize=False,
-            allowed_token_ids=allowed,
-            logprobs=logprobs,
-        ),
+        [
+            SamplingParams(
+                **{
+                    "temperature": 0,
+                    "max_tokens": tokens,
+                    "ignore_eos": True,
+                    "detokenize": False,
+                    "allowed_token_ids": allowed,
+                    "logprobs": logprobs,
+                    **more,
+                }
+            )
+            for more in each or [{}] * len(prompts)
+        ],
         lora_request=LoRARequest("adapter", 1, lora) if lora else None,
     )
     answers = [output.outputs[0] for output in outputs]
