@@ -3,7 +3,7 @@
 # make paper  the paper's experiment, remade small: tables and reports in build/paper, 80 minutes
 # make sparsity-paper  which language to calibrate sparsity with: three small models, tables in build/sparsity-paper; hours
 # make check-sparsity  kprune sparsify held against llm-compressor
-# make test   linters, types, tests: half an hour on two cores, 2 GB and the servers' own memory
+# make test   linters, types, tests: about 20 minutes on two cores, 2 GB and the servers' own memory
 # make test-fast  the tests of a contributor's loop: no servers, no downloads, none that take long
 # make check-v2  the guard in the V2 sampler of vLLM 0.31 to 0.33, interpreted: 10 minutes, downloads 240 MB once
 # make docs   the documentation site in build/site, links and anchors checked; make docs-serve shows it
