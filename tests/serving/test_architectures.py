@@ -21,8 +21,10 @@ from support.run_limits import EXHAUSTIVE
 from support.tiny_adapters import ATTENTION, save_adapter
 from support.tiny_architectures import ARCHITECTURES
 
+from vllm_kprune.checkpoint.head import head_rows
 from vllm_kprune.checkpoint.manifest import load_manifest
 from vllm_kprune.checkpoint.overlay import build_overlay
+from vllm_kprune.profile import load_profile
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
 
@@ -79,6 +81,34 @@ def head_job(pair: Pair, **more: Any) -> dict[str, Any]:
     return {"model": str(pair.original), "prompts": prompts, "options": options, **more}
 
 
+def mixed_jobs(pair: Pair, **more: Any) -> list[dict[str, Any]]:
+    """Requests with three profiles in one batch of a pruned head; the same masked one by one."""
+    job = head_job(pair, **more)
+    ours = job["options"]["additional_config"]["kprune"]
+    small = pair.original.parent / "small.json"
+    given = json.loads(Path(ours["head"]).read_text())
+    small.write_text(json.dumps({**given, "target_size": len(pair.kept) - 20}))
+    ours["head"] = [str(small), ours["head"], "original"]
+    profiles = [load_profile(name) for name in ours["head"]]
+    rows = head_rows(pair.original, profiles, corpora=[Path(ours["corpus"])])
+    assert rows.tokens[0] == len(pair.kept) - 20 and len(rows.ids) == rows.tokens[2]
+    # One that asks for nothing gets the first profile.
+    asked = [(0, None), *((n, {"kprune_head": name}) for n, name in enumerate(rows.profiles))]
+    prompts, each, masked = [], [], []
+    for prompt in job["prompts"]:
+        for number, extra in asked:
+            prompts.append(prompt)
+            each.append({"extra_args": extra})
+            allowed = None if number == 2 else rows.kept(number).tolist()
+            masked.append({"allowed_token_ids": allowed})
+    # Neither drafts nor ranks change an answer.
+    original = {"model": job["model"], "prompts": prompts, "each": masked}
+    return [
+        {**job, "prompts": prompts, "each": each},
+        {**original, "tokens": job.get("tokens", 16)},
+    ]
+
+
 def drafters(pair: Pair) -> dict[str, dict[str, Any]]:
     """Two ways of speculative decoding; the drafter is an original, and knows of no profile."""
     few = {"num_speculative_tokens": 2}
@@ -119,7 +149,12 @@ def answers(
         options = {"speculative_config": drafts, "disable_log_stats": False}
         jobs = pairs["llama-3.1"].jobs(options=options, tokens=TOKENS)[1:]
         cases[name] = [head_job(pairs["llama-3.1"], options=options, tokens=TOKENS), *jobs]
+        if name == "n-gram":
+            cases["profiles, drafts"] = mixed_jobs(
+                pairs["llama-3.1"], options=options, tokens=TOKENS
+            )
     if len(CPUS) > 1:
+        cases["profiles, two ranks"] = mixed_jobs(pairs["aya-expanse"], **TWO_RANKS)
         cases["two ranks"] = pairs["llama-3.1"].jobs(**TWO_RANKS)[:1]
         for name in ("llama-3.1", "aya-expanse"):
             cases[f"{name} head in two ranks"] = [head_job(pairs[name], **TWO_RANKS)]
@@ -166,6 +201,21 @@ def test_a_pruned_head_accepts_as_many_drafts_as_the_masked_original(
     assert "error" not in head and "error" not in original, (head, original)
     assert head["ids"] == original["ids"]
     assert head["drafts"] > 0 and head["accepted"] >= original["accepted"]
+
+
+@pytest.mark.parametrize("case", ["drafts", "two ranks"])
+def test_requests_with_several_profiles_answer_as_the_original_masked_for_each(
+    case: str, answers: dict[str, list[dict[str, Any]]]
+) -> None:
+    """An untied head with n-gram drafts, and a tied one in two ranks."""
+    if f"profiles, {case}" not in answers:
+        pytest.skip("vLLM's tensor parallel needs a CPU for each rank")
+    mixed, masked = answers[f"profiles, {case}"]
+    assert "error" not in mixed and "error" not in masked, (mixed, masked)
+    assert mixed["ids"] == masked["ids"]
+    # Without a choice as with the first profile, and otherwise than with the others.
+    assert mixed["ids"][0::4] == mixed["ids"][1::4]
+    assert len({str(mixed["ids"][n::4]) for n in (1, 2, 3)}) == 3
 
 
 @pytest.mark.skipif(len(CPUS) < 2, reason="vLLM's tensor parallel needs a CPU for each rank")

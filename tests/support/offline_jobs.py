@@ -2,7 +2,8 @@
 
 A script for `forks.ask`. Each job (`{"model": FOLDER, "options": {...}, "prompts": [[1, 2], ...],
 "allowed": [...]}`) runs in a fork, which holds the engine. All prompts of a job are one batch, so
-that two jobs with as many prompts of the same lengths compute the same shapes. An answer has the
+that two jobs with as many prompts of the same lengths compute the same shapes. `each` has more
+sampling parameters for each prompt. An answer has the
 greedy `ids`, the `best` logits of each step where `logprobs` asks for them, how many `drafts` there
 were and how many were `accepted`, or the `error` of a job that failed. `adapted` has an answer for
 each of the job's LoRA `adapters`: the same engine is asked again.
@@ -43,6 +44,7 @@ def _generate(
     adapters: tuple[str, ...] = (),
     environment: dict[str, str] | None = None,
     logprobs: int | None = None,
+    each: list[dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     os.environ.update(environment or {})
     from vllm import LLM, SamplingParams
@@ -50,14 +52,20 @@ def _generate(
 
     defaults = {"skip_tokenizer_init": True, "enforce_eager": True, "max_model_len": 256}
     engine = LLM(model=model, **{**defaults, "dtype": "float32", **(options or {})})
-    params = SamplingParams(
-        temperature=0,
-        max_tokens=tokens,
-        ignore_eos=True,
-        detokenize=False,
-        allowed_token_ids=allowed,
-        logprobs=logprobs,
-    )
+    params = [
+        SamplingParams(
+            **{
+                "temperature": 0,
+                "max_tokens": tokens,
+                "ignore_eos": True,
+                "detokenize": False,
+                "allowed_token_ids": allowed,
+                "logprobs": logprobs,
+                **more,
+            }
+        )
+        for more in each or [{}] * len(prompts)
+    ]
 
     def ask(adapter: LoRARequest | None = None) -> dict[str, Any]:
         asked = [{"prompt_token_ids": ids} for ids in prompts]

@@ -58,6 +58,7 @@ def activate(engine_args: Any) -> bool:
 
 def _prune_head(engine_args: Any, settings: ServerSettings) -> None:
     """Decide which rows of the LM head are computed; the model itself stays as it is."""
+    from vllm_kprune.serving.head.counts import note_profiles
     from vllm_kprune.serving.head.rows import check_head, resolve_rows
 
     check_head(engine_args)
@@ -69,6 +70,7 @@ def _prune_head(engine_args: Any, settings: ServerSettings) -> None:
             _log_steps("kprune: choosing the tokens of the head, once: %s"),
         )
         attach_settings(engine_args, replace(settings, head_rows=rows))
+        note_profiles(rows.profiles)
 
 
 def _check_pruner(engine_args: Any, settings: ServerSettings) -> None:

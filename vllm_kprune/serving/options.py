@@ -16,6 +16,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+from vllm_kprune.checkpoint.head import MOST_PROFILES
 from vllm_kprune.errors import KPruneError, nearest, shown
 from vllm_kprune.options import (
     Option,
@@ -32,10 +33,12 @@ __all__ = [
     "COUNTER_FOLDER",
     "FLAG_PREFIX",
     "FORM",
+    "HEAD_PROFILES",
     "KEY",
     "NAMED",
     "PREFIX",
     "GuardOptions",
+    "HeadChoice",
     "VocabularyOptions",
     "add_options",
     "flag",
@@ -51,6 +54,8 @@ KEY = "kprune"
 NAMED = "KPRUNE_ENDPOINT_PLUGINS"
 # The folder of this server's counter files, in the environment of its processes (see `counters`).
 COUNTER_FOLDER = "KPRUNE_COUNTERS"
+# The profiles of this server's pruned head, one on each line, for processes that count requests.
+HEAD_PROFILES = "KPRUNE_HEAD_PROFILES"
 # Of our options in a request's `vllm_xargs`, and on the command line.
 PREFIX = "kprune_"
 FLAG_PREFIX = "--kprune-"
@@ -74,13 +79,14 @@ class VocabularyOptions(Sizing, CorpusOptions):
     )
     head: tuple[str, ...] = option(
         (),
-        "Compute logits only for the tokens of this language profile (a name such as enko, or a "
-        ".yaml file), and leave everything else as it is: token ids, tokenizer, embedding. All "
-        "input is read as before; only these tokens can be answered.",
+        "Compute logits only for the tokens of these language profiles (names such as enko, or "
+        ".yaml files), and leave everything else as it is: token ids, tokenizer, embedding. All "
+        "input is read as before; only these tokens can be answered. Of several, the first is for "
+        f"requests that name none; one can name another: {PREFIX}head.",
         noun="names or paths",
         commas=True,
-        most_items=1,
-        metavar="NAME|FILE",
+        most_items=MOST_PROFILES,
+        metavar="NAME|FILE,...",
         forms=[FORM],
     )
     base: Path | None = option(
@@ -109,6 +115,21 @@ class GuardOptions:
         "Requests can neither change the guard nor switch it off: one that tries is answered with "
         "HTTP 400.",
         forms=[FORM],
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadChoice:
+    """What a request says of the LM head."""
+
+    head: str | None = option(
+        None,
+        "The answer has only tokens of this profile, which is one of those that the server's LM "
+        "head was started with.",
+        noun="a name",
+        metavar="NAME",
+        default_text="the server's first",
+        forms=["request"],
     )
 
 

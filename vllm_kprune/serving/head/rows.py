@@ -1,14 +1,17 @@
 """Which rows of the LM head an engine computes, from its options."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from vllm_kprune.checkpoint.head import HeadRows, head_rows
-from vllm_kprune.errors import KPruneError
+from vllm_kprune.errors import KPruneError, shown
+from vllm_kprune.options import listed
 from vllm_kprune.profile import load_profile
 from vllm_kprune.progress import Progress, silent
 from vllm_kprune.serving.options import VocabularyOptions
+from vllm_kprune.serving.request_options import HEAD_KEY
 
-__all__ = ["check_head", "resolve_rows"]
+__all__ = ["check_choice", "check_head", "resolve_rows"]
 
 # Formats of vLLM that load whole tensors by name. Others have sharded or packed them already.
 _FORMATS = ("auto", "safetensors", "fastsafetensors", "runai_streamer", "dummy")
@@ -33,9 +36,36 @@ def check_head(engine_args: Any) -> None:
         )
 
 
+def check_choice(rows: HeadRows | None, extra_args: Mapping[str, Any] | None) -> None:
+    """Raise `KPruneError` for a request that chooses a profile which the head does not have."""
+    name = (extra_args or {}).get(HEAD_KEY)
+    if name is None:
+        return
+    if rows is None:
+        raise KPruneError(
+            f"vllm_xargs: {HEAD_KEY}: this server's LM head is not pruned; leave the option out, "
+            "or serve with --kprune-head"
+        )
+    if name not in rows.profiles:
+        raise KPruneError(
+            f"vllm_xargs: {HEAD_KEY}: got {shown(name)}, this server has "
+            f"{listed(rows.profiles, 'and')}"
+        )
+
+
 def resolve_rows(
     options: VocabularyOptions, model: str, revision: str | None, progress: Progress = silent
 ) -> HeadRows:
-    """The rows that `--kprune-head` keeps; what its profiles keep is remembered in the cache."""
-    profiles = [load_profile(name, **options.sizing) for name in options.head]
+    """The rows that `--kprune-head` keeps; what its profiles keep is remembered in the cache.
+
+    Sizes and corpora are for the profiles that select tokens; one of several may keep them all.
+    """
+    profiles = [load_profile(name) for name in options.head]
+    selects_some = not all(profile.keeps_everything for profile in profiles)
+    profiles = [
+        profile
+        if profile.keeps_everything and selects_some
+        else load_profile(name, **options.sizing)
+        for name, profile in zip(options.head, profiles, strict=True)
+    ]
     return head_rows(model, profiles, revision=revision, corpora=options.corpus, progress=progress)
