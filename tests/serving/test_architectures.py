@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 from support.forks import ask
-from support.offline_pairs import PROFILE, TEXTS, Pair, make_pair
+from support.offline_pairs import PROFILE, TEXTS, Pair, make_pair, masked_greedy
+from support.run_limits import EXHAUSTIVE
 from support.tiny_adapters import ATTENTION, save_adapter
 from support.tiny_architectures import ARCHITECTURES
 
@@ -28,6 +29,10 @@ from vllm_kprune.profile import load_profile
 pytestmark = [pytest.mark.server, pytest.mark.slow]
 
 SERVED = ("qwen3-moe", "llama-3.1", "aya-expanse", "gemma3-multimodal")
+# Llama's engines take LoRA adapters too: the first fits the body, the second changes the head.
+ADAPTED = "llama-3.1"
+MODULES = ({ATTENTION: (64, 64)}, {ATTENTION: (64, 64), "lm_head": (64, 9)})
+LORA = {"options": {"enable_lora": True}}
 # vLLM's own class needs torchvision, which the CPU build here lacks.
 WITHOUT_TORCHVISION = {"model_impl": "transformers", "skip_tokenizer_init": False}
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -41,10 +46,17 @@ TWO_RANKS = {
 }
 ENGINE_APART = {"environment": {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}}
 TOKENS = 32  # long enough for a tiny model to repeat itself, which n-gram drafts need
-ADAPTERS = {
-    "adapter": {ATTENTION: (64, 64)},
-    "head-adapter": {ATTENTION: (64, 64), "lm_head": (64, 9)},
-}
+# What an engine of its own would repeat: untied heads are Llama's, drafts are a model's, and tied
+# heads in two ranks are Aya's.
+REPEATED = ("qwen3-moe head", "n-gram", "llama-3.1 head in two ranks")
+
+
+def with_repeated(*names: str) -> list[Any]:
+    """Cases as parameters of a test."""
+    return [
+        pytest.param(name, marks=pytest.mark.exhaustive if name in REPEATED else [])
+        for name in names
+    ]
 
 
 def moved_base_job(pair: Pair, folder: Path) -> dict[str, Any]:
@@ -106,22 +118,6 @@ def drafters(pair: Pair) -> dict[str, dict[str, Any]]:
     }
 
 
-def masked_greedy(pair: Pair, tokens: int) -> list[list[int]]:
-    """The answers of the original in transformers, with all but the kept ids masked."""
-    import torch
-    from transformers import LlamaForCausalLM
-
-    network = LlamaForCausalLM.from_pretrained(pair.original, dtype=torch.float32)
-    prompts = [pair.original_ids(prompt) for prompt in pair.prompts]
-    answers: list[list[int]] = [[] for _ in prompts]
-    with torch.no_grad():
-        for prompt, ids in zip(prompts, answers, strict=True):
-            for _ in range(tokens):
-                logits = network(torch.tensor([prompt + ids])).logits[0, -1, list(pair.kept)]
-                ids.append(pair.kept[int(logits.argmax())])
-    return answers
-
-
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pair]:
     """Each model, and its overlay."""
@@ -134,21 +130,20 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pair]:
 
 @pytest.fixture(scope="module")
 def answers(
-    pairs: dict[str, Pair], tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    pairs: dict[str, Pair],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, list[dict[str, Any]]]:
     """The answers of overlays and originals: of each model, and of Llama in more settings."""
     folder = tmp_path_factory.mktemp("jobs")
-    cases = {name: pair.jobs(options=OPTIONS.get(name)) for name, pair in pairs.items()}
-    for name, modules in ADAPTERS.items():
-        adapter = save_adapter(folder / name, modules)
-        jobs = pairs["llama-3.1"].jobs(lora=str(adapter), options={"enable_lora": True})
-        cases[name] = jobs if name == "adapter" else jobs[:1]
+    adapters = [str(save_adapter(folder / f"adapter{n}", m)) for n, m in enumerate(MODULES)]
+    more: dict[str, Any] = {
+        name: {"options": OPTIONS.get(name, {})} for name in SERVED if name != ADAPTED
+    }
+    more[ADAPTED] = {**LORA, "adapters": adapters}
+    cases = {name: pair.jobs(**more[name]) for name, pair in pairs.items()}
     for name, pair in pairs.items():
-        cases[f"{name} head"] = [head_job(pair, options=OPTIONS.get(name, {}))]
-    cases["adapter head"] = [
-        head_job(pairs["llama-3.1"], lora=str(folder / name), options={"enable_lora": True})
-        for name in ADAPTERS
-    ]
+        cases[f"{name} head"] = [head_job(pair, **more[name])]
     cases["moved"] = [moved_base_job(pairs["llama-3.1"], folder)]
     for name, drafts in drafters(pairs["llama-3.1"]).items():
         options = {"speculative_config": drafts, "disable_log_stats": False}
@@ -163,6 +158,8 @@ def answers(
         cases["two ranks"] = pairs["llama-3.1"].jobs(**TWO_RANKS)[:1]
         for name in ("llama-3.1", "aya-expanse"):
             cases[f"{name} head in two ranks"] = [head_job(pairs[name], **TWO_RANKS)]
+    if not request.config.getoption(EXHAUSTIVE):
+        cases = {name: jobs for name, jobs in cases.items() if name not in REPEATED}
     found = iter(ask("offline_jobs.py", [job for jobs in cases.values() for job in jobs], folder))
     return {name: [next(found) for _ in jobs] for name, jobs in cases.items()}
 
@@ -177,12 +174,12 @@ def test_an_overlay_answers_as_the_original_with_all_other_tokens_masked(
     assert [pairs[name].original_ids(ids) for ids in pruned["ids"]] == original["ids"]
 
 
-@pytest.mark.parametrize("name", SERVED)
+@pytest.mark.parametrize("case", with_repeated(*(f"{name} head" for name in SERVED)))
 def test_a_pruned_head_answers_as_the_original_with_all_other_tokens_masked(
-    name: str, answers: dict[str, list[dict[str, Any]]]
+    case: str, answers: dict[str, list[dict[str, Any]]]
 ) -> None:
     """Untied heads (Llama, Qwen3) and tied ones; ids, prompts and answers are the original's."""
-    (head,), original = answers[f"{name} head"], answers[name][1]
+    (head,), original = answers[case], answers[case.removesuffix(" head")][1]
     assert "error" not in head and "error" not in original, (head, original)
     assert head["ids"] == original["ids"]
 
@@ -190,13 +187,13 @@ def test_a_pruned_head_answers_as_the_original_with_all_other_tokens_masked(
 def test_a_pruned_head_goes_with_lora_adapters_of_the_body_only(
     answers: dict[str, list[dict[str, Any]]],
 ) -> None:
-    body, head = answers["adapter head"]
+    body, head = answers[f"{ADAPTED} head"][0]["adapted"]
     assert "error" not in body, body
-    assert body["ids"] == answers["adapter"][1]["ids"]
+    assert body["ids"] == answers[ADAPTED][1]["adapted"][0]["ids"]
     assert "changes the vocabulary (target_modules: lm_head)" in head["error"]
 
 
-@pytest.mark.parametrize("drafts", ["n-gram", "draft model"])
+@pytest.mark.parametrize("drafts", with_repeated("n-gram", "draft model"))
 def test_a_pruned_head_accepts_as_many_drafts_as_the_masked_original(
     drafts: str, answers: dict[str, list[dict[str, Any]]]
 ) -> None:
@@ -222,11 +219,13 @@ def test_requests_with_several_profiles_answer_as_the_original_masked_for_each(
 
 
 @pytest.mark.skipif(len(CPUS) < 2, reason="vLLM's tensor parallel needs a CPU for each rank")
-@pytest.mark.parametrize("name", ["llama-3.1", "aya-expanse"])
+@pytest.mark.parametrize(
+    "case", with_repeated("llama-3.1 head in two ranks", "aya-expanse head in two ranks")
+)
 def test_a_pruned_head_is_shared_by_tensor_parallel_ranks(
-    name: str, answers: dict[str, list[dict[str, Any]]]
+    case: str, answers: dict[str, list[dict[str, Any]]]
 ) -> None:
-    (head,), original = answers[f"{name} head in two ranks"], answers[name][1]
+    (head,), original = answers[case], answers[case.removesuffix(" head in two ranks")][1]
     assert "error" not in head, head
     assert head["ids"] == original["ids"]
 
@@ -243,16 +242,16 @@ def test_an_overlay_whose_base_was_moved_answers_as_the_masked_original_in_trans
 def test_a_lora_adapter_of_the_original_does_the_same_to_the_overlay(
     pairs: dict[str, Pair], answers: dict[str, list[dict[str, Any]]]
 ) -> None:
-    pruned, original = answers["adapter"]
+    pruned, original = (one["adapted"][0] for one in answers[ADAPTED])
     assert "error" not in pruned and "error" not in original, (pruned, original)
-    assert [pairs["llama-3.1"].original_ids(ids) for ids in pruned["ids"]] == original["ids"]
-    assert original["ids"] != answers["llama-3.1"][1]["ids"]
+    assert [pairs[ADAPTED].original_ids(ids) for ids in pruned["ids"]] == original["ids"]
+    assert original["ids"] != answers[ADAPTED][1]["ids"]
 
 
 def test_a_lora_adapter_of_the_head_is_refused_with_the_reason(
     answers: dict[str, list[dict[str, Any]]],
 ) -> None:
-    (pruned,) = answers["head-adapter"]
+    pruned = answers[ADAPTED][0]["adapted"][1]
     assert pruned["error"].startswith("RequestRefused: LoRA adapter ")
     assert "changes the vocabulary (target_modules: lm_head)" in pruned["error"]
 
