@@ -94,9 +94,8 @@ def serve_pair(
 def _halves_of_the_machine() -> tuple[dict[str, str], dict[str, str]]:
     """Environments that give each of two servers half of the CPU's cores.
 
-    Two servers that compute on the same cores take twice as long as on half of them: threads of
-    one wait for others of theirs that the system has stopped for those of the other server. On a
-    GPU, vLLM does not read the variable.
+    By itself vLLM binds both servers to the same cores, where they took twice as long. On a GPU it
+    does not read the variable.
     """
     cores = _cores()
     if _BIND in os.environ or len(cores) < 2:
