@@ -15,6 +15,9 @@ from shutil import copytree
 from typing import Any
 
 import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from support.forks import ask
 from support.offline_pairs import PROFILE, TEXTS, Pair, make_pair, masked_greedy
 from support.run_limits import EXHAUSTIVE
@@ -118,6 +121,43 @@ def drafters(pair: Pair) -> dict[str, dict[str, Any]]:
     }
 
 
+def draft_head_jobs(pair: Pair, folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """The original with a drafter whose head is pruned: its own, and one that is the target's."""
+    job = head_job(pair, tokens=TOKENS)
+    ours = job["options"]["additional_config"]["kprune"]
+    ours["draft_head"] = ours.pop("head")
+    few = {"num_speculative_tokens": 2}
+    drafts = {
+        "draft model": {"model": str(pair.original), "method": "draft_model", **few},
+        "eagle": {"model": str(save_eagle(folder, pair.original)), "method": "eagle", **few},
+    }
+    whole = {**job, "options": {}}
+    cases: dict[str, list[dict[str, Any]]] = {"undrafted": [whole]}
+    for name, one in drafts.items():
+        options = {"speculative_config": one, "disable_log_stats": False}
+        cases[f"{name}, draft head"] = [{**job, "options": {**job["options"], **options}}]
+    return cases
+
+
+def save_eagle(folder: Path, original: Path) -> Path:
+    """An EAGLE drafter: a layer of the model, and a matrix for embedding and hidden state."""
+    config = json.loads((original / "config.json").read_text())
+    index = json.loads((original / "model.safetensors.index.json").read_text())["weight_map"]
+    begin, weights = "model.layers.0.", {}
+    for name, file in index.items():
+        # The first layer of a drafter has no norm before it.
+        if name.startswith(begin) and "input_layernorm" not in name:
+            with safe_open(original / file, "pt") as stored:
+                weights[name.removeprefix("model.")] = stored.get_tensor(name)
+    hidden = config["hidden_size"]
+    weights["fc.weight"] = torch.eye(hidden, dtype=torch.float32).repeat(1, 2) / 2
+    eagle = folder / "eagle"
+    eagle.mkdir()
+    (eagle / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 1}))
+    save_file(weights, eagle / "model.safetensors", metadata={"format": "pt"})
+    return eagle
+
+
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pair]:
     """Each model, and its overlay."""
@@ -144,6 +184,7 @@ def answers(
     cases = {name: pair.jobs(**more[name]) for name, pair in pairs.items()}
     for name, pair in pairs.items():
         cases[f"{name} head"] = [head_job(pair, **more[name])]
+    cases |= draft_head_jobs(pairs["llama-3.1"], folder)
     cases["moved"] = [moved_base_job(pairs["llama-3.1"], folder)]
     for name, drafts in drafters(pairs["llama-3.1"]).items():
         options = {"speculative_config": drafts, "disable_log_stats": False}
@@ -201,6 +242,18 @@ def test_a_pruned_head_accepts_as_many_drafts_as_the_masked_original(
     assert "error" not in head and "error" not in original, (head, original)
     assert head["ids"] == original["ids"]
     assert head["drafts"] > 0 and head["accepted"] >= original["accepted"]
+
+
+@pytest.mark.parametrize("drafter", ["draft model", "eagle"])
+def test_a_pruned_draft_head_changes_no_answer(
+    drafter: str, answers: dict[str, list[dict[str, Any]]]
+) -> None:
+    (drafted,), (plain,) = answers[f"{drafter}, draft head"], answers["undrafted"]
+    assert "error" not in drafted and "error" not in plain, (drafted, plain)
+    assert drafted["ids"] == plain["ids"]
+    if drafter == "draft model":
+        # The drafter is the model itself, so a draft is wrong only where its token is not kept.
+        assert 0 < drafted["accepted"] < drafted["drafts"]
 
 
 @pytest.mark.parametrize("case", ["drafts", "two ranks"])

@@ -89,6 +89,15 @@ class VocabularyOptions(Sizing, CorpusOptions):
         metavar="NAME|FILE,...",
         forms=[FORM],
     )
+    draft_head: str | None = option(
+        None,
+        "Let the drafter of speculative decoding (EAGLE, MTP, a draft model) propose only tokens "
+        "of this language profile, so that its LM head is computed faster. Answers stay the same, "
+        "because the model itself checks every draft.",
+        noun="a name or a path",
+        metavar="NAME|FILE",
+        forms=[FORM],
+    )
     base: Path | None = option(
         None,
         "For a folder made by `kprune build`: where the base model's weights are now, if they were "
@@ -160,8 +169,9 @@ def _parts() -> tuple[_Part, ...]:
     return (
         _Part(
             options_of(VocabularyOptions, FORM),
-            ("profile", "head"),
-            "needs --kprune-profile or --kprune-head, because it says how to prune",
+            ("profile", "head", "draft_head"),
+            "needs --kprune-profile, --kprune-head or --kprune-draft-head, because it says how to "
+            "prune",
             needless=("base",),
         ),
         _Part(
@@ -265,11 +275,12 @@ def read_values(additional_config: Any) -> dict[str, Any]:
             "--kprune-base is for a folder made by `kprune build`; "
             "with --kprune-profile the model that you name is the base"
         )
-    if "head" in given and ("profile" in given or "base" in given):
-        raise KPruneError(
-            "--kprune-head leaves the vocabulary as it is, and "
-            f"{flag('profile' if 'profile' in given else 'base')} prunes it; choose one of them"
-        )
+    for name in ("head", "draft_head"):
+        if name in given and ("profile" in given or "base" in given):
+            raise KPruneError(
+                f"{flag(name)} leaves the vocabulary as it is, and "
+                f"{flag('profile' if 'profile' in given else 'base')} prunes it; choose one of them"
+            )
     return given
 
 

@@ -52,20 +52,36 @@ def _load_model(
     from vllm_kprune.serving.settings import settings_of
 
     settings = settings_of(vllm_config)
-    if not settings.vocabulary.head or _is_draft(vllm_config, model_config):
+    options = settings.vocabulary
+    if _is_draft(vllm_config, model_config):
+        model = original(loader, vllm_config, model_config, *rest, **how)
+        if options.draft_head:
+            from vllm_kprune.serving.head.drafter import attach_draft_heads
+
+            attach_draft_heads(model, _draft_rows(settings, vllm_config), vllm_config)
+        return model
+    if not options.head:
         return original(loader, vllm_config, model_config, *rest, **how)
     from vllm_kprune.serving.head.making import attach_head
     from vllm_kprune.serving.head.rows import resolve_rows
 
     # A copy of the configuration may have lost what was resolved; the cache has it.
-    rows = settings.head_rows or resolve_rows(
-        settings.vocabulary, model_config.model, model_config.revision
-    )
+    rows = settings.head_rows or resolve_rows(options, model_config.model, model_config.revision)
     tied = bool(getattr(model_config.hf_text_config, "tie_word_embeddings", False))
     with loading(rows, model_config.get_vocab_size(), tied) as state:
         model = original(loader, vllm_config, model_config, *rest, **how)
         attach_head(model, state, vllm_config)
     return model
+
+
+def _draft_rows(settings: Any, vllm_config: Any) -> Any:
+    from vllm_kprune.serving.head.rows import resolve_draft_rows
+
+    # While a draft model is loaded, its own configuration may be in the target's place.
+    target = vllm_config.speculative_config.target_model_config or vllm_config.model_config
+    return settings.draft_rows or resolve_draft_rows(
+        settings.vocabulary, target.model, target.revision
+    )
 
 
 def _is_draft(vllm_config: Any, model_config: Any) -> bool:
@@ -99,7 +115,7 @@ def _logits(
     embedding_bias: Any = None,
     *rest: Any,
 ) -> Any:
-    head = _head_of(lm_head)
+    head = _head_of(processor, lm_head)
     if head is None:
         return original(processor, lm_head, hidden_states, embedding_bias, *rest)
     return head.logits(original, processor, hidden_states, *rest)
@@ -108,7 +124,7 @@ def _logits(
 def _top_tokens(
     original: Callable[..., Any], processor: Any, lm_head: Any, hidden_states: Any, *rest: Any
 ) -> Any:
-    head = _head_of(lm_head)
+    head = _head_of(processor, lm_head)
     if head is None:
         return original(processor, lm_head, hidden_states, *rest)
     return head.top(original, processor, hidden_states, *rest)
@@ -123,14 +139,17 @@ def _top_k_tokens(
     *rest: Any,
     **how: Any,
 ) -> Any:
-    head = _head_of(lm_head)
+    head = _head_of(processor, lm_head)
     if head is None:
         return original(processor, lm_head, hidden_states, k, *rest, **how)
     return head.top(functools.partial(original, **how), processor, hidden_states, k, *rest)
 
 
-def _head_of(layer: Any) -> Any:
+def _head_of(processor: Any, layer: Any) -> Any:
     """The pruned head to use in place of a layer; None for a layer that is used as it is."""
+    drafter = getattr(processor, "__dict__", {}).get(ATTRIBUTE)
+    if drafter is not None:
+        return drafter.of(layer)
     return getattr(layer, "__dict__", {}).get(ATTRIBUTE)
 
 

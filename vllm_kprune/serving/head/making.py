@@ -26,7 +26,7 @@ from vllm_kprune.serving.head.kept import KeptHead
 from vllm_kprune.serving.head.shards import Shards, deal
 from vllm_kprune.serving.head.state import ATTRIBUTE, Loading, serve_profiles
 
-__all__ = ["attach_head", "make_head"]
+__all__ = ["attach_head", "copied_rows", "make_head", "shards_of"]
 
 
 def make_head(
@@ -48,7 +48,7 @@ def make_head(
             f"--kprune-head: the LM head is quantised ({type(layer.quant_method).__name__}), and "
             "rows cannot be gathered from it; serve a checkpoint whose head is not quantised"
         )
-    ids = _stored_ids(state.rows, _shards_of(layer, count))
+    ids = _stored_ids(state.rows, shards_of(layer, count))
     for parameter in (layer.weight, layer.bias):
         if parameter is not None:
             parameter.weight_loader = _gathering(parameter.weight_loader, ids, state.vocabulary)
@@ -98,15 +98,16 @@ def attach_head(model: Any, state: Loading, vllm_config: Any) -> KeptHead | None
         if not count:
             return None
         with set_current_vllm_config(vllm_config):
-            layer = _copied_rows(layer, rows, count)
+            layer = copied_rows(layer, rows, count)
     count = layer.org_vocab_size
-    head = KeptHead(layer, rows, _shards_of(layer, count), state.vocabulary, whole)
+    head = KeptHead(layer, rows, shards_of(layer, count), state.vocabulary, whole)
     for one in layers:
         one.__dict__[ATTRIBUTE] = head
     return head
 
 
-def _shards_of(layer: Any, count: int) -> Shards:
+def shards_of(layer: Any, count: int) -> Shards:
+    """How `count` rows are dealt out to the ranks that share a layer of vLLM's."""
     return deal(count, layer.tp_size, layer.num_embeddings_per_partition)
 
 
@@ -131,7 +132,7 @@ def _tied_layers(model: Any, vocabulary: int) -> list[Any]:
     return found
 
 
-def _copied_rows(embedding: Any, rows: HeadRows, count: int) -> Any:
+def copied_rows(embedding: Any, rows: HeadRows, count: int) -> Any:
     """A head with the first rows of an order; tensor-parallel ranks get equal parts of them."""
     weight = embedding.weight
     with weight.device:
@@ -141,7 +142,7 @@ def _copied_rows(embedding: Any, rows: HeadRows, count: int) -> Any:
             params_dtype=weight.dtype,
             padding_size=_padding(count),
         )
-    ids = _stored_ids(rows, _shards_of(head, count))
+    ids = _stored_ids(rows, shards_of(head, count))
     head.weight_loader(head.weight, _gathered(embedding, ids))
     head.quant_method.process_weights_after_loading(head)
     return head

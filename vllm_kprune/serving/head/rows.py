@@ -1,6 +1,6 @@
 """Which rows of the LM head an engine computes, from its options."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vllm_kprune.checkpoint.head import HeadRows, head_rows
@@ -11,7 +11,7 @@ from vllm_kprune.progress import Progress, silent
 from vllm_kprune.serving.options import VocabularyOptions
 from vllm_kprune.serving.request_options import HEAD_KEY
 
-__all__ = ["check_choice", "check_head", "resolve_rows"]
+__all__ = ["check_choice", "check_head", "resolve_draft_rows", "resolve_rows"]
 
 # Formats of vLLM that load whole tensors by name. Others have sharded or packed them already.
 _FORMATS = ("auto", "safetensors", "fastsafetensors", "runai_streamer", "dummy")
@@ -56,16 +56,32 @@ def check_choice(rows: HeadRows | None, extra_args: Mapping[str, Any] | None) ->
 def resolve_rows(
     options: VocabularyOptions, model: str, revision: str | None, progress: Progress = silent
 ) -> HeadRows:
-    """The rows that `--kprune-head` keeps; what its profiles keep is remembered in the cache.
+    """The rows that `--kprune-head` keeps; what its profiles keep is remembered in the cache."""
+    return _resolve(options.head, options, model, revision, progress)
 
-    Sizes and corpora are for the profiles that select tokens; one of several may keep them all.
-    """
-    profiles = [load_profile(name) for name in options.head]
+
+def resolve_draft_rows(
+    options: VocabularyOptions, model: str, revision: str | None, progress: Progress = silent
+) -> HeadRows:
+    """The rows that `--kprune-draft-head` keeps: ids of the target, which its drafter has, too."""
+    assert options.draft_head is not None
+    return _resolve((options.draft_head,), options, model, revision, progress)
+
+
+def _resolve(
+    names: Sequence[str],
+    options: VocabularyOptions,
+    model: str,
+    revision: str | None,
+    progress: Progress,
+) -> HeadRows:
+    """Sizes and corpora are for the profiles that select tokens; one of several may keep all."""
+    profiles = [load_profile(name) for name in names]
     selects_some = not all(profile.keeps_everything for profile in profiles)
     profiles = [
         profile
         if profile.keeps_everything and selects_some
         else load_profile(name, **options.sizing)
-        for name, profile in zip(options.head, profiles, strict=True)
+        for name, profile in zip(names, profiles, strict=True)
     ]
     return head_rows(model, profiles, revision=revision, corpora=options.corpus, progress=progress)
