@@ -20,11 +20,14 @@ __all__ = [
     "LANGUAGES",
     "LANGUAGE_NAMES",
     "MOST_NAMES",
+    "Corpus",
     "CorpusOptions",
     "Hanja",
     "Language",
     "Profile",
     "Sizing",
+    "UsageFile",
+    "as_corpora",
     "each_once",
     "load_profile",
     "nearest_language",
@@ -170,6 +173,17 @@ class Sizing:
         return {name: value for name, value in values.items() if value is not None}
 
 
+@dataclass(frozen=True)
+class UsageFile:
+    """A file with what a server answered to `GET /kprune/usage`: counted tokens, no text."""
+
+    path: Path
+
+
+# The user's own evidence.
+Corpus = Path | UsageFile
+
+
 @dataclass(frozen=True, kw_only=True)
 class CorpusOptions:
     """What is measured besides a profile's own evidence."""
@@ -181,6 +195,24 @@ class CorpusOptions:
         metavar="FILE",
         forms=["command", "server"],
     )
+    usage: tuple[Path, ...] = option(
+        (),
+        "Tokens that a server of this model counted in its answers, as evidence besides the "
+        "profile's: a file with the answer of its `GET /kprune/usage`; there may be several.",
+        metavar="FILE",
+        # On a server, `usage` switches the counting on.
+        forms={"command": "usage", "server": "usage_file"},
+    )
+
+    @property
+    def corpora(self) -> tuple[Corpus, ...]:
+        """All of it, in the order in which it is counted."""
+        return as_corpora(self.corpus, self.usage)
+
+
+def as_corpora(texts: Iterable[str | Path], usage: Iterable[str | Path] = ()) -> tuple[Corpus, ...]:
+    """The user's own evidence of both kinds, from paths."""
+    return (*map(Path, texts), *(UsageFile(Path(path)) for path in usage))
 
 
 @dataclass(frozen=True, kw_only=True)

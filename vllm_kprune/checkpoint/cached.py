@@ -18,7 +18,7 @@ from vllm_kprune.checkpoint.manifest import MANIFEST_NAME, Manifest, is_overlay,
 from vllm_kprune.checkpoint.overlay import digest_base, write_overlay
 from vllm_kprune.checkpoint.plan import Plan, choose_tokens, evidence_sources
 from vllm_kprune.errors import KPruneError
-from vllm_kprune.profile import Profile
+from vllm_kprune.profile import Corpus, Profile
 from vllm_kprune.progress import Progress, silent
 from vllm_kprune.storage.cache import cache_dir
 from vllm_kprune.storage.digest import FileDigest, canonical_json, digest_text
@@ -46,7 +46,7 @@ def cached_overlay(
     profile: Profile,
     *,
     revision: str | None = None,
-    corpora: Sequence[Path] = (),
+    corpora: Sequence[Corpus] = (),
     progress: Progress = silent,
 ) -> CachedOverlay:
     """The overlay of `model` under a profile, built when it is missing or damaged.

@@ -15,7 +15,7 @@ from vllm_kprune.checkpoint.base import TokenizerFolder, open_original_tokenizer
 from vllm_kprune.checkpoint.inspection import weight_sizes
 from vllm_kprune.checkpoint.plan import count_evidence, evidence_sources
 from vllm_kprune.errors import KPruneError
-from vllm_kprune.profile import Profile
+from vllm_kprune.profile import Corpus, Profile
 from vllm_kprune.progress import Progress, ShareDone, silent
 from vllm_kprune.vocabulary.corpus import read_corpus
 from vllm_kprune.vocabulary.cost import encode_texts, shrink
@@ -59,7 +59,7 @@ def measure_curve(
     profile: Profile,
     *,
     revision: str | None = None,
-    corpora: Sequence[Path] = (),
+    corpora: Sequence[Corpus] = (),
     texts: Sequence[Path] = (),
     progress: Progress = silent,
 ) -> Curve:
@@ -74,7 +74,8 @@ def measure_curve(
     tokenizer, rates, referenced = count_evidence(base, sources, progress)
     ranking = rank_tokens(base.tokenizer, tokenizer, profile, rates, referenced)
     chosen = len(cut_ranking(ranking, tokenizer, profile, _selecting(progress)).kept_ids)
-    points = _points(base, ranking, tokenizer, own or sources, chosen, progress)
+    measured = own or [source for source in sources if source.usage is None]
+    points = _points(base, ranking, tokenizer, measured, chosen, progress)
     measured_on = "text" if own else "evidence"
     return Curve(model, profile.name, measured_on, chosen, tuple(points))
 

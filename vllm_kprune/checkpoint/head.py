@@ -20,7 +20,7 @@ from vllm_kprune.checkpoint.base import TokenizerFolder, open_original_tokenizer
 from vllm_kprune.checkpoint.cached import entry_name
 from vllm_kprune.checkpoint.plan import choose_tokens, evidence_sources
 from vllm_kprune.errors import KPruneError
-from vllm_kprune.profile import Profile
+from vllm_kprune.profile import Corpus, Profile
 from vllm_kprune.progress import Progress, silent
 from vllm_kprune.storage.cache import cache_dir
 from vllm_kprune.storage.folders import new_file
@@ -68,7 +68,7 @@ def head_rows(
     profiles: Sequence[Profile],
     *,
     revision: str | None = None,
-    corpora: Sequence[Path] = (),
+    corpora: Sequence[Corpus] = (),
     progress: Progress = silent,
 ) -> HeadRows:
     """The rows that `profiles` keep of the head of `model`, a folder or a hub id.
@@ -116,7 +116,7 @@ def order_rows(names: tuple[str, ...], kept: Sequence[Sequence[int]]) -> HeadRow
 
 
 def _kept_ids(
-    base: TokenizerFolder, profile: Profile, corpora: Sequence[Path], progress: Progress
+    base: TokenizerFolder, profile: Profile, corpora: Sequence[Corpus], progress: Progress
 ) -> list[int]:
     """What a profile keeps, from the cache if it is there."""
     sources = evidence_sources(profile, corpora)

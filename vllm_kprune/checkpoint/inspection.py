@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from vllm_kprune.checkpoint.base import BaseModel, TokenizerFolder, open_original_tokenizer
 from vllm_kprune.checkpoint.manifest import is_overlay, load_manifest
 from vllm_kprune.checkpoint.plan import choose_tokens, evidence_sources
-from vllm_kprune.profile import LANGUAGES, Profile
+from vllm_kprune.profile import LANGUAGES, Corpus, Profile
 from vllm_kprune.progress import Progress, silent
 from vllm_kprune.tokenizer.encoder import load_encoder
 from vllm_kprune.tokenizer.prune import pruned_tokenizer
@@ -82,7 +82,7 @@ def inspect_model(
     profile: Profile | None = None,
     *,
     revision: str | None = None,
-    corpora: Sequence[Path] = (),
+    corpora: Sequence[Corpus] = (),
     texts: Sequence[Path] = (),
     languages: Sequence[str] = (),
     progress: Progress = silent,
@@ -120,7 +120,7 @@ def _open(
     model: str,
     profile: Profile | None,
     revision: str | None,
-    corpora: Sequence[Path],
+    corpora: Sequence[Corpus],
     progress: Progress,
 ) -> tuple[TokenizerFolder, Selection | None, Profile | None]:
     # First: a corpus that cannot be read is refused before a model is downloaded.

@@ -16,7 +16,7 @@ from vllm_kprune.checkpoint.manifest import MANIFEST_NAME, BaseReference, Eviden
 from vllm_kprune.checkpoint.model_folder import CONFIG_FILES
 from vllm_kprune.checkpoint.plan import TokenizerPlan, make_plan, without_added_tokens
 from vllm_kprune.checkpoint.token_ids import map_ids
-from vllm_kprune.profile import Profile, load_profile
+from vllm_kprune.profile import Profile, as_corpora, load_profile
 from vllm_kprune.progress import Progress, silent
 from vllm_kprune.storage.digest import FileDigest, sha256_file
 from vllm_kprune.storage.folders import new_folder
@@ -35,6 +35,7 @@ def build_overlay(
     *,
     revision: str | None = None,
     corpora: Sequence[str | Path] = (),
+    usage: Sequence[str | Path] = (),
     force: bool = False,
     progress: Progress = silent,
 ) -> Manifest:
@@ -44,8 +45,9 @@ def build_overlay(
     `kprune.json`: `kept_ids` are the ids of the original tokenizer that are kept.
 
     `profile` is a `Profile`, the name of a shipped one, or a path to a YAML file. `corpora` are
-    files with text of your own, counted as evidence besides the word lists. `force` replaces an
-    overlay that is at `output` already. An overlay as `model` is built anew from its own base.
+    files with text of your own, counted as evidence besides the word lists; so are `usage`, files
+    with a server's token usage. `force` replaces an overlay that is at `output` already. An overlay
+    as `model` is built anew from its own base.
 
     Raises `KPruneError` if the model cannot be pruned or `output` is taken. Nothing is kept then.
 
@@ -57,8 +59,8 @@ def build_overlay(
     profile = profile if isinstance(profile, Profile) else load_profile(profile)
     # Opened before planning: an output that is taken is refused before the long part.
     with new_folder(Path(output), MANIFEST_NAME if force else None) as folder:
-        paths = [Path(path) for path in corpora]
-        plan = make_plan(model, profile, revision=revision, corpora=paths, progress=progress)
+        own = as_corpora(corpora, usage)
+        plan = make_plan(model, profile, revision=revision, corpora=own, progress=progress)
         return write_overlay(plan, folder, progress)
 
 

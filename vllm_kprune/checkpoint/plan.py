@@ -21,11 +21,17 @@ from vllm_kprune.checkpoint.base import (
 from vllm_kprune.checkpoint.model_folder import CONFIG_FILES
 from vllm_kprune.checkpoint.token_ids import map_ids, token_texts
 from vllm_kprune.errors import KPruneError
-from vllm_kprune.profile import Profile
+from vllm_kprune.profile import Corpus, Profile
 from vllm_kprune.progress import Progress, silent
 from vllm_kprune.tokenizer.encoder import load_encoder
 from vllm_kprune.tokenizer.prune import referenced_ids
-from vllm_kprune.vocabulary.evidence import Source, TokenRates, count_source, profile_sources
+from vllm_kprune.vocabulary.evidence import (
+    Source,
+    TokenRates,
+    check_usage,
+    count_source,
+    profile_sources,
+)
 from vllm_kprune.vocabulary.selection import Selection
 from vllm_kprune.vocabulary.sizing import select_tokens
 
@@ -63,7 +69,7 @@ def make_plan(
     profile: Profile,
     *,
     revision: str | None = None,
-    corpora: Sequence[Path] = (),
+    corpora: Sequence[Corpus] = (),
     progress: Progress = silent,
 ) -> Plan:
     """Plan for a model, a folder or a hub id; for an overlay, that is its base."""
@@ -78,7 +84,7 @@ def make_tokenizer_plan(
     profile: Profile,
     *,
     revision: str | None = None,
-    corpora: Sequence[Path] = (),
+    corpora: Sequence[Corpus] = (),
     progress: Progress = silent,
 ) -> TokenizerPlan:
     """Plan for a tokenizer alone: weights in the same folder are not looked at."""
@@ -88,13 +94,14 @@ def make_tokenizer_plan(
     return TokenizerPlan(base, profile, *choose_tokens(base, profile, sources, progress))
 
 
-def evidence_sources(profile: Profile, corpora: Sequence[Path]) -> list[Source]:
+def evidence_sources(profile: Profile, corpora: Sequence[Corpus]) -> list[Source]:
     """The sources for a profile and the user's corpora; none if every token is kept."""
     if not profile.keeps_everything:
         return profile_sources(profile, corpora)
     if corpora:
         raise KPruneError(
-            f"profile {profile.name} keeps every token, so a corpus changes nothing; leave it out"
+            f"profile {profile.name} keeps every token, so neither a corpus nor a usage file "
+            "changes anything; leave it out"
         )
     return []
 
@@ -120,6 +127,7 @@ def count_evidence(
     base: TokenizerFolder, sources: Sequence[Source], progress: Progress
 ) -> tuple[Tokenizer, tuple[TokenRates, ...], frozenset[str]]:
     """What tokens are ranked by: the encoder, rates in each source, and referenced token texts."""
+    check_usage(sources, base.folder)
     encoder = load_encoder(base.folder)
     referenced = frozenset(_referenced_texts(base))
     size = max(base.tokenizer.tokens) + 1

@@ -35,7 +35,7 @@ from vllm_kprune.checkpoint.plan import TokenizerPlan, make_plan, make_tokenizer
 from vllm_kprune.checkpoint.token_ids import map_ids
 from vllm_kprune.checkpoint.verify_weights import compare_weights
 from vllm_kprune.errors import KPruneError
-from vllm_kprune.profile import LANGUAGES
+from vllm_kprune.profile import LANGUAGES, Corpus, as_corpora
 from vllm_kprune.progress import Progress, silent
 from vllm_kprune.tokenizer.bpe import read_tokenizer
 from vllm_kprune.tokenizer.encoder import load_encoder
@@ -71,6 +71,7 @@ def verify_overlay(
     texts: Iterable[str] | None = None,
     *,
     corpora: Sequence[str | Path] = (),
+    usage: Sequence[str | Path] = (),
     base: str | Path | None = None,
     progress: Progress = silent,
 ) -> list[LawResult]:
@@ -79,8 +80,8 @@ def verify_overlay(
     This is what `kprune verify` does: laws 1, 2, 3, 5 and 6, and law 4 for a standalone checkpoint.
 
     `texts` are texts of your own, for instance the lines of a file; without them, the word lists of
-    the profile's languages are used. `corpora` are those that the overlay was built with, `base` is
-    the folder of the base model if it was moved.
+    the profile's languages are used. `corpora` and `usage` are those that the overlay was built
+    with, `base` is the folder of the base model if it was moved.
 
     Raises `KPruneError` if the overlay or its base has changed since the build. A law that does not
     hold is no error: look at `holds`.
@@ -89,7 +90,7 @@ def verify_overlay(
     >>> [law.law for law in laws if law.holds]
     [1, 2, 3, 5, 6]
     """
-    folder, paths = Path(folder), [Path(path) for path in corpora]
+    folder, own = Path(folder), as_corpora(corpora, usage)
     exported = is_export(folder)
     manifest = load_manifest(folder, EXPORT_NAME if exported else MANIFEST_NAME)
     manifest.check_files(folder)
@@ -102,7 +103,7 @@ def verify_overlay(
     if exported:
         results.append(_law_4(manifest, folder, base_folder, progress))
     progress("build again", 0.0)
-    results.append(_law_5(manifest, folder, base_folder, paths))
+    results.append(_law_5(manifest, folder, base_folder, own))
     progress("compare ids", 0.0)
     results.append(_law_6(folder, open_original_tokenizer(base_folder), pair))
     progress("compare ids", 1.0)
@@ -216,7 +217,7 @@ def _sparsified(folder: Path) -> frozenset[str]:
 
 
 def _law_5(
-    manifest: Manifest, folder: Path, base_folder: Path, corpora: Sequence[Path]
+    manifest: Manifest, folder: Path, base_folder: Path, corpora: Sequence[Corpus]
 ) -> LawResult:
     title = "building again gives the same files"
     plan_again = make_tokenizer_plan if manifest.tokenizer_only else make_plan
@@ -224,7 +225,9 @@ def _law_5(
     note = "selection repeated"
     digests = [(r.source.name, r.source.digest) for r in plan.rates]
     if digests != [(e.source, e.digest) for e in manifest.evidence]:
-        note = "selection not repeated: the evidence here is different (--corpus, versions)"
+        note = (
+            "selection not repeated: the evidence here is different (--corpus, --usage, versions)"
+        )
         # The files can still be written again from the recorded selection and compared.
         plan = _with_selection(plan, manifest)
     with tempfile.TemporaryDirectory() as scratch:

@@ -72,7 +72,7 @@ def _run(paths: _Paths, build: BuildOptions, outcome: _Outcome) -> None:
     with stops_on_sigterm(), steps() as progress, folder_made as folder:
         with no_collection():
             plan = make_plan(
-                model, wanted, revision=build.revision, corpora=build.corpus, progress=progress
+                model, wanted, revision=build.revision, corpora=build.corpora, progress=progress
             )
             if outcome.export:
                 # Before the overlay is written: a full disk is found now, not after gigabytes.
@@ -81,7 +81,7 @@ def _run(paths: _Paths, build: BuildOptions, outcome: _Outcome) -> None:
         if weights:
             write_standalone(weights, folder, progress)
         if outcome.verify:
-            keep_if_lawful(folder, corpora=build.corpus, progress=progress)
+            keep_if_lawful(folder, corpora=build.corpus, usage=build.usage, progress=progress)
     # Outside of the block: only now is the folder at `output`.
     figures = {**pruning_figures(plan, manifest, output), "vocabulary_bytes": _bytes(plan)}
     exported = export_figures(weights, output) if weights else None

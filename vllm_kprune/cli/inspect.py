@@ -54,7 +54,7 @@ class _Measured(TextOptions, Sizing, CorpusOptions):
     @property
     def needs_profile(self) -> bool:
         """True if something is asked that only a profile answers."""
-        return bool(self.corpus or self.curve or self.sizing)
+        return bool(self.corpora or self.curve or self.sizing)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,8 +81,8 @@ def _run(model: _Model, measured: _Measured, outputs: _Outputs) -> None:
     """
     if model.profile is None and (measured.needs_profile or outputs.plot):
         raise KPruneError(
-            "--curve, --plot, --corpus, --target-size, --coverage and --max-extra-tokens need "
-            "--profile: they are about its size"
+            "--curve, --plot, --corpus, --usage, --target-size, --coverage and --max-extra-tokens "
+            "need --profile: they are about its size"
         )
     wanted = None if model.profile is None else load_profile(model.profile, **measured.sizing)
     if wanted is not None and (measured.curve or outputs.plot):
@@ -95,7 +95,7 @@ def _run(model: _Model, measured: _Measured, outputs: _Outputs) -> None:
             model.model,
             wanted,
             revision=outputs.revision,
-            corpora=measured.corpus,
+            corpora=measured.corpora,
             texts=measured.text,
             languages=measured.language,
             progress=progress,
@@ -117,7 +117,7 @@ def _run_curve(model: str, profile: Profile, measured: _Measured, outputs: _Outp
             model,
             profile,
             revision=outputs.revision,
-            corpora=measured.corpus,
+            corpora=measured.corpora,
             texts=measured.text,
             progress=progress,
         )

@@ -53,7 +53,7 @@ def _run(folders: _Folders, build: BuildOptions, outcome: _Outcome) -> None:
             folders.folder,
             wanted,
             revision=build.revision,
-            corpora=build.corpus,
+            corpora=build.corpora,
             progress=progress,
         )
         manifest = write_overlay(plan, scratch, progress)

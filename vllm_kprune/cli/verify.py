@@ -19,7 +19,7 @@ from vllm_kprune.cli.options import BaseOptions, JsonOptions, TextOptions
 from vllm_kprune.cli.typer_options import with_options
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.options import REQUIRED, option
-from vllm_kprune.profile import load_profile
+from vllm_kprune.profile import CorpusOptions, load_profile
 from vllm_kprune.progress import Progress
 from vllm_kprune.vocabulary.corpus import read_corpus
 
@@ -27,7 +27,7 @@ __all__ = ["keep_if_lawful", "register", "show_law"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Options(JsonOptions, BaseOptions):
+class _Options(JsonOptions, BaseOptions, CorpusOptions):
     profile: str | None = option(
         None,
         "FOLDER is not pruned yet: check what this profile would make of its tokenizer.",
@@ -35,6 +35,7 @@ class _Options(JsonOptions, BaseOptions):
     corpus: tuple[Path, ...] = option(
         (), "The corpora that it was built with, to repeat the selection as well."
     )
+    usage: tuple[Path, ...] = option((), "The usage files that it was built with, likewise.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +66,12 @@ def _run(subject: _Subject, options: _Options) -> None:
     lines = itertools.chain.from_iterable(map(read_corpus, subject.text)) if subject.text else None
     with steps() as progress, _pruned(subject.folder, options, progress) as pruned:
         results = verify_overlay(
-            pruned, lines, corpora=options.corpus, base=options.base, progress=progress
+            pruned,
+            lines,
+            corpora=options.corpus,
+            usage=options.usage,
+            base=options.base,
+            progress=progress,
         )
     if options.json_to:
         laws = [{**asdict(result), "holds": result.holds} for result in results]
@@ -81,11 +87,12 @@ def keep_if_lawful(
     folder: Path,
     *,
     corpora: Sequence[Path] = (),
+    usage: Sequence[Path] = (),
     base: Path | None = None,
     progress: Progress,
 ) -> None:
     """Check a folder that is being made. If a law is broken, say which, and exit with 1."""
-    results = verify_overlay(folder, corpora=corpora, base=base, progress=progress)
+    results = verify_overlay(folder, corpora=corpora, usage=usage, base=base, progress=progress)
     # The exit leaves the caller's `new_folder` block, which removes what was made.
     if broken := [result for result in results if not result.holds]:
         for result in broken:
@@ -112,7 +119,7 @@ def _pruned(folder: Path, options: _Options, progress: Progress) -> Iterator[Pat
         raise KPruneError("--profile is for a folder that is not pruned yet, without --base")
     wanted = load_profile(options.profile)
     with tempfile.TemporaryDirectory() as scratch:
-        plan = make_tokenizer_plan(str(folder), wanted, corpora=options.corpus, progress=progress)
+        plan = make_tokenizer_plan(str(folder), wanted, corpora=options.corpora, progress=progress)
         write_overlay(plan, Path(scratch), progress)
         yield Path(scratch)
 

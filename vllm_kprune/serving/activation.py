@@ -114,7 +114,7 @@ def _serve_in_one_step(engine_args: Any, options: VocabularyOptions) -> None:
     from vllm_kprune.checkpoint.cached import cached_overlay
 
     revision = engine_args.revision
-    corpora = options.corpus
+    corpora = options.corpora
     overlay = cached_overlay(
         model,
         profile,

@@ -45,5 +45,6 @@ def asked_features(
         features.ONLINE: prunes_input and front_end == "server",
         features.OFFLINE: prunes_input and front_end == "offline",
         features.ROUTES: named and front_end == "server",
+        features.USAGE: settings.usage.counted and front_end == "server",
     }
     return [feature for feature, is_asked in asked.items() if is_asked]

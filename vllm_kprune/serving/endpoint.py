@@ -24,6 +24,7 @@ from vllm_kprune.serving.pruning.hooks import pruning_of
 from vllm_kprune.serving.pruning.service import PromptPruning
 from vllm_kprune.serving.request_options import GUARD_NAMES, HEAD_KEY, PRUNE_NAMES
 from vllm_kprune.serving.settings import settings_of
+from vllm_kprune.serving.usage.endpoint import answer, usage_status, usage_view
 
 __all__ = [
     "KPruneEndpoint",
@@ -50,6 +51,9 @@ class KPruneEndpoint:
         """Add the routes."""
         app.add_api_route("/kprune", _answer, methods=["GET"], summary="What kprune does here")
         app.add_api_route(
+            "/kprune/usage", answer, methods=["GET"], summary="How often each token was answered"
+        )
+        app.add_api_route(
             "/kprune/prune", preview, methods=["POST"], summary="What would be pruned of a prompt"
         )
 
@@ -60,10 +64,13 @@ class KPruneEndpoint:
         model = config.model if config else args.model
         weights = getattr(config, "model_weights", "")
         status = server_status(model, Path(weights) if weights else None)
+        # Set in any case, as below: the route is there on every server.
+        state.kprune_usage = usage_view(vllm_config)
         state.kprune = {
             **status,
             "head": head_status(vllm_config),
             "guard": guard_status(vllm_config),
+            "usage": usage_status(state.kprune_usage),
         }
         state.kprune_pruning = pruning = (
             pruning_of(engine_client.renderer) if engine_client else None

@@ -28,6 +28,7 @@ from vllm_kprune.options import (
     refuse_unknown,
 )
 from vllm_kprune.profile import LANGUAGE_NAMES, CorpusOptions, Sizing
+from vllm_kprune.vocabulary.usage import LEAST_FLOOR
 
 __all__ = [
     "COUNTER_FOLDER",
@@ -37,8 +38,10 @@ __all__ = [
     "KEY",
     "NAMED",
     "PREFIX",
+    "USAGE_ROWS",
     "GuardOptions",
     "HeadChoice",
+    "UsageOptions",
     "VocabularyOptions",
     "add_options",
     "flag",
@@ -56,6 +59,8 @@ NAMED = "KPRUNE_ENDPOINT_PLUGINS"
 COUNTER_FOLDER = "KPRUNE_COUNTERS"
 # The profiles of this server's pruned head, one on each line, for processes that count requests.
 HEAD_PROFILES = "KPRUNE_HEAD_PROFILES"
+# How many token ids this server counts in its answers, for processes that count them.
+USAGE_ROWS = "KPRUNE_USAGE_ROWS"
 # Of our options in a request's `vllm_xargs`, and on the command line.
 PREFIX = "kprune_"
 FLAG_PREFIX = "--kprune-"
@@ -128,6 +133,26 @@ class GuardOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class UsageOptions:
+    """Whether a server counts the tokens of its answers."""
+
+    counted: bool = option(
+        False,
+        "Count how often each token occurs in answers, as sums over all requests; "
+        "GET /kprune/usage tells the counts, and `kprune build --usage` makes a vocabulary of "
+        "them. No text is kept. Needs --plugin kprune.",
+        forms={FORM: "usage"},
+    )
+    floor: int = option(
+        LEAST_FLOOR,
+        "Name only tokens that occur in the answers to at least this many requests.",
+        least=LEAST_FLOOR,
+        metavar="N",
+        forms={FORM: "usage_floor"},
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class HeadChoice:
     """What a request says of the LM head."""
 
@@ -186,6 +211,7 @@ def _parts() -> tuple[_Part, ...]:
             ("input_pruner",),
             "needs --kprune-input-pruner MODEL, or self for the served model",
         ),
+        _Part(options_of(UsageOptions, FORM), ("usage",), "needs --kprune-usage"),
     )
 
 

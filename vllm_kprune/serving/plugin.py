@@ -18,6 +18,7 @@ from vllm_kprune.serving.compat.installer import Wraps, hook, installer
 from vllm_kprune.serving.guard.hooks import guard_wraps
 from vllm_kprune.serving.head.hooks import head_wraps
 from vllm_kprune.serving.pruning.hooks import pruner_wraps
+from vllm_kprune.serving.usage.hooks import usage_wraps
 
 __all__ = ["DISABLE", "all_wraps", "register"]
 
@@ -48,6 +49,7 @@ def all_wraps() -> Wraps:
         **head_wraps(),
         **guard_wraps(),
         **pruner_wraps(),
+        **usage_wraps(),
     }
 
 
@@ -83,7 +85,12 @@ def _create_engine_config(
     activate(engine_args)
     config = original(engine_args, usage_context, *args, **kwargs)
     # From here on it is the `VllmConfig` that travels to other processes, not the arguments.
-    if share_settings(engine_args, config).asks_for_kprune:
+    settings = share_settings(engine_args, config)
+    if settings.usage.counted:
+        from vllm_kprune.serving.usage.hooks import start_counting
+
+        start_counting(config)
+    if settings.asks_for_kprune:
         from vllm_kprune.serving.drafts import check_resolved_drafts
         from vllm_kprune.serving.guard.attach import attach_guard
 

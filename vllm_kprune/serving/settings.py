@@ -12,10 +12,11 @@ that has attributes which are no fields.
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from vllm_kprune.checkpoint.head import HeadRows
 from vllm_kprune.checkpoint.manifest import is_overlay
+from vllm_kprune.errors import KPruneError
 from vllm_kprune.options import make, options_of
 from vllm_kprune.serving.guard.settings import GuardSettings, guard_settings
 from vllm_kprune.serving.options import (
@@ -23,6 +24,7 @@ from vllm_kprune.serving.options import (
     FORM,
     KEY,
     NAMED,
+    UsageOptions,
     VocabularyOptions,
     read_values,
 )
@@ -37,6 +39,7 @@ __all__ = [
     "share_settings",
 ]
 
+T = TypeVar("T")
 # The guard, as vLLM's `logits_processors` names it.
 GUARD_CLASS_PATH = "vllm_kprune.serving.guard.processor:LanguageGuard"
 
@@ -53,6 +56,7 @@ class ServerSettings:
     vocabulary: VocabularyOptions = field(default_factory=VocabularyOptions)
     guard: GuardSettings = field(default_factory=GuardSettings)
     pruner: PrunerSettings | None = None
+    usage: UsageOptions = field(default_factory=UsageOptions)
     given: bool = False
     named: bool = False
     overlay: bool = False
@@ -90,17 +94,34 @@ def resolve_settings(additional_config: Any, model: str = "") -> ServerSettings:
     Raises `KPruneError` for whatever is wrong with them, in the words of the command line.
     """
     values = read_values(additional_config)
-    # `values` holds the options of guard and pruner, too, which `make` would refuse as unknown.
-    vocabulary = {one.name_in(FORM) for one in options_of(VocabularyOptions, FORM)}
-    given = {name: value for name, value in values.items() if name in vocabulary}
+    usage = _table(UsageOptions, values)
+    named = _plugin_is_named(NAMED)
+    # vLLM's own variable names the plugin, too.
+    if usage.counted and not (named or _plugin_is_named("VLLM_PLUGINS")):
+        raise KPruneError(
+            "--kprune-usage: nobody could read the counts; add --plugin kprune, which has GET "
+            "/kprune/usage (only servers have it, not LLM)"
+        )
     return ServerSettings(
-        vocabulary=make(VocabularyOptions, given, form=FORM, prefix=FLAG_PREFIX),
+        vocabulary=_table(VocabularyOptions, values),
         guard=guard_settings(values),
         pruner=pruner_settings(values),
+        usage=usage,
         given=bool(values),
-        named=KEY in os.environ.get(NAMED, "").split(","),
+        named=named,
         overlay=bool(model) and is_overlay(model),
     )
+
+
+def _plugin_is_named(variable: str) -> bool:
+    return KEY in os.environ.get(variable, "").split(",")
+
+
+def _table(table: type[T], values: Mapping[str, Any]) -> T:
+    """A table's value from the options of all tables, of which `make` would refuse the others."""
+    own = {one.name_in(FORM) for one in options_of(table, FORM)}
+    given = {name: value for name, value in values.items() if name in own}
+    return make(table, given, form=FORM, prefix=FLAG_PREFIX)
 
 
 def settings_of(config: Any) -> ServerSettings:

@@ -2,7 +2,8 @@
 
 Sources are word lists with frequencies (`wordlists.py`), tables of English text and source code as
 they are written (`words/`, made by `packaging/words`), and the user's own corpora (`corpus.py`).
-Each is streamed, so memory does not grow with its size. Each gives rates (occurrences per million
+Each is streamed, so memory does not grow with its size. Tokens that a server counted (`usage.py`)
+need no text: they are counts already. Each gives rates (occurrences per million
 tokens of that source), so a long corpus does not outweigh a short one.
 """
 
@@ -22,12 +23,14 @@ from tokenizers import Tokenizer
 
 from vllm_kprune.arrays import Floats
 from vllm_kprune.errors import KPruneError
-from vllm_kprune.profile import LANGUAGES, Profile
+from vllm_kprune.profile import LANGUAGES, Corpus, Profile, UsageFile
+from vllm_kprune.storage.digest import sha256_file
 from vllm_kprune.vocabulary.batches import WeightedText, weighted_batches
 from vllm_kprune.vocabulary.corpus import read_corpus
+from vllm_kprune.vocabulary.usage import TokenUsage, read_usage
 from vllm_kprune.vocabulary.wordlists import GROUP_WORDS, word_forms, word_frequencies
 
-__all__ = ["Source", "TokenRates", "count_source", "profile_sources"]
+__all__ = ["Source", "TokenRates", "check_usage", "count_source", "profile_sources"]
 
 _TABLES = Path(__file__).parent / "words"
 _SPACED_WORD = regex.compile(r" \p{L}+")
@@ -45,7 +48,8 @@ class Source:
     """Texts with weights: a `name` for people, a `digest` that pins the content, and a stream.
 
     A word list also gives its `words`: lower case -> share of all text. `words_weight` says how
-    much these count; it is small if another source has the same words in running text.
+    much these count; it is small if another source has the same words in running text. A source
+    with `usage` has been counted already, and streams nothing.
     """
 
     name: str
@@ -53,6 +57,7 @@ class Source:
     texts: Callable[[], Iterator[WeightedText]]
     words: Callable[[], Mapping[str, float]] | None = None
     words_weight: float = 1.0
+    usage: TokenUsage | None = None
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,7 @@ class TokenRates:
     tokens: int
 
 
-def profile_sources(profile: Profile, corpora: Sequence[Path] = ()) -> list[Source]:
+def profile_sources(profile: Profile, corpora: Sequence[Corpus] = ()) -> list[Source]:
     """The sources for a profile: word lists, tables of text, and the user's corpora.
 
     Word lists have no punctuation. A profile without English and code takes that of English text.
@@ -78,11 +83,13 @@ def profile_sources(profile: Profile, corpora: Sequence[Path] = ()) -> list[Sour
     elif "en" not in profile.languages:
         # The English table without its words.
         sources.append(_table_source("marks", "english", wanted=_MARKS.fullmatch))
-    return sources + [_corpus_source(path) for path in corpora]
+    return sources + [_own_source(one) for one in corpora]
 
 
 def count_source(tokenizer: Tokenizer, source: Source, size: int) -> TokenRates:
     """Encode a source and count its tokens; `size` is one more than the largest id."""
+    if source.usage is not None:
+        return _rates(source, source.usage.counts(size))
     counts = np.zeros(size)
     total = 0
     for batch in weighted_batches(source.texts()):
@@ -93,10 +100,31 @@ def count_source(tokenizer: Tokenizer, source: Source, size: int) -> TokenRates:
         # Each token counts as often as its text does.
         counts += np.bincount(ids, weights=weights, minlength=size)
         total += len(ids)
-    if not total:
-        raise KPruneError(f"{source.name} contains no text to count; give another file")
     # Rates are weighted; `total` is the plain number of tokens that were encoded.
+    return _rates(source, counts, total)
+
+
+def _rates(source: Source, counts: Floats, total: int | None = None) -> TokenRates:
+    total = int(counts.sum()) if total is None else total
+    if not total:
+        what = "text" if source.usage is None else "tokens"
+        raise KPruneError(f"{source.name} contains no {what} to count; give another file")
     return TokenRates(source, counts * (1e6 / counts.sum()), total)
+
+
+def check_usage(sources: Iterable[Source], folder: Path) -> None:
+    """Raise `KPruneError` for a source whose counted ids are not those of a folder's tokenizer."""
+    counted = [(source.name, source.usage) for source in sources if source.usage is not None]
+    if not counted:
+        return
+    found = sha256_file(folder / "tokenizer.json")
+    for name, usage in counted:
+        if usage.tokenizer_sha256 != found:
+            raise KPruneError(
+                f"{name}: counted with another tokenizer than that in {folder} (SHA-256 of "
+                f"tokenizer.json: {usage.tokenizer_sha256[:12]}…, here {found[:12]}…), so its ids "
+                "mean other tokens; give a file from a server of this model"
+            )
 
 
 def _wordlist_source(language: str) -> Source:
@@ -151,12 +179,21 @@ def _joined(words: Sequence[WeightedText]) -> WeightedText:
     return "".join(word for word, _ in words), mean
 
 
+def _own_source(corpus: Corpus) -> Source:
+    return _usage_source(corpus.path) if isinstance(corpus, UsageFile) else _corpus_source(corpus)
+
+
+def _usage_source(path: Path) -> Source:
+    usage = read_usage(path)
+    return Source(f"usage {path.name}", sha256_file(path), lambda: iter(()), usage=usage)
+
+
 def _corpus_source(path: Path) -> Source:
     if not path.is_file():
         raise KPruneError(f"corpus {path} does not exist or is not a file")
     next(read_corpus(path), None)  # a file that cannot be read is refused now, not minutes later
-    with path.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
     return Source(
-        f"corpus {path.name}", digest, lambda: ((text, 1.0) for text in read_corpus(path))
+        f"corpus {path.name}",
+        sha256_file(path),
+        lambda: ((text, 1.0) for text in read_corpus(path)),
     )

@@ -104,9 +104,11 @@ def _cheap_enough(
     """
     bound = profile.max_extra_tokens
     assert bound is not None
-    if not ranking.rates:
+    # What a server counted has no text to encode; it counts in the ranking.
+    rates = [rate for rate in ranking.rates if rate.source.usage is None]
+    if not rates:
         return ranking.least
-    search = _Search(ranking, tokenizer, bound)
+    search = _Search(ranking, rates, tokenizer, bound)
     while not search.done:
         search.measure(search.next_place())
         # How many measurements it takes is not known: a half, two thirds, three quarters, and so
@@ -125,14 +127,16 @@ class _Search:
     were wrong, more would be, but the result would be the same.
     """
 
-    def __init__(self, ranking: Ranking, tokenizer: Tokenizer, bound: float) -> None:
+    def __init__(
+        self, ranking: Ranking, rates: Sequence[TokenRates], tokenizer: Tokenizer, bound: float
+    ) -> None:
         self.ranking, self.bound = ranking, bound
         # Increasing and without repeats: `expected_extra` and `searchsorted` rely on it.
         self.sizes = np.unique(ranking.sizes)
         self.low, self.high = -1, len(self.sizes)
         self.measured = self._in_a_row = 0
         self._rose = False
-        least_sizes, rates = ranking.least_sizes, ranking.rates
+        least_sizes = ranking.least_sizes
         self.original = [encode_texts(tokenizer, rate.source, least_sizes) for rate in rates]
         # Encoded with the smallest size that fits so far (`high`). All later sizes are below it,
         # and `shrink` can only go down; so a size that costs too much never takes its place.

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
+from vllm_kprune.serving.counter_files import counter_folder
 from vllm_kprune.serving.guard.counters import (
     REASONING,
     CounterFile,
-    counter_folder,
     explain_dead_end,
     read_totals,
 )
@@ -58,7 +58,7 @@ def test_the_folder_is_made_once_named_in_the_environment_and_goes_with_its_make
 ) -> None:
     code = """
 import json, os
-from vllm_kprune.serving.guard.counters import counter_folder, ensure_folder
+from vllm_kprune.serving.counter_files import counter_folder, ensure_folder
 from vllm_kprune.serving.options import COUNTER_FOLDER
 made = ensure_folder()
 assert ensure_folder() == counter_folder() == made

@@ -15,6 +15,7 @@ __all__ = [
     "ONLINE",
     "REQUESTS",
     "ROUTES",
+    "USAGE",
     "VERSIONS",
     "VOCABULARY",
     "at",
@@ -36,9 +37,10 @@ METRICS = Feature("guard metrics", essential=False)
 ONLINE = Feature("input pruning", "leave --kprune-input-pruner out")
 OFFLINE = Feature("offline input pruning", "leave input_pruner out of additional_config")
 ROUTES = Feature("HTTP routes", "leave --plugin kprune out")
+USAGE = Feature("token usage", "leave --kprune-usage out")
 FEATURES = (
     *(COMMAND_LINE, VOCABULARY, LORA, HEAD, GUARD, REQUESTS),
-    *(FAILURES, METRICS, ONLINE, OFFLINE, ROUTES),
+    *(FAILURES, METRICS, ONLINE, OFFLINE, ROUTES, USAGE),
 )
 
 

@@ -6,6 +6,7 @@ HTTP 400 from a server, the exception from `LLM`.
 
 import asyncio
 import functools
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -24,10 +25,14 @@ __all__ = [
     "check_beam_searches",
     "check_requests",
     "client_errors",
+    "count_answers",
     "explain_failures",
     "note_requests",
     "prepare_requests",
 ]
+
+
+_BEAM_STEP = re.compile(r"-beam-\d+$")
 
 
 @contextmanager
@@ -194,6 +199,25 @@ def check_beam_options(check: Callable[[Any], None]) -> Wraps:
         return original(request, *rest, **how)
 
     return {seams_requests.COMPLETION_BEAMS: convert, seams_requests.CHAT_BEAMS: convert}
+
+
+def count_answers(is_counted: Callable[[], bool], count: Callable[[list[int], Any], None]) -> Wraps:
+    """Call `count(token_ids, parent)` for each answer that came to its end, if `is_counted()`.
+
+    `parent` is an object that the `n` answers to one request share; None where there is only one.
+    Steps of beam searches are no answers, and what was aborted has no end.
+    """
+
+    def finish(original: Around, processor: Any, state: Any, *rest: Any, **how: Any) -> Any:
+        # None: a pooling model's request.
+        if is_counted() and (found := state.detokenizer) is not None:
+            # vLLM's own names; the request of a client that chooses such a name is not counted.
+            is_step = _BEAM_STEP.search(state.external_req_id)
+            if not is_step:
+                count(found.output_token_ids, state.parent_req)
+        return original(processor, state, *rest, **how)
+
+    return {seams_requests.FINISH_REQUEST: finish}
 
 
 def explain_failures(explain: Callable[[], str | None]) -> Wraps:

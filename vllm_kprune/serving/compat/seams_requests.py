@@ -13,6 +13,7 @@ from vllm_kprune.serving.compat.features import (
     ONLINE,
     REQUESTS,
     ROUTES,
+    USAGE,
     at,
     reads,
     seam,
@@ -22,6 +23,8 @@ from vllm_kprune.serving.compat.seam import Use, Without
 __all__ = [
     "ADAPTER_PATH",
     "ADD_REQUEST",
+    "ANSWER",
+    "ANSWER_IDS",
     "API_KEY",
     "ATTACH_ROUTER",
     "AUTHENTICATION",
@@ -34,6 +37,7 @@ __all__ = [
     "COMPLETION_XARGS",
     "ENDPOINT",
     "ERROR_RESPONSE",
+    "FINISH_REQUEST",
     "GENERATION_ERROR",
     "GRACEFUL_ERROR",
     "INIT_STATE",
@@ -199,6 +203,29 @@ REGISTRY = seam(
     "vllm.entrypoints.serve.instrumentator.metrics:get_prometheus_registry",
     Use.WRAPS,
     lost="the guard's counts at `/metrics`",
+)
+
+# Answers
+
+_USAGE_LOST = "the counts of `GET /kprune/usage`"
+FINISH_REQUEST = seam(
+    USAGE,
+    "vllm.v1.engine.output_processor:OutputProcessor._finish_request",
+    Use.WRAPS,
+    "self, req_state",
+    lost=_USAGE_LOST,
+)
+ANSWER = reads(
+    USAGE,
+    "vllm.v1.engine.output_processor:RequestState",
+    *("detokenizer", "parent_req", "external_req_id"),
+    lost=_USAGE_LOST,
+)
+ANSWER_IDS = reads(
+    USAGE,
+    "vllm.v1.engine.detokenizer:IncrementalDetokenizer",
+    "output_token_ids",
+    lost=_USAGE_LOST,
 )
 
 # LoRA adapters

@@ -12,7 +12,7 @@ from vllm_kprune.checkpoint.model_folder import resolve_model
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.guard.spelling import TokenSpellings, load_spellings
 from vllm_kprune.serving import compat
-from vllm_kprune.serving.guard.counters import ensure_folder
+from vllm_kprune.serving.counter_files import ensure_folder
 from vllm_kprune.serving.guard.markers import Markers, find_markers
 from vllm_kprune.serving.guard.settings import request_policies
 from vllm_kprune.serving.head.rows import check_choice

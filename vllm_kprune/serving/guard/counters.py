@@ -1,16 +1,9 @@
-"""Counters that engine processes write and every API server reads: one small file per process.
+"""Counts of the guard, which engine processes write and every API server reads.
 
-vLLM does not sample in the process that answers `/metrics`, and several API servers may answer.
-Each writer has its own file, so that nothing is locked or counted twice; a reader adds them up. The
-folder is made before the engine starts and named in the environment, which all processes of a
-server share. (In `additional_config`, each new name would make vLLM compile the model again.) An
-engine on another machine does not find the folder, and its counts are not shown.
+vLLM does not sample in the process that answers `/metrics`, and several API servers may answer; so
+the counts are in files (see `counter_files`).
 """
 
-import atexit
-import os
-import shutil
-import tempfile
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -18,14 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from vllm_kprune.serving.options import COUNTER_FOLDER
+from vllm_kprune.serving.counter_files import all_records, new_records
 
 __all__ = [
     "COUNTERS",
     "REASONING",
     "CounterFile",
-    "counter_folder",
-    "ensure_folder",
     "explain_dead_end",
     "read_totals",
 ]
@@ -34,6 +25,7 @@ COUNTERS = ("requests", "changed_steps", "dead_ends")
 OTHER = "other"
 # How labels of what is counted in a model's reasoning begin; the rest is the policy's label.
 REASONING = "reasoning:"
+_KIND = "counters"
 _SETS = 32
 _JUST_BEFORE_SECONDS = 5.0
 # A file is _SETS + 1 of these, 96 bytes each, written by one process through `mmap` and read by
@@ -41,28 +33,6 @@ _JUST_BEFORE_SECONDS = 5.0
 _RECORD = np.dtype(
     [("label", "S64"), *((name, "<u8") for name in COUNTERS), ("dead_end_at", "<f8")]
 )
-
-
-def counter_folder() -> Path | None:
-    """The folder of this server's counter files; None if there is none on this machine."""
-    name = os.environ.get(COUNTER_FOLDER)
-    return Path(name) if name and Path(name).is_dir() else None
-
-
-def ensure_folder() -> Path:
-    """Make the folder unless a process of this server has; it is deleted when its maker ends."""
-    if folder := counter_folder():
-        return folder
-    made = tempfile.mkdtemp(prefix="kprune-counters-")
-    os.environ[COUNTER_FOLDER] = made
-    atexit.register(_remove, made, os.getpid())
-    return Path(made)
-
-
-def _remove(folder: str, maker: int) -> None:
-    # A forked child inherits the exit handler, and must not take the folder from its parent.
-    if os.getpid() == maker:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 class CounterFile:
@@ -73,13 +43,7 @@ class CounterFile:
 
     def __init__(self, folder: Path | None) -> None:
         self._slots: dict[str, int] = {}
-        if folder is None:
-            self._records = np.zeros(_SETS + 1, _RECORD)
-        else:
-            # The time as well: two guards of one process, and a process id that is used again, get
-            # files of their own.
-            path = folder / f"{os.getpid()}-{time.monotonic_ns()}.counters"
-            self._records = np.memmap(path, _RECORD, mode="w+", shape=(_SETS + 1,))
+        self._records = new_records(folder, _KIND, _RECORD, _SETS + 1)
         self._records["label"][0] = OTHER.encode()
 
     @property
@@ -115,7 +79,7 @@ class CounterFile:
 def read_totals(folder: Path | None) -> dict[str, dict[str, int]]:
     """Label -> counter -> number, over all processes; labels without counts are left out."""
     totals: dict[str, dict[str, int]] = defaultdict(lambda: dict.fromkeys(COUNTERS, 0))
-    for records in _all_records(folder):
+    for records in all_records(folder, _KIND, _RECORD):
         for record in records:
             if any(record[name] for name in COUNTERS):
                 label = record["label"].decode("utf-8", errors="replace")
@@ -131,7 +95,8 @@ def explain_dead_end(folder: Path | None, now: float | None = None) -> str | Non
     Both dead ends and other errors are so rare that the time is enough to match them.
     """
     # Wall-clock time, because it is compared between processes. 0.0 where there was no dead end.
-    moments = [float(records["dead_end_at"].max()) for records in _all_records(folder)]
+    files = all_records(folder, _KIND, _RECORD)
+    moments = [float(records["dead_end_at"].max()) for records in files]
     latest = max(moments, default=0.0)
     if (time.time() if now is None else now) - latest > _JUST_BEFORE_SECONDS:
         return None
@@ -140,9 +105,3 @@ def explain_dead_end(folder: Path | None, now: float | None = None) -> str | Non
         "language guard allow; ask for other languages (vllm_xargs kprune_languages), allow the "
         "characters (kprune_allow), or change the schema"
     )
-
-
-def _all_records(folder: Path | None) -> list[Any]:
-    files = sorted(folder.glob("*.counters")) if folder else []
-    # A file that was created this moment may still be empty, and `max()` of nothing is an error.
-    return [records for file in files if len(records := np.fromfile(file, _RECORD))]

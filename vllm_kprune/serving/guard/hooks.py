@@ -96,7 +96,8 @@ def _registry(original: Callable[..., Any]) -> Any:
 def _explain_failure() -> str | None:
     if not _is_guarded():
         return None
-    from vllm_kprune.serving.guard.counters import counter_folder, explain_dead_end
+    from vllm_kprune.serving.counter_files import counter_folder
+    from vllm_kprune.serving.guard.counters import explain_dead_end
 
     return explain_dead_end(counter_folder())
 
@@ -106,6 +107,6 @@ def _asks(extra_args: Any) -> bool:
 
 
 def _is_guarded() -> bool:
-    """Does this server have a guard? If it has, its counters have a folder."""
+    """Does this server have a guard, or count token usage? Then its counters have a folder."""
     # `ensure_folder` sets it in the process that starts the server; children inherit it.
     return COUNTER_FOLDER in os.environ

@@ -14,7 +14,8 @@ from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
 from vllm_kprune.serving.compat.imports import wrap
-from vllm_kprune.serving.guard.counters import REASONING, counter_folder, read_totals
+from vllm_kprune.serving.counter_files import counter_folder
+from vllm_kprune.serving.guard.counters import REASONING, read_totals
 
 __all__ = ["GuardCollector", "show_counts"]
 

@@ -13,7 +13,8 @@ from vllm_kprune.guard.mask import TokenMask
 from vllm_kprune.guard.policy import GuardPolicy
 from vllm_kprune.serving.compat.engine import is_last_stage, tensor_parallel_rank
 from vllm_kprune.serving.compat.processors import V1LogitsProcessor, V2LogitsProcessor
-from vllm_kprune.serving.guard.counters import CounterFile, counter_folder
+from vllm_kprune.serving.counter_files import counter_folder
+from vllm_kprune.serving.guard.counters import CounterFile
 from vllm_kprune.serving.guard.live import is_sharded
 from vllm_kprune.serving.guard.requests import Guards
 from vllm_kprune.serving.guard.rows import GuardedRows

@@ -84,4 +84,4 @@ def _resolve(
         else load_profile(name, **options.sizing)
         for name, profile in zip(names, profiles, strict=True)
     ]
-    return head_rows(model, profiles, revision=revision, corpora=options.corpus, progress=progress)
+    return head_rows(model, profiles, revision=revision, corpora=options.corpora, progress=progress)

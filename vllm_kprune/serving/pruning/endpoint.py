@@ -19,6 +19,7 @@ from vllm_kprune.prompt.budget import PruneOptions
 from vllm_kprune.prompt.result import PrunedSegment
 from vllm_kprune.prompt.segments import RequestTexts, SplitRequest
 from vllm_kprune.serving.compat.prompts import accepts_key
+from vllm_kprune.serving.error_response import error_response
 from vllm_kprune.serving.options import PREFIX
 from vllm_kprune.serving.pruning.service import PromptPruning, split_at_marks
 from vllm_kprune.serving.pruning.settings import RequestOptions, request_options
@@ -37,19 +38,21 @@ async def preview(request: Request) -> Response:
     """Answer `POST /kprune/prune`."""
     # Before the body is read, which may be long.
     if not accepts_key(request.app.state.args, request.headers):
-        return _error(401, "Unauthorized")
+        return error_response(401, "Unauthorized")
     pruning: PromptPruning | None = request.app.state.kprune_pruning
     if pruning is None or pruning.settings is None:
-        return _error(400, "this server has no input pruner; start it with --kprune-input-pruner")
+        return error_response(
+            400, "this server has no input pruner; start it with --kprune-input-pruner"
+        )
     try:
         split, asked = read_body(pruning, await _read(request))
         answer = await pruning.worker.run(
             lambda cancelled: Preview(pruning, asked)(split, cancelled)
         )
     except KPruneError as error:
-        return _error(400, str(error))
+        return error_response(400, str(error))
     except Busy as error:
-        return _error(503, str(error))
+        return error_response(503, str(error))
     return Response(answer, media_type="application/json")
 
 
@@ -171,8 +174,3 @@ def _pieces(pruned: PrunedSegment) -> list[dict[str, Any]]:
     )
     names = ("start", "end", "score", "kept", "forced")
     return [dict(zip(names, row, strict=True)) for row in columns]
-
-
-def _error(status: int, message: str) -> Response:
-    body = json.dumps({"error": {"message": message, "code": status}}, ensure_ascii=False)
-    return Response(body, status_code=status, media_type="application/json")

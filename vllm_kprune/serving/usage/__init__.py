@@ -1,0 +1,1 @@
+"""Counts the tokens that a server answers with, and tells the sums."""
