@@ -31,7 +31,7 @@ HTTP_PAGE = """\
 
 A server with kprune speaks vLLM's OpenAI-compatible API. Requests carry kprune's options in
 `vllm_xargs`, a field that vLLM itself defines; see
-[request options](server.md#request-options). `--plugin kprune` adds two routes.
+[request options](server.md#request-options). `--plugin kprune` adds three routes.
 
 ## A request with options
 
@@ -84,10 +84,29 @@ curl http://localhost:8000/kprune
 {status}
 ```
 
-`active` is false when the served model is not pruned; then only `versions`, `guard` and
-`input_pruner` are present. `vocabulary_bytes` is null when the base model's files are not there
-(`--load-format dummy`). `input_pruner.min_tokens` is null when the server found that pruning saves
-no time; requests can still set `kprune_min_tokens`.
+`active` is false when the served model is not pruned; then only `versions`, `head`, `guard`,
+`usage` and `input_pruner` are present. `vocabulary_bytes` is null when the base model's files are
+not there (`--load-format dummy`). `input_pruner.min_tokens` is null when the server found that
+pruning saves no time; requests can still set `kprune_min_tokens`.
+
+## GET /kprune/usage
+
+How often each token occurs in this server's answers, if it was started with `--kprune-usage`:
+evidence for `kprune build --usage`. [A profile from traffic](../traffic.md) says what is counted,
+and what not. The route asks for the API key if the server has one.
+
+```json
+{usage}
+```
+
+`ids` are those of the original tokenizer; `occurrences` and `in_requests` have a number for each.
+Tokens in fewer than `floor` requests are in `below_floor` only. All numbers are those of the last
+release: there is one whenever `floor` further requests have been answered.
+
+| status | reason |
+|---|---|
+| 401 | the API key is missing or wrong |
+| 404 | the server does not count tokens |
 
 ## POST /kprune/prune
 
@@ -146,6 +165,7 @@ def http_page() -> str:
         completion=_one_line("completion_request.json"),
         error=_sample("error.json"),
         status=_sample("status.json"),
+        usage=_sample("usage.json"),
         prune_request=_one_line("prune_request.json"),
         prune=_sample("prune.json"),
     )

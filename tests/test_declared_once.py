@@ -18,7 +18,13 @@ from vllm_kprune.guard.policy import GuardPolicy
 from vllm_kprune.options import Option, options_of
 from vllm_kprune.profile import CorpusOptions, Profile
 from vllm_kprune.prompt.options import prune_options
-from vllm_kprune.serving.options import GuardOptions, VocabularyOptions, flag, server_options
+from vllm_kprune.serving.options import (
+    GuardOptions,
+    UsageOptions,
+    VocabularyOptions,
+    flag,
+    server_options,
+)
 from vllm_kprune.serving.pruning.options import PrunerOptions
 
 PACKAGE = Path(vllm_kprune.__file__).parent
@@ -32,6 +38,7 @@ SHARED: dict[str, Option] = {
         *options_of(VocabularyOptions),
         *options_of(GuardPolicy),
         *options_of(GuardOptions),
+        *options_of(UsageOptions),
         *options_of(PrunerOptions),
         *prune_options(),
     )
@@ -85,7 +92,7 @@ def declarations() -> dict[str, list[Path]]:
 # Other options of the same name: a command may mean another profile or corpus, the hanja of the
 # guard are not those of a vocabulary, and a reference model has a name, as a profile has.
 # A server's heads are files, too; a request names one of them.
-OWN = {"hanja", "profile", "corpus", "languages", "base", "keep", "scorer", "name", "head"}
+OWN = {"hanja", "profile", "corpus", "usage", "languages", "base", "keep", "scorer", "name", "head"}
 
 
 @pytest.mark.parametrize("name", sorted(SHARED))
@@ -135,4 +142,4 @@ def test_every_consumer_knows_the_options_of_its_form(name: str) -> None:
 
 def test_the_tables_of_a_server_have_no_name_twice() -> None:
     names = [one.name_in("server") for one in server_options()]
-    assert len(names) == len(set(names)) == 28
+    assert len(names) == len(set(names)) == 31

@@ -30,6 +30,7 @@ import vllm_kprune
 from vllm_kprune.cli.app import app
 from vllm_kprune.guard.policy import GuardPolicy
 from vllm_kprune.serving.request_options import GUARD_NAMES, PRUNE_NAMES
+from vllm_kprune.vocabulary.usage import read_usage
 
 PACKAGE = Path(vllm_kprune.__file__).parent
 DOCS = ROOT / "docs"
@@ -178,6 +179,8 @@ def test_recorded_answers_have_the_keys_of_the_code(make_reference: ModuleType) 
     assert guard["request_options"] == [f"kprune_{name}" for name in GUARD_NAMES]
     assert pruner["request_options"] == [f"kprune_{name}" for name in PRUNE_NAMES]
     assert status["versions"]["kprune"] == vllm_kprune.__version__
+    assert status["usage"].keys() == {"active", "floor"}
+    assert read_usage(make_reference.SAMPLES / "usage.json").ids
 
 
 # ---- messages ----------------------------------------------------------------------------------

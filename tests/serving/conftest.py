@@ -85,12 +85,12 @@ def servers(
     template.write_text(CHAT_TEMPLATE)
     arguments += ["--chat-template", str(template), "--enable-prompt-tokens-details"]
     arguments += ["--kprune-input-pruner", "self", "--kprune-pruner-cache", "1"]
-    least = {"original": "auto", "pruned": "0"}
+    own = {"original": ["auto"], "pruned": ["0", "--kprune-usage"]}
     with ExitStack() as stack:
         both = [
             VllmServer(
                 model,
-                [*arguments, "--kprune-min-tokens", least[name]],
+                [*arguments, "--kprune-min-tokens", *own[name]],
                 environment=ENVIRONMENT,
                 log=logs / f"{name}.log",
             )

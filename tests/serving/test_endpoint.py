@@ -52,8 +52,9 @@ def test_no_local_path_is_told(untied_model: Path, make_overlay: OverlayMaker) -
 
 def test_a_model_that_is_not_pruned_is_not_active(tied_model: Path) -> None:
     status = get(tied_model)
-    assert status.keys() == {"active", "guard", "head", "input_pruner", "versions"}
+    assert status.keys() == {"active", "guard", "head", "input_pruner", "usage", "versions"}
     assert status["head"] == {"active": False}
+    assert status["usage"] == {"active": False}
     assert status["input_pruner"] == {"available": False}
     assert status["active"] is False
     assert status["guard"] == {"available": False}

@@ -254,8 +254,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
             metavar="NAME",
             action="append",
             help="Also load the HTTP routes of this installed plugin (several: repeat, or commas); "
-            "`kprune` adds GET /kprune and POST /kprune/prune. Unlike VLLM_PLUGINS it turns no "
-            "other plugin off.",
+            "`kprune` adds GET /kprune, GET /kprune/usage and POST /kprune/prune. Unlike "
+            "VLLM_PLUGINS it turns no other plugin off.",
         )
     # With a prefix in the parsed arguments too (`args.kprune_base`), so that none of ours can be
     # taken for one of vLLM's.

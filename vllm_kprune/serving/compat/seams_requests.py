@@ -274,7 +274,7 @@ ATTACH_ROUTER = seam(
     f"{_ENDPOINT}.attach_router",
     Use.OVERRIDES,
     "self, app",
-    lost="`GET /kprune` and `POST /kprune/prune`",
+    lost="kprune's HTTP routes",
 )
 INIT_STATE = seam(
     ROUTES,
@@ -282,23 +282,26 @@ INIT_STATE = seam(
     Use.OVERRIDES,
     "self, engine_client, state, args",
     binding="async",
-    lost="`GET /kprune` and `POST /kprune/prune`",
+    lost="kprune's HTTP routes",
 )
-ENDPOINT = reads(
-    ROUTES, _ENDPOINT, *("name", "required_tasks"), lost="`GET /kprune` and `POST /kprune/prune`"
-)
+ENDPOINT = reads(ROUTES, _ENDPOINT, *("name", "required_tasks"), lost="kprune's HTTP routes")
+_KEY_LOST = "the API key of `POST /kprune/prune` and `GET /kprune/usage`"
 AUTHENTICATION = seam(
     ROUTES,
     "vllm.entrypoints.serve.middleware.authenticate:AuthenticationMiddleware",
     Use.CALLS,
     "app, tokens",
-    lost="the API key of `POST /kprune/prune`",
+    lost=_KEY_LOST,
 )
 VERIFY_TOKEN = seam(
     ROUTES,
     "vllm.entrypoints.serve.middleware.authenticate:AuthenticationMiddleware.verify_token",
     Use.CALLS,
     "self, headers",
-    lost="the API key of `POST /kprune/prune`",
+    lost=_KEY_LOST,
 )
-API_KEY = reads(ROUTES, "vllm.envs:VLLM_API_KEY", lost="the API key of `POST /kprune/prune`")
+API_KEY = reads(
+    ROUTES,
+    "vllm.envs:VLLM_API_KEY",
+    lost=_KEY_LOST,
+)
