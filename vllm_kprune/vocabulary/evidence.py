@@ -107,8 +107,8 @@ def count_source(tokenizer: Tokenizer, source: Source, size: int) -> TokenRates:
 def _rates(source: Source, counts: Floats, total: int | None = None) -> TokenRates:
     total = int(counts.sum()) if total is None else total
     if not total:
-        what = "text" if source.usage is None else "tokens"
-        raise KPruneError(f"{source.name} contains no {what} to count; give another file")
+        what = "text to count" if source.usage is None else "token of this tokenizer"
+        raise KPruneError(f"{source.name} contains no {what}; give another file")
     return TokenRates(source, counts * (1e6 / counts.sum()), total)
 
 
@@ -185,6 +185,11 @@ def _own_source(corpus: Corpus) -> Source:
 
 def _usage_source(path: Path) -> Source:
     usage = read_usage(path)
+    if not usage.ids:
+        raise KPruneError(
+            f"usage file {path} names no token: none occurs in {usage.floor} of the "
+            f"{usage.requests} requests that it counts; let the server count longer"
+        )
     return Source(f"usage {path.name}", sha256_file(path), lambda: iter(()), usage=usage)
 
 
