@@ -130,8 +130,8 @@ def read_usage(path: Path) -> TokenUsage:
         raise _unfit(path, reason) from None
     except OSError as error:
         raise KPruneError(f"usage file {path} cannot be read: {error.strerror}") from None
-    if reason := usage.objection():
-        raise _unfit(path, reason)
+    if objection := usage.objection():
+        raise _unfit(path, objection)
     return usage
 
 
