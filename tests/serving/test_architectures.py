@@ -43,15 +43,19 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 CPUS = sorted(os.sched_getaffinity(0))
-TWO_RANKS = {
-    "options": {"tensor_parallel_size": 2},
-    "environment": {"VLLM_CPU_OMP_THREADS_BIND": "|".join(map(str, CPUS[:2]))},
-}
+EACH_ITS_CPU = {"environment": {"VLLM_CPU_OMP_THREADS_BIND": "|".join(map(str, CPUS[:2]))}}
+TWO_RANKS = {"options": {"tensor_parallel_size": 2}, **EACH_ITS_CPU}
+TWO_STAGES = {"options": {"pipeline_parallel_size": 2}, **EACH_ITS_CPU}
 ENGINE_APART = {"environment": {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}}
 TOKENS = 32  # long enough for a tiny model to repeat itself, which n-gram drafts need
 # What an engine of its own would repeat: untied heads are Llama's, drafts are a model's, and tied
 # heads in two ranks are Aya's.
-REPEATED = ("qwen3-moe head", "n-gram", "llama-3.1 head in two ranks")
+OTHERS = tuple(name for name in ARCHITECTURES if name not in SERVED)
+REPEATED = (
+    *OTHERS,
+    *(f"{name} head" for name in ("qwen3-moe", *OTHERS)),
+    *("n-gram", "draft model", "llama-3.1 head in two ranks"),
+)
 
 
 def with_repeated(*names: str) -> list[Any]:
@@ -112,29 +116,25 @@ def mixed_jobs(pair: Pair, **more: Any) -> list[dict[str, Any]]:
     ]
 
 
-def drafters(pair: Pair) -> dict[str, dict[str, Any]]:
-    """Two ways of speculative decoding; the drafter is an original, and knows of no profile."""
+def drafters(pair: Pair, eagle: Path) -> dict[str, dict[str, Any]]:
+    """Ways of speculative decoding; the drafter is an original, and knows of no profile."""
     few = {"num_speculative_tokens": 2}
     return {
         "n-gram": {"method": "ngram", "prompt_lookup_max": 3, "prompt_lookup_min": 1, **few},
         "draft model": {"model": str(pair.original), "method": "draft_model", **few},
+        "eagle": {"model": str(eagle), "method": "eagle", **few},
     }
 
 
-def draft_head_jobs(pair: Pair, folder: Path) -> dict[str, list[dict[str, Any]]]:
+def draft_head_jobs(pair: Pair, eagle: Path) -> dict[str, list[dict[str, Any]]]:
     """The original with a drafter whose head is pruned: its own, and one that is the target's."""
     job = head_job(pair, tokens=TOKENS)
     ours = job["options"]["additional_config"]["kprune"]
     ours["draft_head"] = ours.pop("head")
-    few = {"num_speculative_tokens": 2}
-    drafts = {
-        "draft model": {"model": str(pair.original), "method": "draft_model", **few},
-        "eagle": {"model": str(save_eagle(folder, pair.original)), "method": "eagle", **few},
-    }
-    whole = {**job, "options": {}}
-    cases: dict[str, list[dict[str, Any]]] = {"undrafted": [whole]}
-    for name, one in drafts.items():
-        options = {"speculative_config": one, "disable_log_stats": False}
+    drafts = drafters(pair, eagle)
+    cases: dict[str, list[dict[str, Any]]] = {"undrafted": [{**job, "options": {}}]}
+    for name in ("draft model", "eagle"):
+        options = {"speculative_config": drafts[name], "disable_log_stats": False}
         cases[f"{name}, draft head"] = [{**job, "options": {**job["options"], **options}}]
     return cases
 
@@ -151,17 +151,19 @@ def save_eagle(folder: Path, original: Path) -> Path:
                 weights[name.removeprefix("model.")] = stored.get_tensor(name)
     hidden = config["hidden_size"]
     weights["fc.weight"] = torch.eye(hidden, dtype=torch.float32).repeat(1, 2) / 2
-    eagle = folder / "eagle"
-    eagle.mkdir()
-    (eagle / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 1}))
-    save_file(weights, eagle / "model.safetensors", metadata={"format": "pt"})
-    return eagle
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 1}))
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
 
 
 @pytest.fixture(scope="module")
-def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pair]:
+def pairs(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Pair]:
     """Each model, and its overlay."""
-    folders = {name: tmp_path_factory.mktemp(name) for name in SERVED}
+    others = OTHERS if request.config.getoption(EXHAUSTIVE) else ()
+    folders = {name: tmp_path_factory.mktemp(name) for name in (*SERVED, *others)}
     return {
         name: make_pair(ARCHITECTURES[name].save(folder / "original"), folder)
         for name, folder in folders.items()
@@ -177,16 +179,15 @@ def answers(
     """The answers of overlays and originals: of each model, and of Llama in more settings."""
     folder = tmp_path_factory.mktemp("jobs")
     adapters = [str(save_adapter(folder / f"adapter{n}", m)) for n, m in enumerate(MODULES)]
-    more: dict[str, Any] = {
-        name: {"options": OPTIONS.get(name, {})} for name in SERVED if name != ADAPTED
-    }
+    more: dict[str, Any] = {name: {"options": OPTIONS.get(name, {})} for name in pairs}
     more[ADAPTED] = {**LORA, "adapters": adapters}
     cases = {name: pair.jobs(**more[name]) for name, pair in pairs.items()}
     for name, pair in pairs.items():
         cases[f"{name} head"] = [head_job(pair, **more[name])]
-    cases |= draft_head_jobs(pairs["llama-3.1"], folder)
+    eagle = save_eagle(folder / "eagle", pairs["llama-3.1"].original)
+    cases |= draft_head_jobs(pairs["llama-3.1"], eagle)
     cases["moved"] = [moved_base_job(pairs["llama-3.1"], folder)]
-    for name, drafts in drafters(pairs["llama-3.1"]).items():
+    for name, drafts in drafters(pairs["llama-3.1"], eagle).items():
         options = {"speculative_config": drafts, "disable_log_stats": False}
         jobs = pairs["llama-3.1"].jobs(options=options, tokens=TOKENS)[1:]
         cases[name] = [head_job(pairs["llama-3.1"], options=options, tokens=TOKENS), *jobs]
@@ -197,6 +198,7 @@ def answers(
     if len(CPUS) > 1:
         cases["profiles, two ranks"] = mixed_jobs(pairs["aya-expanse"], **TWO_RANKS)
         cases["two ranks"] = pairs["llama-3.1"].jobs(**TWO_RANKS)[:1]
+        cases["llama-3.1 head in two stages"] = [head_job(pairs["llama-3.1"], **TWO_STAGES)]
         for name in ("llama-3.1", "aya-expanse"):
             cases[f"{name} head in two ranks"] = [head_job(pairs[name], **TWO_RANKS)]
     if not request.config.getoption(EXHAUSTIVE):
@@ -205,7 +207,7 @@ def answers(
     return {name: [next(found) for _ in jobs] for name, jobs in cases.items()}
 
 
-@pytest.mark.parametrize("name", SERVED)
+@pytest.mark.parametrize("name", with_repeated(*SERVED, *OTHERS))
 def test_an_overlay_answers_as_the_original_with_all_other_tokens_masked(
     name: str, pairs: dict[str, Pair], answers: dict[str, list[dict[str, Any]]]
 ) -> None:
@@ -215,7 +217,7 @@ def test_an_overlay_answers_as_the_original_with_all_other_tokens_masked(
     assert [pairs[name].original_ids(ids) for ids in pruned["ids"]] == original["ids"]
 
 
-@pytest.mark.parametrize("case", with_repeated(*(f"{name} head" for name in SERVED)))
+@pytest.mark.parametrize("case", with_repeated(*(f"{name} head" for name in ARCHITECTURES)))
 def test_a_pruned_head_answers_as_the_original_with_all_other_tokens_masked(
     case: str, answers: dict[str, list[dict[str, Any]]]
 ) -> None:
@@ -234,7 +236,7 @@ def test_a_pruned_head_goes_with_lora_adapters_of_the_body_only(
     assert "changes the vocabulary (target_modules: lm_head)" in head["error"]
 
 
-@pytest.mark.parametrize("drafts", with_repeated("n-gram", "draft model"))
+@pytest.mark.parametrize("drafts", with_repeated("n-gram", "draft model", "eagle"))
 def test_a_pruned_head_accepts_as_many_drafts_as_the_masked_original(
     drafts: str, answers: dict[str, list[dict[str, Any]]]
 ) -> None:
@@ -269,6 +271,15 @@ def test_requests_with_several_profiles_answer_as_the_original_masked_for_each(
     # Without a choice as with the first profile, and otherwise than with the others.
     assert mixed["ids"][0::4] == mixed["ids"][1::4]
     assert len({str(mixed["ids"][n::4]) for n in (1, 2, 3)}) == 3
+
+
+@pytest.mark.skipif(len(CPUS) < 2, reason="vLLM's pipeline parallel needs a CPU for each stage")
+def test_the_last_pipeline_stage_has_the_pruned_head(
+    answers: dict[str, list[dict[str, Any]]],
+) -> None:
+    (head,), original = answers["llama-3.1 head in two stages"], answers["llama-3.1"][1]
+    assert "error" not in head, head
+    assert head["ids"] == original["ids"]
 
 
 @pytest.mark.skipif(len(CPUS) < 2, reason="vLLM's tensor parallel needs a CPU for each rank")

@@ -67,7 +67,7 @@ def _prune_heads(engine_args: Any, settings: ServerSettings) -> None:
     if options.head and settings.head_rows is None:
         settings = replace(settings, head_rows=resolve_rows(options, model, revision, progress))
         assert settings.head_rows
-        note_profiles(settings.head_rows.profiles)
+        note_profiles(settings.head_rows)
     if options.draft_head and settings.draft_rows is None:
         rows = resolve_draft_rows(options, model, revision, progress)
         settings = replace(settings, draft_rows=rows)

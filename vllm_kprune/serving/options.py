@@ -57,7 +57,7 @@ KEY = "kprune"
 NAMED = "KPRUNE_ENDPOINT_PLUGINS"
 # The folder of this server's counter files, in the environment of its processes (see `counters`).
 COUNTER_FOLDER = "KPRUNE_COUNTERS"
-# The profiles of this server's pruned head, one on each line, for processes that count requests.
+# The profiles of this server's pruned head and their rows, for processes that count requests.
 HEAD_PROFILES = "KPRUNE_HEAD_PROFILES"
 # How many token ids this server counts in its answers, for processes that count them.
 USAGE_ROWS = "KPRUNE_USAGE_ROWS"

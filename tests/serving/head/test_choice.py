@@ -73,7 +73,7 @@ def test_the_status_tells_tokens_and_rows_of_each_profile(rows: HeadRows) -> Non
 
 def test_requests_are_counted_by_profile(rows: HeadRows, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(HEAD_PROFILES, "")  # restored afterwards
-    counts.note_profiles(rows.profiles)
+    counts.note_profiles(rows)
     counts.show_requests()
 
     def counted(profile: str) -> float | None:
@@ -83,7 +83,10 @@ def test_requests_are_counted_by_profile(rows: HeadRows, monkeypatch: pytest.Mon
     for extra in (None, {"kprune_head": "small"}, {}, {"kprune_head": "enko"}):
         counts.count_request(extra)
     assert [counted(name) for name in rows.profiles] == [3, 1, 0]
+    sizes = [REGISTRY.get_sample_value("kprune_head_rows", {"profile": n}) for n in rows.profiles]
+    assert sizes == [5, 2, 3]
     REGISTRY.unregister(counts._counter())
+    REGISTRY.unregister(REGISTRY._names_to_collectors["kprune_head_rows"])
     counts._counter.cache_clear()
 
 

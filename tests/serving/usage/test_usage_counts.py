@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from vllm_kprune.serving.options import COUNTER_FOLDER, USAGE_ROWS
 from vllm_kprune.serving.usage import counts
-from vllm_kprune.serving.usage.counts import Totals, UsageFile, process_counts, released
+from vllm_kprune.serving.usage.counts import Totals, UsageCounts, process_counts, released
 
 ROWS = 40
 # Requests, each with one answer or more; some tokens are common, some rare, some no rows.
@@ -44,7 +44,7 @@ def recount(requests: Iterable[Sequence[Sequence[int]]]) -> tuple[Counter[int], 
     return occurrences, in_requests, number
 
 
-def count(file: UsageFile, requests: Requests) -> None:
+def count(file: UsageCounts, requests: Requests) -> None:
     for answers in requests:
         earlier: set[int] | None = set() if len(answers) > 1 else None
         for answer in answers:
@@ -65,7 +65,7 @@ ANSWER = st.lists(st.integers(0, ROWS + 3), max_size=8)
 @settings(max_examples=60)
 @given(st.lists(st.lists(ANSWER, min_size=1, max_size=3), min_size=1, max_size=8))
 def test_counts_are_those_of_a_recount(requests: Requests) -> None:
-    file = UsageFile(None, ROWS)
+    file = UsageCounts(None, ROWS)
     count(file, requests)
     found = Totals(file._occurrences[:ROWS], file._in_requests[:ROWS], int(file._in_requests[ROWS]))
     assert as_counters(found) == recount(requests)
@@ -105,7 +105,7 @@ def test_what_several_processes_count_at_once_is_added_up(
 def test_what_is_told_changes_only_after_a_number_of_further_requests(
     tmp_path: Path, step: int
 ) -> None:
-    files = [UsageFile(tmp_path, ROWS) for _ in range(2)]
+    files = [UsageCounts(tmp_path, ROWS) for _ in range(2)]
     told = as_counters(released(tmp_path, ROWS, step))
     assert told == (Counter(), Counter(), 0)
     for number in range(1, 4 * step):
@@ -119,7 +119,7 @@ def test_what_is_told_changes_only_after_a_number_of_further_requests(
 
 
 def test_a_request_counts_once_for_a_token_however_many_answers_have_it(tmp_path: Path) -> None:
-    file, earlier = UsageFile(tmp_path, ROWS), set[int]()
+    file, earlier = UsageCounts(tmp_path, ROWS), set[int]()
     for answer in ([1, 1, 2], [2, 3], [1]):
         file.add(answer, earlier)
     file.add([1] * 19)
@@ -133,7 +133,7 @@ def test_a_token_is_in_no_more_requests_than_there_are_while_they_are_counted(
     tmp_path: Path,
 ) -> None:
     """What a reader sees between two writes: the number of requests is written first."""
-    file = UsageFile(tmp_path, ROWS)
+    file = UsageCounts(tmp_path, ROWS)
     seen: list[bool] = []
 
     class Watched(np.ndarray):

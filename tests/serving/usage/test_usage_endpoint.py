@@ -15,7 +15,7 @@ from vllm_kprune.checkpoint.manifest import load_manifest
 from vllm_kprune.checkpoint.overlay import build_overlay
 from vllm_kprune.profile import Profile
 from vllm_kprune.serving.options import COUNTER_FOLDER, NAMED
-from vllm_kprune.serving.usage.counts import UsageFile
+from vllm_kprune.serving.usage.counts import UsageCounts
 from vllm_kprune.serving.usage.endpoint import UsageView, usage_status, usage_view
 from vllm_kprune.storage.digest import sha256_file
 from vllm_kprune.vocabulary.usage import read_usage
@@ -71,13 +71,13 @@ def get(view: UsageView | None, *keys: str, key: str | None = None) -> Any:
     return asyncio.run(_get(view, keys, headers))
 
 
-def answer(file: UsageFile, ids: Sequence[int], times: int) -> None:
+def answer(file: UsageCounts, ids: Sequence[int], times: int) -> None:
     for _ in range(times):
         file.add(ids)
 
 
 def test_tokens_below_the_floor_are_counted_and_not_named(folder: Path) -> None:
-    file = UsageFile(folder, ROWS)
+    file = UsageCounts(folder, ROWS)
     answer(file, [1, 1, 5], 20)
     answer(file, [2], 19)
     answer(file, [1], 1)
@@ -99,7 +99,7 @@ def test_tokens_below_the_floor_are_counted_and_not_named(folder: Path) -> None:
 
 
 def test_what_it_answers_is_a_usage_file(folder: Path, tmp_path: Path) -> None:
-    answer(UsageFile(folder, ROWS), [3, 4], 25)
+    answer(UsageCounts(folder, ROWS), [3, 4], 25)
     saved = tmp_path / "usage.json"
     saved.write_bytes(get(view(folder)).content)
     assert read_usage(saved).ids == (3, 4)
@@ -112,7 +112,7 @@ def test_a_server_without_a_single_answer_names_nothing(folder: Path) -> None:
 
 @pytest.mark.parametrize("key", [None, "", "wrong", "secre", "secret2"])
 def test_a_server_with_a_key_tells_nothing_without_it(folder: Path, key: str | None) -> None:
-    answer(UsageFile(folder, ROWS), [1], 30)
+    answer(UsageCounts(folder, ROWS), [1], 30)
     found = get(view(folder), "secret", "other", key=key)
     assert found.status_code == 401
     assert found.json() == {"error": {"message": "Unauthorized", "code": 401}}
@@ -147,7 +147,7 @@ def test_only_a_server_that_asked_has_a_view(folder: Path, tmp_path: Path) -> No
     assert usage_status(found) == {"active": True, "floor": 30}
     assert usage_status(None) == {"active": False}
     assert found.tokenizer_sha256 == sha256_file(model / "tokenizer.json")
-    answer(UsageFile(folder, ROWS), [0, ROWS - 1], 30)
+    answer(UsageCounts(folder, ROWS), [0, ROWS - 1], 30)
     assert found.read().ids == (0, ROWS - 1)
 
 
@@ -156,7 +156,7 @@ def test_ids_of_a_pruned_vocabulary_become_the_originals(folder: Path, tmp_path:
     build_overlay(model, THAI, tmp_path / "overlay")
     manifest = load_manifest(tmp_path / "overlay")
     rows = json.loads((tmp_path / "overlay" / "config.json").read_text())["vocab_size"]
-    answer(UsageFile(folder, rows), range(rows), 20)
+    answer(UsageCounts(folder, rows), range(rows), 20)
     found = usage_view(config(tmp_path / "overlay", rows, usage=True))
     assert found is not None
     usage = found.read()

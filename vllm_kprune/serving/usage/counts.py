@@ -22,7 +22,7 @@ from vllm_kprune.serving.counter_files import all_records, counter_folder, new_r
 from vllm_kprune.serving.options import USAGE_ROWS
 from vllm_kprune.storage.folders import new_file
 
-__all__ = ["Totals", "UsageFile", "process_counts", "released"]
+__all__ = ["Totals", "UsageCounts", "process_counts", "released"]
 
 # One for each token id, and one at the end whose `in_requests` are all requests: 4 MB for 262,144
 # ids.
@@ -31,7 +31,7 @@ _KIND = "usage"
 _RELEASED = "usage.released"
 
 
-class UsageFile:
+class UsageCounts:
     """This process's counts of `rows` token ids."""
 
     def __init__(self, folder: Path | None, rows: int) -> None:
@@ -65,10 +65,10 @@ class UsageFile:
 
 
 @cache
-def process_counts() -> UsageFile | None:
+def process_counts() -> UsageCounts | None:
     """What this process counts in; None if its file cannot be made."""
     try:
-        return UsageFile(counter_folder(), int(os.environ[USAGE_ROWS]))
+        return UsageCounts(counter_folder(), int(os.environ[USAGE_ROWS]))
     # In the middle of an answer: better no counts than no answers.
     except OSError as error:
         logger.warning("kprune: the tokens of answers are not counted: %s", error)
