@@ -101,6 +101,7 @@ def test_the_help_has_a_group_that_explains_every_option(parser: Any) -> None:
     flags = {flag for action in group._group_actions for flag in action.option_strings}
     assert flags == {
         "--plugin", "--kprune-profile", "--kprune-head", "--kprune-corpus", "--kprune-base",
+        "--kprune-draft-head",
         "--kprune-target-size",
         "--kprune-coverage", "--kprune-max-extra-tokens",
         "--kprune-languages", "--kprune-scripts", "--kprune-hanja", "--kprune-allow",
@@ -225,5 +226,5 @@ def test_a_pruned_head_does_not_go_with_a_pruned_vocabulary(other: str) -> None:
 
 def test_a_size_needs_a_profile_or_a_head() -> None:
     assert read_values({"kprune": {"head": "enko", "target_size": 9}})["target_size"] == 9
-    with pytest.raises(KPruneError, match="needs --kprune-profile or --kprune-head"):
+    with pytest.raises(KPruneError, match="needs --kprune-profile, --kprune-head or --kprune-draft-head"):
         read_values({"kprune": {"target_size": 9}})
