@@ -226,5 +226,6 @@ def test_a_pruned_head_does_not_go_with_a_pruned_vocabulary(other: str) -> None:
 
 def test_a_size_needs_a_profile_or_a_head() -> None:
     assert read_values({"kprune": {"head": "enko", "target_size": 9}})["target_size"] == 9
-    with pytest.raises(KPruneError, match="needs --kprune-profile, --kprune-head or --kprune-draft-head"):
+    needs = "needs --kprune-profile, --kprune-head or --kprune-draft-head"
+    with pytest.raises(KPruneError, match=needs):
         read_values({"kprune": {"target_size": 9}})
