@@ -203,6 +203,7 @@ def test_a_bad_model_is_one_line_and_leaves_nothing(
         (["--target-size", "20"], "must keep at least"),
         (["--target-size", "99999999"], "above the vocabulary"),
         (["--corpus", "missing.txt"], "does not exist"),
+        (["--usage", "missing.json"], "does not exist"),
     ],
 )
 def test_bad_options_are_one_line_and_leave_nothing(
