@@ -24,12 +24,12 @@ from safetensors.numpy import save
 
 from vllm_kprune.analyze.decoder import decoder_layers
 from vllm_kprune.arrays import Bytes
-from vllm_kprune.checkpoint.model_folder import read_json
 from vllm_kprune.checkpoint.shards import StoredTensor
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.sparsify.body import ModelBody, open_body, read_tensor
 from vllm_kprune.sparsify.network import matrices_of
 from vllm_kprune.sparsify.record import SPARSITY_NAME
+from vllm_kprune.storage.bounded import NOTES, parse_json, read_object
 from vllm_kprune.storage.folders import new_file
 
 __all__ = [
@@ -152,7 +152,7 @@ class PackedMasks:
         """Read what `save` wrote. Raises `KPruneError` for another file."""
         try:
             with safe_open(path, "np") as stored:
-                header = json.loads(stored.metadata()[_HEADER])
+                header = parse_json(stored.metadata()[_HEADER], NOTES)
                 shapes = {MatrixName(n, place): tuple(s) for n, place, s in header["shapes"]}
                 packed = {matrix: stored.get_tensor(_key(matrix)) for matrix in shapes}
         except (KeyError, OSError, SafetensorError, TypeError, ValueError) as error:
@@ -169,6 +169,6 @@ def calibration_languages(folder: Path) -> tuple[str, ...]:
     path = folder / SPARSITY_NAME
     if not path.is_file():
         return ()
-    files = read_json(path).get("calibration")
+    files = read_object(path, NOTES).get("calibration")
     named = [one.get("language") for one in files or () if isinstance(one, dict)]
     return tuple(sorted({one for one in named if isinstance(one, str)}))

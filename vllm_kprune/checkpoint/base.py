@@ -23,13 +23,13 @@ from vllm_kprune.checkpoint.model_folder import (
     CONFIG_FILES,
     INDEX_NAME,
     has_weights,
-    read_json,
     resolve_model,
     weight_files,
 )
 from vllm_kprune.checkpoint.shards import StoredTensor, read_shard
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.progress import BytesDone
+from vllm_kprune.storage.bounded import MODEL_FILE, read_object
 from vllm_kprune.storage.digest import FileDigest, digest_file, remembered_digest
 from vllm_kprune.tokenizer.bpe import BpeTokenizer, read_tokenizer
 
@@ -79,7 +79,7 @@ class TokenizerFolder:
 
     def read_config(self, name: str) -> dict[str, Any]:
         """A configuration file; config.json with the token ids that it leaves to defaults."""
-        value = read_json(self.folder / name)
+        value = read_object(self.folder / name, MODEL_FILE)
         if name == "config.json":
             return with_implied_ids(value, implied_ids(value), self.tokenizer.tokens)
         return value
@@ -162,7 +162,7 @@ def open_base(model: str | Path, revision: str | None = None) -> BaseModel:
     folder = resolve_model(model, revision)
     if not (folder / "config.json").is_file():
         raise KPruneError(f"{folder} has no config.json, so it is not a model folder")
-    config = read_json(folder / "config.json")
+    config = read_object(folder / "config.json", MODEL_FILE)
     family = find_family(config, str(folder / "config.json"))
     shards = weight_files(folder)
     tensors = {t.name: t for shard in shards for t in read_shard(folder / shard).tensors}
@@ -173,6 +173,7 @@ def open_base(model: str | Path, revision: str | None = None) -> BaseModel:
     family = family.spelled_in(tensors)
     _check_vocabulary(tensors, family, folder)
     tokenizer = read_tokenizer(folder)
+    _check_rows(tensors[family.embedding], tokenizer, folder)
     return BaseModel(str(model), revision, folder, tokenizer, config, family, tensors, shards)
 
 
@@ -229,7 +230,7 @@ def _check_vocabulary(tensors: Mapping[str, StoredTensor], family: Family, folde
         raise KPruneError(f"{folder}: no tensor {named}, the embedding of its family")
     embedding = tensors[family.embedding]
     for info in (embedding, tensors.get(family.head, embedding)):
-        if len(info.shape) != 2 or info.dtype not in _PLAIN_DTYPES:
+        if len(info.shape) != 2 or 0 in info.shape or info.dtype not in _PLAIN_DTYPES:
             raise KPruneError(
                 f"{folder}: {info.name} is {info.dtype}{list(info.shape)}; expected a plain "
                 "[rows, hidden] tensor"
@@ -240,6 +241,17 @@ def _check_vocabulary(tensors: Mapping[str, StoredTensor], family: Family, folde
                 f"{folder}: {info.name} has {info.shape[0]} rows, {embedding.name} has "
                 f"{embedding.shape[0]}"
             )
+
+
+def _check_rows(embedding: StoredTensor, tokenizer: BpeTokenizer, folder: Path) -> None:
+    """Refuse a tokenizer of another model. Only added tokens, of images for instance, lack rows."""
+    rows = embedding.shape[0]
+    largest = max((i for i in tokenizer.vocab.values() if i not in tokenizer.added_ids), default=0)
+    if largest >= rows:
+        raise KPruneError(
+            f"{folder}: the tokenizer has tokens up to id {largest}, but {embedding.name} has "
+            f"{rows} rows; is tokenizer.json that of another model?"
+        )
 
 
 def _refuse_companions(name: str, tensors: Mapping[str, StoredTensor], folder: Path) -> None:

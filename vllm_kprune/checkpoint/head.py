@@ -22,12 +22,13 @@ from vllm_kprune.checkpoint.plan import choose_tokens, evidence_sources
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.profile import Profile
 from vllm_kprune.progress import Progress, silent
+from vllm_kprune.storage.bounded import Limits, parse_json, read_bytes
 from vllm_kprune.storage.cache import cache_dir
 from vllm_kprune.storage.folders import new_file
 
 __all__ = ["HeadRows", "head_rows", "order_rows"]
 
-_MOST_BYTES = 1 << 24  # ids of a million tokens take 8 MB as text
+_IDS = Limits(bytes=1 << 24, values=1 << 21)  # a million ids take 8 MB
 MOST_PROFILES = 8  # one bit of a byte for each
 
 
@@ -130,10 +131,8 @@ def _kept_ids(
 def _remembered(path: Path) -> list[int] | None:
     """The ids in a cache entry; None if there is none, or it is damaged."""
     try:
-        if path.stat().st_size > _MOST_BYTES:
-            return None
-        ids = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        ids = parse_json(read_bytes(path, _IDS.bytes), _IDS)
+    except KPruneError:
         return None
     whole = isinstance(ids, list) and ids and all(type(i) is int and i >= 0 for i in ids)
     return ids if whole and ids == sorted(set(ids)) else None

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from vllm_kprune.progress import BytesDone
+from vllm_kprune.storage.bounded import read_bytes
 from vllm_kprune.storage.folders import new_file
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
 ]
 
 _BLOCK_BYTES = 1 << 22
+_NOTE_BYTES = 1 << 12
 
 
 class FileDigest(BaseModel):
@@ -74,7 +76,7 @@ def remembered_digest(path: Path, memory: Path, advance: BytesDone | None = None
     # A NUL byte separates: no path contains one, so no two keys read alike.
     note = memory / f"{digest_text(key)}.json"
     try:
-        known = FileDigest.model_validate_json(note.read_bytes())
+        known = FileDigest.model_validate_json(read_bytes(note, _NOTE_BYTES))
         # They differ if the file changed after its key was made: `digest_file` looks at it again.
         if (known.size, known.mtime_ns) == (stat.st_size, stat.st_mtime_ns):
             return known

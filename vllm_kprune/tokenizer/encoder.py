@@ -9,8 +9,10 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from vllm_kprune.errors import KPruneError
+from vllm_kprune.storage.bounded import read_bytes
+from vllm_kprune.tokenizer.bpe import TOKENIZER_FILE
 
-__all__ = ["load_encoder", "whole_texts"]
+__all__ = ["load_encoder", "raise_failure", "whole_texts"]
 
 
 def load_encoder(folder: Path) -> Tokenizer:
@@ -18,10 +20,23 @@ def load_encoder(folder: Path) -> Tokenizer:
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise KPruneError(f"{folder} has no tokenizer.json; name the folder of a model")
+    data = read_bytes(path, TOKENIZER_FILE.bytes)
     try:
-        return whole_texts(Tokenizer.from_file(str(path)))
-    except Exception as error:  # the tokenizers library raises plain Exception
-        raise KPruneError(f"{path} is not a tokenizer: {error}") from None
+        return whole_texts(Tokenizer.from_buffer(data))
+    except BaseException as error:
+        raise_failure(error, f"{path} is not a tokenizer")
+        raise
+
+
+def raise_failure(error: BaseException, what: str) -> None:
+    """Raise a `KPruneError` that begins with `what` if the tokenizers library failed.
+
+    It raises plain `Exception` or `ValueError`, or it panics: that is a `BaseException` of a type
+    that cannot be imported. A regular expression that backtracks too often makes it panic.
+    """
+    if type(error) in (Exception, ValueError) or type(error).__name__ == "PanicException":
+        reason = " ".join(str(error).split())[:200]
+        raise KPruneError(f"{what}: {reason}") from None
 
 
 def whole_texts(encoder: Tokenizer) -> Tokenizer:

@@ -1,0 +1,219 @@
+"""Read files and bodies from outside within limits: bytes, values, nesting.
+
+Whatever kprune reads may be hostile: a model folder, a report, the body of a request. Python's own
+parsers have no limits, and 60 MB of `[[],[],…]` become 1.3 GB of objects. Here bytes are counted
+before they are read, and values before they are parsed. Whatever reads a whole file of a user or a
+model goes through this module. What the values mean is checked by the caller.
+"""
+
+import json
+import math
+import re
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vllm_kprune.errors import KPruneError, shown
+
+__all__ = [
+    "LICENCE_BYTES",
+    "MODEL_FILE",
+    "NOTES",
+    "TEMPLATE_BYTES",
+    "Limits",
+    "Unfit",
+    "parse_json",
+    "read_bytes",
+    "read_object",
+    "read_text",
+]
+
+LICENCE_BYTES = 4 << 20
+TEMPLATE_BYTES = 1 << 20  # the largest published chat templates have 30 kB
+_MOST_DIGITS = 40  # tokenizer_config.json often has a model_max_length of 31 digits
+_LONG_NUMBER = re.compile(rb"\d{%d}" % (_MOST_DIGITS + 1))
+_HALF_ESCAPED = re.compile(rb"\\u[dD][89a-fA-F]")
+# A string may lack its end: to look for it again at each quote would take time that grows with the
+# square of the length.
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
+
+
+class Unfit(KPruneError):
+    """Data that cannot be read. The message follows a name: "is larger than …"."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """How much JSON is read, and how strictly.
+
+    A value takes at most about 130 bytes of memory besides its text, so `values` bounds what
+    parsing needs. `lenient` accepts what transformers does: NaN and Infinity, and equal keys, of
+    which the last one wins. `halves` accepts half of a surrogate pair, which no UTF-8 can hold.
+    """
+
+    bytes: int
+    values: int
+    depth: int = 64
+    lenient: bool = False
+    halves: bool = False
+
+
+# tokenizer_config.json of Gemma-3, the largest that is known, has 1.2 MB and 45,000 values.
+MODEL_FILE = Limits(bytes=16 << 20, values=400_000, lenient=True)
+# What kprune itself wrote: records and notes beside its outputs. A loss can be NaN.
+NOTES = Limits(bytes=64 << 20, values=4_000_000, lenient=True)
+
+
+def read_bytes(path: Path, most: int) -> bytes:
+    """The content of a regular file of at most `most` bytes."""
+    try:
+        # A pipe has no size, and to open one may never return.
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise KPruneError(f"{_name(path)} is not a file")
+        with path.open("rb") as stream:
+            # One byte more: the file may have grown, and some of the system's have no size.
+            data = b"" if path.stat().st_size > most else stream.read(most + 1)
+            if len(data) > most or path.stat().st_size > most:
+                raise KPruneError(f"{_name(path)} is larger than {_size(most)}")
+            return data
+    except OSError as error:
+        raise KPruneError(f"{_name(path)} cannot be read: {error.strerror or error}") from None
+
+
+def read_text(path: Path, most: int) -> str:
+    """The text of a UTF-8 file of at most `most` bytes, with its line ends as they are."""
+    try:
+        return read_bytes(path, most).decode()
+    except UnicodeDecodeError as error:
+        raise KPruneError(
+            f"{_name(path)} is not UTF-8 text ({error.reason} at byte {error.start}); convert it"
+        ) from None
+
+
+def read_object(path: Path, limits: Limits) -> dict[str, Any]:
+    """The JSON object in a file."""
+    try:
+        value = parse_json(read_bytes(path, limits.bytes), limits)
+    except Unfit as error:
+        raise KPruneError(f"{_name(path)} {error}") from None
+    if not isinstance(value, dict):
+        raise KPruneError(f"{_name(path)}: expected a JSON object, got {type(value).__name__}")
+    return value
+
+
+def parse_json(data: bytes | str, limits: Limits) -> Any:
+    """The value of a JSON text in UTF-8; `Unfit` for anything else, and beyond a limit.
+
+    >>> parse_json(b'{"a": [1, 2]}', Limits(bytes=100, values=10))
+    {'a': [1, 2]}
+    >>> parse_json(b"[[[[1]]]]", Limits(bytes=100, values=10, depth=3))
+    Traceback (most recent call last):
+    vllm_kprune.storage.bounded.Unfit: is not readable JSON: nested more than 3 levels deep
+    """
+    try:
+        data = data.encode() if isinstance(data, str) else data
+        if len(data) > limits.bytes:
+            raise Unfit(f"is larger than {_size(limits.bytes)}")
+        if _has_more_values(data, limits.values):
+            raise _unreadable(f"more than {limits.values:,} values")
+        value = json.loads(data.decode(), **_hooks(data, limits))
+    except (UnicodeError, json.JSONDecodeError) as error:
+        raise _unreadable(str(error)) from None
+    except RecursionError:
+        raise _unreadable(f"nested more than {limits.depth} levels deep") from None
+    if data.count(b"[") + data.count(b"{") > limits.depth and _is_deeper(value, limits.depth):
+        raise _unreadable(f"nested more than {limits.depth} levels deep")
+    if not limits.halves and _HALF_ESCAPED.search(data):
+        _refuse_half_characters(value)
+    return value
+
+
+def _has_more_values(data: bytes, most: int) -> bool:
+    # Quick, and too high where strings have commas and brackets; only then are strings left out.
+    return _separators(data) > most and _separators(_STRING.sub(b"", data)) > most
+
+
+def _separators(data: bytes) -> int:
+    return sum(map(data.count, (b",", b"[", b"{")))
+
+
+def _hooks(data: bytes, limits: Limits) -> dict[str, Callable[[Any], Any]]:
+    """The parser's hooks. Each is called for every value, so only those that are needed."""
+    hooks: dict[str, Callable[[Any], Any]] = {}
+    if not limits.lenient:
+        hooks = {
+            "object_pairs_hook": _without_repeats,
+            "parse_constant": _refuse_constant,
+            "parse_float": _finite,
+        }
+    if _LONG_NUMBER.search(data):
+        hooks["parse_int"] = _short
+    return hooks
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        # `add` returns None, so a key is the first that is in the set already.
+        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        raise _unreadable(f"the key {shown(twice)} occurs twice")
+    return found
+
+
+def _refuse_constant(name: str) -> Any:
+    raise _unreadable(f"{name} is not a number in JSON")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise _unreadable(f"the number {shown(text)} is too large")
+    return number
+
+
+def _short(text: str) -> int:
+    # Numbers of thousands of digits overflow where they are used, and cannot even be shown.
+    if len(text) > _MOST_DIGITS:
+        raise _unreadable(f"a number of {len(text):,} digits")
+    return int(text)
+
+
+def _is_deeper(value: Any, most: int) -> bool:
+    level = [value] if isinstance(value, dict | list) else []
+    for _ in range(most):
+        level = [
+            item
+            for one in level
+            for item in (one.values() if isinstance(one, dict) else one)
+            if isinstance(item, dict | list)
+        ]
+    return bool(level)
+
+
+def _refuse_half_characters(value: Any) -> None:
+    # "\ud800" is valid in JSON, but UTF-8 has no bytes for it: writing it later would fail.
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = ord(error.object[error.start])
+        raise _unreadable(f"half a character (\\u{half:04x})") from None
+
+
+def _unreadable(reason: str) -> Unfit:
+    return Unfit(f"is not readable JSON: {reason}")
+
+
+def _name(path: Path) -> str:
+    text = str(path)
+    return text if len(text) <= 400 else f"{text[:397]}..."
+
+
+def _size(count: int) -> str:
+    """
+    >>> _size(64 << 20), _size(64 << 10)
+    ('64 MiB', '64 KiB')
+    """
+    return f"{count >> 20} MiB" if count >= 1 << 20 else f"{count >> 10} KiB"
