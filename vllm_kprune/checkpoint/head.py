@@ -23,7 +23,7 @@ from vllm_kprune.errors import KPruneError
 from vllm_kprune.profile import Profile
 from vllm_kprune.progress import Progress, silent
 from vllm_kprune.storage.bounded import Limits, parse_json, read_bytes
-from vllm_kprune.storage.cache import cache_dir
+from vllm_kprune.storage.cache import cache_dir, cache_folder
 from vllm_kprune.storage.folders import new_file
 
 __all__ = ["HeadRows", "head_rows", "order_rows"]
@@ -117,8 +117,7 @@ def _kept_ids(
     sources = evidence_sources(profile, corpora)
     digests = base.digests(memory=cache_dir() / "digests")
     name = entry_name(base, profile, sources, digests)
-    target = cache_dir() / "heads" / f"{name}.json"
-    target.parent.mkdir(parents=True, exist_ok=True)
+    target = cache_folder("heads") / f"{name}.json"
     with FileLock(target.with_suffix(".lock")):
         if (known := _remembered(target)) is not None:
             return known

@@ -154,7 +154,7 @@ def read_shard(path: Path) -> Shard:
             raise ValueError("its tensors overlap, leave gaps, or end before or after the file")
     except Unfit as error:
         raise KPruneError(
-            f"{path} is not a readable safetensors file: its header {error}"
+            f"{path} is not a readable safetensors file: its header: {error}"
         ) from None
     except KeyError as error:
         raise KPruneError(

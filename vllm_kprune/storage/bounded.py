@@ -41,7 +41,7 @@ _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 
 
 class Unfit(KPruneError):
-    """Data that cannot be read. The message follows a name: "is larger than …"."""
+    """Data that cannot be read. The message is the reason alone, for the caller to complete."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +97,7 @@ def read_object(path: Path, limits: Limits) -> dict[str, Any]:
     try:
         value = parse_json(read_bytes(path, limits.bytes), limits)
     except Unfit as error:
-        raise KPruneError(f"{_name(path)} {error}") from None
+        raise KPruneError(f"{_name(path)} is not readable JSON: {error}") from None
     if not isinstance(value, dict):
         raise KPruneError(f"{_name(path)}: expected a JSON object, got {type(value).__name__}")
     return value
@@ -110,21 +110,21 @@ def parse_json(data: bytes | str, limits: Limits) -> Any:
     {'a': [1, 2]}
     >>> parse_json(b"[[[[1]]]]", Limits(bytes=100, values=10, depth=3))
     Traceback (most recent call last):
-    vllm_kprune.storage.bounded.Unfit: is not readable JSON: nested more than 3 levels deep
+    vllm_kprune.storage.bounded.Unfit: nested more than 3 levels deep
     """
     try:
         data = data.encode() if isinstance(data, str) else data
         if len(data) > limits.bytes:
-            raise Unfit(f"is larger than {_size(limits.bytes)}")
+            raise Unfit(f"larger than {_size(limits.bytes)}")
         if _has_more_values(data, limits.values):
-            raise _unreadable(f"more than {limits.values:,} values")
+            raise Unfit(f"more than {limits.values:,} values")
         value = json.loads(data.decode(), **_hooks(data, limits))
     except (UnicodeError, json.JSONDecodeError) as error:
-        raise _unreadable(str(error)) from None
+        raise Unfit(str(error)) from None
     except RecursionError:
-        raise _unreadable(f"nested more than {limits.depth} levels deep") from None
+        raise Unfit(f"nested more than {limits.depth} levels deep") from None
     if data.count(b"[") + data.count(b"{") > limits.depth and _is_deeper(value, limits.depth):
-        raise _unreadable(f"nested more than {limits.depth} levels deep")
+        raise Unfit(f"nested more than {limits.depth} levels deep")
     if not limits.halves and _HALF_ESCAPED.search(data):
         _refuse_half_characters(value)
     return value
@@ -159,25 +159,25 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         seen: set[str] = set()
         # `add` returns None, so a key is the first that is in the set already.
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))
-        raise _unreadable(f"the key {shown(twice)} occurs twice")
+        raise Unfit(f"the key {shown(twice)} occurs twice")
     return found
 
 
 def _refuse_constant(name: str) -> Any:
-    raise _unreadable(f"{name} is not a number in JSON")
+    raise Unfit(f"{name} is not a number in JSON")
 
 
 def _finite(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
-        raise _unreadable(f"the number {shown(text)} is too large")
+        raise Unfit(f"the number {shown(text)} is too large")
     return number
 
 
 def _short(text: str) -> int:
     # Numbers of thousands of digits overflow where they are used, and cannot even be shown.
     if len(text) > _MOST_DIGITS:
-        raise _unreadable(f"a number of {len(text):,} digits")
+        raise Unfit(f"a number of {len(text):,} digits")
     return int(text)
 
 
@@ -199,11 +199,7 @@ def _refuse_half_characters(value: Any) -> None:
         json.dumps(value, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
         half = ord(error.object[error.start])
-        raise _unreadable(f"half a character (\\u{half:04x})") from None
-
-
-def _unreadable(reason: str) -> Unfit:
-    return Unfit(f"is not readable JSON: {reason}")
+        raise Unfit(f"half a character (\\u{half:04x})") from None
 
 
 def _name(path: Path) -> str:

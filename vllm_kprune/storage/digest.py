@@ -7,6 +7,7 @@ modification time. They read the content again only if the time differs, as afte
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -83,7 +84,8 @@ def remembered_digest(path: Path, memory: Path, advance: BytesDone | None = None
     except (OSError, ValueError):
         pass  # not remembered, or the note is damaged: read the file
     digest = digest_file(path, advance)
-    with new_file(note) as stream:
+    # A disk that is full or cannot be written costs the next run a second reading, no more.
+    with suppress(OSError), new_file(note) as stream:
         stream.write(digest.model_dump_json().encode())
     return digest
 

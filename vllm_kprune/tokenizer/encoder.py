@@ -23,6 +23,8 @@ def load_encoder(folder: Path) -> Tokenizer:
     data = read_bytes(path, TOKENIZER_FILE.bytes)
     try:
         return whole_texts(Tokenizer.from_buffer(data))
+    except ValueError as error:
+        raise KPruneError(f"{path} is not a tokenizer: {_reason(error)}") from None
     except BaseException as error:
         raise_failure(error, f"{path} is not a tokenizer")
         raise
@@ -31,12 +33,15 @@ def load_encoder(folder: Path) -> Tokenizer:
 def raise_failure(error: BaseException, what: str) -> None:
     """Raise a `KPruneError` that begins with `what` if the tokenizers library failed.
 
-    It raises plain `Exception` or `ValueError`, or it panics: that is a `BaseException` of a type
-    that cannot be imported. A regular expression that backtracks too often makes it panic.
+    It raises plain `Exception`, or it panics: that is a `BaseException` of a type that cannot be
+    imported. A regular expression that backtracks too often makes it panic, for instance.
     """
-    if type(error) in (Exception, ValueError) or type(error).__name__ == "PanicException":
-        reason = " ".join(str(error).split())[:200]
-        raise KPruneError(f"{what}: {reason}") from None
+    if type(error) is Exception or type(error).__name__ == "PanicException":
+        raise KPruneError(f"{what}: {_reason(error)}") from None
+
+
+def _reason(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def whole_texts(encoder: Tokenizer) -> Tokenizer:

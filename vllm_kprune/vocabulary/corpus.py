@@ -67,7 +67,7 @@ def _json_strings(line: str, path: Path, number: int) -> Iterator[str]:
     try:
         value = parse_json(line, _RECORD)
     except Unfit as error:
-        raise KPruneError(f"corpus {path}, line {number}, {error}") from None
+        raise KPruneError(f"corpus {path}, line {number}: not JSON: {error}") from None
     yield from _strings(value)
 
 

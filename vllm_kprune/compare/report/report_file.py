@@ -33,7 +33,7 @@ def read_report(path: Path) -> Report:
         data = parse_json(read_bytes(path, MOST_BYTES), _LIMITS)
     except Unfit as error:
         raise KPruneError(
-            f"report {path} {error}; expected a report.json that kprune wrote"
+            f"report {path} is not JSON: {error}; expected a report.json that kprune wrote"
         ) from None
     except KPruneError as error:
         raise KPruneError(f"report {error}") from None

@@ -21,7 +21,7 @@ def read_jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         try:
             row = parse_json(line, _RECORD)
         except Unfit as error:
-            raise KPruneError(f"{path}:{number} {error}") from None
+            raise KPruneError(f"{path}:{number} is not JSON: {error}") from None
         if not isinstance(row, dict):
             raise KPruneError(f"{path}:{number} is a {type(row).__name__}, expected an object")
         yield number, row

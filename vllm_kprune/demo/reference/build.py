@@ -33,6 +33,7 @@ from vllm_kprune.errors import KPruneError, nearest
 from vllm_kprune.progress import Progress, silent
 from vllm_kprune.storage.bounded import NOTES, read_object
 from vllm_kprune.storage.cache import cache_dir as default_cache_dir
+from vllm_kprune.storage.cache import cache_folder
 
 __all__ = ["demo_model"]
 
@@ -65,7 +66,7 @@ def demo_model(
     if _is_complete(target, models[name]):
         return target
     log = log or (lambda line: None)
-    root.mkdir(parents=True, exist_ok=True)
+    cache_folder(root=root)
     lock = FileLock(root / f".{name}.lock")
     try:
         lock.acquire(timeout=0.5)

@@ -65,7 +65,8 @@ async def _read(request: Request) -> Any:
         return parse_json(bytes(body), _BODY)
     except Unfit as error:
         raise KPruneError(
-            f'the body {error}; expected an object such as {{"prompt": "…", "keep": 0.8}}'
+            f"the body is not JSON: {error}; expected an object such as "
+            '{"prompt": "…", "keep": 0.8}'
         ) from None
 
 
