@@ -5,7 +5,7 @@ Nothing in a folder is executed: pickled weights are refused, and code is ignore
 
 from pathlib import Path
 
-from vllm_kprune.errors import KPruneError
+from vllm_kprune.errors import KPruneError, shown
 from vllm_kprune.storage.bounded import Limits, read_object
 
 __all__ = [
@@ -34,6 +34,7 @@ CONFIG_FILES = (
     "hf_quant_config.json",
     "quantize_config.json",
 )
+_LONGEST_NAME = 200
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -74,6 +75,12 @@ def has_weights(folder: Path) -> bool:
     return any(path.is_file() for pattern in patterns for path in folder.glob(pattern))
 
 
+def _file_name(name: object, index: Path) -> str:
+    if not isinstance(name, str) or not 0 < len(name) <= _LONGEST_NAME or not name.isprintable():
+        raise KPruneError(f"{index} names the file {shown(name)}; expected that of a weight file")
+    return name
+
+
 def weight_files(folder: Path) -> tuple[str, ...]:
     """Names of a folder's safetensors files.
 
@@ -85,7 +92,7 @@ def weight_files(folder: Path) -> tuple[str, ...]:
         if not isinstance(weight_map, dict):
             raise KPruneError(f"{index}: no 'weight_map'")
         # Only shards that the index names: a folder may hold other safetensors files besides.
-        names = sorted({str(name) for name in weight_map.values()})
+        names = sorted({_file_name(name, index) for name in weight_map.values()})
     else:
         names = sorted(path.name for path in folder.glob("*.safetensors"))
     for name in names:

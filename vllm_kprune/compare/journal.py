@@ -29,7 +29,7 @@ _FOLDER = "answers"
 _MAX_BYTES = 4 * 1024**3  # of one file, since it is read into memory
 _SETTINGS = Limits(bytes=1 << 20, values=50_000)
 # An answer with the log-probabilities of a long prompt has a few megabytes.
-_LINE = Limits(bytes=64 << 20, values=4_000_000)
+_LINE = Limits(bytes=64 << 20, values=4_000_000, halves=True)
 _SUITE = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
 
@@ -209,13 +209,13 @@ def kept_settings(folder: Path) -> dict[str, Any]:
         settings = header["settings"]
         if not isinstance(settings, dict):
             raise TypeError
+        _check_header(path, header, settings)
     except OSError:
         raise KPruneError(
             f"{folder} has no answers of a comparison; expected the folder of a run (its -o)"
         ) from None
     except (Unfit, KeyError, TypeError):
         raise KPruneError(f"{path}, line 1, is damaged, so its run cannot be read") from None
-    _check_header(path, header, settings)
     return settings
 
 

@@ -20,6 +20,7 @@ __all__ = ["read_yaml"]
 
 _MOST_BYTES = 64 << 10
 _MOST_DEPTH = 16
+_MOST_BRACKETS = 500
 _MOST_REASON = 200
 _TAG = "tag:yaml.org,2002:"
 _MOST_DIGITS = 18
@@ -43,6 +44,9 @@ def read_yaml(path: Path) -> Any:
     if there is no such file, or it is larger.
     """
     data = read_bytes(path, _MOST_BYTES)
+    # PyYAML's time grows with the square of the brackets that are open at once.
+    if data.count(b"[") + data.count(b"{") > _MOST_BRACKETS:
+        raise Unfit(f"more than {_MOST_BRACKETS} opening brackets")
     try:
         return yaml.load(data.decode(), _Loader)
     except Unfit:

@@ -22,7 +22,9 @@ def load_encoder(folder: Path) -> Tokenizer:
         raise KPruneError(f"{folder} has no tokenizer.json; name the folder of a model")
     data = read_bytes(path, TOKENIZER_FILE.bytes)
     try:
-        return whole_texts(Tokenizer.from_buffer(data))
+        encoder = whole_texts(Tokenizer.from_buffer(data))
+        encoder.encode("")  # a template of special tokens that lacks one fails here, and not before
+        return encoder
     except ValueError as error:
         raise KPruneError(f"{path} is not a tokenizer: {_reason(error)}") from None
     except BaseException as error:

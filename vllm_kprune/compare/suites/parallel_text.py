@@ -103,7 +103,7 @@ def _sentence(row: Mapping[str, Any], name: str) -> Sentence:
 def _check_header(path: Path, names: Sequence[str]) -> None:
     if len(names) > _MOST_NAMES or len(set(names)) < len(names):
         raise KPruneError(
-            f"{path}: {len(names):,} columns, {len(set(names)):,} of them with a name of their own; "
+            f"{path} has {len(names):,} columns with {len(set(names)):,} names; "
             f"expected at most {_MOST_NAMES} columns, each name once"
         )
 
