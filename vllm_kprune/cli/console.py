@@ -46,6 +46,8 @@ def say_error(message: str) -> None:
     """Print a mistake on standard error, in one line unless it quotes a server's log."""
     if len(message) > _MOST_CHARACTERS:
         message = f"{message[:_MOST_CHARACTERS]}…"
+    # Names of files need not be UTF-8.
+    message = message.encode(errors="backslashreplace").decode()
     error_console.print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True)
 
 

@@ -198,8 +198,8 @@ class _ConfigReader:
         scaling = str(said.get("rope_type", said.get("type", "default")))
         if scaling not in _ROPE_TYPES or said.get("partial_rotary_factor", 1.0) != 1.0:
             raise KPruneError(
-                f"{self.source}: cannot rank with a rotary embedding of type {shown(scaling)}, or of "
-                f"part of each head (known types: {', '.join(_ROPE_TYPES)}); use another model"
+                f"{self.source}: cannot rank with a rotary embedding of type {shown(scaling)}, or "
+                f"of part of each head (known types: {', '.join(_ROPE_TYPES)}); use another model"
             )
 
         def number(name: str, default: float) -> float:

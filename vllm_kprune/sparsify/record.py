@@ -55,7 +55,10 @@ class RunNotes:
         settings = json.loads(json.dumps(settings))
         found = earlier_notes(folder / NOTES_NAME, settings, start_anew)
         if found is not None:
-            return cls(folder, settings, found["layers"])
+            layers = found.get("layers")
+            if not isinstance(layers, list) or not all(isinstance(one, dict) for one in layers):
+                raise KPruneError(f"the notes in {folder} are damaged; use --force to start anew")
+            return cls(folder, settings, layers)
         for old in folder.iterdir():
             old.unlink()
         return cls(folder, settings)
