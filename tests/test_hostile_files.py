@@ -5,20 +5,26 @@ anything else that is raised fails the test.
 """
 
 import json
+import math
+import struct
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from safetensors import safe_open
+from safetensors.numpy import save
 from support.malformed import malformed_bytes, malformed_json, outcome
 from support.synthetic_report import synthetic_report
 from support.tiny_folders import contents, read, save_model, write_json
 from support.tiny_tokenizers import SENTENCES
 
+from vllm_kprune.analyze.masks import MatrixName, PackedMasks
 from vllm_kprune.checkpoint.adapters import check_adapter
 from vllm_kprune.checkpoint.base import open_base, open_original_tokenizer
+from vllm_kprune.checkpoint.head import _remembered
 from vllm_kprune.checkpoint.manifest import MANIFEST_NAME, Manifest, load_manifest
 from vllm_kprune.checkpoint.model_folder import INDEX_NAME, weight_files
 from vllm_kprune.checkpoint.overlay import build_overlay, write_overlay
@@ -29,6 +35,7 @@ from vllm_kprune.compare.journal import Journal, kept_settings
 from vllm_kprune.compare.report.report_file import read_report, write_report
 from vllm_kprune.compare.suites.accuracy_tasks import check_files
 from vllm_kprune.compare.suites.parallel_text import read_sentences
+from vllm_kprune.demo.reference.gguf_file import read_gguf
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.profile import LANGUAGES, Profile, load_profile
 from vllm_kprune.progress import silent
@@ -324,6 +331,61 @@ def test_corpora(tmp_path: Path) -> None:
 
     value = {"text": ["안녕", "x"], "meta": {"url": "y", "n": [1, 2.5, None, True]}}
     assert len(refusals(both(value), read_damaged)) >= 10
+
+
+def test_gguf_headers(tmp_path: Path) -> None:
+    """The shape of what is accepted is that of the library's file, and offsets come after it."""
+
+    def text(value: str) -> bytes:
+        return struct.pack("<Q", len(value)) + value.encode()
+
+    data = b"GGUF" + struct.pack("<IQQ", 3, 1, 3)
+    data += text("general.alignment") + struct.pack("<II", 4, 32)
+    data += text("tokens") + struct.pack("<IIQ", 9, 8, 2) + text("a") + text("b")
+    data += text("scores") + struct.pack("<IIQff", 9, 6, 2, 0.5, 1.5)
+    data += text("w") + struct.pack("<IQQIQ", 2, 4, 2, 0, 0)
+    path = tmp_path / "a.gguf"
+    path.write_bytes(data)
+    assert read_gguf(path).tensors[0].shape == (2, 4)
+
+    def read_damaged(changed: bytes) -> None:
+        path.write_bytes(changed)
+        for tensor in read_gguf(path).tensors:
+            assert all(type(size) is int for size in tensor.shape)
+
+    assert len(refusals(malformed_bytes(data, COUNT), read_damaged)) >= 50
+
+
+def test_masks(tmp_path: Path) -> None:
+    path = tmp_path / "masks.safetensors"
+    matrix = MatrixName(0, "mlp.up_proj")
+    PackedMasks("a", ("ko",), {matrix: (3, 5)}, {matrix: np.array([1, 2], np.uint8)}).save(path)
+    data = path.read_bytes()
+    with safe_open(path, "np") as stored:
+        header = json.loads(stored.metadata()["kprune-masks"])
+
+    def read_damaged(changed: bytes) -> None:
+        path.write_bytes(changed)
+        masks = PackedMasks.load(path)
+        assert all(len(masks.zeros(one)) * 8 >= math.prod(s) for one, s in masks.shapes.items())
+
+    def with_header(value: bytes) -> bytes:
+        arrays = {"0.mlp.up_proj": np.array([1, 2], np.uint8)}
+        return save(arrays, {"kprune-masks": value.decode(errors="replace")})
+
+    variants = [with_header(one) for one in malformed_json(header, COUNT * 3 // 4)]
+    variants += malformed_bytes(data, COUNT // 4)
+    assert len(refusals(iter(variants), read_damaged)) >= 50
+
+
+def test_remembered_rows_of_a_head(tmp_path: Path) -> None:
+    """A damaged entry of the cache is made again: it is no mistake of the user's."""
+    path = tmp_path / "head.json"
+    for data in both([1, 2, 3, 9]):
+        path.write_bytes(data)
+        found = _remembered(path)
+        assert found is None or found == sorted(set(found))
+        assert all(type(token_id) is int for token_id in found or ())
 
 
 def test_the_files_of_a_model_that_was_refused_are_left_as_they_were(

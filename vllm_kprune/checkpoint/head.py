@@ -9,6 +9,7 @@ in `serving/head`.
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -122,7 +123,8 @@ def _kept_ids(
         if (known := _remembered(target)) is not None:
             return known
         selection, _ = choose_tokens(base, profile, sources, progress)
-        with new_file(target) as stream:
+        # A full disk costs the next start a few seconds, no more.
+        with suppress(OSError), new_file(target) as stream:
             stream.write(json.dumps(selection.kept_ids).encode())
         return list(selection.kept_ids)
 
