@@ -47,8 +47,8 @@ class Unfit(KPruneError):
 class Limits:
     """How much JSON is read, and how strictly.
 
-    A value takes at most about 130 bytes of memory besides its text, so `values` bounds what
-    parsing needs. `lenient` accepts what transformers does: NaN and Infinity, and equal keys, of
+    Parsing takes up to 270 bytes of memory for a value (keys of one large object, all different),
+    besides long texts, so `values` bounds it. `lenient` accepts what transformers does: NaN and Infinity, and equal keys, of
     which the last one wins. `halves` accepts half of a surrogate pair, which no UTF-8 can hold.
     """
 

@@ -28,7 +28,7 @@ __all__ = [
 ]
 
 # That of Gemma-3, the largest that is known, has 33 MB and 1.9 million values.
-TOKENIZER_FILE = Limits(bytes=128 << 20, values=6_000_000)
+TOKENIZER_FILE = Limits(bytes=128 << 20, values=5_000_000)
 _BYTE_TOKENS = {f"<0x{value:02X}>": value for value in range(256)}
 
 TokenKind = Literal["byte_level", "byte_fallback"]
