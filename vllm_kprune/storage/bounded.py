@@ -10,7 +10,7 @@ import json
 import math
 import re
 import stat
-from collections.abc import Callable
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,8 +48,9 @@ class Limits:
     """How much JSON is read, and how strictly.
 
     Parsing takes up to 270 bytes of memory for a value (keys of one large object, all different),
-    besides long texts, so `values` bounds it. `lenient` accepts what transformers does: NaN and Infinity, and equal keys, of
-    which the last one wins. `halves` accepts half of a surrogate pair, which no UTF-8 can hold.
+    besides long texts, so `values` bounds it. `lenient` accepts what transformers does: NaN and
+    Infinity, and equal keys, of which the last one wins. `halves` accepts half of a surrogate pair,
+    which no UTF-8 can hold.
     """
 
     bytes: int
@@ -150,9 +151,9 @@ def _separators_outside_strings(data: bytes) -> int:
     return found
 
 
-def _hooks(data: bytes, limits: Limits) -> dict[str, Callable[[Any], Any]]:
+def _hooks(data: bytes, limits: Limits) -> dict[str, Any]:
     """The parser's hooks. Each is called for every value, so only those that are needed."""
-    hooks: dict[str, Callable[[Any], Any]] = {}
+    hooks: dict[str, Any] = {}
     if not limits.lenient:
         hooks = {
             "object_pairs_hook": _without_repeats,
@@ -167,9 +168,7 @@ def _hooks(data: bytes, limits: Limits) -> dict[str, Callable[[Any], Any]]:
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        seen: set[str] = set()
-        # `add` returns None, so a key is the first that is in the set already.
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+        [(twice, _)] = Counter(key for key, _ in pairs).most_common(1)
         raise Unfit(f"the key {shown(twice)} occurs twice")
     return found
 

@@ -59,11 +59,11 @@ def read_yaml(path: Path) -> Any:
 class _Loader(yaml.SafeLoader):
     """PyYAML's safe loader without what its module docstring names."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}  # type: ignore[misc]
     depth = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        event = self.peek_event()
+        event: Any = self.peek_event()  # type: ignore[no-untyped-call]
         # An alias has the anchor that it stands for.
         if event.anchor is not None:
             raise Unfit(f"anchors and aliases are not allowed (line {_line(event)})")
