@@ -154,7 +154,7 @@ CASES: dict[str, tuple[Damage, str]] = {
     "unknown family": (config(architectures=["x" * 9_000]), "does not know the family"),
     "architectures": (config(architectures=[{"a": ["b"] * 999}]), "does not know the family"),
     "no rows": (rows(0), "expected a plain [rows, hidden] tensor"),
-    "too few rows": (rows(100), "has 100 rows; is tokenizer.json that of another model?"),
+    "too few rows": (rows(100), "has 100 rows, too few for 549 tokens"),
     "shape": (header(x={"dtype": "F32", "shape": [10**30, 2], "data_offsets": [0, 8]}),
               "x has the shape"),
     "offsets": (header(x={"dtype": "F32", "shape": [True], "data_offsets": [0, 4]}),

@@ -44,6 +44,7 @@ __all__ = [
 # float8 is plain too, as long as no scales come with it (`_refuse_companions`): rows are moved as
 # bytes.
 _PLAIN_DTYPES = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}
+_MOST_WITHOUT_ROW = 16
 _DTYPE_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -244,13 +245,13 @@ def _check_vocabulary(tensors: Mapping[str, StoredTensor], family: Family, folde
 
 
 def _check_rows(embedding: StoredTensor, tokenizer: BpeTokenizer, folder: Path) -> None:
-    """Refuse a tokenizer of another model. Only added tokens, of images for instance, lack rows."""
+    """Refuse a tokenizer of another model: besides added tokens, hardly any lack a row."""
     rows = embedding.shape[0]
-    largest = max((i for i in tokenizer.vocab.values() if i not in tokenizer.added_ids), default=0)
-    if largest >= rows:
+    without = sum(i >= rows for i in tokenizer.vocab.values() if i not in tokenizer.added_ids)
+    if without > _MOST_WITHOUT_ROW:
         raise KPruneError(
-            f"{folder}: the tokenizer has tokens up to id {largest}, but {embedding.name} has "
-            f"{rows} rows; is tokenizer.json that of another model?"
+            f"{folder}: {embedding.name} has {rows} rows, too few for {without} tokens of the "
+            "tokenizer; is tokenizer.json that of another model?"
         )
 
 

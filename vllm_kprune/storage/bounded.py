@@ -8,6 +8,7 @@ model goes through this module. What the values mean is checked by the caller.
 
 import json
 import math
+import os
 import re
 import stat
 from collections import Counter
@@ -73,9 +74,12 @@ def read_bytes(path: Path, most: int) -> bytes:
         if not stat.S_ISREG(path.stat().st_mode):
             raise KPruneError(f"{_name(path)} is not a file")
         with path.open("rb") as stream:
-            # One byte more: the file may have grown, and some of the system's have no size.
-            data = b"" if path.stat().st_size > most else stream.read(most + 1)
-            if len(data) > most or path.stat().st_size > most:
+            size = os.fstat(stream.fileno()).st_size
+            # Not `most` at once: that much memory would be taken for any file.
+            data = stream.read(size + 1) if size <= most else b""
+            if len(data) > size:  # it has grown, or is one of the system's, which have no size
+                data += stream.read(most + 1 - len(data))
+            if max(size, len(data)) > most:
                 raise KPruneError(f"{_name(path)} is larger than {_size(most)}")
             return data
     except OSError as error:
