@@ -20,6 +20,7 @@ from vllm_kprune.storage.bounded import (
     read_object,
     read_text,
 )
+from vllm_kprune.storage.json_shape import JsonShape, measure
 from vllm_kprune.storage.strict_yaml import read_yaml
 
 LIMITS = Limits(bytes=1 << 20, values=1000, depth=20)
@@ -56,6 +57,39 @@ def test_the_limits_are_those_of_the_values_and_the_depth(value: Any) -> None:
             parse_json(data, Limits(bytes=len(data), values=values, depth=depth - 1))
     with pytest.raises(Unfit, match="larger than"):
         parse_json(data, Limits(bytes=len(data) - 1, values=values, depth=depth))
+
+
+@given(value=JSON, ascii=st.booleans())
+@settings(max_examples=100)
+def test_a_text_is_measured_before_it_is_parsed(value: Any, ascii: bool) -> None:
+    found = measure(json.dumps(value, ensure_ascii=ascii).encode())
+    assert found == JsonShape(_separators(value), _depth(value), _keys(value))
+
+
+def test_a_text_of_several_blocks_is_measured_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = json.dumps([{"a": ['"', "\\", '\\"', "[", "},:"], "b": {"c": [[1], {}]}}] * 3).encode()
+    whole = measure(text)
+    for size in range(1, 40):
+        monkeypatch.setattr("vllm_kprune.storage.json_shape._BLOCK", size)
+        assert measure(text) == whole
+
+
+@pytest.mark.parametrize("before", [b"", b'"x",' * 30_000], ids=["small", "large"])
+def test_equal_keys_are_refused_in_small_and_in_large_texts(before: bytes) -> None:
+    limits = Limits(bytes=1 << 20, values=100_000)
+    inner = b'{"b": {"a": 1, "c": 2, "a": 1}}'
+    for data in (inner, inner.replace(b'"a": 1}', b'"a": {}}')):
+        with pytest.raises(Unfit, match="the key 'a' occurs twice"):
+            parse_json(b"[" + before + data + b"]", limits)
+    good = b'{"a": 1, "b": {"a": 1}}'
+    assert parse_json(b"[" + before + good + b"]", limits)[-1] == {"a": 1, "b": {"a": 1}}
+
+
+def _keys(value: Any) -> int:
+    if not isinstance(value, dict | list):
+        return 0
+    parts = value.values() if isinstance(value, dict) else value
+    return (len(value) if isinstance(value, dict) else 0) + sum(map(_keys, parts))
 
 
 def _depth(value: Any) -> int:

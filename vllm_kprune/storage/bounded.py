@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm_kprune.errors import KPruneError, shown
+from vllm_kprune.storage.json_shape import JsonShape, measure
 
 __all__ = [
     "LICENCE_BYTES",
@@ -34,10 +35,10 @@ __all__ = [
 LICENCE_BYTES = 4 << 20
 TEMPLATE_BYTES = 1 << 20  # the largest published chat templates have 30 kB
 _MOST_DIGITS = 40  # tokenizer_config.json often has a model_max_length of 31 digits
-_LONG_NUMBER = re.compile(rb"\d{%d}" % (_MOST_DIGITS + 1))
+_DIGITS = b"0" * (_MOST_DIGITS + 1)
+_AS_DIGITS = bytes.maketrans(b"123456789", b"0" * 9)
 _HALF_ESCAPED = re.compile(rb"\\u[dD][89a-fA-F]")
-_SEPARATORS = (b",", b"[", b"{")
-_BLOCK = 1 << 22
+_SMALL = 1 << 16  # bytes
 
 
 class Unfit(KPruneError):
@@ -118,55 +119,53 @@ def parse_json(data: bytes | str, limits: Limits) -> Any:
     """
     try:
         data = data.encode() if isinstance(data, str) else data
-        if len(data) > limits.bytes:
-            raise Unfit(f"larger than {_size(limits.bytes)}")
-        if _has_more_values(data, limits.values):
-            raise Unfit(f"more than {limits.values:,} values")
-        value = json.loads(data.decode(), **_hooks(data, limits))
+        shape = _checked_shape(data, limits)
+        value = _parsed(data, limits, shape)
     except (UnicodeError, json.JSONDecodeError) as error:
         raise Unfit(str(error)) from None
     except RecursionError:
         raise Unfit(f"nested more than {limits.depth} levels deep") from None
-    if data.count(b"[") + data.count(b"{") > limits.depth and _is_deeper(value, limits.depth):
+    if shape is None and _is_deeper(value, limits.depth):
         raise Unfit(f"nested more than {limits.depth} levels deep")
     if not limits.halves and _HALF_ESCAPED.search(data):
         _refuse_half_characters(value)
     return value
 
 
-def _has_more_values(data: bytes, most: int) -> bool:
-    # Quick, and too high where strings have commas and brackets; only then are strings left out.
-    return sum(map(data.count, _SEPARATORS)) > most and _separators_outside_strings(data) > most
+def _checked_shape(data: bytes, limits: Limits) -> JsonShape | None:
+    """The shape of a text that could be too large; None for one that is small."""
+    if len(data) > limits.bytes:
+        raise Unfit(f"larger than {_size(limits.bytes)}")
+    if len(data) < _SMALL and sum(map(data.count, (b",", b"[", b"{"))) <= limits.values:
+        return None
+    shape = measure(data)
+    if shape.values > limits.values:
+        raise Unfit(f"more than {limits.values:,} values")
+    if shape.depth > limits.depth:
+        raise Unfit(f"nested more than {limits.depth} levels deep")
+    return shape
 
 
-def _separators_outside_strings(data: bytes) -> int:
-    import numpy as np  # here, because it is seldom needed and takes a while
+def _parsed(data: bytes, limits: Limits, shape: JsonShape | None) -> Any:
+    text, found = data.decode(), 0
 
-    # Without escapes, every quote begins or ends a string. A backslash that is escaped goes first:
-    # of \\", the quote is one.
-    data = data.replace(b"\\\\", b"").replace(b'\\"', b"")
-    found, inside = 0, False
-    for start in range(0, len(data), _BLOCK):
-        block = np.frombuffer(data, np.uint8, min(_BLOCK, len(data) - start), start)
-        strings = np.logical_xor.accumulate(block == ord('"')) ^ inside
-        inside = bool(strings[-1])
-        separators = np.isin(block, [ord(one) for one in _SEPARATORS])
-        found += int(np.count_nonzero(separators & ~strings))
-    return found
+    def count(members: dict[str, Any]) -> dict[str, Any]:
+        nonlocal found
+        found += len(members)
+        return members
 
-
-def _hooks(data: bytes, limits: Limits) -> dict[str, Any]:
-    """The parser's hooks. Each is called for every value, so only those that are needed."""
+    # Hooks are called for every value, so there are only those that are needed.
     hooks: dict[str, Any] = {}
     if not limits.lenient:
-        hooks = {
-            "object_pairs_hook": _without_repeats,
-            "parse_constant": _refuse_constant,
-            "parse_float": _finite,
-        }
-    if _LONG_NUMBER.search(data):
+        hooks = {"parse_constant": _refuse_constant, "parse_float": _finite}
+        # For pairs, a tuple is made of each key and value: that takes as long as parsing.
+        hooks |= {"object_hook": count} if shape else {"object_pairs_hook": _without_repeats}
+    if _DIGITS in data.translate(_AS_DIGITS):
         hooks["parse_int"] = _short
-    return hooks
+    value = json.loads(text, **hooks)
+    if shape and not limits.lenient and found < shape.keys:
+        json.loads(text, object_pairs_hook=_without_repeats)
+    return value
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
