@@ -3,7 +3,7 @@
 # make paper  the paper's experiment, remade small: tables and reports in build/paper, 80 minutes
 # make sparsity-paper  which language to calibrate sparsity with: three small models, tables in build/sparsity-paper; hours
 # make check-sparsity  kprune sparsify held against llm-compressor
-# make test   linters, types, tests: half an hour on two cores, 2 GB and the servers' own memory
+# make test   linters, types, tests: about 20 minutes on two cores, 2 GB and the servers' own memory
 # make test-fast  the tests of a contributor's loop: no servers, no downloads, none that take long
 # make check-v2  the guard in the V2 sampler of vLLM 0.31 to 0.33, interpreted: 10 minutes, downloads 240 MB once
 # make docs   the documentation site in build/site, links and anchors checked; make docs-serve shows it
@@ -17,7 +17,7 @@ STAMP := .venv/.kprune-setup-$(shell cat requirements/cpu.lock pyproject.toml pa
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo paper sparsity-paper check-sparsity lint bench check-v2 docs docs-serve clean
-.PHONY: test test-others test-checkpoint test-vocabulary test-compare test-serving test-rest test-fast test-fast-vocabulary test-fast-rest
+.PHONY: test test-live test-others test-checkpoint test-vocabulary test-compare test-serving test-rest test-fast test-fast-vocabulary test-fast-rest
 
 help:
 	@echo "make setup | demo | paper | sparsity-paper | test | test-fast | lint | bench | check-v2 | docs | docs-serve | clean   (variables: PYTHON, TORCH_INDEX)"
@@ -64,18 +64,21 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 # Several processes, each with its own summary: one alone grows beyond 2 GB, as torch, vLLM and large
-# vocabularies add up. A failure of one does not stop the others. The one with live servers takes as
-# long as the others together, so it runs beside them; what it prints comes when it ends.
+# vocabularies add up. A failure of one does not stop the others. They are two chains that take about
+# as long as each other, side by side; what the one with live servers prints comes when it ends.
 CHECKPOINT_ROOMS := $(addprefix tests/,checkpoint cli)
 VOCABULARY_ROOMS := $(addprefix tests/,tokenizer vocabulary)
 COMPARE_ROOMS := $(addprefix tests/,compare heal prompt sparsify)
 NOT_HERE := $(addprefix --ignore=,$(CHECKPOINT_ROOMS) $(VOCABULARY_ROOMS))
 
 test: lint
-	@$(MAKE) --no-print-directory -k -j2 --output-sync=target test-serving test-others
+	@$(MAKE) --no-print-directory -k -j2 --output-sync=target test-live test-others
+
+test-live: $(STAMP)
+	@$(MAKE) --no-print-directory -k -j1 test-serving test-vocabulary
 
 test-others: $(STAMP)
-	@$(MAKE) --no-print-directory -k -j1 test-checkpoint test-vocabulary test-compare test-rest
+	@$(MAKE) --no-print-directory -k -j1 test-checkpoint test-compare test-rest
 
 test-checkpoint: $(STAMP)
 	$(BIN)/python -m pytest $(CHECKPOINT_ROOMS)

@@ -14,7 +14,7 @@ from vllm_kprune.guard.policy import SCRIPTS
 from vllm_kprune.options import Option, OptionRow, reference_rows
 from vllm_kprune.prompt.options import prune_options
 from vllm_kprune.serving.options import FLAG_PREFIX, PREFIX, add_options, flag, server_options
-from vllm_kprune.serving.request_options import GUARD_OPTIONS
+from vllm_kprune.serving.request_options import GUARD_OPTIONS, HEAD_OPTIONS
 
 EXIT_CODES = """\
 | exit code | meaning |
@@ -183,6 +183,10 @@ A request that gives `kprune_keep` or `kprune_target_tokens` replaces both of th
 
 {pruner}
 
+### LM head
+
+{head}
+
 ### Scripts
 
 `kprune_scripts` and `--kprune-scripts` take these names, in upper or lower case:
@@ -197,6 +201,7 @@ def server_page() -> str:
         server="\n".join(_server_rows()),
         guard="\n".join(_request_rows(GUARD_OPTIONS)),
         pruner="\n".join(_request_rows(prune_options("request"))),
+        head="\n".join(_request_rows(HEAD_OPTIONS)),
         scripts=", ".join(f"`{name}`" for name in SCRIPTS),
     )
 

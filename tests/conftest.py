@@ -24,7 +24,7 @@ from filelock import FileLock
 from hypothesis import HealthCheck, settings
 from support.child import run_script
 from support.kept_plan import OVERLAY, PLAN, load_plan
-from support.published import PROFILES, PUBLISHED
+from support.published import PROFILES, PUBLISHED, pruned_names
 from support.run_limits import (
     EXHAUSTIVE,
     mark_by_fixtures,
@@ -50,6 +50,9 @@ settings.register_profile(
 )
 settings.load_profile("kprune")
 turn_off_word_caches()
+# Read when PyTorch is imported, here and in processes that tests start. `make test` runs two chains
+# on two CPUs: more threads would wait for each other at every small product.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 NO_DOWNLOADS = "--no-downloads"
 
@@ -62,7 +65,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         EXHAUSTIVE,
         action="store_true",
-        help="also run what repeats other tests on more of the published tokenizers",
+        help="also run what repeats other tests, on more of the published tokenizers or engines",
     )
     parser.addoption(
         NO_DOWNLOADS,
@@ -233,18 +236,23 @@ def kprune_at_once() -> Kprune:
 
 @pytest.fixture(scope="session")
 def pruned_tokenizers(
+    request: pytest.FixtureRequest,
     published_tokenizer: PublishedTokenizer,
     kprune_at_once: Kprune,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, Path]:
-    """The published tokenizers, pruned by `kprune tokenizer` with the profiles of `PROFILES`."""
-    originals = {name: published_tokenizer(name).parent for name in PROFILES}
+    """Published tokenizers, pruned by `kprune tokenizer` with the profiles of `PROFILES`.
+
+    Those of `pruned_names`: one, or with `--exhaustive` all of them.
+    """
+    names = pruned_names(request.config.getoption(EXHAUSTIVE))
+    originals = {name: published_tokenizer(name).parent for name in names}
 
     def prune(root: Path) -> None:
         kprune_at_once(
             [
-                ("tokenizer", originals[name], "-o", root / name, "--profile", profile)
-                for name, profile in PROFILES.items()
+                ("tokenizer", originals[name], "-o", root / name, "--profile", PROFILES[name])
+                for name in names
             ]
         )
 
@@ -254,4 +262,4 @@ def pruned_tokenizers(
         prune,
         tmp_path_factory.mktemp("pruned-tokenizers") / "all",
     )
-    return {name: root / name for name in PROFILES}
+    return {name: root / name for name in names}

@@ -84,7 +84,8 @@ def declarations() -> dict[str, list[Path]]:
 
 # Other options of the same name: a command may mean another profile or corpus, the hanja of the
 # guard are not those of a vocabulary, and a reference model has a name, as a profile has.
-OWN = {"hanja", "profile", "corpus", "languages", "base", "keep", "scorer", "name"}
+# A server's heads are files, too; a request names one of them.
+OWN = {"hanja", "profile", "corpus", "languages", "base", "keep", "scorer", "name", "head"}
 
 
 @pytest.mark.parametrize("name", sorted(SHARED))
@@ -134,4 +135,4 @@ def test_every_consumer_knows_the_options_of_its_form(name: str) -> None:
 
 def test_the_tables_of_a_server_have_no_name_twice() -> None:
     names = [one.name_in("server") for one in server_options()]
-    assert len(names) == len(set(names)) == 28
+    assert len(names) == len(set(names)) == 29

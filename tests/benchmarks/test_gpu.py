@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,6 +17,7 @@ import pytest
 import torch
 from gpu_job import Job, Row
 from rich.console import Console
+from support.tiny_models import ENVIRONMENT
 from support.tiny_tokenizers import byte_level_tokenizer
 from tokenizers import AddedToken, Tokenizer
 
@@ -116,17 +118,34 @@ def test_a_step_that_takes_too_long_is_stopped(tokenizer: Path, tmp_path: Path) 
 def test_steps_run_on_a_cpu_with_a_tiny_model(tokenizer: Path, tmp_path: Path) -> None:
     written = tmp_path / "figures.json"
     command = [sys.executable, SCRIPT, "--shape", "tiny", "--speed-shape", "tiny", "--quick"]
-    command += ["--steps", "law4,drafts", "--tokenizer", tokenizer, "--json", written]
+    command += ["--steps", "law4", "--tokenizer", tokenizer, "--json", written]
     done = subprocess.run(
         [*map(str, command), "--work", str(tmp_path / "work")],
+        env={**os.environ, **ENVIRONMENT, "VLLM_ENABLE_V1_MULTIPROCESSING": "0"},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     steps = {one["step"]: one for one in json.loads(written.read_text())["steps"]}
-    assert list(steps) == ["models", "law4", "drafts"]
+    assert list(steps) == ["models", "law4"]
     figures = steps["law4"]["figures"]
     compared = gpu_answers.compare(figures["original"], figures["pruned"])
     assert compared == {"same": len(gpu_answers.PROMPTS), "ties": 0, "different": 0}
-    assert steps["drafts"]["is_skipped"]  # the CPU has the V1 runner
+
+
+def test_drafts_that_the_runner_cannot_guard_are_skipped_with_its_reason(
+    tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What vLLM says of them on a CPU is in tests/serving/guard/test_guard_offline.py."""
+
+    def refuse(*given: object, **options: object) -> None:
+        raise ValueError(said)
+
+    monkeypatch.setattr(gpu_answers, "engine", refuse)
+    job = Job(str(tmp_path), str(tokenizer), "tiny", "tiny", "enko", 0.5, True)
+    said = "vLLM's V1 model runner refuses logits processors with speculative decoding"
+    assert gpu_answers.drafted(job, "all") == {"skipped": said}
+    said = "no memory"
+    with pytest.raises(ValueError, match="no memory"):
+        gpu_answers.drafted(job, "all")

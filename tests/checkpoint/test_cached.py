@@ -16,7 +16,7 @@ from support.tiny_folders import contents, edit, save_model
 from vllm_kprune.checkpoint import cached as cached_module
 from vllm_kprune.checkpoint.cached import cached_overlay
 from vllm_kprune.checkpoint.manifest import MANIFEST_NAME, Manifest, load_manifest
-from vllm_kprune.checkpoint.overlay import write_overlay
+from vllm_kprune.checkpoint.overlay import build_overlay, write_overlay
 from vllm_kprune.checkpoint.plan import TokenizerPlan
 from vllm_kprune.profile import Profile
 
@@ -81,6 +81,14 @@ def test_what_is_returned_fits_together(tmp_path: Path, cache: Path) -> None:
     assert overlay.manifest == load_manifest(overlay.folder)
     assert overlay.base.folder == overlay.manifest.check_base() == model
     assert cached_overlay(overlay.folder, THAI).folder == overlay.folder
+
+
+def test_its_files_are_those_that_build_makes(tmp_path: Path, cache: Path) -> None:
+    model = save_model(tmp_path / "model")
+    made, cached = build_overlay(model, THAI, tmp_path / "built"), cached_overlay(model, THAI)
+    assert made.files == cached.manifest.files and made.files
+    assert made.kept_ids == cached.manifest.kept_ids
+    cached.manifest.check_files(cached.folder)
 
 
 def test_a_cached_overlay_is_built_once_for_the_same_content(

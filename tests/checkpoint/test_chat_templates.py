@@ -4,14 +4,15 @@ By transformers, as vLLM does it: the template of a small model and the publishe
 where the template has them.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.published import PRUNED
 from support.tiny_architectures import ARCHITECTURES
-from support.tiny_folders import read, save_weights, write_json
+from support.tiny_folders import read
 
 from vllm_kprune.checkpoint.manifest import load_manifest
 from vllm_kprune.checkpoint.overlay import build_overlay
@@ -22,6 +23,12 @@ CONVERSATION = [
     {"role": "user", "content": "the weather in Seoul"},
     {"role": "assistant", "content": "สวัสดีครับ ประเทศไทย"},
     {"role": "user", "content": "the weather is fine"},
+]
+# Every shipped profile keeps its tokens.
+COVERED = [
+    {"role": "user", "content": "What is the weather in Seoul?"},
+    {"role": "assistant", "content": "The weather is good today."},
+    {"role": "user", "content": "Thank you."},
 ]
 TOOLS = [
     {
@@ -41,18 +48,6 @@ COHERE_TOOLS = [
         "parameter_definitions": {"day": {"type": "str", "description": "day", "required": True}},
     }
 ]
-CLASSES = {
-    "qwen3": "Qwen3ForCausalLM",
-    "llama3_1": "LlamaForCausalLM",
-    "gemma3": "Gemma3ForCausalLM",
-    "aya_expanse": "CohereForCausalLM",
-}
-MODEL_TYPES = {
-    "CohereForCausalLM": "cohere",
-    "Gemma3ForCausalLM": "gemma3_text",
-    "LlamaForCausalLM": "llama",
-    "Qwen3ForCausalLM": "qwen3",
-}
 
 
 def prune(folder: Path, *lines: str) -> Path:
@@ -71,17 +66,19 @@ def tokenizer_of(folder: Path) -> Any:
     return AutoTokenizer.from_pretrained(folder)
 
 
-def rendered(folder: Path, **options: Any) -> tuple[str, list[int]]:
+def rendered(folder: Path, conversation: Any, **options: Any) -> tuple[str, list[int]]:
     tokenizer = tokenizer_of(folder)
     options["add_generation_prompt"] = True
-    text = tokenizer.apply_chat_template(CONVERSATION, tokenize=False, **options)
-    ids = tokenizer.apply_chat_template(CONVERSATION, return_dict=False, **options)
+    text = tokenizer.apply_chat_template(conversation, tokenize=False, **options)
+    ids = tokenizer.apply_chat_template(conversation, return_dict=False, **options)
     return text, ids
 
 
-def assert_same_conversation(original: Path, overlay: Path, **options: Any) -> str:
-    text, before = rendered(original, **options)
-    pruned_text, after = rendered(overlay, **options)
+def assert_same_conversation(
+    original: Path, overlay: Path, conversation: Any, **options: Any
+) -> str:
+    text, before = rendered(original, conversation, **options)
+    pruned_text, after = rendered(overlay, conversation, **options)
     assert pruned_text == text
     kept = load_manifest(overlay).kept_ids
     assert len(kept) < 0.9 * load_manifest(overlay).original_tokens
@@ -93,40 +90,24 @@ def assert_same_conversation(original: Path, overlay: Path, **options: Any) -> s
 @pytest.mark.parametrize("tools", [None, TOOLS])
 def test_a_small_template_gives_the_same_tokens(name: str, tools: Any, tmp_path: Path) -> None:
     original = ARCHITECTURES[name].save(tmp_path / "original")
-    texts = [rendered(original, tools=t)[0] for t in (None, TOOLS)]
+    texts = [rendered(original, CONVERSATION, tools=t)[0] for t in (None, TOOLS)]
     overlay = prune(original, *texts)
-    text = assert_same_conversation(original, overlay, tools=tools)
+    text = assert_same_conversation(original, overlay, CONVERSATION, tools=tools)
     assert ("properties" in text) is (tools is not None)
 
 
-@pytest.fixture(params=CLASSES)
-def published(
-    request: pytest.FixtureRequest, published_tokenizer: Callable[[str], Path], tmp_path: Path
-) -> Iterator[Path]:
-    """A published tokenizer with its chat template, in a folder with a small random embedding."""
-    architecture = CLASSES[request.param]
-    package = published_tokenizer(request.param)
-    folder = tmp_path / "original"
-    folder.mkdir()
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        (folder / name).write_bytes((package.parent / name).read_bytes())
-    model = read(folder / "tokenizer.json")
-    rows = 1 + max(*model["model"]["vocab"].values(), *(t["id"] for t in model["added_tokens"]))
-    save_weights(folder, rows)
-    write_json(
-        folder / "config.json",
-        {"architectures": [architecture], "model_type": MODEL_TYPES[architecture]},
-    )
-    yield folder
+@pytest.fixture
+def published(pruned_tokenizers: dict[str, Path]) -> Iterator[dict[str, Path]]:
+    """Published tokenizers with their chat templates, pruned with a shipped profile."""
+    yield pruned_tokenizers
     tokenizer_of.cache_clear()
 
 
-@pytest.mark.slow
-def test_a_published_template_gives_the_same_tokens(published: Path) -> None:
-    template = str(read(published / "tokenizer_config.json")["chat_template"])
+@pytest.mark.parametrize("name", PRUNED)
+def test_a_published_template_gives_the_same_tokens(name: str, published: dict[str, Path]) -> None:
+    original = load_manifest(published[name]).check_base()
+    template = str(read(original / "tokenizer_config.json")["chat_template"])
     tools = COHERE_TOOLS if "parameter_definitions" in template else TOOLS
-    cases = [{}, {"tools": tools}] if "tools" in template else [{}]
-    overlay = prune(published, *(rendered(published, **case)[0] for case in cases))
-    for case in cases:
-        text = assert_same_conversation(published, overlay, **case)
+    for case in [{}, {"tools": tools}] if "tools" in template else [{}]:
+        text = assert_same_conversation(original, published[name], COVERED, **case)
         assert ("the weather in Seoul is fine" in text) is bool(case)

@@ -1,9 +1,7 @@
 """Overlays: the same bytes each time, and every id mapped."""
 
-import hashlib
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -155,12 +153,13 @@ def test_files_that_are_neither_text_nor_licence_do_no_harm(tmp_path: Path) -> N
     assert not {"LICENSES", "modeling_evil.py"} & copied.keys()
 
 
-def test_overlays_of_gemma_are_the_same_bytes_and_small(enko_plan: Plan, tmp_path: Path) -> None:
+def test_overlays_of_gemma_are_the_same_bytes_and_small(
+    enko_plan: Plan, overlay: Path, tmp_path: Path
+) -> None:
+    """The other one was written by another process."""
     folder = write(enko_plan, tmp_path / "a")
     assert sum(map(len, contents(folder).values())) <= 20_000_000
     data = json.loads((folder / "tokenizer.json").read_text())
     assert len(data["model"]["vocab"]) >= 0.9 * len(enko_plan.selection.kept_ids)
-    digest = hashlib.sha256((folder / MANIFEST_NAME).read_bytes()).hexdigest()
-    shutil.rmtree(folder)
-    write(enko_plan, tmp_path / "a")
-    assert hashlib.sha256((folder / MANIFEST_NAME).read_bytes()).hexdigest() == digest
+    for name in (MANIFEST_NAME, "tokenizer.json"):
+        assert (folder / name).read_bytes() == (overlay / name).read_bytes()

@@ -162,7 +162,7 @@ def test_an_export_that_is_stopped_leaves_nothing_that_looks_finished(
     assert process.returncode == code
     assert "Traceback" not in said
     assert not output.exists()
-    halves = list(tmp_path.glob(".export.tmp-*/new/model.safetensors"))
+    halves = list(tmp_path.glob(".export.kprune-*/new/model.safetensors"))
     assert len(halves) == (1 if how == signal.SIGKILL else 0)
     assert run("export", overlay, "-o", output, "--verify")[0] == 0  # sweeps
-    assert not list(tmp_path.glob(".export.tmp-*"))
+    assert not list(tmp_path.glob(".export.kprune-*"))

@@ -8,8 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from support.published import ONE_OF_EACH, PROFILES
-from support.run_limits import EXHAUSTIVE
+from support.published import PRUNED
 from support.tiny_folders import contents, edit, read, save_model
 from tokenizers import Tokenizer
 
@@ -39,9 +38,6 @@ def laws(run: Command, *arguments: object) -> list[tuple[int, bool]]:
     return [(result["law"], result["holds"]) for result in json.loads(out)]
 
 
-MORE = [
-    pytest.param(one, marks=pytest.mark.exhaustive) for one in PROFILES if one not in ONE_OF_EACH
-]
 ALL_HOLD = [(law, True) for law in (1, 2, 3, 5, 6)]
 
 
@@ -242,28 +238,31 @@ def test_the_tightest_bound_of_the_command_line_is_met(
 
 
 @pytest.fixture(scope="module")
+def real(pruned_tokenizers: dict[str, Path], overlay: Path) -> dict[str, Path]:
+    """Real tokenizers, pruned with shipped profiles: published ones, and the reference model's."""
+    return {**pruned_tokenizers, "reference model": overlay}
+
+
+@pytest.fixture(scope="module")
 def verified(
-    pruned_tokenizers: dict[str, Path],
+    real: dict[str, Path],
     kprune_at_once: Callable[..., list[str]],
     tmp_path_factory: pytest.TempPathFactory,
-    request: pytest.FixtureRequest,
 ) -> dict[str, list[dict[str, Any]]]:
-    """What `kprune verify` says of each published tokenizer, pruned with a shipped profile."""
+    """What `kprune verify` says of each."""
     text = tmp_path_factory.mktemp("text") / "text.txt"
     text.write_text("오늘 날씨가 좋다.\nThe weather is fine. 😀\n中国 Привет\n", encoding="utf-8")
-    more = ("--text", text, "--json", "-")
     # Law 5 selects the tokens again, which takes as long as pruning did.
-    names = PROFILES if request.config.getoption(EXHAUSTIVE) else ONE_OF_EACH
-    said = kprune_at_once([("verify", pruned_tokenizers[name], *more) for name in names])
-    return dict(zip(names, map(json.loads, said), strict=True))
+    more = ("--text", text, "--json", "-")
+    said = kprune_at_once([("verify", folder, *more) for folder in real.values()])
+    return dict(zip(real, map(json.loads, said), strict=True))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [*ONE_OF_EACH, *MORE])
+@pytest.mark.parametrize("name", [*PRUNED, "reference model"])
 def test_real_tokenizers_are_pruned_and_keep_every_law(
-    name: str, verified: dict[str, list[dict[str, Any]]], pruned_tokenizers: dict[str, Path]
+    name: str, verified: dict[str, list[dict[str, Any]]], real: dict[str, Path]
 ) -> None:
-    manifest = load_manifest(pruned_tokenizers[name])
+    manifest = load_manifest(real[name])
     assert 0.3 < len(manifest.kept_ids) / manifest.original_tokens < 0.75
     assert [(result["law"], result["holds"]) for result in verified[name]] == ALL_HOLD
     assert [result["checked"] > 0 for result in verified[name]][:4] == [True] * 4

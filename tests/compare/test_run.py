@@ -90,6 +90,45 @@ def test_either_side_is_first_in_turn(tmp_path: Path) -> None:
     assert turns == {(0, 1), (1, 0)}
 
 
+def test_with_alone_each_server_has_one_request_and_both_have_it_at_the_same_time(
+    mocks: tuple[MockEndpoint, MockEndpoint], tmp_path: Path
+) -> None:
+    with running(*mocks, tmp_path, concurrency=8) as context:
+        for mock in mocks:
+            mock.most_at_once = 0
+        now: list[int] = []
+        together: list[int] = []
+        for side, client in enumerate(context.clients):
+            ask = client.ask
+
+            async def spy(request: Request, side: int = side, ask: Any = ask) -> Any:
+                now.append(side)
+                together.append(len(now))
+                try:
+                    return await ask(request)
+                finally:
+                    now.remove(side)
+
+            client.ask = spy  # type: ignore[method-assign]
+        pairs = ask_both(context, "stability", TASKS, alone=True)
+    assert all(original.text == pruned.text for original, pruned in pairs)
+    assert mocks[0].most_at_once == mocks[1].most_at_once == 1
+    assert together == [1, 2] * len(TASKS)
+
+
+def test_an_error_of_one_side_of_two_that_are_asked_together_is_told_as_it_is(
+    mocks: tuple[MockEndpoint, MockEndpoint], tmp_path: Path
+) -> None:
+    with running(*mocks, tmp_path) as context:
+
+        async def full(request: Request) -> Any:
+            raise KPruneError("no space left on the disk")
+
+        context.clients[1].ask = full  # type: ignore[method-assign]
+        with pytest.raises(KPruneError, match="no space left on the disk"):
+            ask_both(context, "stability", TASKS, alone=True)
+
+
 def test_a_second_run_asks_nothing_again(
     mocks: tuple[MockEndpoint, MockEndpoint], tmp_path: Path
 ) -> None:

@@ -22,6 +22,7 @@ from vllm_kprune.compare.report.build import build_report
 from vllm_kprune.compare.report.document import Report
 from vllm_kprune.compare.report.report_file import read_report
 from vllm_kprune.compare.report.sides import side_by_side
+from vllm_kprune.compare.suites.stability_prompts import STABILITY_TOKENS
 from vllm_kprune.errors import KPruneError
 
 pytest.importorskip("py3langid", reason="names languages; pip install 'vllm-kprune[compare]'")
@@ -212,7 +213,7 @@ def test_if_one_side_has_no_chats_all_are_asked_for_completions(run: Run, tmp_pa
     ):
         sides = ("--original", original.url, "--pruned", one.url, "--pruned", two.url)
         code, _, err = run(*sides, "-s", "stability", "--limit", "6", "-o", tmp_path)
-        bodies = [body for body in original.asked if body.get("max_tokens") == 64]
+        bodies = [body for body in original.asked if body.get("max_tokens") == STABILITY_TOKENS]
     assert code == 0, err
     assert len(bodies) == 12
     assert all("prompt" in body for body in bodies)

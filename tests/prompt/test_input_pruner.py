@@ -55,10 +55,10 @@ def test_a_prompt_without_marks_is_pruned_as_one_segment(pruner: InputPruner, te
 
 
 def test_a_prompt_is_pruned_as_its_segment_would_be(folder: Path) -> None:
-    pruner = InputPruner(folder)
+    pruner, segments = InputPruner(folder), TextPruner.from_pretrained(folder)
     for given_options in ({"keep": 0.5}, {"target_tokens": 9}, {"keep": 0.6, "unit": "word"}, {}):
         options = parse_prune_request(given_options or {"keep": 0.7}).options
-        alone = TextPruner.from_pretrained(folder).prune(TEXT, options)
+        alone = segments.prune(TEXT, options)
         pruned = pruner.prune(TEXT, **given_options)  # type: ignore[arg-type]
         assert pruned.text == alone.text != TEXT
         assert (pruned.tokens_before, pruned.tokens_after) == (

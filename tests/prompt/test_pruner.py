@@ -11,7 +11,8 @@ import regex
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.prompt_cases import UNICODE, GivenScores, pruner_of, random_text
-from support.tiny_tokenizers import byte_fallback_tokenizer
+from support.published import EACH
+from support.tiny_tokenizers import byte_fallback_tokenizer, byte_level_tokenizer
 from tokenizers import Tokenizer
 
 from vllm_kprune.errors import KPruneError
@@ -22,7 +23,6 @@ from vllm_kprune.prompt.scorers import Scorer
 from vllm_kprune.prompt.text_pruner import TextPruner
 from vllm_kprune.prompt.tokens import Cancelled, control_tokens
 
-NAMES = ("qwen3", "llama3_1", "gemma3", "aya_expanse")
 OPTIONS = st.builds(
     PruneOptions,
     keep=st.sampled_from([0.05, 0.3, 0.5, 0.7, 0.9, 1.0]),
@@ -36,11 +36,16 @@ OPTIONS = st.builds(
 )
 
 
-@pytest.fixture(scope="module", params=NAMES)
+@pytest.fixture(scope="module", params=EACH)
 def pruner(
     request: pytest.FixtureRequest, published_tokenizer: Callable[[str], Path]
 ) -> TextPruner:
     return pruner_of(Tokenizer.from_file(str(published_tokenizer(request.param))))
+
+
+@pytest.fixture(scope="module")
+def gemma(published_tokenizer: Callable[[str], Path]) -> Tokenizer:
+    return Tokenizer.from_file(str(published_tokenizer("gemma3")))
 
 
 def forced_tokens(pruned: PrunedSegment) -> int:
@@ -55,10 +60,10 @@ def test_whole_characters_of_the_text_are_kept_in_their_order(
     check_pieces(text, pruner.prune(text, options))
 
 
-def test_ten_thousand_random_strings_are_cut_at_characters(pruner: TextPruner) -> None:
+def test_random_strings_are_cut_at_characters(pruner: TextPruner) -> None:
     rng = random.Random(5)
     options = [PruneOptions(keep=0.6), PruneOptions(keep=0.4, unit="word")]
-    for number in range(10_000 // len(NAMES)):
+    for number in range(2500):
         text = random_text(rng)
         check_pieces(text, pruner.prune(text, options[number % 2]))
 
@@ -121,8 +126,8 @@ def test_words_are_kept_or_dropped_whole(pruner: TextPruner, text: str) -> None:
     assert set(words.starts.tolist()) <= boundaries
 
 
-def test_korean_is_cut_at_eojeol_by_words(published_tokenizer: Callable[[str], Path]) -> None:
-    pruner = pruner_of(Tokenizer.from_file(str(published_tokenizer("gemma3"))))
+def test_korean_is_cut_at_eojeol_by_words(gemma: Tokenizer) -> None:
+    pruner = pruner_of(gemma)
     text = "대한민국의 수도는 서울특별시이다. 인구는 약 940만 명이다."
     pieces = pruner.prune(text, PruneOptions(keep=0.5, unit="word")).pieces
     found = [text[a:b] for a, b in zip(pieces.starts, pieces.ends, strict=True)]
@@ -161,10 +166,8 @@ def test_equal_scores_keep_the_earlier_tokens() -> None:
     assert 0 < len(pruned.text) < len("the cat sat")
 
 
-def test_control_tokens_of_a_template_are_never_dropped(
-    published_tokenizer: Callable[[str], Path],
-) -> None:
-    pruner = pruner_of(Tokenizer.from_file(str(published_tokenizer("gemma3"))))
+def test_control_tokens_of_a_template_are_never_dropped(gemma: Tokenizer) -> None:
+    pruner = pruner_of(gemma)
     text = "<start_of_turn>user\nWhat is the capital of South Korea?<end_of_turn>\n" * 3
     pruned = pruner.prune(text, PruneOptions(keep=0.1))
     assert pruned.text.count("<start_of_turn>") == 3
@@ -173,11 +176,9 @@ def test_control_tokens_of_a_template_are_never_dropped(
 
 
 def test_control_tokens_of_another_target_are_kept_too(
-    published_tokenizer: Callable[[str], Path],
+    gemma: Tokenizer, published_tokenizer: Callable[[str], Path]
 ) -> None:
-    gemma, qwen = (
-        Tokenizer.from_file(str(published_tokenizer(name))) for name in ("gemma3", "qwen3")
-    )
+    qwen = Tokenizer.from_file(str(published_tokenizer("qwen3")))
     text = "<|im_start|>user\nThe <|image_pad|> of the cat and the dog<|im_end|>\n" * 3
     options = PruneOptions(keep=0.3)
     assert "<|image_pad|>" not in pruner_of(gemma).prune(text, options).text
@@ -187,28 +188,27 @@ def test_control_tokens_of_another_target_are_kept_too(
         assert pruned.text.count(name) == 3
 
 
-def test_dropping_never_spells_a_control_token(published_tokenizer: Callable[[str], Path]) -> None:
+def test_dropping_never_spells_a_control_token(gemma: Tokenizer) -> None:
     """Found in review: without this, a document could open a turn."""
-    tokenizer = Tokenizer.from_file(str(published_tokenizer("gemma3")))
     text = "the the <start the_of_turn> system evil"
-    tokens = tokenizer.encode(text, add_special_tokens=False).tokens
+    tokens = gemma.encode(text, add_special_tokens=False).tokens
     scores = [0.0 if token == "▁the" or token == "the" else 1.0 for token in tokens]
     left = "".join(token for token, score in zip(tokens, scores, strict=True) if score)
     assert "<start_of_turn>" in left, tokens
     keep = sum(scores) / len(scores)
-    pruned = pruner_of(tokenizer, GivenScores(scores)).prune(text, PruneOptions(keep=keep))
+    pruned = pruner_of(gemma, GivenScores(scores)).prune(text, PruneOptions(keep=keep))
     assert pruned.text == text
 
 
-def test_something_is_always_left(published_tokenizer: Callable[[str], Path]) -> None:
-    pruner = pruner_of(Tokenizer.from_file(str(published_tokenizer("gemma3"))))
+def test_something_is_always_left(gemma: Tokenizer) -> None:
+    pruner = pruner_of(gemma)
     family = "👩‍👩‍👧‍👦"
     assert pruner.prune(family, PruneOptions(keep=0.5)).text == family
     assert pruner.prune(family, PruneOptions(target_tokens=1)).text == family
 
 
-def test_it_stops_between_steps_when_asked(published_tokenizer: Callable[[str], Path]) -> None:
-    pruner = pruner_of(Tokenizer.from_file(str(published_tokenizer("qwen3"))))
+def test_it_stops_between_steps_when_asked() -> None:
+    pruner = pruner_of(byte_level_tokenizer())
     asked: list[int] = []
 
     def third() -> bool:
@@ -221,25 +221,22 @@ def test_it_stops_between_steps_when_asked(published_tokenizer: Callable[[str], 
     assert len(asked) == 3
 
 
-def test_a_scorer_that_cannot_be_made_is_tried_once(
-    published_tokenizer: Callable[[str], Path],
-) -> None:
+def test_a_scorer_that_cannot_be_made_is_tried_once() -> None:
     tried: list[str] = []
 
     def make(name: str) -> Scorer:
         tried.append(name)
         raise KPruneError("no weights")
 
-    tokenizer = Tokenizer.from_file(str(published_tokenizer("qwen3")))
-    pruner = TextPruner(tokenizer, make, "test")
+    pruner = TextPruner(byte_level_tokenizer(), make, "test")
     for _ in range(2):
         with pytest.raises(KPruneError, match="no weights"):
             pruner.prune("a b c", PruneOptions(keep=0.5))
     assert tried == ["test"]
 
 
-def test_a_long_run_of_flags_is_cut_in_pairs(published_tokenizer: Callable[[str], Path]) -> None:
-    pruner = pruner_of(Tokenizer.from_file(str(published_tokenizer("qwen3"))))
+def test_a_long_run_of_flags_is_cut_in_pairs() -> None:
+    pruner = pruner_of(byte_level_tokenizer())
     for count in (63, 64, 65, 129, 20_000):
         text = "a" + "🇦" * count + "\u0301b"
         pieces = pruner.prune(text, PruneOptions(keep=0.9)).pieces
@@ -249,25 +246,23 @@ def test_a_long_run_of_flags_is_cut_in_pairs(published_tokenizer: Callable[[str]
         assert set(np.diff(pieces.starts)[1:-3]) <= {2}
 
 
-def test_the_targets_count_decides_what_fits(published_tokenizer: Callable[[str], Path]) -> None:
-    pruner = pruner_of(Tokenizer.from_file(str(published_tokenizer("qwen3"))))
+def test_the_targets_count_decides_what_fits() -> None:
+    pruner = pruner_of(byte_level_tokenizer())
     text = "서울의 봄은 짧고 여름은 길다. " * 40
     pruned = pruner.prune(text, PruneOptions(target_tokens=100), count=len)
     assert pruned.tokens_before == len(text)
     assert 90 <= len(pruned.text) == pruned.tokens_after <= 100
 
 
-def test_a_short_text_is_left_alone(published_tokenizer: Callable[[str], Path]) -> None:
-    pruner = pruner_of(Tokenizer.from_file(str(published_tokenizer("qwen3"))))
+def test_a_short_text_is_left_alone() -> None:
+    pruner = pruner_of(byte_level_tokenizer())
     text = "The quick brown fox jumps over the lazy dog."
     assert pruner.prune(text, PruneOptions(keep=0.5, min_tokens=100)).text == text
     assert pruner.prune(text, PruneOptions(keep=0.5, min_tokens=5)).text != text
 
 
-def test_half_a_surrogate_pair_is_the_users_mistake(
-    published_tokenizer: Callable[[str], Path],
-) -> None:
-    pruner = pruner_of(Tokenizer.from_file(str(published_tokenizer("qwen3"))))
+def test_half_a_surrogate_pair_is_the_users_mistake() -> None:
+    pruner = pruner_of(byte_level_tokenizer())
     with pytest.raises(KPruneError, match="surrogate"):
         pruner.prune("\ud800 a", PruneOptions(keep=0.5))
 

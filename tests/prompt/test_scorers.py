@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.published import EACH
 from tokenizers import Tokenizer
 
 from vllm_kprune.errors import KPruneError
@@ -27,7 +28,7 @@ KOREAN = "한국은행은 기준금리를 연 3.5%로 동결했고, 물가가 �
 CHINESE = "世界上最大的航海博物馆位于英国的格林尼治，是皇家博物馆的一部分。"
 
 
-@pytest.fixture(scope="module", params=["gemma3", "qwen3", "llama3_1", "aya_expanse"])
+@pytest.fixture(scope="module", params=EACH)
 def folder(published_tokenizer: Callable[[str], Path], request: pytest.FixtureRequest) -> Path:
     return published_tokenizer(request.param).parent
 
@@ -68,27 +69,27 @@ def test_any_text_has_one_finite_score_for_each_token(
     law()
 
 
-@pytest.mark.parametrize("name", WEIGHTLESS)
-def test_scores_do_not_depend_on_the_process(folder: Path, tokenizer: Tokenizer, name: str) -> None:
+def test_scores_do_not_depend_on_the_process(folder: Path, tokenizer: Tokenizer) -> None:
     text = ENGLISH + KOREAN + CHINESE
     code = (
         "import sys; from pathlib import Path; from tokenizers import Tokenizer\n"
         "from vllm_kprune.prompt.scorers import Tokens, make_scorer\n"
-        "folder, name, text = Path(sys.argv[1]), sys.argv[2], sys.argv[3]\n"
+        "folder, text, names = Path(sys.argv[1]), sys.argv[2], sys.argv[3:]\n"
         "tokenizer = Tokenizer.from_file(str(folder / 'tokenizer.json'))\n"
         "e = tokenizer.encode(text, add_special_tokens=False)\n"
         "tokens = Tokens(text, tuple(e.ids), tuple(e.offsets))\n"
-        "print(make_scorer(name, folder).scores(tokens).tobytes().hex())"
+        "for name in names: print(make_scorer(name, folder).scores(tokens).tobytes().hex())"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, str(folder), name, text],
+        [sys.executable, "-c", code, str(folder), text, *WEIGHTLESS],
         capture_output=True,
         text=True,
         check=True,
         env={"PYTHONHASHSEED": "7", "PYTHONPATH": ":".join(sys.path)},
     )
-    expected = make_scorer(name, folder).scores(tokens_of(tokenizer, text))
-    assert done.stdout.strip() == expected.tobytes().hex()
+    tokens = tokens_of(tokenizer, text)
+    expected = [make_scorer(name, folder).scores(tokens) for name in WEIGHTLESS]
+    assert done.stdout.split() == [scores.tobytes().hex() for scores in expected]
 
 
 def test_random_scores_depend_on_the_seed_and_the_text() -> None:

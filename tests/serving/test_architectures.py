@@ -15,17 +15,27 @@ from shutil import copytree
 from typing import Any
 
 import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from support.forks import ask
-from support.offline_pairs import PROFILE, TEXTS, Pair, make_pair
+from support.offline_pairs import PROFILE, TEXTS, Pair, make_pair, masked_greedy
+from support.run_limits import EXHAUSTIVE
 from support.tiny_adapters import ATTENTION, save_adapter
 from support.tiny_architectures import ARCHITECTURES
 
+from vllm_kprune.checkpoint.head import head_rows
 from vllm_kprune.checkpoint.manifest import load_manifest
 from vllm_kprune.checkpoint.overlay import build_overlay
+from vllm_kprune.profile import load_profile
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
 
 SERVED = ("qwen3-moe", "llama-3.1", "aya-expanse", "gemma3-multimodal")
+# Llama's engines take LoRA adapters too: the first fits the body, the second changes the head.
+ADAPTED = "llama-3.1"
+MODULES = ({ATTENTION: (64, 64)}, {ATTENTION: (64, 64), "lm_head": (64, 9)})
+LORA = {"options": {"enable_lora": True}}
 # vLLM's own class needs torchvision, which the CPU build here lacks.
 WITHOUT_TORCHVISION = {"model_impl": "transformers", "skip_tokenizer_init": False}
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -33,16 +43,27 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 CPUS = sorted(os.sched_getaffinity(0))
-TWO_RANKS = {
-    "options": {"tensor_parallel_size": 2},
-    "environment": {"VLLM_CPU_OMP_THREADS_BIND": "|".join(map(str, CPUS[:2]))},
-}
+EACH_ITS_CPU = {"environment": {"VLLM_CPU_OMP_THREADS_BIND": "|".join(map(str, CPUS[:2]))}}
+TWO_RANKS = {"options": {"tensor_parallel_size": 2}, **EACH_ITS_CPU}
+TWO_STAGES = {"options": {"pipeline_parallel_size": 2}, **EACH_ITS_CPU}
 ENGINE_APART = {"environment": {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}}
 TOKENS = 32  # long enough for a tiny model to repeat itself, which n-gram drafts need
-ADAPTERS = {
-    "adapter": {ATTENTION: (64, 64)},
-    "head-adapter": {ATTENTION: (64, 64), "lm_head": (64, 9)},
-}
+# What an engine of its own would repeat: untied heads are Llama's, drafts are a model's, and tied
+# heads in two ranks are Aya's.
+OTHERS = tuple(name for name in ARCHITECTURES if name not in SERVED)
+REPEATED = (
+    *OTHERS,
+    *(f"{name} head" for name in ("qwen3-moe", *OTHERS)),
+    *("n-gram", "draft model", "llama-3.1 head in two ranks"),
+)
+
+
+def with_repeated(*names: str) -> list[Any]:
+    """Cases as parameters of a test."""
+    return [
+        pytest.param(name, marks=pytest.mark.exhaustive if name in REPEATED else [])
+        for name in names
+    ]
 
 
 def moved_base_job(pair: Pair, folder: Path) -> dict[str, Any]:
@@ -67,35 +88,82 @@ def head_job(pair: Pair, **more: Any) -> dict[str, Any]:
     return {"model": str(pair.original), "prompts": prompts, "options": options, **more}
 
 
-def drafters(pair: Pair) -> dict[str, dict[str, Any]]:
-    """Two ways of speculative decoding; the drafter is an original, and knows of no profile."""
+def mixed_jobs(pair: Pair, **more: Any) -> list[dict[str, Any]]:
+    """Requests with three profiles in one batch of a pruned head; the same masked one by one."""
+    job = head_job(pair, **more)
+    ours = job["options"]["additional_config"]["kprune"]
+    small = pair.original.parent / "small.json"
+    given = json.loads(Path(ours["head"]).read_text())
+    small.write_text(json.dumps({**given, "target_size": len(pair.kept) - 20}))
+    ours["head"] = [str(small), ours["head"], "original"]
+    profiles = [load_profile(name) for name in ours["head"]]
+    rows = head_rows(pair.original, profiles, corpora=[Path(ours["corpus"])])
+    assert rows.tokens[0] == len(pair.kept) - 20 and len(rows.ids) == rows.tokens[2]
+    # One that asks for nothing gets the first profile.
+    asked = [(0, None), *((n, {"kprune_head": name}) for n, name in enumerate(rows.profiles))]
+    prompts, each, masked = [], [], []
+    for prompt in job["prompts"]:
+        for number, extra in asked:
+            prompts.append(prompt)
+            each.append({"extra_args": extra})
+            allowed = None if number == 2 else rows.kept(number).tolist()
+            masked.append({"allowed_token_ids": allowed})
+    # Neither drafts nor ranks change an answer.
+    original = {"model": job["model"], "prompts": prompts, "each": masked}
+    return [
+        {**job, "prompts": prompts, "each": each},
+        {**original, "tokens": job.get("tokens", 16)},
+    ]
+
+
+def drafters(pair: Pair, eagle: Path) -> dict[str, dict[str, Any]]:
+    """Ways of speculative decoding; the drafter is an original, and knows of no profile."""
     few = {"num_speculative_tokens": 2}
     return {
         "n-gram": {"method": "ngram", "prompt_lookup_max": 3, "prompt_lookup_min": 1, **few},
         "draft model": {"model": str(pair.original), "method": "draft_model", **few},
+        "eagle": {"model": str(eagle), "method": "eagle", **few},
     }
 
 
-def masked_greedy(pair: Pair, tokens: int) -> list[list[int]]:
-    """The answers of the original in transformers, with all but the kept ids masked."""
-    import torch
-    from transformers import LlamaForCausalLM
+def draft_head_jobs(pair: Pair, eagle: Path) -> dict[str, list[dict[str, Any]]]:
+    """The original with a drafter whose head is pruned: its own, and one that is the target's."""
+    job = head_job(pair, tokens=TOKENS)
+    ours = job["options"]["additional_config"]["kprune"]
+    ours["draft_head"] = ours.pop("head")
+    drafts = drafters(pair, eagle)
+    cases: dict[str, list[dict[str, Any]]] = {"undrafted": [{**job, "options": {}}]}
+    for name in ("draft model", "eagle"):
+        options = {"speculative_config": drafts[name], "disable_log_stats": False}
+        cases[f"{name}, draft head"] = [{**job, "options": {**job["options"], **options}}]
+    return cases
 
-    network = LlamaForCausalLM.from_pretrained(pair.original, dtype=torch.float32)
-    prompts = [pair.original_ids(prompt) for prompt in pair.prompts]
-    answers: list[list[int]] = [[] for _ in prompts]
-    with torch.no_grad():
-        for prompt, ids in zip(prompts, answers, strict=True):
-            for _ in range(tokens):
-                logits = network(torch.tensor([prompt + ids])).logits[0, -1, list(pair.kept)]
-                ids.append(pair.kept[int(logits.argmax())])
-    return answers
+
+def save_eagle(folder: Path, original: Path) -> Path:
+    """An EAGLE drafter: a layer of the model, and a matrix for embedding and hidden state."""
+    config = json.loads((original / "config.json").read_text())
+    index = json.loads((original / "model.safetensors.index.json").read_text())["weight_map"]
+    begin, weights = "model.layers.0.", {}
+    for name, file in index.items():
+        # The first layer of a drafter has no norm before it.
+        if name.startswith(begin) and "input_layernorm" not in name:
+            with safe_open(original / file, "pt") as stored:
+                weights[name.removeprefix("model.")] = stored.get_tensor(name)
+    hidden = config["hidden_size"]
+    weights["fc.weight"] = torch.eye(hidden, dtype=torch.float32).repeat(1, 2) / 2
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 1}))
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
 
 
 @pytest.fixture(scope="module")
-def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pair]:
+def pairs(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Pair]:
     """Each model, and its overlay."""
-    folders = {name: tmp_path_factory.mktemp(name) for name in SERVED}
+    others = OTHERS if request.config.getoption(EXHAUSTIVE) else ()
+    folders = {name: tmp_path_factory.mktemp(name) for name in (*SERVED, *others)}
     return {
         name: make_pair(ARCHITECTURES[name].save(folder / "original"), folder)
         for name, folder in folders.items()
@@ -104,35 +172,42 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pair]:
 
 @pytest.fixture(scope="module")
 def answers(
-    pairs: dict[str, Pair], tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    pairs: dict[str, Pair],
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, list[dict[str, Any]]]:
     """The answers of overlays and originals: of each model, and of Llama in more settings."""
     folder = tmp_path_factory.mktemp("jobs")
-    cases = {name: pair.jobs(options=OPTIONS.get(name)) for name, pair in pairs.items()}
-    for name, modules in ADAPTERS.items():
-        adapter = save_adapter(folder / name, modules)
-        jobs = pairs["llama-3.1"].jobs(lora=str(adapter), options={"enable_lora": True})
-        cases[name] = jobs if name == "adapter" else jobs[:1]
+    adapters = [str(save_adapter(folder / f"adapter{n}", m)) for n, m in enumerate(MODULES)]
+    more: dict[str, Any] = {name: {"options": OPTIONS.get(name, {})} for name in pairs}
+    more[ADAPTED] = {**LORA, "adapters": adapters}
+    cases = {name: pair.jobs(**more[name]) for name, pair in pairs.items()}
     for name, pair in pairs.items():
-        cases[f"{name} head"] = [head_job(pair, options=OPTIONS.get(name, {}))]
-    cases["adapter head"] = [
-        head_job(pairs["llama-3.1"], lora=str(folder / name), options={"enable_lora": True})
-        for name in ADAPTERS
-    ]
+        cases[f"{name} head"] = [head_job(pair, **more[name])]
+    eagle = save_eagle(folder / "eagle", pairs["llama-3.1"].original)
+    cases |= draft_head_jobs(pairs["llama-3.1"], eagle)
     cases["moved"] = [moved_base_job(pairs["llama-3.1"], folder)]
-    for name, drafts in drafters(pairs["llama-3.1"]).items():
+    for name, drafts in drafters(pairs["llama-3.1"], eagle).items():
         options = {"speculative_config": drafts, "disable_log_stats": False}
         jobs = pairs["llama-3.1"].jobs(options=options, tokens=TOKENS)[1:]
         cases[name] = [head_job(pairs["llama-3.1"], options=options, tokens=TOKENS), *jobs]
+        if name == "n-gram":
+            cases["profiles, drafts"] = mixed_jobs(
+                pairs["llama-3.1"], options=options, tokens=TOKENS
+            )
     if len(CPUS) > 1:
+        cases["profiles, two ranks"] = mixed_jobs(pairs["aya-expanse"], **TWO_RANKS)
         cases["two ranks"] = pairs["llama-3.1"].jobs(**TWO_RANKS)[:1]
+        cases["llama-3.1 head in two stages"] = [head_job(pairs["llama-3.1"], **TWO_STAGES)]
         for name in ("llama-3.1", "aya-expanse"):
             cases[f"{name} head in two ranks"] = [head_job(pairs[name], **TWO_RANKS)]
+    if not request.config.getoption(EXHAUSTIVE):
+        cases = {name: jobs for name, jobs in cases.items() if name not in REPEATED}
     found = iter(ask("offline_jobs.py", [job for jobs in cases.values() for job in jobs], folder))
     return {name: [next(found) for _ in jobs] for name, jobs in cases.items()}
 
 
-@pytest.mark.parametrize("name", SERVED)
+@pytest.mark.parametrize("name", with_repeated(*SERVED, *OTHERS))
 def test_an_overlay_answers_as_the_original_with_all_other_tokens_masked(
     name: str, pairs: dict[str, Pair], answers: dict[str, list[dict[str, Any]]]
 ) -> None:
@@ -142,12 +217,12 @@ def test_an_overlay_answers_as_the_original_with_all_other_tokens_masked(
     assert [pairs[name].original_ids(ids) for ids in pruned["ids"]] == original["ids"]
 
 
-@pytest.mark.parametrize("name", SERVED)
+@pytest.mark.parametrize("case", with_repeated(*(f"{name} head" for name in ARCHITECTURES)))
 def test_a_pruned_head_answers_as_the_original_with_all_other_tokens_masked(
-    name: str, answers: dict[str, list[dict[str, Any]]]
+    case: str, answers: dict[str, list[dict[str, Any]]]
 ) -> None:
     """Untied heads (Llama, Qwen3) and tied ones; ids, prompts and answers are the original's."""
-    (head,), original = answers[f"{name} head"], answers[name][1]
+    (head,), original = answers[case], answers[case.removesuffix(" head")][1]
     assert "error" not in head and "error" not in original, (head, original)
     assert head["ids"] == original["ids"]
 
@@ -155,13 +230,13 @@ def test_a_pruned_head_answers_as_the_original_with_all_other_tokens_masked(
 def test_a_pruned_head_goes_with_lora_adapters_of_the_body_only(
     answers: dict[str, list[dict[str, Any]]],
 ) -> None:
-    body, head = answers["adapter head"]
+    body, head = answers[f"{ADAPTED} head"][0]["adapted"]
     assert "error" not in body, body
-    assert body["ids"] == answers["adapter"][1]["ids"]
+    assert body["ids"] == answers[ADAPTED][1]["adapted"][0]["ids"]
     assert "changes the vocabulary (target_modules: lm_head)" in head["error"]
 
 
-@pytest.mark.parametrize("drafts", ["n-gram", "draft model"])
+@pytest.mark.parametrize("drafts", with_repeated("n-gram", "draft model", "eagle"))
 def test_a_pruned_head_accepts_as_many_drafts_as_the_masked_original(
     drafts: str, answers: dict[str, list[dict[str, Any]]]
 ) -> None:
@@ -171,12 +246,50 @@ def test_a_pruned_head_accepts_as_many_drafts_as_the_masked_original(
     assert head["drafts"] > 0 and head["accepted"] >= original["accepted"]
 
 
-@pytest.mark.skipif(len(CPUS) < 2, reason="vLLM's tensor parallel needs a CPU for each rank")
-@pytest.mark.parametrize("name", ["llama-3.1", "aya-expanse"])
-def test_a_pruned_head_is_shared_by_tensor_parallel_ranks(
-    name: str, answers: dict[str, list[dict[str, Any]]]
+@pytest.mark.parametrize("drafter", ["draft model", "eagle"])
+def test_a_pruned_draft_head_changes_no_answer(
+    drafter: str, answers: dict[str, list[dict[str, Any]]]
 ) -> None:
-    (head,), original = answers[f"{name} head in two ranks"], answers[name][1]
+    (drafted,), (plain,) = answers[f"{drafter}, draft head"], answers["undrafted"]
+    assert "error" not in drafted and "error" not in plain, (drafted, plain)
+    assert drafted["ids"] == plain["ids"]
+    if drafter == "draft model":
+        # The drafter is the model itself, so a draft is wrong only where its token is not kept.
+        assert 0 < drafted["accepted"] < drafted["drafts"]
+
+
+@pytest.mark.parametrize("case", ["drafts", "two ranks"])
+def test_requests_with_several_profiles_answer_as_the_original_masked_for_each(
+    case: str, answers: dict[str, list[dict[str, Any]]]
+) -> None:
+    """An untied head with n-gram drafts, and a tied one in two ranks."""
+    if f"profiles, {case}" not in answers:
+        pytest.skip("vLLM's tensor parallel needs a CPU for each rank")
+    mixed, masked = answers[f"profiles, {case}"]
+    assert "error" not in mixed and "error" not in masked, (mixed, masked)
+    assert mixed["ids"] == masked["ids"]
+    # Without a choice as with the first profile, and otherwise than with the others.
+    assert mixed["ids"][0::4] == mixed["ids"][1::4]
+    assert len({str(mixed["ids"][n::4]) for n in (1, 2, 3)}) == 3
+
+
+@pytest.mark.skipif(len(CPUS) < 2, reason="vLLM's pipeline parallel needs a CPU for each stage")
+def test_the_last_pipeline_stage_has_the_pruned_head(
+    answers: dict[str, list[dict[str, Any]]],
+) -> None:
+    (head,), original = answers["llama-3.1 head in two stages"], answers["llama-3.1"][1]
+    assert "error" not in head, head
+    assert head["ids"] == original["ids"]
+
+
+@pytest.mark.skipif(len(CPUS) < 2, reason="vLLM's tensor parallel needs a CPU for each rank")
+@pytest.mark.parametrize(
+    "case", with_repeated("llama-3.1 head in two ranks", "aya-expanse head in two ranks")
+)
+def test_a_pruned_head_is_shared_by_tensor_parallel_ranks(
+    case: str, answers: dict[str, list[dict[str, Any]]]
+) -> None:
+    (head,), original = answers[case], answers[case.removesuffix(" head in two ranks")][1]
     assert "error" not in head, head
     assert head["ids"] == original["ids"]
 
@@ -193,16 +306,16 @@ def test_an_overlay_whose_base_was_moved_answers_as_the_masked_original_in_trans
 def test_a_lora_adapter_of_the_original_does_the_same_to_the_overlay(
     pairs: dict[str, Pair], answers: dict[str, list[dict[str, Any]]]
 ) -> None:
-    pruned, original = answers["adapter"]
+    pruned, original = (one["adapted"][0] for one in answers[ADAPTED])
     assert "error" not in pruned and "error" not in original, (pruned, original)
-    assert [pairs["llama-3.1"].original_ids(ids) for ids in pruned["ids"]] == original["ids"]
-    assert original["ids"] != answers["llama-3.1"][1]["ids"]
+    assert [pairs[ADAPTED].original_ids(ids) for ids in pruned["ids"]] == original["ids"]
+    assert original["ids"] != answers[ADAPTED][1]["ids"]
 
 
 def test_a_lora_adapter_of_the_head_is_refused_with_the_reason(
     answers: dict[str, list[dict[str, Any]]],
 ) -> None:
-    (pruned,) = answers["head-adapter"]
+    pruned = answers[ADAPTED][0]["adapted"][1]
     assert pruned["error"].startswith("RequestRefused: LoRA adapter ")
     assert "changes the vocabulary (target_modules: lm_head)" in pruned["error"]
 

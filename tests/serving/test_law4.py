@@ -28,8 +28,8 @@ from vllm_kprune.demo.servers import VllmServer
 # A minute on two idle cores, several times that on busy ones.
 pytestmark = [pytest.mark.server, pytest.mark.slow, pytest.mark.timeout(2400)]
 
-TOKENS = 48
-TOKENS_IN_BFLOAT16 = 16  # a CPU without instructions for it takes four times as long
+TOKENS = 32
+TOKENS_IN_BFLOAT16 = 8  # a CPU without instructions for it takes four times as long
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,6 @@ from support.live_client import complete, model_name
 from support.tiny_models import ENVIRONMENT
 
 from vllm_kprune.checkpoint.manifest import load_manifest
-from vllm_kprune.checkpoint.overlay import build_overlay
 from vllm_kprune.demo.servers import VllmServer, log_tail
 from vllm_kprune.storage.cache import cache_dir
 
@@ -151,15 +150,6 @@ def test_log_probabilities_are_a_distribution(server: VllmServer) -> None:
     ):
         assert best[token] == value == max(best.values())
         assert value <= 0
-
-
-def test_it_serves_the_files_that_kprune_build_makes(
-    served: tuple[VllmServer, Path], smollm2: Path, tmp_path: Path
-) -> None:
-    build_overlay(smollm2, "enko", tmp_path / "built")
-    made, cached = (load_manifest(folder) for folder in (tmp_path / "built", served[1]))
-    assert made.files == cached.files and made.files
-    assert made.kept_ids == cached.kept_ids
 
 
 @pytest.mark.server

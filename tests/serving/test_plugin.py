@@ -18,6 +18,12 @@ from vllm_kprune.serving.options import NAMED
 # Prints the resolved configuration of a model, field by field, as vLLM's own code makes it.
 _RESOLVE = """
 import json, sys
+imported = []
+if len(sys.argv) > 2:
+    from vllm_kprune.serving.plugin import register
+    register(); register()
+    imported = sorted({"torch", "vllm"} & {*sys.modules})
+    imported += ["hook"] * sum(type(one).__name__ == "_ImportHook" for one in sys.meta_path)
 from vllm.engine.arg_utils import EngineArgs
 from vllm.model_executor import model_loader
 config = EngineArgs(model=sys.argv[1], enforce_eager=True).create_engine_config()
@@ -32,6 +38,7 @@ print(json.dumps({
     "hash": config.compute_hash(),
     "kprune": hasattr(EngineArgs.create_model_config, "__kprune_wraps__"),
     "formats": sorted(model_loader._LOAD_FORMAT_TO_MODEL_LOADER),
+    "imported": imported,
 }))
 """
 
@@ -52,13 +59,18 @@ def python(code: str, *arguments: str, **environment: str) -> str:
 def test_a_model_that_did_not_ask_has_the_configuration_it_has_without_kprune(
     tied_model: Path, tokenizer_beside: None
 ) -> None:
-    def resolve(off: str) -> dict[str, Any]:
-        text = python(_RESOLVE, str(tied_model), VLLM_KPRUNE_DISABLE=off)
+    """Also where it is registered before anything of vLLM is imported, and twice."""
+
+    def resolve(off: str, *register: str) -> dict[str, Any]:
+        text = python(_RESOLVE, str(tied_model), *register, VLLM_KPRUNE_DISABLE=off)
         resolved: dict[str, Any] = json.loads(text.splitlines()[-1])
         return resolved
 
     with ThreadPoolExecutor() as pool:  # both at once: each imports vLLM
-        with_kprune, without = pool.map(resolve, ("0", "1"))
+        both = [pool.submit(resolve, "0", "register"), pool.submit(resolve, "1")]
+        with_kprune, without = (one.result() for one in both)
+    # Registering imports nothing, and leaves one hook.
+    assert (with_kprune.pop("imported"), without.pop("imported")) == (["hook"], [])
     assert (with_kprune.pop("kprune"), without.pop("kprune")) == (True, False)
     assert set(with_kprune.pop("formats")) - set(without.pop("formats")) == {"kprune"}
     assert with_kprune == without
@@ -80,22 +92,6 @@ def tokenizer_beside(tied_model: Path) -> None:
 def test_importing_the_plugin_does_not_import_vllm_or_torch() -> None:
     code = "import sys, vllm_kprune.serving.plugin as p; print({'vllm', 'torch'} & {*sys.modules})"
     assert python(code).strip() == "set()"
-
-
-def test_registering_before_anything_of_vllm_is_imported_imports_nothing() -> None:
-    code = """
-import sys
-from vllm_kprune.serving.plugin import register
-register(); register()
-assert "vllm" not in sys.modules and "torch" not in sys.modules
-assert sum(type(finder).__name__ == "_ImportHook" for finder in sys.meta_path) == 1
-from vllm.model_executor import model_loader
-assert "kprune" in model_loader._LOAD_FORMAT_TO_MODEL_LOADER
-from vllm.engine.arg_utils import EngineArgs
-assert hasattr(EngineArgs.create_model_config, "__kprune_wraps__")
-print("ok")
-"""
-    assert python(code).splitlines()[-1] == "ok"
 
 
 def test_registering_again_wraps_nothing_twice(vllm_ready: None) -> None:

@@ -1,18 +1,22 @@
 """Runs small jobs in forks of a process that has imported vLLM, the slowest part of each.
 
-`ask` starts such a script for a test, with the jobs in a file; the script calls `run_forked` and
-`tell`. Two jobs run at once: starting an engine is mostly Python, which keeps one CPU busy.
+`ask` sends the jobs of a test to such a script, which calls `answer_jobs`. The script is started
+by the first test that asks, and waits for the next one. Two jobs run at once: starting an engine is
+mostly Python, which keeps one CPU busy.
 """
 
+import atexit
 import json
 import os
 import subprocess
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from support.child import script_environment
 from support.tiny_models import ENVIRONMENT
@@ -24,23 +28,47 @@ _MARK = "ANSWERS "
 def ask(script: str, jobs: Sequence[Any], folder: Path) -> list[Any]:
     """The answers of a script beside this file to these jobs; the file is written into `folder`."""
     (folder / "jobs.json").write_text(json.dumps(jobs))
-    done = subprocess.run(
-        [sys.executable, Path(__file__).with_name(script), folder / "jobs.json"],
-        env={**script_environment(), **ENVIRONMENT},
-        capture_output=True,
-        text=True,
-        timeout=800,
-        check=False,
-    )
-    lines = [line for line in done.stdout.splitlines() if line.startswith(_MARK)]
-    assert lines, done.stdout[-3000:] + done.stderr[-3000:]
-    answers: list[Any] = json.loads(lines[-1].removeprefix(_MARK))
+    process, log = _started(script)
+    assert process.stdin and process.stdout
+    process.stdin.write(f"{folder / 'jobs.json'}\n")
+    process.stdin.flush()
+    line = next((line for line in process.stdout if line.startswith(_MARK)), None)
+    if line is None:
+        _started.cache_clear()
+        log.seek(0)
+        raise AssertionError(f"{script} ended:\n{log.read()[-6000:]}")
+    answers: list[Any] = json.loads(line.removeprefix(_MARK))
     return answers
 
 
-def tell(answers: Sequence[Any]) -> None:
-    """Send the answers from the script to the test."""
-    sys.stdout.write(_MARK + json.dumps(answers) + "\n")
+@cache
+def _started(script: str) -> tuple["subprocess.Popen[str]", IO[str]]:
+    """The process of a script, which ends with this one, and the file of its standard error."""
+    log = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
+    process = subprocess.Popen(
+        [sys.executable, Path(__file__).with_name(script)],
+        env={**script_environment(), **ENVIRONMENT},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=log,
+        text=True,
+    )
+    atexit.register(_stop, process, log)
+    return process, log
+
+
+def _stop(process: "subprocess.Popen[str]", log: IO[str]) -> None:
+    process.communicate()  # closes its standard input, which ends it
+    log.close()
+
+
+def answer_jobs(run: Callable[[Any], Any], answer: Callable[["Ended"], Any]) -> None:
+    """The script's part: run the jobs of each file that is named on standard input."""
+    for line in sys.stdin:
+        jobs = json.loads(Path(line.rstrip("\n")).read_text())
+        answers = [answer(one) for one in run_forked(run, jobs)]
+        sys.stdout.write(_MARK + json.dumps(answers) + "\n")
+        sys.stdout.flush()
 
 
 @dataclass
@@ -77,6 +105,7 @@ def run_forked(run: Callable[[Any], Any], jobs: Sequence[Any]) -> list[Ended]:
 
 
 def _child(run: Callable[[Any], Any], job: Any, result: int, output: int) -> None:
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # the next jobs are the parent's to read
     os.dup2(output, 1)
     os.dup2(output, 2)
     try:

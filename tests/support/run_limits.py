@@ -26,7 +26,7 @@ def mark_by_fixtures(items: Iterable[pytest.Item]) -> None:
 
 
 def skip_repetitions(items: Iterable[pytest.Item]) -> None:
-    """Skip tests that are marked as repetitions of others on more tokenizers."""
+    """Skip tests that are marked as repetitions of others on more tokenizers or engines."""
     for item in items:
         if item.get_closest_marker("exhaustive"):
             item.add_marker(pytest.mark.skip(reason=f"repeats other tests; {EXHAUSTIVE} runs it"))

@@ -1,20 +1,16 @@
 """Runs `vllm serve` for many wrong command lines, importing vLLM only once.
 
-    python serve_cases.py CASES.json
-
-Each case (`{"words": [...], "environment": {...}, "vllm": VERSION or null}`) runs in a fork. The
-exit code and the output of each are printed as one line of JSON.
+A script for `forks.ask`. Each case (`{"words": [...], "environment": {...}, "vllm": VERSION or
+null}`) runs in a fork; its answer has the exit code and the output.
 """
 
 import importlib
-import json
 import os
 import sys
 import traceback
-from pathlib import Path
 from typing import Any
 
-from support.forks import run_forked, tell
+from support.forks import answer_jobs
 
 
 def _serve(case: dict[str, Any]) -> int:
@@ -39,5 +35,4 @@ def _serve(case: dict[str, Any]) -> int:
 if __name__ == "__main__":
     for name in ("vllm.entrypoints.cli.main", "vllm.entrypoints.cli.serve"):
         importlib.import_module(name)
-    cases = json.loads(Path(sys.argv[1]).read_text())
-    tell([{"code": one.result, "text": one.text} for one in run_forked(_serve, cases)])
+    answer_jobs(_serve, lambda one: {"code": one.result, "text": one.text})

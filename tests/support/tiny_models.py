@@ -22,7 +22,12 @@ CHAT_TEMPLATE = """\
 {%- for m in messages %}{{ m.role }}: {% if m.content is string %}{{ m.content }}{% else %}
 {%- for part in m.content %}{{ part.text }}{% endfor %}{% endif %}
 {% endfor %}assistant:"""
-ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
+ENVIRONMENT = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    # Each engine would be bound to the first CPU, also where two of them run at once.
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+}
 
 OverlayMaker = Callable[..., Path]
 

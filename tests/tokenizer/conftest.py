@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from support.published import PRUNED
 from support.tiny_tokenizers import TINY
 from support.tokenizer_cases import Pair, pair_of
 
@@ -36,7 +37,7 @@ def tiny(request: pytest.FixtureRequest) -> Pair:
     return _pair(request.param)
 
 
-@pytest.fixture(scope="module", params=["qwen3", "llama3_1", "aya_expanse"])
+@pytest.fixture(scope="module", params=PRUNED)
 def published(request: pytest.FixtureRequest, pruned_tokenizers: dict[str, Path]) -> Pair:
     """A tokenizer that a maker published, and what a shipped profile keeps of it."""
     manifest = load_manifest(pruned_tokenizers[request.param])

@@ -27,7 +27,7 @@ from vllm_kprune.storage.bounded import Limits, parse_json, read_bytes
 from vllm_kprune.storage.cache import cache_dir, cache_folder
 from vllm_kprune.storage.folders import new_file
 
-__all__ = ["HeadRows", "head_rows", "order_rows"]
+__all__ = ["MOST_PROFILES", "HeadRows", "head_rows", "order_rows"]
 
 _IDS = Limits(bytes=1 << 24, values=1 << 21)  # a million ids take 8 MB
 MOST_PROFILES = 8  # one bit of a byte for each
@@ -84,7 +84,13 @@ def head_rows(
     if len(set(names)) < len(names):
         raise KPruneError(f"profiles of one name for the head: {', '.join(names)}; rename one")
     base = open_original_tokenizer(model, revision)
-    return order_rows(names, [_kept_ids(base, one, corpora, progress) for one in profiles])
+    keeps_all = all(profile.keeps_everything for profile in profiles)
+    kept = [
+        # A corpus is for the profiles that select tokens.
+        _kept_ids(base, one, () if one.keeps_everything and not keeps_all else corpora, progress)
+        for one in profiles
+    ]
+    return order_rows(names, kept)
 
 
 def order_rows(names: tuple[str, ...], kept: Sequence[Sequence[int]]) -> HeadRows:

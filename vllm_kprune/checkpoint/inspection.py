@@ -31,6 +31,9 @@ __all__ = ["Change", "Inspection", "KeptToken", "inspect_model", "weight_sizes"]
 _WORD_GROUPS = 10_000
 
 
+_SIZES = ("parameters", "bytes", "vocabulary_bytes", "head_bytes", "step_bytes")
+
+
 @dataclass(frozen=True)
 class Change:
     """A number for the original, and for the pruned model if there is one."""
@@ -61,7 +64,9 @@ class KeptToken:
 class Inspection:
     """What `kprune inspect` shows: `tokens`, `by_script` and `by_reason` count tokens.
 
-    `parameters`, `bytes` and `vocabulary_bytes` are None for a tokenizer without a model.
+    `bytes` are those of the weights in memory, `head_bytes` the same if only the LM head is pruned,
+    `step_bytes` what a decode step at batch 1 reads in either case; its time is proportional to
+    them where reading weights is the only cost. All sizes are None for a tokenizer without a model.
     `tokens_per_character` has an entry for each language and each of the user's texts.
     """
 
@@ -71,6 +76,8 @@ class Inspection:
     parameters: Change | None
     bytes: Change | None
     vocabulary_bytes: Change | None
+    head_bytes: Change | None
+    step_bytes: Change | None
     by_script: Mapping[str, Change]
     by_reason: Mapping[str, int]
     tokens_per_character: Mapping[str, Change]
@@ -136,12 +143,12 @@ def _open(
 
 
 def weight_sizes(base: TokenizerFolder, kept: set[int] | None) -> dict[str, Change | None]:
-    """Parameters and bytes of the model, and bytes of its vocabulary; a tied head counts once.
+    """The sizes of an `Inspection`; a tied head counts once.
 
     For a tokenizer without a model, each is None.
     """
     if not isinstance(base, BaseModel):
-        return dict.fromkeys(("parameters", "bytes", "vocabulary_bytes"))
+        return dict.fromkeys(_SIZES)
     vocabulary = base.vocabulary_tensors
     if base.tied:
         # A checkpoint may store the head of a tied pair as well, but memory holds it once.
@@ -155,19 +162,23 @@ def weight_sizes(base: TokenizerFolder, kept: set[int] | None) -> dict[str, Chan
     parameters, size = sum(i.parameters for i in rest), sum(i.bytes for i in rest)
     rows_bytes = sum(info.bytes for info in vocabulary)
     rows_parameters = sum(info.parameters for info in vocabulary)
+    head = vocabulary[-1].bytes
+    # All that a step reads of an embedding is a row for each token.
+    step = size - rows_bytes + head
+    before = (parameters, size, rows_bytes, size, step)
     if kept is None:
-        return {
-            "parameters": Change(parameters),
-            "bytes": Change(size),
-            "vocabulary_bytes": Change(rows_bytes),
-        }
+        return dict(zip(_SIZES, map(Change, before), strict=True))
     # Rows without a token (padding of the embedding) count as gone too.
     gone = 1 - sum(i < base.rows for i in kept) / base.rows
-    return {
-        "parameters": Change(parameters, parameters - round(rows_parameters * gone)),
-        "bytes": Change(size, size - round(rows_bytes * gone)),
-        "vocabulary_bytes": Change(rows_bytes, rows_bytes - round(rows_bytes * gone)),
-    }
+    after = (
+        parameters - round(rows_parameters * gone),
+        size - round(rows_bytes * gone),
+        rows_bytes - round(rows_bytes * gone),
+        # A tied head is the embedding, whose rows stay: the kept ones are copied.
+        size + round(head * (1 - gone)) if base.tied else size - round(head * gone),
+        step - round(head * gone),
+    )
+    return dict(zip(_SIZES, map(Change, before, after), strict=True))
 
 
 def _kept_tokens(base: TokenizerFolder, selection: Selection) -> Iterator[KeptToken]:

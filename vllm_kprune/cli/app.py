@@ -31,8 +31,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 _COMMANDS = (
-    *("analyze", "build", "compare", "demo", "demo_model", "export", "heal", "inspect", "prompt"),
-    *("sparsify", "tokenizer", "verify"),
+    *("analyze", "build", "clean", "compare", "demo", "demo_model", "export", "heal", "inspect"),
+    *("prompt", "sparsify", "tokenizer", "verify"),
 )
 
 

@@ -76,9 +76,10 @@ def register(app: typer.Typer) -> None:
 def _run(model: _Model, measured: _Measured, outputs: _Outputs) -> None:
     """Show a model's tokens by script and by reason, its size, and what each language pays.
 
-    With --profile, it shows them before and after pruning, without writing anything. Sizes count a
-    tied LM head once. Tokens per character are measured on word lists, and on your own files with
-    --text. A tokenizer without a model has no sizes in memory.
+    With --profile, it shows them before and after pruning, without writing anything: of the whole
+    vocabulary, or of the LM head alone (vllm serve --kprune-head). Both read as few bytes in a
+    decode step. Sizes count a tied LM head once. Tokens per character are measured on word lists,
+    and on your own files with --text. A tokenizer without a model has no sizes in memory.
     """
     if model.profile is None and (measured.needs_profile or outputs.plot):
         raise KPruneError(
@@ -148,6 +149,11 @@ def _show(result: Inspection) -> None:
     _row(table, "parameters", result.parameters)
     _row(table, "weights, MB", result.bytes, scale=1e-6)
     _row(table, "  of them vocabulary, MB", result.vocabulary_bytes, scale=1e-6)
+    if result.step_bytes and result.step_bytes.pruned:
+        _row(table, "weights if the head alone is pruned, MB", result.head_bytes, scale=1e-6)
+        _row(table, "read by a decode step at batch 1, MB", result.step_bytes, scale=1e-6)
+        faster = result.step_bytes.original / result.step_bytes.pruned
+        table.add_row("  decode speed that this predicts", "", f"× {faster:.2f}", "")
     table.add_section()
     for script, change in result.by_script.items():
         _row(table, f"{script} tokens", change)

@@ -14,7 +14,7 @@ from vllm_kprune.prompt.options import prune_options
 from vllm_kprune.serving.options import FLAG_PREFIX, PREFIX, server_options
 from vllm_kprune.serving.options import FORM as SERVER
 from vllm_kprune.serving.request_options import FORM as REQUEST
-from vllm_kprune.serving.request_options import GUARD_OPTIONS
+from vllm_kprune.serving.request_options import GUARD_OPTIONS, HEAD_OPTIONS
 
 __all__ = ["all_option_rows"]
 
@@ -29,7 +29,7 @@ def all_option_rows() -> Mapping[str, tuple[OptionRow, ...]]:
         if group is not None
         for command in group.registered_commands
     }
-    requests = (*GUARD_OPTIONS, *prune_options(REQUEST))
+    requests = (*GUARD_OPTIONS, *HEAD_OPTIONS, *prune_options(REQUEST))
     return {
         **commands,
         "vllm serve": reference_rows(server_options(), form=SERVER, prefix=FLAG_PREFIX),

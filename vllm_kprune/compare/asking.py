@@ -32,7 +32,7 @@ class Task:
 
 
 def ask_both(
-    context: Context, suite: str, tasks: Sequence[Task], *, concurrency: int | None = None
+    context: Context, suite: str, tasks: Sequence[Task], *, alone: bool = False
 ) -> list[tuple[Answer, Answer]]:
     """Both answers to each task, in the order of the tasks.
 
@@ -41,12 +41,11 @@ def ask_both(
     that drift affects both sides alike. A failed answer carries an `error`: only final errors are
     kept, and the next run asks for the others again. If a server dies, the remaining answers carry
     an error too, and `run_suites` stops after the suite. Leave pairs with an error out of the
-    measurements (`answered`). `concurrency` can lower that of the options.
+    measurements (`answered`). With `alone`, each server has one request at a time, and both sides
+    answer a task at the same time.
     """
-    asking = _Asking(context, suite, tasks, ((0, 1), (1, 0)))
-    # The client has `options.concurrency` slots: more workers would only wait for one.
-    at_once = min(concurrency or context.options.concurrency, context.options.concurrency)
-    context.wait(asking.all(at_once))
+    asking = _Asking(context, suite, tasks, ((0, 1), (1, 0)), together=alone)
+    context.wait(asking.all(1 if alone else context.options.concurrency))
     return [(asking.answer(i, 0), asking.answer(i, 1)) for i in range(len(tasks))]
 
 
@@ -68,7 +67,8 @@ def answered(
 class _Asking:
     """The work of `ask_both`: as many workers as requests may be in flight.
 
-    `orders` are the possible orders of the sides; one is drawn for each task.
+    `orders` are the possible orders of the sides; one is drawn for each task. With `together`, all
+    sides of a task are asked at the same time.
     """
 
     def __init__(
@@ -77,9 +77,11 @@ class _Asking:
         suite: str,
         tasks: Sequence[Task],
         orders: Sequence[tuple[int, ...]],
+        together: bool = False,
     ) -> None:
         assert len({task.key for task in tasks}) == len(tasks), f"{suite}: a key was given twice"
         self._context, self._suite, self._tasks, self._orders = context, suite, tasks, orders
+        self._together = together
         self._answers: dict[tuple[int, int], Answer] = {}
         # Shared by all calls for this suite in the run. lm-eval evaluates one side after the other:
         # the second call must not repeat what failed in the first.
@@ -98,7 +100,10 @@ class _Asking:
                     workers.create_task(self._work(turns))
         except BaseExceptionGroup as group:
             # The caller expects the error itself, such as a full disk or a refused key.
-            raise group.exceptions[0] from None
+            error: BaseException = group
+            while isinstance(error, BaseExceptionGroup):
+                error = error.exceptions[0]
+            raise error from None
         # While a server dies, an error says little about the request: it deserves another try.
         if not self._context.dead_endpoints:
             for key, answer in self._failed.items():
@@ -114,8 +119,13 @@ class _Asking:
 
     async def _work(self, turns: Iterator[tuple[int, tuple[int, ...]]]) -> None:
         for index, sides in turns:
-            for side in sides:
-                await self._ask(index, side)
+            if self._together:
+                async with asyncio.TaskGroup() as both:
+                    for side in sides:
+                        both.create_task(self._ask(index, side))
+            else:
+                for side in sides:
+                    await self._ask(index, side)
             self._done += 1
             self._context.progress(self._suite, self._done, len(self._tasks))
 

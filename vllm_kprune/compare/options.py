@@ -40,7 +40,7 @@ class CommonOptions:
         None, "Folder of the pruned model or of its overlay.", existing="folder", group=ENDPOINTS
     )
     concurrency: int = option(
-        16, "Requests at a time for each endpoint.", least=1, most=256, group=ENDPOINTS
+        32, "Requests at a time for each endpoint.", least=1, most=256, group=ENDPOINTS
     )
     limit: int | None = option(
         None, "Maximum number of items in each suite, drawn by --seed.", least=1, group=MEASURED
@@ -58,7 +58,7 @@ class CommonOptions:
     max_tokens: int | None = option(
         None,
         "Maximum length of an answer, in tokens. A thinking model needs more than the default.",
-        default_text="stability 64, translation 256, exactness 32, tasks of accuracy 256",
+        default_text="stability 48, translation 256, exactness 24, tasks of accuracy 256",
         least=1,
         group=MEASURED,
     )

@@ -50,16 +50,20 @@ class PlannedSuite:
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds of a task, with both answers: alone, and among others; tokens of one answer."""
+    """Seconds of a task, with both answers: alone, one after the other or `together`, and among
+    others; tokens of one answer."""
 
     alone: float
+    together: float
     among: float
     tokens: float
 
     def minutes(self, amount: Amount) -> float:
         longer = amount.tokens / self.tokens if amount.tokens else 1.0
-        others = amount.requests - amount.alone
-        seconds = longer * (amount.alone * self.alone + others * self.among)
+        others = amount.requests - amount.alone - amount.together
+        seconds = longer * (
+            amount.alone * self.alone + amount.together * self.together + others * self.among
+        )
         return (seconds + amount.pause_seconds) / 60
 
 
@@ -113,11 +117,11 @@ def finds(amount: Amount) -> str:
 
 
 def _speed(context: Context) -> Speed:
-    """Ask a prompt to warm the servers up, one alone, and as many as run at a time."""
+    """Ask a prompt to warm the servers up, two alone, and as many as run at a time."""
     options = context.options
     at_once = max(_LEAST_TRIED, options.concurrency)
     chat, tokens = context.missing("chat") is None, options.tokens(STABILITY_TOKENS)
-    prompts = pick(stability_prompts(options.languages, None), at_once + 2, options.seed)
+    prompts = pick(stability_prompts(options.languages, None), at_once + 3, options.seed)
     tasks = [
         Task(
             prompt.key,
@@ -127,15 +131,18 @@ def _speed(context: Context) -> Speed:
     ]
     _asked(context, tasks[:1])
     alone, _ = _asked(context, tasks[1:2])
-    among, answers = _asked(context, tasks[2:])
+    together, _ = _asked(context, tasks[2:3], alone=True)
+    among, answers = _asked(context, tasks[3:])
     if failed := next((answer.error for answer in answers if answer.error), None):
         raise KPruneError(f"the speed of the endpoints could not be measured: {failed}")
     lengths = [answer.completion_tokens or len(answer.text) / 3 for answer in answers]
-    return Speed(alone, among / len(tasks[2:]), max(1.0, sum(lengths) / len(lengths)))
+    return Speed(alone, together, among / len(tasks[3:]), max(1.0, sum(lengths) / len(lengths)))
 
 
-def _asked(context: Context, tasks: Sequence[Task]) -> tuple[float, list[Answer]]:
+def _asked(
+    context: Context, tasks: Sequence[Task], *, alone: bool = False
+) -> tuple[float, list[Answer]]:
     """The seconds that all sides took, and their answers."""
     started = time.perf_counter()
-    pairs = [both for pair in context.pairs for both in ask_both(pair, "plan", tasks)]
+    pairs = [both for pair in context.pairs for both in ask_both(pair, "plan", tasks, alone=alone)]
     return time.perf_counter() - started, [answer for both in pairs for answer in both]

@@ -118,14 +118,16 @@ def _named(progress: SuiteProgress, side: str) -> SuiteProgress:
 class Amount:
     """How much a suite asks: `requests` of each side, about `tokens` long (None: as they come).
 
-    `items` are what it compares. `alone` of the requests have the server to themselves, and
-    `pause_seconds` are spent waiting. `measure` says of which kind its main metric is.
+    `items` are what it compares. `alone` of the requests have both servers to themselves, one after
+    the other, `together` both at the same time. `pause_seconds` are spent waiting. `measure` says
+    of which kind its main metric is.
     """
 
     items: int
     requests: int
     tokens: int | None = None
     alone: int = 0
+    together: int = 0
     pause_seconds: float = 0.0
     measure: Literal["share", "points", ""] = ""
 

@@ -43,8 +43,8 @@ def activate(engine_args: Any) -> bool:
             raise KPruneError(_not_an_overlay(engine_args.model, f"--load-format {LOAD_FORMAT}"))
         if settings.given:
             check_version()
-        if settings.vocabulary.head:
-            _prune_head(engine_args, settings)
+        if settings.vocabulary.head or settings.vocabulary.draft_head:
+            _prune_heads(engine_args, settings)
         return False
     check_version()
     _refuse_conflicts(engine_args)
@@ -56,19 +56,22 @@ def activate(engine_args: Any) -> bool:
     return True
 
 
-def _prune_head(engine_args: Any, settings: ServerSettings) -> None:
-    """Decide which rows of the LM head are computed; the model itself stays as it is."""
-    from vllm_kprune.serving.head.rows import check_head, resolve_rows
+def _prune_heads(engine_args: Any, settings: ServerSettings) -> None:
+    """Decide which rows of the LM heads are computed; the model itself stays as it is."""
+    from vllm_kprune.serving.head.counts import note_profiles
+    from vllm_kprune.serving.head.rows import check_head, resolve_draft_rows, resolve_rows
 
+    options, model, revision = settings.vocabulary, engine_args.model, engine_args.revision
+    progress = _log_steps("kprune: choosing the tokens of the head, once: %s")
     check_head(engine_args)
-    if settings.head_rows is None:
-        rows = resolve_rows(
-            settings.vocabulary,
-            engine_args.model,
-            engine_args.revision,
-            _log_steps("kprune: choosing the tokens of the head, once: %s"),
-        )
-        attach_settings(engine_args, replace(settings, head_rows=rows))
+    if options.head and settings.head_rows is None:
+        settings = replace(settings, head_rows=resolve_rows(options, model, revision, progress))
+        assert settings.head_rows
+        note_profiles(settings.head_rows)
+    if options.draft_head and settings.draft_rows is None:
+        rows = resolve_draft_rows(options, model, revision, progress)
+        settings = replace(settings, draft_rows=rows)
+    attach_settings(engine_args, settings)
 
 
 def _check_pruner(engine_args: Any, settings: ServerSettings) -> None:

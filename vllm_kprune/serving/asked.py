@@ -32,9 +32,10 @@ def asked_features(
     """
     named, pruned = settings.named, settings.prunes or settings.overlay
     guarded, prunes_input = settings.guard.policies.guard, settings.pruner is not None
+    heads = bool(settings.vocabulary.head) or settings.vocabulary.draft_head is not None
     asked = {
         features.VOCABULARY: pruned,
-        features.HEAD: bool(settings.vocabulary.head),
+        features.HEAD: heads,
         # Where no rows are cut, kprune has nothing to check about an adapter.
         features.LORA: (pruned or bool(settings.vocabulary.head)) and lora,
         features.GUARD: guarded,

@@ -21,6 +21,7 @@ from vllm_kprune.checkpoint.manifest import (
 from vllm_kprune.checkpoint.model_folder import resolve_model
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.serving.compat.engine import settle_tied_head
+from vllm_kprune.serving.settings import settings_of
 from vllm_kprune.tokenizer.bpe import read_tokenizer
 
 __all__ = ["check_drafts", "check_resolved_drafts", "refuse_original_drafts"]
@@ -59,6 +60,7 @@ def check_resolved_drafts(config: Any) -> None:
     It may have taken the drafts from the model's own files, or the method from a folder's name.
     """
     speculative = config.speculative_config
+    _check_draft_head(config, speculative)
     target = Path(config.model_config.model)
     if speculative is None or not is_overlay(target) or speculative.method in _COPYING:
         return
@@ -68,6 +70,22 @@ def check_resolved_drafts(config: Any) -> None:
     _check_same_tokens(target, draft, served)
     if is_overlay(draft):
         settle_tied_head(speculative.draft_model_config, Path(load_manifest(draft).base.path))
+
+
+def _check_draft_head(config: Any, speculative: Any) -> None:
+    """Raise `KPruneError` if there is no drafter whose LM head could be pruned."""
+    if settings_of(config).vocabulary.draft_head is None:
+        return
+    if speculative is None:
+        raise KPruneError(
+            "--kprune-draft-head needs a drafter: give --speculative-config, or leave the option "
+            "out"
+        )
+    if speculative.method in _COPYING:
+        raise KPruneError(
+            f"--kprune-draft-head: drafts of the method {speculative.method} come from no LM head; "
+            "leave the option out"
+        )
 
 
 def _asked(engine_args: Any) -> Mapping[str, Any]:

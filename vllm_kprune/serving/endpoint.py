@@ -22,7 +22,7 @@ from vllm_kprune.serving.pruning.break_even import NEVER, BreakEven, settle
 from vllm_kprune.serving.pruning.endpoint import preview
 from vllm_kprune.serving.pruning.hooks import pruning_of
 from vllm_kprune.serving.pruning.service import PromptPruning
-from vllm_kprune.serving.request_options import GUARD_NAMES, PRUNE_NAMES
+from vllm_kprune.serving.request_options import GUARD_NAMES, HEAD_KEY, PRUNE_NAMES
 from vllm_kprune.serving.settings import settings_of
 
 __all__ = [
@@ -101,17 +101,25 @@ def server_status(model: str, base: Path | None = None) -> dict[str, Any]:
 
 
 def head_status(vllm_config: Any) -> dict[str, Any]:
-    """Which rows of the LM head are computed; `active` is false where it is not pruned."""
+    """Which rows of the LM head are computed; `active` is false where it is not pruned.
+
+    `rows` of a profile are those that a batch with its requests needs at least; they are more than
+    its `tokens` if it is not a part of the larger ones.
+    """
     rows = settings_of(vllm_config).head_rows if vllm_config else None
     if rows is None:
         return {"active": False}
+    original = vllm_config.model_config.get_vocab_size()
+    rows = rows.within(original)
+    profiles = zip(rows.profiles, rows.tokens, rows.ends, strict=True)
     return {
         "active": True,
         "profile": rows.profiles[0],
-        "rows": {
-            "original": vllm_config.model_config.get_vocab_size(),
-            "kept": len(rows.ids),
-        },
+        "profiles": [
+            {"name": name, "tokens": tokens, "rows": end} for name, tokens, end in profiles
+        ],
+        "rows": {"original": original, "kept": len(rows.ids)},
+        "request_options": [HEAD_KEY],
     }
 
 

@@ -16,6 +16,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+from vllm_kprune.checkpoint.head import MOST_PROFILES
 from vllm_kprune.errors import KPruneError, nearest, shown
 from vllm_kprune.options import (
     Option,
@@ -32,10 +33,12 @@ __all__ = [
     "COUNTER_FOLDER",
     "FLAG_PREFIX",
     "FORM",
+    "HEAD_PROFILES",
     "KEY",
     "NAMED",
     "PREFIX",
     "GuardOptions",
+    "HeadChoice",
     "VocabularyOptions",
     "add_options",
     "flag",
@@ -51,6 +54,8 @@ KEY = "kprune"
 NAMED = "KPRUNE_ENDPOINT_PLUGINS"
 # The folder of this server's counter files, in the environment of its processes (see `counters`).
 COUNTER_FOLDER = "KPRUNE_COUNTERS"
+# The profiles of this server's pruned head and their rows, for processes that count requests.
+HEAD_PROFILES = "KPRUNE_HEAD_PROFILES"
 # Of our options in a request's `vllm_xargs`, and on the command line.
 PREFIX = "kprune_"
 FLAG_PREFIX = "--kprune-"
@@ -74,12 +79,22 @@ class VocabularyOptions(Sizing, CorpusOptions):
     )
     head: tuple[str, ...] = option(
         (),
-        "Compute logits only for the tokens of this language profile (a name such as enko, or a "
-        ".yaml file), and leave everything else as it is: token ids, tokenizer, embedding. All "
-        "input is read as before; only these tokens can be answered.",
+        "Compute logits only for the tokens of these language profiles (names such as enko, or "
+        ".yaml files), and leave everything else as it is: token ids, tokenizer, embedding. All "
+        "input is read as before; only these tokens can be answered. Of several, the first is for "
+        f"requests that name none; one can name another: {PREFIX}head.",
         noun="names or paths",
         commas=True,
-        most_items=1,
+        most_items=MOST_PROFILES,
+        metavar="NAME|FILE,...",
+        forms=[FORM],
+    )
+    draft_head: str | None = option(
+        None,
+        "Let the drafter of speculative decoding (EAGLE, MTP, a draft model) propose only tokens "
+        "of this language profile, so that its LM head is computed faster. Answers stay the same, "
+        "because the model itself checks every draft.",
+        noun="a name or a path",
         metavar="NAME|FILE",
         forms=[FORM],
     )
@@ -112,6 +127,21 @@ class GuardOptions:
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class HeadChoice:
+    """What a request says of the LM head."""
+
+    head: str | None = option(
+        None,
+        "The answer has only tokens of this profile, which is one of those that the server's LM "
+        "head was started with.",
+        noun="a name",
+        metavar="NAME",
+        default_text="the server's first",
+        forms=["request"],
+    )
+
+
 @dataclass(frozen=True)
 class _Part:
     """Options that need one of some others, and the sentence that says so."""
@@ -139,8 +169,9 @@ def _parts() -> tuple[_Part, ...]:
     return (
         _Part(
             options_of(VocabularyOptions, FORM),
-            ("profile", "head"),
-            "needs --kprune-profile or --kprune-head, because it says how to prune",
+            ("profile", "head", "draft_head"),
+            "needs --kprune-profile, --kprune-head or --kprune-draft-head, because it says how to "
+            "prune",
             needless=("base",),
         ),
         _Part(
@@ -244,11 +275,12 @@ def read_values(additional_config: Any) -> dict[str, Any]:
             "--kprune-base is for a folder made by `kprune build`; "
             "with --kprune-profile the model that you name is the base"
         )
-    if "head" in given and ("profile" in given or "base" in given):
-        raise KPruneError(
-            "--kprune-head leaves the vocabulary as it is, and "
-            f"{flag('profile' if 'profile' in given else 'base')} prunes it; choose one of them"
-        )
+    for name in ("head", "draft_head"):
+        if name in given and ("profile" in given or "base" in given):
+            raise KPruneError(
+                f"{flag(name)} leaves the vocabulary as it is, and "
+                f"{flag('profile' if 'profile' in given else 'base')} prunes it; choose one of them"
+            )
     return given
 
 

@@ -1,6 +1,6 @@
-"""What a request may ask of kprune: the names, of the guard and of the input pruner.
+"""What a request may ask of kprune: the names, of the guard, the input pruner and the pruned head.
 
-A server knows both sets even if it has only one of the features, so that a typo is answered with
+A server knows all of them even if it has only one of the features, so that a typo is answered with
 all names that exist, and a feature that is off is reported as off.
 """
 
@@ -10,13 +10,15 @@ from typing import Any
 from vllm_kprune.guard.policy import GuardPolicy
 from vllm_kprune.options import options_of, refuse_unknown
 from vllm_kprune.prompt.options import prune_options
-from vllm_kprune.serving.options import PREFIX, GuardOptions
+from vllm_kprune.serving.options import PREFIX, GuardOptions, HeadChoice
 
 __all__ = [
     "ADMITTED",
     "FORM",
     "GUARD_NAMES",
     "GUARD_OPTIONS",
+    "HEAD_KEY",
+    "HEAD_OPTIONS",
     "PRUNE_NAMES",
     "of_guard",
     "of_pruner",
@@ -30,7 +32,9 @@ ADMITTED = "kprune"
 GUARD_OPTIONS = (*options_of(GuardPolicy, FORM), *options_of(GuardOptions, FORM))
 GUARD_NAMES = tuple(one.name_in(FORM) or "" for one in GUARD_OPTIONS)
 PRUNE_NAMES = tuple(one.name_in(FORM) or "" for one in prune_options(FORM))
-_KNOWN = tuple(PREFIX + name for name in (*GUARD_NAMES, *PRUNE_NAMES))
+HEAD_OPTIONS = options_of(HeadChoice, FORM)
+HEAD_KEY = f"{PREFIX}head"
+_KNOWN = (*(PREFIX + name for name in (*GUARD_NAMES, *PRUNE_NAMES)), HEAD_KEY)
 
 
 def of_guard(extra_args: Mapping[str, Any] | None) -> dict[str, Any]:

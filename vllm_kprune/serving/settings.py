@@ -45,7 +45,8 @@ GUARD_CLASS_PATH = "vllm_kprune.serving.guard.processor:LanguageGuard"
 class ServerSettings:
     """`given`: an option was. `named`: the plugin was (`--plugin kprune`). `overlay`: the model is.
 
-    `head_rows`: what is computed of the LM head, where that is pruned and an engine is configured.
+    `head_rows` and `draft_rows`: what is computed of the LM heads of the model and of its drafter,
+    where these are pruned and an engine is configured.
     An engine that `asks_for_kprune` by none of them is left as it is.
     """
 
@@ -56,6 +57,7 @@ class ServerSettings:
     named: bool = False
     overlay: bool = False
     head_rows: HeadRows | None = None
+    draft_rows: HeadRows | None = None
 
     @property
     def asks_for_kprune(self) -> bool:
@@ -64,7 +66,7 @@ class ServerSettings:
 
     @property
     def prunes(self) -> bool:
-        """True if an option is about the vocabulary, rather than about head, prompts or answers."""
+        """True if an option is about the vocabulary, not about heads, prompts or answers."""
         return self.vocabulary.profile is not None or self.vocabulary.base is not None
 
 

@@ -1,12 +1,12 @@
 """Write folders and files that appear complete or not at all.
 
 A folder is made next to its final place and renamed at the end, so a full disk, a failed check or a
-killed process leaves nothing that looks finished. The next run removes what killed runs left, or
-with `resumable_folder` goes on with it.
+killed process leaves nothing that looks finished, and an old folder is there until the new one is.
+The next run removes what killed runs left, or with `resumable_folder` goes on with it. Both look
+for leftovers of other targets in the same folder, too; `kprune clean` looks where it is told.
 """
 
 import errno
-import glob
 import os
 import secrets
 import shutil
@@ -19,8 +19,13 @@ from typing import IO
 from filelock import FileLock, Timeout
 
 from vllm_kprune.errors import KPruneError
+from vllm_kprune.storage.exchange import put_in_place
+from vllm_kprune.storage.leftovers import NEW, REPLACED, scratch_prefix, sweep_others, sweep_target
 
 __all__ = ["new_file", "new_folder", "resumable_folder"]
+
+# In a folder that is finished but not in its place yet.
+_NEW = ".kprune-new"
 
 
 @contextmanager
@@ -39,21 +44,19 @@ def new_folder(target: Path, replace_if: str | Sequence[str] | None = None) -> I
         # Fails at once if nothing can be written here; `FileLock` would try for ever.
         tempfile.TemporaryFile(dir=target.parent).close()
         with FileLock(target.parent / f".{target.name}.lock"):
-            prefix = f".{target.name}.tmp-"
             # Who holds the lock is alone with this target, so every scratch folder is a leftover.
-            _sweep(target.parent, prefix)
+            sweep_target(target)
+            sweep_others(target)
+            prefix = scratch_prefix(target)
             with tempfile.TemporaryDirectory(prefix=prefix, dir=target.parent) as scratch:
                 # Not `scratch` itself: `tempfile` makes that private (0700), and the result would
                 # stay so.
-                folder = Path(scratch) / "new"
+                folder = Path(scratch) / NEW
                 folder.mkdir()
                 yield folder
                 _refuse_foreign(target, marks)  # again: something may have appeared meanwhile
-                # `rename` cannot replace a folder that has files, so the old one moves into the
-                # scratch folder, which is removed. Killed in between, there is no target.
-                if target.exists():
-                    target.rename(Path(scratch) / "replaced")
-                folder.rename(target)
+                # The old one is in the scratch folder afterwards, which is removed.
+                put_in_place(folder, target, Path(scratch) / REPLACED)
     except OSError as error:
         raise KPruneError(_explain(error, target)) from error
 
@@ -67,15 +70,19 @@ def resumable_folder(target: Path, replace_if: str | Sequence[str] | None = None
     """
     target = target.absolute()
     marks = [replace_if] if isinstance(replace_if, str) else list(replace_if or ())
-    folder = target.with_name(f".{target.name}.unfinished")
+    folder, finished, aside = (
+        target.with_name(f".{target.name}.{state}")
+        for state in ("unfinished", "finished", REPLACED)
+    )
     try:
         _refuse_foreign(target, marks)
         target.parent.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=target.parent).close()
-        with FileLock(target.parent / f".{target.name}.lock", timeout=0):
-            replaced = target.with_name(f".{target.name}.replaced")
-            shutil.rmtree(replaced, ignore_errors=True)  # of a run that was killed below
+        with FileLock(target.parent / f".{target.name}.lock", timeout=1):
+            _recover(target, finished, aside)
+            sweep_others(target)
             folder.mkdir(exist_ok=True)
+            (folder / _NEW).unlink(missing_ok=True)  # killed just before it was finished
             try:
                 yield folder
             except BaseException:
@@ -83,10 +90,10 @@ def resumable_folder(target: Path, replace_if: str | Sequence[str] | None = None
                     folder.rmdir()  # only if nothing was written yet
                 raise
             _refuse_foreign(target, marks)
-            if target.exists():
-                target.rename(replaced)
-            folder.rename(target)
-            shutil.rmtree(replaced, ignore_errors=True)
+            # Under a name of its own: what is replaced must never be taken for unfinished.
+            (folder / _NEW).touch()
+            folder.rename(finished)
+            _recover(target, finished, aside)
     except Timeout:
         raise KPruneError(f"another run is writing {target}; wait for it") from None
     except OSError as error:
@@ -101,7 +108,7 @@ def new_file(target: Path) -> Iterator[IO[bytes]]:
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     # Beside the target: a rename is atomic only within one file system.
-    path = target.with_name(f"tmp{secrets.token_hex(8)}.tmp")
+    path = target.with_name(f"kprune{secrets.token_hex(8)}.tmp")
     with path.open("xb") as scratch:
         try:
             yield scratch
@@ -127,10 +134,16 @@ def _refuse_foreign(target: Path, marks: Sequence[str]) -> None:
         )
 
 
-def _sweep(parent: Path, prefix: str) -> None:
-    # Escaped: a name such as `out[1]` would be read as a pattern, and match other folders.
-    for stale in parent.glob(f"{glob.escape(prefix)}*"):
-        shutil.rmtree(stale, ignore_errors=True)
+def _recover(target: Path, finished: Path, aside: Path) -> None:
+    """Put a finished folder in its place, wherever a killed run had stopped doing so."""
+    # The mark tells the new folder from the old one, since their names may be exchanged already.
+    if (finished / _NEW).exists():
+        put_in_place(finished, target, aside)
+    if not target.exists() and aside.exists():
+        aside.rename(target)
+    (target / _NEW).unlink(missing_ok=True)
+    for old in (finished, aside):
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def _explain(error: OSError, target: Path) -> str:

@@ -262,12 +262,12 @@ def test_answers_all_in_the_wrong_language_are_measured_as_none_that_passed(
 
 
 def test_two_equal_models_that_sample_differ_in_nothing_significant(tmp_path: Path) -> None:
-    """Twenty A/A runs of flawed endpoints: at 95 %, with all metrics of a report corrected, one in
-    twenty is to be expected; four or more would be once in sixty."""
+    """Twelve A/A runs of flawed endpoints: at 95 %, with all metrics of a report corrected, one in
+    twenty is to be expected; three or more would be once in fifty."""
     found = []
-    for seed in range(20):
+    for seed in range(12):
         sides = (Habits(salt=f"{side}{seed}", wrong_language=0.1, hanja=0.1) for side in ("a", "b"))
         result = compared(SUITE, tmp_path / str(seed), *sides, seed=seed, limit=40)
         metrics = metrics_of(reported(result, seed=seed)).values()
         found += [m.name for m in metrics if m.p_adjusted is not None and m.p_adjusted < 0.05]
-    assert len(found) <= 3, found
+    assert len(found) <= 2, found

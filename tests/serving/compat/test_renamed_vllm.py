@@ -8,10 +8,12 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 
 import pytest
 from support.renamed_vllm import rename_classes
+from support.run_limits import EXHAUSTIVE
 from support.tiny_models import ENVIRONMENT, OverlayMaker
 
 pytestmark = [pytest.mark.slow, pytest.mark.server]
@@ -39,8 +41,13 @@ Done = subprocess.CompletedProcess
 
 @pytest.fixture(scope="module")
 def renamed(tmp_path_factory: pytest.TempPathFactory) -> Renamed:
-    """Makes a vLLM with classes renamed."""
-    return lambda words: rename_classes(words, tmp_path_factory.mktemp(words[0]))
+    """Makes a vLLM with classes renamed, of each kind only one."""
+
+    @cache
+    def make(words: tuple[str, ...]) -> Path:
+        return rename_classes(words, tmp_path_factory.mktemp(words[0]))
+
+    return lambda words: make(tuple(words))
 
 
 def run(vllm: Path, code: str, *words: object) -> Done[str]:
@@ -80,17 +87,22 @@ def test_a_command_that_did_not_ask_is_configured_as_ever(renamed: Renamed) -> N
 
 
 def test_a_command_that_asked_ends_with_the_feature_and_the_name(
-    renamed: Renamed, tied_model: Path, make_overlay: OverlayMaker
+    renamed: Renamed, tied_model: Path, make_overlay: OverlayMaker, request: pytest.FixtureRequest
 ) -> None:
+    """`test_seams` has every name; of a whole command two are enough, each takes ten seconds."""
     overlay = make_overlay(tied_model)
     guard, pruner = ("--kprune-languages", "ko"), ("--kprune-input-pruner", "self")
     cases = [
         (["ServeSubcommand"], [tied_model, *guard], "command line: {}:ServeSubcommand.cmd"),
+        (["DefaultModelLoader"], [overlay], "pruned vocabulary: {}:DefaultModelLoader.__init__"),
+    ]
+    more = [
         (["EngineArgs"], [tied_model, *guard], "command line: {}:EngineArgs.add_cli_args"),
         (["InputProcessor"], [tied_model, *guard], "request checks: {}:InputProcessor._validate"),
         (["OnlineRenderer"], [tied_model, *pruner], "input pruning: {}:OnlineRenderer.warmup"),
-        (["DefaultModelLoader"], [overlay], "pruned vocabulary: {}:DefaultModelLoader.__init__"),
     ]
+    if request.config.getoption(EXHAUSTIVE):
+        cases += more
 
     def serve(case: tuple[list[str], list[object], str]) -> Done[str]:
         return run(renamed(case[0]), _SERVE, "serve", *case[1])

@@ -29,7 +29,7 @@ HANGUL_ONLY = allowed_characters(GuardPolicy(scripts=("Hangul",)))
 GREEK = allowed_characters(GuardPolicy(languages=("el",), punctuation=False))
 GREEK_AND_MARKS = allowed_characters(GuardPolicy(languages=("el",)))
 # A model that was not trained to think does not stop by itself: vLLM ends its reasoning.
-REQUESTS, ANSWERS, BUDGET = 4, 6, 12
+REQUESTS, ANSWERS, BUDGET = 2, 6, 10
 
 
 @pytest.fixture(scope="module")

@@ -37,7 +37,7 @@ from vllm_kprune.errors import KPruneError
 
 __all__ = ["Exactness"]
 
-_TOKENS, _MAX_TOKENS = 32, 64  # of an answer: by default, and whatever --max-tokens says
+_TOKENS, _MAX_TOKENS = 24, 64  # of an answer: by default, and whatever --max-tokens says
 _PROMPTS = 60  # without --limit: beginnings of texts, and prompts for stability
 _SAME = Metric("same", "greedy answers identical or tied", "share", "neither", 0.01)
 _IDENTICAL = Metric("identical", "greedy answers identical", "share", "neither", 0.01)
@@ -57,7 +57,7 @@ _BY_TEXT = (
     "Compared by text, so that differences caused by pruned tokens are not recognised: name the "
     "folders of the original and of its overlay (--original-folder, --pruned-folder)."
 )
-_HOW = "Prompts are sent one at a time; answers have at most {} tokens."
+_HOW = "Each endpoint gets one prompt at a time; answers have at most {} tokens."
 _TIES = (
     "Two best tokens tie if their log-probabilities differ by at most 0.125, or their logits by "
     "one step of bfloat16."
@@ -79,10 +79,10 @@ class Exactness(Suite):
     metrics = ("same", "identical", "unexplained", "prompt_lowered", "prompt_logprob")
 
     def amount(self, common: CommonOptions) -> Amount:
-        """One short greedy answer to each prompt, one after the other."""
+        """One short greedy answer to each prompt, one at a time."""
         number = len(_prompts(common))
         tokens = min(common.tokens(_TOKENS), _MAX_TOKENS)
-        return Amount(number, number, tokens, alone=number)
+        return Amount(number, number, tokens, together=number)
 
     def run(self, context: Context) -> SuiteResult:
         """Ask every prompt once, greedily, and compare the answers."""
@@ -91,7 +91,7 @@ class Exactness(Suite):
             return SuiteResult(self.name, (), unavailable={"*": f"{no_completion}; {no_chat}"})
         vocabularies, by_text = _known_vocabularies(context)
         tasks, texts = _tasks(context, chat=bool(no_completion), by_id=vocabularies is not None)
-        done = answered(tasks, ask_both(context, self.name, tasks, concurrency=1))
+        done = answered(tasks, ask_both(context, self.name, tasks, alone=True))
         pairs = [(task, (_all_text(pair[0]), _all_text(pair[1]))) for task, pair in done]
         if pairs and not any(answer.text for _, pair in pairs for answer in pair):
             return SuiteResult(self.name, (), unavailable={"*": _SILENT})

@@ -18,6 +18,12 @@ __all__ = [
     "PLAIN_LINEAR",
     "TOP_K_TOKENS",
     "TOP_TOKENS",
+    "V1_BATCH",
+    "V1_DRAFTS",
+    "V1_STEP",
+    "V2_ADD",
+    "V2_BATCH",
+    "V2_SAMPLE",
 ]
 
 _LAYERS = "vllm.model_executor.layers"
@@ -80,4 +86,41 @@ ALL_REDUCE = seam(
 )
 CURRENT_CONFIG = seam(
     HEAD, "vllm.config:set_current_vllm_config", Use.CALLS, "vllm_config", lost=_LOST
+)
+_CHOICE_LOST = "several profiles for the LM head, chosen by request"
+_V1_RUNNER = "vllm.v1.worker.gpu_model_runner:GPUModelRunner"
+V1_STEP = seam(
+    HEAD,
+    f"{_V1_RUNNER}.execute_model",
+    Use.WRAPS,
+    "self, scheduler_output, intermediate_tensors",
+    lost=_CHOICE_LOST,
+)
+V1_BATCH = reads(HEAD, "vllm.v1.worker.gpu_input_batch:InputBatch", "req_ids", lost=_CHOICE_LOST)
+V1_DRAFTS = reads(
+    HEAD,
+    "vllm.v1.core.sched.output:SchedulerOutput",
+    "scheduled_spec_decode_tokens",
+    lost=_CHOICE_LOST,
+)
+_V2 = "vllm.v1.worker.gpu"
+V2_ADD = seam(
+    HEAD,
+    f"{_V2}.sample.sampler:Sampler.add_request",
+    Use.WRAPS,
+    "self, req_idx, sampling_params",
+    lost=_CHOICE_LOST,
+)
+V2_SAMPLE = seam(
+    HEAD,
+    f"{_V2}.model_runner:GPUModelRunner.sample",
+    Use.WRAPS,
+    "self, hidden_states, input_batch, grammar_output",
+    lost=_CHOICE_LOST,
+)
+V2_BATCH = reads(
+    HEAD,
+    f"{_V2}.input_batch:InputBatch",
+    *("cu_num_logits_np", "idx_mapping_np"),
+    lost=_CHOICE_LOST,
 )

@@ -15,9 +15,10 @@ from vllm_kprune.serving import compat
 from vllm_kprune.serving.guard.counters import ensure_folder
 from vllm_kprune.serving.guard.markers import Markers, find_markers
 from vllm_kprune.serving.guard.settings import request_policies
+from vllm_kprune.serving.head.rows import check_choice
 from vllm_kprune.serving.options import PREFIX
 from vllm_kprune.serving.pruning.settings import request_options
-from vllm_kprune.serving.request_options import of_guard
+from vllm_kprune.serving.request_options import HEAD_KEY, of_guard
 from vllm_kprune.serving.settings import GUARD_CLASS_PATH, attach_settings, settings_of
 from vllm_kprune.storage.cache import cache_dir
 
@@ -59,7 +60,7 @@ def attach_guard(config: Any) -> None:
 
 
 def check_request(config: Any, extra_args: Any) -> None:
-    """Raise `KPruneError` for what a request may not ask of guard and input pruner, or not here.
+    """Raise `KPruneError` for what a request may not ask of kprune, or not here.
 
     Without kprune a server ignores options that it does not know; with kprune, a request that asks
     for a guard must not go unguarded.
@@ -70,6 +71,7 @@ def check_request(config: Any, extra_args: Any) -> None:
     # Only for its errors. The pruner reads the options again where the prompt becomes tokens.
     request_options(settings.pruner, extra_args)
     policies = request_policies(settings.guard, extra_args)
+    check_choice(settings.head_rows, extra_args)
     if policies.guard and not settings.guard.attached:
         raise KPruneError(f"vllm_xargs: no guard: {settings.guard.obstacle}")
     if policies.reasoning and (markers := engine_markers(config)).reasoning is None:
@@ -94,11 +96,13 @@ def check_beam_search(config: Any) -> None:
 
 
 def refuse_beam_options(extra_args: Any) -> None:
-    """Raise `KPruneError` for options of the guard: vLLM does not pass them on to beams."""
-    if given := of_guard(extra_args):
+    """Raise `KPruneError` for options of guard and head: vLLM does not pass them on to beams."""
+    given = [PREFIX + name for name in of_guard(extra_args)]
+    given += [HEAD_KEY] if HEAD_KEY in (extra_args or {}) else []
+    if given:
         raise KPruneError(
-            f"vllm_xargs: vLLM passes no options to beam searches; leave {PREFIX}{min(given)} out "
-            "(a guard of all requests reaches them: serve with --kprune-languages)"
+            f"vllm_xargs: vLLM passes no options to beam searches; leave {min(given)} out (what "
+            "the server does for all requests reaches them, as with --kprune-languages)"
         )
 
 

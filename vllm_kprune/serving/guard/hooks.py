@@ -1,4 +1,4 @@
-"""Where the guard meets vLLM's API servers: checks of requests, metrics, reasons of failures.
+"""Where kprune meets vLLM's API servers: checks of requests, metrics, reasons of failures.
 
 The guard itself is a logits processor of the engine (`processor`, added by `attach`). Like all of
 `register()`, this imports nothing heavy and does nothing for a server that did not ask for kprune.
@@ -11,7 +11,7 @@ from typing import Any
 from vllm_kprune.serving.compat import requests, seams_requests
 from vllm_kprune.serving.compat.installer import Wraps
 from vllm_kprune.serving.guard.runner_hooks import runner_wraps
-from vllm_kprune.serving.options import COUNTER_FOLDER, PREFIX
+from vllm_kprune.serving.options import COUNTER_FOLDER, HEAD_PROFILES, PREFIX
 
 __all__ = ["guard_wraps"]
 
@@ -48,13 +48,17 @@ def _check_beam_search(config: Any) -> None:
 
 
 def _check_beam_options(extra_args: Any) -> None:
-    if _is_guarded() and _asks(extra_args):
+    if (_is_guarded() or HEAD_PROFILES in os.environ) and _asks(extra_args):
         from vllm_kprune.serving.guard.attach import refuse_beam_options
 
         refuse_beam_options(extra_args)
 
 
 def _admit(config: Any, params: Any) -> None:
+    if HEAD_PROFILES in os.environ:
+        from vllm_kprune.serving.head.counts import count_request
+
+        count_request(params.extra_args)
     if _is_guarded():
         from vllm_kprune.serving.guard.admission import admit
 
@@ -78,6 +82,10 @@ def _note_tools(request: Any, params: Any) -> None:
 
 def _registry(original: Callable[..., Any]) -> Any:
     registry = original()
+    if HEAD_PROFILES in os.environ:
+        from vllm_kprune.serving.head.counts import show_requests
+
+        show_requests()
     if _is_guarded():
         from vllm_kprune.serving.guard.metrics import show_counts
 

@@ -1,177 +1,146 @@
-"""A pruned head of vLLM's: how it is made while the model is loaded, and what it computes.
+"""What a pruned head computes: logits of the kept rows, put in the places of their token ids.
 
-An untied head is made with as many rows as are kept, and its weight loader gets only these, so the
-others never reach the device. A tied head is the embedding, which needs all of its rows, so the
-kept ones are copied once the model is loaded: decoding gets faster, and memory grows by the copy.
+The rows of all profiles are in one order, and the rows of a profile are among the first of them, up
+to its end. So a batch is computed up to the largest end that one of its requests needs, from one
+copy of the rows. Each request then sees the tokens of its own profile only: its log-probabilities,
+too, are the same whoever is in the batch with it.
 
 The layer that a model passes to vLLM's `LogitsProcessor` leads to its `KeptHead`. So a drafter that
 shares the target's head (EAGLE, MTP) proposes kept tokens, too.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
-from vllm.config import set_current_vllm_config
-from vllm.distributed.communication_op import tensor_model_parallel_all_reduce
-from vllm.model_executor.layers.linear import UnquantizedLinearMethod
-from vllm.model_executor.layers.vocab_parallel_embedding import (
-    DEFAULT_VOCAB_PADDING_SIZE,
-    ParallelLMHead,
-    UnquantizedEmbeddingMethod,
-    VocabParallelEmbedding,
-)
 
 from vllm_kprune.checkpoint.head import HeadRows
 from vllm_kprune.errors import KPruneError
-from vllm_kprune.serving.compat.engine import is_last_stage
-from vllm_kprune.serving.head.expand import expand, inverse_order
-from vllm_kprune.serving.head.state import ATTRIBUTE, Loading
+from vllm_kprune.serving.head.expand import expand, expand_each, inverse_order
+from vllm_kprune.serving.head.shards import Shards
+from vllm_kprune.serving.head.state import take_profiles
 
-__all__ = ["KeptHead", "attach_head", "make_head"]
+__all__ = ["KeptHead"]
 
 
-@dataclass(frozen=True, eq=False)
 class KeptHead:
     """The kept rows as a layer of vLLM's, and how its logits become those of the vocabulary.
 
-    `ids` [rows], int64, are the token ids of the layer's rows, `inverse` [vocabulary] has for each
-    id its row, or `rows` if it is not kept.
+    `layer` has the `rows`, dealt out as `shards` say. `whole` is the head of a server that also has
+    a profile of all tokens, and whose head is the embedding: the layer lacks that profile's rows.
     """
 
-    layer: Any
-    ids: torch.Tensor
-    inverse: torch.Tensor
+    def __init__(
+        self, layer: Any, rows: HeadRows, shards: Shards, vocabulary: int, whole: Any = None
+    ) -> None:
+        self.layer, self.rows, self._shards, self._vocabulary = layer, rows, shards, vocabulary
+        self._whole = whole
+        device = layer.weight.device
+        # The token id of each row of vLLM's layer, for drafters that ask for its best rows.
+        self.ids = torch.from_numpy(rows.ids[shards.order]).to(device).long()
+        members = np.zeros(vocabulary, np.uint8)
+        members[: len(rows.members)] = rows.members
+        self._members = torch.from_numpy(members).to(device)
+        self._has_all = [tokens == vocabulary for tokens in rows.tokens]
+        self._largest = max(rows.ends)
+        self._prefixes = {end: self._prefix(end) for end in set(rows.ends) if end <= self._stored}
+        self._inverses: dict[tuple[int, int | None], torch.Tensor] = {}
+
+    @property
+    def _stored(self) -> int:
+        return len(self._shards.rank)
 
     def logits(
         self, forward: Callable[..., Any], processor: Any, hidden: torch.Tensor, *rest: Any
     ) -> torch.Tensor | None:
-        """Logits [n, vocabulary] for hidden states [n, hidden]; -inf for all other ids.
+        """Logits [n, vocabulary] for hidden states [n, hidden]; -inf for ids that are not kept.
 
         `forward` is that of vLLM's `LogitsProcessor`. None on a rank to which logits are not sent.
         """
         # vLLM's wrapper for LoRA would add an adapter's part of the full head; adapters that have
         # one are refused.
         processor = getattr(processor, "base_layer", processor)
-        logits = forward(processor, self.layer, hidden, self.layer.bias, *rest)
+        profiles = take_profiles(len(hidden))
+        end = self._largest if profiles is None else max(self.rows.ends[p] for p in set(profiles))
+        if end > self._stored:
+            return self._whole_logits(forward, processor, hidden, profiles, *rest)
+        layer = self._prefixes[end]
+        columns = self._shards.ranks * self._shards.width(end)
+        # vLLM cuts the logits to as many columns as the original has tokens.
+        processor.org_vocab_size = max(columns, self._vocabulary)
+        logits = forward(processor, layer, hidden, layer.bias, *rest)
         if logits is None:
             return None
-        # The row after the last is padding, and its logit serves for all ids that are not kept. It
-        # becomes -inf only here: soft capping would have made a finite number of it.
-        logits = logits[:, : len(self.ids) + 1]
-        logits[:, -1] = -torch.inf
-        return expand(logits, self.inverse)
+        logits = logits[:, :columns]
+        # This column serves for all ids that are not kept. It becomes -inf only here: soft capping
+        # would have made a finite number of it.
+        logits[:, self._shards.unused(end)] = -torch.inf
+        if profiles is None or len(set(profiles)) == 1:
+            return expand(logits, self._inverse(end, None if profiles is None else profiles[0]))
+        return expand_each(logits, {p: self._inverse(end, p) for p in set(profiles)}, profiles)
+
+    def top(self, find: Callable[..., Any], processor: Any, hidden: Any, *rest: Any) -> Any:
+        """What vLLM finds in the logits without gathering them: rows, which become token ids."""
+        found = find(processor, self._whole or self.layer, hidden, *rest)
+        if self._whole is not None:
+            return found
+        rows, *values = found if isinstance(found, tuple) else (found,)
+        return (self.ids[rows], *values) if values else self.ids[rows]
+
+    def _whole_logits(
+        self,
+        forward: Callable[..., Any],
+        processor: Any,
+        hidden: torch.Tensor,
+        profiles: Sequence[int] | None,
+        *rest: Any,
+    ) -> torch.Tensor | None:
+        """Logits of the unpruned head, of which requests with other profiles see their part."""
+        processor.org_vocab_size = self._vocabulary
+        logits: torch.Tensor | None = forward(processor, self._whole, hidden, None, *rest)
+        if logits is not None and profiles is not None:
+            for profile in set(profiles):
+                if not self._has_all[profile]:
+                    mine = torch.tensor([p == profile for p in profiles], device=logits.device)
+                    refused = (self._members >> profile & 1) == 0
+                    logits.masked_fill_(mine[:, None] & refused[None], -torch.inf)
+        return logits
+
+    def _prefix(self, end: int) -> Any:
+        """The layer of the first rows; it shares the memory of the whole one."""
+        width = self._shards.width(end)
+        return self.layer if width == self._shards.size else _Prefix(self.layer, width)
+
+    def _inverse(self, end: int, profile: int | None) -> torch.Tensor:
+        """For each token id its column in the logits of the first `end` rows.
+
+        Ids that are not among these, or not in the profile, have the unused column.
+        """
+        found = self._inverses.get((end, profile))
+        if found is None:
+            ids, columns = self.rows.ids[:end], self._shards.columns(end)
+            if profile is not None:
+                mine = (self.rows.members[ids] >> profile & 1).astype(np.bool_)
+                ids, columns = ids[mine], columns[mine]
+            found = inverse_order(ids, columns, self._vocabulary, self._shards.unused(end))
+            found = found.to(self.layer.weight.device)
+            self._inverses[end, profile] = found
+        return found
 
 
-def make_head(
-    state: Loading,
-    original: Callable[..., None],
-    layer: Any,
-    num_embeddings: int,
-    *rest: Any,
-    **how: Any,
-) -> None:
-    """Around `ParallelLMHead.__init__`: fewer rows for the head of the model being loaded."""
-    if state.tied or num_embeddings != state.vocabulary:
-        original(layer, num_embeddings, *rest, **how)
-        return
-    count = len(state.rows.ids)
-    original(layer, count, *rest, **{**how, "padding_size": _padding(count)})
-    if not isinstance(layer.quant_method, UnquantizedEmbeddingMethod | UnquantizedLinearMethod):
-        raise KPruneError(
-            f"--kprune-head: the LM head is quantised ({type(layer.quant_method).__name__}), and "
-            "rows cannot be gathered from it; serve a checkpoint whose head is not quantised"
-        )
-    ids = torch.from_numpy(state.rows.ids).long()
-    for parameter in (layer.weight, layer.bias):
-        if parameter is not None:
-            parameter.weight_loader = _gathering(parameter.weight_loader, ids, state.vocabulary)
-    state.layers.append(layer)
+class _Prefix:
+    """The first rows of a rank's part of a head, as `LogitsProcessor` uses a layer."""
 
-
-def _padding(rows: int) -> int:
-    """What vLLM is to round the number of rows up to, so that at least one is padding.
-
-    >>> _padding(100), _padding(128)
-    (64, 256)
-    """
-    size = DEFAULT_VOCAB_PADDING_SIZE
-    while rows % size == 0:
-        size *= 2
-    return size
-
-
-def _gathering(
-    load: Callable[..., None], ids: torch.Tensor, vocabulary: int
-) -> Callable[..., None]:
-    """A weight loader that is given the whole head, and loads the rows `ids` of it."""
-
-    def load_rows(parameter: Any, loaded: torch.Tensor) -> None:
-        if len(loaded) != vocabulary:
+    def __init__(self, layer: Any, rows: int) -> None:
+        if len(layer.weight) < rows:
             raise KPruneError(
-                f"--kprune-head: the checkpoint's LM head has {len(loaded)} rows, the model's "
-                f"configuration says {vocabulary}"
+                "--kprune-head: several profiles need the rows of the LM head as they were loaded, "
+                "and this CPU computes with a copy in another order; name one profile"
             )
-        # vLLM gives a tensor that is mapped from the file, so only these rows are read.
-        load(parameter, loaded[ids.to(loaded.device)])
-
-    return load_rows
-
-
-def attach_head(model: Any, state: Loading, vllm_config: Any) -> KeptHead | None:
-    """Let a loaded model use its pruned head; None on a pipeline stage that has no head."""
-    if not is_last_stage():
-        return None
-    layers = state.layers or _tied_layers(model, state.vocabulary)
-    layer = layers[0]
-    if not state.layers:
-        with set_current_vllm_config(vllm_config):
-            layer = _copied_rows(layer, state.rows)
-    ids = torch.from_numpy(state.rows.ids).to(layer.weight.device).long()
-    head = KeptHead(layer, ids, inverse_order(ids, state.vocabulary))
-    for one in layers:
-        one.__dict__[ATTRIBUTE] = head
-    return head
-
-
-def _tied_layers(model: Any, vocabulary: int) -> list[Any]:
-    """The embedding, and the head that shares its weight if there is one: models pass either."""
-    found = [
-        one
-        for one in model.modules()
-        if isinstance(one, VocabParallelEmbedding) and one.org_vocab_size == vocabulary
-    ]
-    plain = all(getattr(one, "bias", None) is None for one in found)
-    if len({one.weight.data_ptr() for one in found}) != 1 or not plain:
-        raise KPruneError(
-            f"--kprune-head: expected one embedding of {vocabulary} rows that is also the LM head "
-            f"and has no bias, found {len(found)} layers; this model cannot have a pruned head"
-        )
-    return found
-
-
-def _copied_rows(embedding: Any, rows: HeadRows) -> Any:
-    """A head with the kept rows of an embedding; tensor-parallel ranks get equal parts of them."""
-    weight = embedding.weight
-    with weight.device:
-        head = ParallelLMHead(
-            len(rows.ids),
-            embedding.embedding_dim,
-            params_dtype=weight.dtype,
-            padding_size=_padding(len(rows.ids)),
-        )
-    head.weight_loader(head.weight, _gathered(embedding, torch.from_numpy(rows.ids).long()))
-    head.quant_method.process_weights_after_loading(head)
-    return head
-
-
-def _gathered(embedding: Any, ids: torch.Tensor) -> torch.Tensor:
-    """Rows [ids, hidden] of an embedding of which each rank has a range."""
-    shard, weight = embedding.shard_indices, embedding.weight
-    ids = ids.to(weight.device)
-    mine = (ids >= shard.org_vocab_start_index) & (ids < shard.org_vocab_end_index)
-    rows = weight.new_zeros((len(ids), embedding.embedding_dim))
-    rows[mine] = weight[ids[mine] - shard.org_vocab_start_index]
-    # A row is zero on all ranks but one, so the sum is exact.
-    return tensor_model_parallel_all_reduce(rows) if embedding.tp_size > 1 else rows
+        self.weight = layer.weight[:rows]
+        self.bias = None if layer.bias is None else layer.bias[:rows]
+        self.quant_method, self.tp_size = layer.quant_method, layer.tp_size
+        if self.weight.device.type == "cpu":
+            # Some CPUs compute with a copy in an order of their own.
+            self.quant_method.process_weights_after_loading(self)

@@ -1,6 +1,10 @@
-"""The model whose head is pruned while vLLM makes and loads it; imports nothing of vLLM."""
+"""What the hooks around vLLM tell each other about a pruned head; imports nothing of vLLM.
 
-from collections.abc import Iterator
+While a model is loaded: the rows of its head. In a step: the profile of each row of the logits that
+the target model is asked for next.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -8,8 +12,20 @@ from typing import Any
 
 from vllm_kprune.checkpoint.head import HeadRows
 from vllm_kprune.errors import KPruneError
+from vllm_kprune.serving.request_options import HEAD_KEY
 
-__all__ = ["ATTRIBUTE", "Loading", "current", "loading"]
+__all__ = [
+    "ATTRIBUTE",
+    "Loading",
+    "asking",
+    "current",
+    "loading",
+    "profile_of",
+    "serve_profiles",
+    "serves_several",
+    "take_profiles",
+]
+
 
 # Where a layer has its `KeptHead`: among its plain attributes, not its submodules, which LoRA and
 # quantisation look through.
@@ -52,3 +68,54 @@ def loading(rows: HeadRows, vocabulary: int, tied: bool) -> Iterator[Loading]:
         yield state
     finally:
         _current.reset(token)
+
+
+# The names of the profiles, the default first, of a server that has a pruned head.
+_served: list[str] = []
+# Gives the profile of each row of the target's logits, for one call of the target's head.
+_asked: ContextVar[Callable[[], Sequence[int]] | None] = ContextVar("kprune_asked", default=None)
+
+
+def serve_profiles(names: Sequence[str]) -> None:
+    """Note the profiles that the requests of this process's engine can choose from."""
+    _served[:] = names
+
+
+def serves_several() -> bool:
+    """Can requests choose between profiles? If not, steps need not be watched."""
+    return len(_served) > 1
+
+
+def profile_of(extra_args: Any) -> int:
+    """The number of the profile that a request has; names were checked when it was admitted."""
+    name = (extra_args or {}).get(HEAD_KEY)
+    return _served.index(name) if name in _served else 0
+
+
+@contextmanager
+def asking(profiles: Callable[[], Sequence[int]]) -> Iterator[None]:
+    """Within the block, the first logits that a head is asked for have these profiles by row.
+
+    `profiles` is called when they are asked for. Later ones in the same step are for prompts and
+    drafters, which no request chooses for.
+    """
+    token = _asked.set(profiles)
+    try:
+        yield
+    finally:
+        _asked.reset(token)
+
+
+def take_profiles(rows: int) -> Sequence[int] | None:
+    """The profiles of the logits asked for now; None: no request's, or there are no rows.
+
+    Raises `RuntimeError` if vLLM asks for another number of rows than it said.
+    """
+    profiles = _asked.get()
+    if profiles is None:
+        return None
+    _asked.set(None)
+    found = profiles()
+    if len(found) != rows:
+        raise RuntimeError(f"--kprune-head: {rows} rows of logits for {len(found)} of requests")
+    return found or None
