@@ -49,7 +49,7 @@ class Unfit(KPruneError):
 class Limits:
     """How much JSON is read, and how strictly.
 
-    Parsing takes up to 270 bytes of memory for a value (keys of one large object, all different),
+    Parsing takes up to 150 bytes of memory for a value (keys of one large object, all different),
     besides long texts, so `values` bounds it. `lenient` accepts what transformers does: NaN and
     Infinity, and equal keys, of which the last one wins. `halves` accepts half of a surrogate pair,
     which no UTF-8 can hold.
@@ -164,6 +164,7 @@ def _parsed(data: bytes, limits: Limits, shape: JsonShape | None) -> Any:
         hooks["parse_int"] = _short
     value = json.loads(text, **hooks)
     if shape and not limits.lenient and found < shape.keys:
+        value = None  # two of such a size need not be in memory at once
         json.loads(text, object_pairs_hook=_without_repeats)
     return value
 
