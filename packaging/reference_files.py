@@ -46,8 +46,8 @@ changed. `kprune export` writes the same content as `kprune-export.json`, for pe
 reads that one.
 
 Servers treat the file as hostile: it is at most 64 MiB, lengths are checked before contents, every
-field is checked, unknown fields are refused, and file names cannot leave their folder. `fingerprint`
-is the digest of all other fields; an edited file is refused.
+field is checked, unknown fields are refused, and file names cannot leave their folder.
+`fingerprint` is the digest of all other fields; an edited file is refused.
 
 ## Manifest
 
