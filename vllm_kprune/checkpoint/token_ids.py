@@ -6,15 +6,15 @@ error unless the name is known to be a count (`max_new_tokens`): kprune does not
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from vllm_kprune.errors import KPruneError, shown
+from vllm_kprune.tokenizer.prune import MapId
 
 __all__ = ["map_ids", "named_ids", "token_texts"]
 
 _MOST_DIGITS = 9
-MapId = Callable[[int, str], int]
 
 _ID_NAME = re.compile(
     r"(^|_)token_(id|ids|idx|index|indices)$"

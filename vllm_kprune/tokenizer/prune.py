@@ -15,7 +15,7 @@ from vllm_kprune.errors import KPruneError, shown
 from vllm_kprune.tokenizer.bpe import BpeTokenizer
 from vllm_kprune.tokenizer.encoder import whole_texts
 
-__all__ = ["IdMap", "prune_tokenizer", "pruned_tokenizer", "referenced_ids"]
+__all__ = ["IdMap", "MapId", "prune_tokenizer", "pruned_tokenizer", "referenced_ids"]
 
 
 # From an id, and the place where it stands, to the id to write.
