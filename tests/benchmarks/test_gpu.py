@@ -113,6 +113,8 @@ def test_a_step_that_takes_too_long_is_stopped(tokenizer: Path, tmp_path: Path) 
     assert found["failed"].startswith("not done in 0 s")
 
 
+# A script for borrowed GPU machines: what its steps show is held by tests of their own.
+@pytest.mark.exhaustive
 @pytest.mark.server
 @pytest.mark.slow
 def test_steps_run_on_a_cpu_with_a_tiny_model(tokenizer: Path, tmp_path: Path) -> None:

