@@ -53,7 +53,7 @@ from ranker_agreement import bleu, similarity
 
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.prompt.scorers import SCORERS
-from vllm_kprune.prompt.tokens import load_tokenizer
+from vllm_kprune.tokenizer.encoder import load_encoder
 
 RATES = (0.9, 0.8, 0.7)
 WITHOUT_SPACES = {"zh": "zh", "th": "char"}  # sacrebleu's tokenizer
@@ -121,7 +121,7 @@ def flops(ranker: Path, target: Path, lengths: Sequence[int]) -> Rows:
 
 def dropping(folder: Path, target: Path, prompts: Sequence[str]) -> Rows:
     """Mean number of tokens left of a prompt, and mean share of the target's FLOPs saved."""
-    tokenizer, shape = load_tokenizer(folder), load_shape(str(target))
+    tokenizer, shape = load_encoder(folder), load_shape(str(target))
     rng = np.random.default_rng(0)
     rows = []
     for p in (0.1, 0.2, 0.3, 0.4):

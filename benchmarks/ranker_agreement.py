@@ -17,7 +17,7 @@ from vllm_kprune.errors import KPruneError
 from vllm_kprune.prompt.budget import PruneOptions
 from vllm_kprune.prompt.ranker import FirstLayer
 from vllm_kprune.prompt.text_pruner import TextPruner
-from vllm_kprune.prompt.tokens import load_tokenizer
+from vllm_kprune.tokenizer.encoder import load_encoder
 
 __all__ = ["bleu", "cosine", "dropped_alike", "rad", "similarity"]
 
@@ -62,7 +62,7 @@ def encode_alike(
     """Token ids of the prompts. Both models must give the same: RAD compares token by token."""
     ids = []
     for folder in folders:
-        tokenizer = load_tokenizer(folder)
+        tokenizer = load_encoder(folder)
         ids.append([tokenizer.encode(p, add_special_tokens=special_tokens).ids for p in prompts])
     if any(other != ids[0] for other in ids):
         raise KPruneError(

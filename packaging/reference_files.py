@@ -45,9 +45,9 @@ The manifest of an overlay: what it was built from, what it keeps, and the proof
 changed. `kprune export` writes the same content as `kprune-export.json`, for people; no server
 reads that one.
 
-Servers treat the file as hostile: it is at most 64 MiB, every field is checked, unknown fields are
-refused, and file names cannot leave their folder. `fingerprint` is the digest of all other fields;
-an edited file is refused.
+Servers treat the file as hostile: it is at most 64 MiB, lengths are checked before contents, every
+field is checked, unknown fields are refused, and file names cannot leave their folder.
+`fingerprint` is the digest of all other fields; an edited file is refused.
 
 ## Manifest
 

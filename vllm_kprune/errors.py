@@ -6,6 +6,7 @@ line and exits with code 2. Inside vLLM it is a `ValueError`, whose message vLLM
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from reprlib import Repr
 
 __all__ = ["KPruneError", "nearest", "shown"]
 
@@ -33,6 +34,20 @@ def shown(value: object) -> str:
     "'one\\\\nline'"
     """
     # repr escapes line breaks and control characters, so a value cannot forge a line of a log. It
-    # is cut first, so that a huge string is not escaped as a whole.
-    text = repr(value[:64] if isinstance(value, str) else value)
+    # is cut first, so that a huge value is not written out as a whole.
+    text = repr(value[:64]) if isinstance(value, str) else _FEW.repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+class _FewParts(Repr):
+    """Shows a few parts of a collection, and any number."""
+
+    def repr_int(self, value: int, level: int) -> str:
+        # Python refuses to write numbers of more than 4,300 digits.
+        bits = value.bit_length()
+        return repr(value) if bits < 256 else f"a number of {bits:,} bits"
+
+
+_FEW = _FewParts()
+_FEW.maxlevel = 3
+_FEW.maxstring = _FEW.maxother = 80

@@ -11,10 +11,10 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from vllm_kprune.errors import KPruneError, nearest
 from vllm_kprune.options import REQUIRED, make, option, options_of
+from vllm_kprune.storage.bounded import Unfit
+from vllm_kprune.storage.strict_yaml import read_yaml
 
 __all__ = [
     "LANGUAGES",
@@ -36,7 +36,6 @@ __all__ = [
 ]
 
 Hanja = Literal["none", "ksx1001", "all"]
-_MAX_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -318,15 +317,9 @@ def _resolve(name: str) -> Path:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise KPruneError(f"{path}: larger than 1 MiB, so it cannot be a profile")
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except KPruneError:
-        raise
-    # PyYAML lets ValueError out for a date like 2024-99-99, RecursionError for deep nesting.
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise KPruneError(f"{path}: not a readable YAML profile: {reason}") from None
+        values = read_yaml(path)
+    except Unfit as error:
+        raise KPruneError(f"{path}: not a readable YAML profile: {error}") from None
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise KPruneError(f"{path}: expected a mapping of keys to values, e.g. languages: [en, ko]")
     return values

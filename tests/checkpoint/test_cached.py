@@ -15,9 +15,11 @@ from support.tiny_folders import contents, edit, save_model
 
 from vllm_kprune.checkpoint import cached as cached_module
 from vllm_kprune.checkpoint.cached import cached_overlay
+from vllm_kprune.checkpoint.head import head_rows
 from vllm_kprune.checkpoint.manifest import MANIFEST_NAME, Manifest, load_manifest
 from vllm_kprune.checkpoint.overlay import build_overlay, write_overlay
 from vllm_kprune.checkpoint.plan import TokenizerPlan
+from vllm_kprune.errors import KPruneError
 from vllm_kprune.profile import Profile
 
 THAI = Profile(name="thai", languages=("th",), code=False)
@@ -178,3 +180,21 @@ def test_two_processes_that_ask_at_once_get_the_same_overlay(tmp_path: Path, cac
     answers = [process.communicate()[0] for process in running]
     assert [process.returncode for process in running] == [0, 0]
     assert answers[0] == answers[1] != ""
+
+
+@pytest.mark.parametrize("place", ["cache", "cache/below"])
+def test_a_cache_that_cannot_be_written_is_named_with_what_to_do(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    model = save_model(tmp_path / "model")
+    cache.write_text("a file")
+    monkeypatch.setenv("KPRUNE_CACHE", str(tmp_path / place))
+    with pytest.raises(
+        KPruneError, match=r"kprune's cache .* cannot be written.* set KPRUNE_CACHE"
+    ):
+        cached_overlay(model, THAI)
+    with pytest.raises(
+        KPruneError, match=r"kprune's cache .* cannot be written.* set KPRUNE_CACHE"
+    ):
+        head_rows(model, [THAI])
+    assert cache.read_text() == "a file"

@@ -147,7 +147,9 @@ def test_what_the_cache_holds_is_what_was_made(folder: Path, tmp_path: Path) -> 
 def test_another_content_is_another_file(folder: Path, tmp_path: Path) -> None:
     load_spellings(folder, tmp_path / "cache")
     data = json.loads((folder / "tokenizer.json").read_text())
-    data["model"]["vocab"]["new"] = len(data["model"]["vocab"]) + 50
+    added = data["added_tokens"]
+    last = max(*data["model"]["vocab"].values(), *(token["id"] for token in added))
+    added.append({**added[-1], "id": last + 1, "content": "new", "special": False})
     (folder / "tokenizer.json").write_text(json.dumps(data))
     changed = load_spellings(folder, tmp_path / "cache")
     assert changed.bytes_of(changed.num_tokens - 1) == b"new"

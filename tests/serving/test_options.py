@@ -51,6 +51,16 @@ def test_flags_become_options(parser: Any) -> None:
     )
 
 
+@pytest.mark.parametrize("ours", [["enko"], "enko", 7, True])
+def test_options_beside_a_flag_must_be_a_mapping(ours: Any, parser: Any) -> None:
+    from vllm_kprune.serving.command import _settle
+
+    args = parse(parser, "--kprune-profile", "enko")
+    args.additional_config = {"kprune": ours}
+    with pytest.raises(KPruneError, match="expected options by their names"):
+        _settle(args)
+
+
 @pytest.mark.parametrize("name", ["coverage", "max_extra_tokens"])
 def test_a_size_can_be_given_as_a_share(name: str, parser: Any) -> None:
     flag = f"--kprune-{name.replace('_', '-')}"

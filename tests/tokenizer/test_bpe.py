@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from support.tiny_tokenizers import TINY, byte_fallback_tokenizer, byte_level_tokenizer, data_of
+from tokenizers import Tokenizer
 
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.tokenizer.bpe import BpeTokenizer, parse_tokenizer, read_tokenizer
@@ -153,3 +154,10 @@ def test_a_tokenizer_is_read_from_its_folder(tmp_path: Path) -> None:
     read = read_tokenizer(tmp_path)
     assert isinstance(read, BpeTokenizer)
     assert json.loads((tmp_path / "tokenizer.json").read_text()) == read.data
+
+
+def test_of_two_equal_merges_the_last_one_counts_as_in_the_library() -> None:
+    data = toy(merges=[["t", "h"], ["h", "e"], ["t", "h"]])
+    file = {**data, "decoder": data_of(byte_level_tokenizer())["decoder"]}
+    assert Tokenizer.from_str(json.dumps(file)).encode("the").tokens == ["t", "he"]
+    assert list(parse_tokenizer(data).derivation("the")) == ["t", "h", "e", "he"]

@@ -10,6 +10,7 @@ come from its `kprune-sparsity.json`.
 """
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,12 +25,12 @@ from safetensors.numpy import save
 
 from vllm_kprune.analyze.decoder import decoder_layers
 from vllm_kprune.arrays import Bytes
-from vllm_kprune.checkpoint.model_folder import read_json
 from vllm_kprune.checkpoint.shards import StoredTensor
-from vllm_kprune.errors import KPruneError
+from vllm_kprune.errors import KPruneError, shown
 from vllm_kprune.sparsify.body import ModelBody, open_body, read_tensor
 from vllm_kprune.sparsify.network import matrices_of
 from vllm_kprune.sparsify.record import SPARSITY_NAME
+from vllm_kprune.storage.bounded import NOTES, parse_json, read_object
 from vllm_kprune.storage.folders import new_file
 
 __all__ = [
@@ -152,12 +153,26 @@ class PackedMasks:
         """Read what `save` wrote. Raises `KPruneError` for another file."""
         try:
             with safe_open(path, "np") as stored:
-                header = json.loads(stored.metadata()[_HEADER])
+                header = parse_json(stored.metadata()[_HEADER], NOTES)
                 shapes = {MatrixName(n, place): tuple(s) for n, place, s in header["shapes"]}
                 packed = {matrix: stored.get_tensor(_key(matrix)) for matrix in shapes}
+            name, languages = header["name"], tuple(header["languages"])
+            if not all(isinstance(text, str) for text in (name, *languages)):
+                raise ValueError("its name or languages are no texts")
+            for matrix, shape in shapes.items():
+                _check_packed(matrix, shape, packed[matrix])
         except (KeyError, OSError, SafetensorError, TypeError, ValueError) as error:
             raise KPruneError(f"{path} is not a file of masks: {error}") from None
-        return cls(header["name"], tuple(header["languages"]), shapes, packed)
+        return cls(name, languages, shapes, packed)
+
+
+def _check_packed(matrix: MatrixName, shape: tuple[Any, ...], packed: Bytes) -> None:
+    numbers = (matrix.layer, *shape)
+    whole = all(type(n) is int and 0 <= n < 1 << 40 for n in numbers) and len(shape) == 2
+    if not whole or packed.dtype != np.uint8 or packed.shape != (-(-math.prod(shape) // 8),):
+        raise ValueError(
+            f"the mask of {shown(_key(matrix))} does not have the shape {shown(shape)}"
+        )
 
 
 def _key(matrix: MatrixName) -> str:
@@ -169,6 +184,6 @@ def calibration_languages(folder: Path) -> tuple[str, ...]:
     path = folder / SPARSITY_NAME
     if not path.is_file():
         return ()
-    files = read_json(path).get("calibration")
+    files = read_object(path, NOTES).get("calibration")
     named = [one.get("language") for one in files or () if isinstance(one, dict)]
     return tuple(sorted({one for one in named if isinstance(one, str)}))

@@ -13,8 +13,8 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 
 from vllm_kprune.checkpoint.families import FAMILIES
-from vllm_kprune.checkpoint.model_folder import read_json
 from vllm_kprune.errors import KPruneError
+from vllm_kprune.storage.bounded import MODEL_FILE, read_object
 
 __all__ = ["check_adapter"]
 
@@ -39,7 +39,7 @@ def check_adapter(folder: Path) -> None:
                     f"fits a pruned vocabulary; save it as {_WEIGHTS}"
                 )
         return
-    config = read_json(folder / "adapter_config.json")
+    config = read_object(folder / "adapter_config.json", MODEL_FILE)
     touched = next(chain(_in_config(config), _in_weights(folder / _WEIGHTS)), None)
     if touched:
         raise KPruneError(

@@ -23,13 +23,13 @@ from vllm_kprune.checkpoint.model_folder import (
     CONFIG_FILES,
     INDEX_NAME,
     has_weights,
-    read_json,
     resolve_model,
     weight_files,
 )
 from vllm_kprune.checkpoint.shards import StoredTensor, read_shard
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.progress import BytesDone
+from vllm_kprune.storage.bounded import MODEL_FILE, read_object
 from vllm_kprune.storage.digest import FileDigest, digest_file, remembered_digest
 from vllm_kprune.tokenizer.bpe import BpeTokenizer, read_tokenizer
 
@@ -44,6 +44,7 @@ __all__ = [
 # float8 is plain too, as long as no scales come with it (`_refuse_companions`): rows are moved as
 # bytes.
 _PLAIN_DTYPES = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}
+_MOST_WITHOUT_ROW = 16
 _DTYPE_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -79,7 +80,7 @@ class TokenizerFolder:
 
     def read_config(self, name: str) -> dict[str, Any]:
         """A configuration file; config.json with the token ids that it leaves to defaults."""
-        value = read_json(self.folder / name)
+        value = read_object(self.folder / name, MODEL_FILE)
         if name == "config.json":
             return with_implied_ids(value, implied_ids(value), self.tokenizer.tokens)
         return value
@@ -162,7 +163,7 @@ def open_base(model: str | Path, revision: str | None = None) -> BaseModel:
     folder = resolve_model(model, revision)
     if not (folder / "config.json").is_file():
         raise KPruneError(f"{folder} has no config.json, so it is not a model folder")
-    config = read_json(folder / "config.json")
+    config = read_object(folder / "config.json", MODEL_FILE)
     family = find_family(config, str(folder / "config.json"))
     shards = weight_files(folder)
     tensors = {t.name: t for shard in shards for t in read_shard(folder / shard).tensors}
@@ -173,6 +174,7 @@ def open_base(model: str | Path, revision: str | None = None) -> BaseModel:
     family = family.spelled_in(tensors)
     _check_vocabulary(tensors, family, folder)
     tokenizer = read_tokenizer(folder)
+    _check_rows(tensors[family.embedding], tokenizer, folder)
     return BaseModel(str(model), revision, folder, tokenizer, config, family, tensors, shards)
 
 
@@ -229,7 +231,7 @@ def _check_vocabulary(tensors: Mapping[str, StoredTensor], family: Family, folde
         raise KPruneError(f"{folder}: no tensor {named}, the embedding of its family")
     embedding = tensors[family.embedding]
     for info in (embedding, tensors.get(family.head, embedding)):
-        if len(info.shape) != 2 or info.dtype not in _PLAIN_DTYPES:
+        if len(info.shape) != 2 or 0 in info.shape or info.dtype not in _PLAIN_DTYPES:
             raise KPruneError(
                 f"{folder}: {info.name} is {info.dtype}{list(info.shape)}; expected a plain "
                 "[rows, hidden] tensor"
@@ -240,6 +242,17 @@ def _check_vocabulary(tensors: Mapping[str, StoredTensor], family: Family, folde
                 f"{folder}: {info.name} has {info.shape[0]} rows, {embedding.name} has "
                 f"{embedding.shape[0]}"
             )
+
+
+def _check_rows(embedding: StoredTensor, tokenizer: BpeTokenizer, folder: Path) -> None:
+    """Refuse a tokenizer of another model: besides added tokens, hardly any lack a row."""
+    rows = embedding.shape[0]
+    without = sum(i >= rows for i in tokenizer.vocab.values() if i not in tokenizer.added_ids)
+    if without > _MOST_WITHOUT_ROW:
+        raise KPruneError(
+            f"{folder}: {embedding.name} has {rows} rows, too few for {without} tokens of the "
+            "tokenizer; is tokenizer.json that of another model?"
+        )
 
 
 def _refuse_companions(name: str, tensors: Mapping[str, StoredTensor], folder: Path) -> None:

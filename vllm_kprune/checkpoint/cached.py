@@ -20,7 +20,7 @@ from vllm_kprune.checkpoint.plan import Plan, choose_tokens, evidence_sources
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.profile import Corpus, Profile
 from vllm_kprune.progress import Progress, silent
-from vllm_kprune.storage.cache import cache_dir
+from vllm_kprune.storage.cache import cache_dir, cache_folder
 from vllm_kprune.storage.digest import FileDigest, canonical_json, digest_text
 from vllm_kprune.storage.folders import new_folder
 from vllm_kprune.vocabulary.evidence import Source
@@ -59,8 +59,7 @@ def cached_overlay(
     digests = digest_base(base, progress, memory=cache_dir() / "digests")
     # The path is recorded in the manifest.
     name = entry_name(base, profile, sources, digests, path=str(base.folder.absolute()))
-    target = cache_dir() / "overlays" / name
-    target.parent.mkdir(parents=True, exist_ok=True)
+    target = cache_folder("overlays") / name
     # Wider than the lock inside `new_folder`: who waited here finds the overlay ready, and does not
     # select tokens for minutes only to be told that the folder is taken.
     with FileLock(target.parent / f".{name}.build.lock"):

@@ -22,7 +22,7 @@ from vllm_kprune.checkpoint.manifest import (
     is_overlay,
     load_manifest,
 )
-from vllm_kprune.checkpoint.model_folder import INDEX_NAME, read_json
+from vllm_kprune.checkpoint.model_folder import INDEX, INDEX_NAME
 from vllm_kprune.checkpoint.plan import Plan
 from vllm_kprune.checkpoint.shards import (
     RowCut,
@@ -34,6 +34,7 @@ from vllm_kprune.checkpoint.shards import (
 )
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.progress import BytesDone, Progress, silent
+from vllm_kprune.storage.bounded import read_object
 from vllm_kprune.storage.folders import new_folder
 
 __all__ = [
@@ -238,7 +239,7 @@ def _link(path: Path, target: Path) -> None:
 def _index(plan: WeightsPlan) -> dict[str, Any] | None:
     """The index of the written shards. A single `model.safetensors` needs none."""
     path = plan.base / INDEX_NAME
-    index = read_json(path) if path.is_file() else None
+    index = read_object(path, INDEX) if path.is_file() else None
     names = [shard.path.name for shard in plan.shards]
     if index is None and names == ["model.safetensors"]:
         return None

@@ -10,7 +10,7 @@ from collections.abc import Container, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from vllm_kprune.errors import KPruneError
+from vllm_kprune.errors import KPruneError, shown
 
 __all__ = ["FAMILIES", "Family", "find_family", "implied_ids", "with_implied_ids"]
 
@@ -87,8 +87,10 @@ def find_family(config: Mapping[str, Any], source: str) -> Family:
         raise KPruneError(f"{source}: no 'architectures', so the model's family is unknown")
     if (family := _known_family(architectures)) is not None:
         return family
+    first = architectures[0]
+    named = first[:64] if isinstance(first, str) and first.isprintable() else shown(first)
     raise KPruneError(
-        f"{source}: kprune does not know the family {architectures[0]} (known: "
+        f"{source}: kprune does not know the family {named} (known: "
         f"{', '.join(sorted(FAMILIES))}); to add it, see vllm_kprune/checkpoint/families.py"
     )
 

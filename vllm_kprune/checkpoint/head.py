@@ -9,6 +9,7 @@ in `serving/head`.
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,12 +23,13 @@ from vllm_kprune.checkpoint.plan import choose_tokens, evidence_sources
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.profile import Corpus, Profile
 from vllm_kprune.progress import Progress, silent
-from vllm_kprune.storage.cache import cache_dir
+from vllm_kprune.storage.bounded import Limits, parse_json, read_bytes
+from vllm_kprune.storage.cache import cache_dir, cache_folder
 from vllm_kprune.storage.folders import new_file
 
 __all__ = ["MOST_PROFILES", "HeadRows", "head_rows", "order_rows"]
 
-_MOST_BYTES = 1 << 24  # ids of a million tokens take 8 MB as text
+_IDS = Limits(bytes=1 << 24, values=1 << 21)  # a million ids take 8 MB
 MOST_PROFILES = 8  # one bit of a byte for each
 
 
@@ -122,13 +124,13 @@ def _kept_ids(
     sources = evidence_sources(profile, corpora)
     digests = base.digests(memory=cache_dir() / "digests")
     name = entry_name(base, profile, sources, digests)
-    target = cache_dir() / "heads" / f"{name}.json"
-    target.parent.mkdir(parents=True, exist_ok=True)
+    target = cache_folder("heads") / f"{name}.json"
     with FileLock(target.with_suffix(".lock")):
         if (known := _remembered(target)) is not None:
             return known
         selection, _ = choose_tokens(base, profile, sources, progress)
-        with new_file(target) as stream:
+        # A full disk costs the next start a few seconds, no more.
+        with suppress(OSError), new_file(target) as stream:
             stream.write(json.dumps(selection.kept_ids).encode())
         return list(selection.kept_ids)
 
@@ -136,10 +138,8 @@ def _kept_ids(
 def _remembered(path: Path) -> list[int] | None:
     """The ids in a cache entry; None if there is none, or it is damaged."""
     try:
-        if path.stat().st_size > _MOST_BYTES:
-            return None
-        ids = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        ids = parse_json(read_bytes(path, _IDS.bytes), _IDS)
+    except KPruneError:
         return None
     whole = isinstance(ids, list) and ids and all(type(i) is int and i >= 0 for i in ids)
     return ids if whole and ids == sorted(set(ids)) else None

@@ -7,12 +7,10 @@ field. It is refused if its own fingerprint does not match (it was edited) or th
 not those it was built from. File names in it cannot lead out of their folder.
 """
 
-import itertools
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import (
     BaseModel,
@@ -23,9 +21,12 @@ from pydantic import (
     ValidationError,
 )
 
+from vllm_kprune.checkpoint.manifest_form import check_form
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.profile import Profile, parse_profile
+from vllm_kprune.storage.bounded import Limits, read_object
 from vllm_kprune.storage.digest import FileDigest, canonical_json, digest_text, sha256_file
+from vllm_kprune.tokenizer.checks import MOST_TOKENS
 
 __all__ = [
     "EXPORT_NAME",
@@ -43,12 +44,13 @@ MANIFEST_NAME = "kprune.json"
 EXPORT_NAME = "kprune-export.json"
 # What `kprune sparsify` did to the weights, in a standalone checkpoint or a model of the user's.
 SPARSITY_NAME = "kprune-sparsity.json"
-_MAX_BYTES = 64 << 20
+# A million kept ids take 8 MB.
+_LIMITS = Limits(bytes=64 << 20, values=4_000_000)
 
 # No dot at the start, no slash or backslash, no NUL: neither `..` nor a path. 255 characters are
 # what file systems allow.
 PlainName = Annotated[str, Field(pattern=r"^[^./\\\x00][^/\\\x00]{0,254}$")]
-TokenId = Annotated[int, Field(ge=0, lt=1 << 24)]
+TokenId = Annotated[int, Field(ge=0, le=MOST_TOKENS)]
 
 
 def _checked_profile(value: object) -> Profile:
@@ -167,9 +169,6 @@ class Manifest(_Strict):
 
     def _check_consistency(self) -> None:
         ids = self.kept_ids
-        # Positions are the new ids, and rows are cut in runs (`RowCut.runs`): both need this order.
-        if any(a >= b for a, b in itertools.pairwise(ids)):
-            raise ValueError("kept_ids must increase")
         if ids[-1] >= max(self.original_tokens, self.original_rows):
             raise ValueError(f"kept id {ids[-1]} is outside the original vocabulary")
         if len(self.reasons) != len(ids):
@@ -192,29 +191,21 @@ def load_manifest(folder: Path, name: str = MANIFEST_NAME) -> Manifest:
     """Read and check `folder/kprune.json`. The base weights are not looked at yet."""
     path = folder / name
     try:
-        # A pipe or device has size 0 and would pass the next check, but reading it may never end.
-        if path.exists() and not path.is_file():
-            raise KPruneError(f"{path} is not a file")
-        if path.stat().st_size > _MAX_BYTES:
-            raise KPruneError(f"{path} is larger than {_MAX_BYTES >> 20} MiB: not a manifest")
-        manifest = Manifest.model_validate(_read_object(path))
+        value = read_object(path, _LIMITS)
+    except KPruneError as error:
+        raise KPruneError(f"{error}; build the overlay again") from None
+    try:
+        check_form(value, Manifest.model_fields)
+        manifest = Manifest.model_validate(value)
         manifest._check_consistency()
     # pydantic's error is a ValueError too, so it must be caught first.
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise KPruneError(f"{path}: {where}: {first['msg']}; build the overlay again") from None
-    except (OSError, ValueError, RecursionError) as error:
-        if isinstance(error, KPruneError):
-            raise
+        first = error.errors(include_input=False)[0]
+        where = ".".join(str(part)[:64] for part in first["loc"])
+        reason = " ".join(first["msg"].split())
+        raise KPruneError(f"{path}: {where}: {reason}; build the overlay again") from None
+    except ValueError as error:
         raise KPruneError(f"{path}: not a manifest: {error}; build the overlay again") from None
     if manifest.fingerprint != manifest._fingerprint():
         raise KPruneError(f"{path} was edited (its fingerprint does not match); build it again")
     return manifest
-
-
-def _read_object(path: Path) -> Mapping[str, Any]:
-    value = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(value, dict):
-        raise ValueError(f"expected a JSON object, got {type(value).__name__}")
-    return value

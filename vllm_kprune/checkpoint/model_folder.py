@@ -3,22 +3,23 @@
 Nothing in a folder is executed: pickled weights are refused, and code is ignored.
 """
 
-import json
 from pathlib import Path
-from typing import Any
 
-from vllm_kprune.errors import KPruneError
+from vllm_kprune.errors import KPruneError, shown
+from vllm_kprune.storage.bounded import Limits, read_object
 
 __all__ = [
     "CONFIG_FILES",
+    "INDEX",
     "INDEX_NAME",
     "has_weights",
-    "read_json",
     "resolve_model",
     "weight_files",
 ]
 
 INDEX_NAME = "model.safetensors.index.json"
+# The largest that are published name 150,000 tensors in 13 MB.
+INDEX = Limits(bytes=64 << 20, values=1_000_000)
 # The files of a base model that an overlay is made from. All others, code above all, are ignored.
 CONFIG_FILES = (
     "config.json",
@@ -33,7 +34,7 @@ CONFIG_FILES = (
     "hf_quant_config.json",
     "quantize_config.json",
 )
-_MAX_JSON_BYTES = 64 << 20
+_LONGEST_NAME = 200
 _PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -74,19 +75,10 @@ def has_weights(folder: Path) -> bool:
     return any(path.is_file() for pattern in patterns for path in folder.glob(pattern))
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object of at most 64 MiB from a file."""
-    try:
-        if path.stat().st_size > _MAX_JSON_BYTES:
-            raise KPruneError(f"{path} is larger than {_MAX_JSON_BYTES >> 20} MiB")
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except KPruneError:
-        raise
-    except (OSError, ValueError, RecursionError) as error:
-        raise KPruneError(f"{path} is not readable JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise KPruneError(f"{path}: expected a JSON object, got {type(value).__name__}")
-    return value
+def _file_name(name: object, index: Path) -> str:
+    if not isinstance(name, str) or not 0 < len(name) <= _LONGEST_NAME or not name.isprintable():
+        raise KPruneError(f"{index} names the file {shown(name)}; expected that of a weight file")
+    return name
 
 
 def weight_files(folder: Path) -> tuple[str, ...]:
@@ -96,11 +88,11 @@ def weight_files(folder: Path) -> tuple[str, ...]:
     """
     index = folder / INDEX_NAME
     if index.is_file():
-        weight_map = read_json(index).get("weight_map")
+        weight_map = read_object(index, INDEX).get("weight_map")
         if not isinstance(weight_map, dict):
             raise KPruneError(f"{index}: no 'weight_map'")
         # Only shards that the index names: a folder may hold other safetensors files besides.
-        names = sorted({str(name) for name in weight_map.values()})
+        names = sorted({_file_name(name, index) for name in weight_map.values()})
     else:
         names = sorted(path.name for path in folder.glob("*.safetensors"))
     for name in names:

@@ -15,9 +15,10 @@ from vllm_kprune.checkpoint.base import BaseModel, TokenizerFolder
 from vllm_kprune.checkpoint.manifest import MANIFEST_NAME, BaseReference, Evidence, Manifest
 from vllm_kprune.checkpoint.model_folder import CONFIG_FILES
 from vllm_kprune.checkpoint.plan import TokenizerPlan, make_plan, without_added_tokens
-from vllm_kprune.checkpoint.token_ids import map_ids
+from vllm_kprune.checkpoint.token_ids import map_ids, named_ids
 from vllm_kprune.profile import Profile, as_corpora, load_profile
 from vllm_kprune.progress import Progress, silent
+from vllm_kprune.storage.bounded import LICENCE_BYTES, TEMPLATE_BYTES, read_bytes
 from vllm_kprune.storage.digest import FileDigest, sha256_file
 from vllm_kprune.storage.folders import new_folder
 from vllm_kprune.tokenizer.prune import IdMap, prune_tokenizer
@@ -104,7 +105,7 @@ def _write_files(plan: TokenizerPlan, folder: Path) -> None:
         if not source.is_file():
             continue
         if source.suffix == ".jinja":
-            (folder / name).write_bytes(source.read_bytes())
+            (folder / name).write_bytes(read_bytes(source, TEMPLATE_BYTES))
         elif name == "tokenizer.json":
             # Indented, this file would have a line for each of hundreds of thousands of merges.
             _write_json(folder / name, prune_tokenizer(plan.base.tokenizer, kept), indent=None)
@@ -112,7 +113,7 @@ def _write_files(plan: TokenizerPlan, folder: Path) -> None:
             _write_json(folder / name, _mapped_config(plan.base.read_config(name), ids, name, plan))
     for pattern in _LICENCE_FILES:
         for source in filter(Path.is_file, plan.base.folder.glob(pattern)):
-            (folder / source.name).write_bytes(source.read_bytes())
+            (folder / source.name).write_bytes(read_bytes(source, LICENCE_BYTES))
 
 
 def _mapped_config(
@@ -121,9 +122,9 @@ def _mapped_config(
     mapped: dict[str, Any] = map_ids(without_added_tokens(value), ids.required, name)
     if "added_tokens_decoder" in value:
         # Here the ids are the keys, as text, where `map_ids` does not look. Dropped tokens leave.
-        added = value["added_tokens_decoder"]
+        added = named_ids(value["added_tokens_decoder"], f"{name}: added_tokens_decoder")
         mapped["added_tokens_decoder"] = {
-            str(ids[int(old)]): token for old, token in added.items() if int(old) in ids
+            str(ids[old]): token for old, token in added.items() if old in ids
         }
     if name == "config.json":
         # vocab_size is a number of rows, not an id, so `map_ids` left it alone.

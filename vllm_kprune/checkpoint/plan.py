@@ -20,9 +20,11 @@ from vllm_kprune.checkpoint.base import (
 )
 from vllm_kprune.checkpoint.model_folder import CONFIG_FILES
 from vllm_kprune.checkpoint.token_ids import map_ids, token_texts
-from vllm_kprune.errors import KPruneError
+from vllm_kprune.errors import KPruneError, shown
 from vllm_kprune.profile import Corpus, Profile
 from vllm_kprune.progress import Progress, silent
+from vllm_kprune.storage.bounded import TEMPLATE_BYTES, read_bytes
+from vllm_kprune.tokenizer.checks import check_numbering
 from vllm_kprune.tokenizer.encoder import load_encoder
 from vllm_kprune.tokenizer.prune import referenced_ids
 from vllm_kprune.vocabulary.evidence import (
@@ -129,6 +131,7 @@ def count_evidence(
     """What tokens are ranked by: the encoder, rates in each source, and referenced token texts."""
     check_usage(sources, base.folder)
     encoder = load_encoder(base.folder)
+    check_numbering(base.tokenizer.added, encoder, str(base.folder / "tokenizer.json"))
     referenced = frozenset(_referenced_texts(base))
     size = max(base.tokenizer.tokens) + 1
     rates = []
@@ -151,7 +154,9 @@ def _referenced_texts(base: TokenizerFolder) -> set[str]:
         # Such a config is broken before pruning. To drop the id would hide that; to map it is a
         # guess.
         if token_id not in tokenizer.tokens:
-            raise KPruneError(f"{where} names token id {token_id}, which the tokenizer lacks")
+            raise KPruneError(
+                f"{where} names token id {shown(token_id)}, which the tokenizer lacks"
+            )
         ids.add(token_id)
         return token_id
 
@@ -163,7 +168,7 @@ def _referenced_texts(base: TokenizerFolder) -> set[str]:
         if path.suffix == ".jinja":
             # A template is a program, so what it can print is not known. An added token whose text
             # stands in it counts as referenced.
-            templates = path.read_text(encoding="utf-8", errors="replace")
+            templates = read_bytes(path, TEMPLATE_BYTES).decode(errors="replace")
         else:
             value = without_added_tokens(base.read_config(name))
             map_ids(value, note, name)
@@ -171,7 +176,8 @@ def _referenced_texts(base: TokenizerFolder) -> set[str]:
             texts |= set(token_texts(value))
             templates = str(value.get("chat_template") or "")
         texts |= {token.content for token in tokenizer.added if token.content in templates}
-    ids |= set(referenced_ids(tokenizer))
+    for token_id in referenced_ids(tokenizer):
+        note(token_id, "tokenizer.json")
     return texts | {tokenizer.tokens[i] for i in ids}
 
 

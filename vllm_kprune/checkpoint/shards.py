@@ -9,13 +9,15 @@ import itertools
 import json
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from vllm_kprune.errors import KPruneError
+from vllm_kprune.errors import KPruneError, shown
 from vllm_kprune.progress import BytesDone
+from vllm_kprune.storage.bounded import Limits, Unfit, parse_json
 
 __all__ = [
     "BLOCK_BYTES",
@@ -29,7 +31,13 @@ __all__ = [
 ]
 
 BLOCK_BYTES = 4 << 20
-_MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
+# A tensor takes about 8 values and 150 bytes. The safetensors library reads headers of 100 MB.
+_HEADER = Limits(bytes=64 << 20, values=1_600_000)
+_MOST_DIMENSIONS = 16
+_MOST_BYTES = 1 << 50
+_MOST_NAME = 1_000  # characters
+_MOST_REASON = 300
+_DTYPE = re.compile(r"[A-Z][A-Z0-9_]{1,15}")
 _METADATA = "__metadata__"
 
 
@@ -60,7 +68,7 @@ class Shard:
 
     path: Path
     tensors: tuple[StoredTensor, ...]
-    metadata: Mapping[str, Any] | None
+    metadata: Mapping[str, str] | None
 
 
 @dataclass(frozen=True)
@@ -132,7 +140,7 @@ def read_shard(path: Path) -> Shard:
     """Read a file's header and check that its tensors fill the rest of the file exactly."""
     try:
         header, begin, size = _read_header(path)
-        metadata = header.pop(_METADATA, None)
+        metadata = _checked_metadata(header.pop(_METADATA, None))
         tensors = sorted(
             (_stored_tensor(name, entry, begin) for name, entry in header.items()),
             # An empty tensor shares its offset with the next one and must stand before it, or the
@@ -144,8 +152,17 @@ def read_shard(path: Path) -> Shard:
         ends = [begin, *(tensor.offset + tensor.bytes for tensor in tensors)]
         if [tensor.offset for tensor in tensors] != ends[:-1] or ends[-1] != size:
             raise ValueError("its tensors overlap, leave gaps, or end before or after the file")
-    except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
-        raise KPruneError(f"{path} is not a readable safetensors file: {error}") from None
+    except Unfit as error:
+        raise KPruneError(
+            f"{path} is not a readable safetensors file: its header: {error}"
+        ) from None
+    except KeyError as error:
+        raise KPruneError(
+            f"{path} is not a readable safetensors file: a tensor has no {error}"
+        ) from None
+    except (OSError, TypeError, ValueError) as error:
+        reason = str(error)[:_MOST_REASON]
+        raise KPruneError(f"{path} is not a readable safetensors file: {reason}") from None
     return Shard(path, tuple(tensors), metadata)
 
 
@@ -192,21 +209,35 @@ def _read_header(path: Path) -> tuple[dict[str, Any], int, int]:
         length = int.from_bytes(stream.read(8), "little")
         # Before the header is read: a hostile length could ask for any amount of memory. A file of
         # less than 8 bytes fails here as well.
-        if length > min(_MAX_HEADER_BYTES, size - 8):
+        if length > min(_HEADER.bytes, size - 8):
             raise ValueError(f"its header cannot have {length} bytes")
-        header = json.loads(stream.read(length))
+        header = parse_json(stream.read(length), _HEADER)
     if not isinstance(header, dict):
         raise ValueError("its header is not a JSON object")
     return header, 8 + length, size
 
 
+def _checked_metadata(value: Any) -> Mapping[str, str] | None:
+    texts = value.values() if isinstance(value, dict) else [None]
+    if value is not None and not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"its metadata is {shown(value)}, expected texts by name")
+    return value if isinstance(value, dict) else None
+
+
 def _stored_tensor(name: str, entry: Mapping[str, Any], begin: int) -> StoredTensor:
-    (start, end), dtype = entry["data_offsets"], str(entry["dtype"])
-    shape = tuple(entry["shape"])
-    if not all(isinstance(n, int) and n >= 0 for n in (start, end, *shape)) or start > end:
-        raise ValueError(f"{name} has the shape {list(shape)} and data_offsets {[start, end]}")
+    if len(name) > _MOST_NAME or not isinstance(entry, dict):
+        raise ValueError(f"the tensor {shown(name)} is {shown(entry)}")
+    dtype = entry["dtype"]
+    if not isinstance(dtype, str) or not _DTYPE.fullmatch(dtype):
+        raise ValueError(f"{name} has the data type {shown(dtype)}")
+    (start, end), shape = entry["data_offsets"], tuple(entry["shape"])
+    # Products of such numbers stay small, and are numbers for every library.
+    whole = all(type(n) is int and 0 <= n < _MOST_BYTES for n in (start, end, *shape))
+    if not whole or start > end or len(shape) > _MOST_DIMENSIONS:
+        places = f"shape {shown(list(shape))} and data_offsets {shown([start, end])}"
+        raise ValueError(f"{name} has the {places}")
     # Rounded up: elements of 4 bits share bytes, so three of F4 take 2 bytes.
-    if end - start != math.ceil(math.prod(shape) * _bits(dtype) / 8):
+    if end - start != -(-math.prod(shape) * _bits(dtype) // 8):
         raise ValueError(f"{name} has {end - start} bytes for {dtype}{list(shape)}")
     return StoredTensor(name, dtype, shape, begin + start, end - start)
 

@@ -6,14 +6,15 @@ error unless the name is known to be a count (`max_new_tokens`): kprune does not
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from vllm_kprune.errors import KPruneError
+from vllm_kprune.errors import KPruneError, shown
+from vllm_kprune.tokenizer.prune import MapId
 
-__all__ = ["map_ids", "token_texts"]
+__all__ = ["map_ids", "named_ids", "token_texts"]
 
-MapId = Callable[[int, str], int]
+_MOST_DIGITS = 9
 
 _ID_NAME = re.compile(
     r"(^|_)token_(id|ids|idx|index|indices)$"
@@ -57,7 +58,7 @@ def _map_entry(key: str, item: Any, map_id: MapId, where: str) -> Any:
     # id that stands for another token after pruning.
     if "token" in key and not _COUNT_NAME.search(key) and _holds_whole_numbers(item):
         raise KPruneError(
-            f"{where} holds {item!r}, and kprune does not know whether that is a token id; "
+            f"{where} holds {shown(item)}, and kprune does not know whether that is a token id; "
             "please report it with the model's name"
         )
     return map_ids(item, map_id, where)
@@ -71,13 +72,27 @@ def _map_all(item: Any, map_id: MapId, where: str) -> Any:
         return map_id(item, where)
     if item is None or isinstance(item, int):
         return item
-    raise KPruneError(f"{where} holds {item!r}, expected token ids")
+    raise KPruneError(f"{where} holds {shown(item)}, expected token ids")
 
 
 def _holds_whole_numbers(item: Any) -> bool:
     if isinstance(item, list):
         return any(_holds_whole_numbers(part) for part in item)
     return isinstance(item, int) and not isinstance(item, bool)
+
+
+def named_ids(value: Any, where: str) -> dict[int, Any]:
+    """A mapping with ids as keys, which JSON writes as text; null has none.
+
+    >>> named_ids({"7": "<pad>"}, "added_tokens_decoder")
+    {7: '<pad>'}
+    """
+    if not isinstance(value, dict | None):
+        raise KPruneError(f"{where} is {shown(value)}, expected tokens by their ids")
+    for key in value or ():
+        if not (key.isascii() and key.isdecimal() and len(key) <= _MOST_DIGITS):
+            raise KPruneError(f"{where} holds {shown(key)}, expected token ids")
+    return {int(key): item for key, item in (value or {}).items()}
 
 
 def token_texts(value: Any) -> Iterator[str]:

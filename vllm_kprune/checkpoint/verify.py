@@ -29,7 +29,7 @@ from vllm_kprune.checkpoint.manifest import (
     is_export,
     load_manifest,
 )
-from vllm_kprune.checkpoint.model_folder import CONFIG_FILES, read_json
+from vllm_kprune.checkpoint.model_folder import CONFIG_FILES
 from vllm_kprune.checkpoint.overlay import write_overlay
 from vllm_kprune.checkpoint.plan import TokenizerPlan, make_plan, make_tokenizer_plan
 from vllm_kprune.checkpoint.token_ids import map_ids
@@ -37,6 +37,7 @@ from vllm_kprune.checkpoint.verify_weights import compare_weights
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.profile import LANGUAGES, Corpus, as_corpora
 from vllm_kprune.progress import Progress, silent
+from vllm_kprune.storage.bounded import MODEL_FILE, NOTES, read_object
 from vllm_kprune.tokenizer.bpe import read_tokenizer
 from vllm_kprune.tokenizer.encoder import load_encoder
 from vllm_kprune.tokenizer.prune import prune_tokenizer
@@ -210,7 +211,7 @@ def _law_4(manifest: Manifest, folder: Path, base_folder: Path, progress: Progre
 def _sparsified(folder: Path) -> frozenset[str]:
     """The matrices that a sparsified checkpoint says it changed; none in another one."""
     path = folder / SPARSITY_NAME
-    named = read_json(path).get("matrices") if path.is_file() else {}
+    named = read_object(path, NOTES).get("matrices") if path.is_file() else {}
     if not isinstance(named, dict):
         raise KPruneError(f"{path} is damaged: it should name the matrices that were sparsified")
     return frozenset(named)
@@ -263,7 +264,7 @@ def _law_6(folder: Path, base: TokenizerFolder, pair: _BothTokenizers) -> LawRes
         if not name.endswith(".json"):
             continue
         before = _named_tokens(base.read_config(name), pair.original)
-        after = _named_tokens(read_json(folder / name), pair.pruned)
+        after = _named_tokens(read_object(folder / name, MODEL_FILE), pair.pruned)
         checked += len(before)
         if before != after:
             place, token = next(iter(sorted(before.items() ^ after.items(), key=str)))

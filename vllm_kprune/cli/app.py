@@ -5,16 +5,20 @@ Exit codes: 0 done, 1 a check failed, 2 a mistake that the user can correct, 3 o
 """
 
 import importlib
+import io
+import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 import typer
 
 from vllm_kprune import __version__
 from vllm_kprune.cli.console import say_error
-from vllm_kprune.errors import KPruneError
+from vllm_kprune.errors import KPruneError, shown
+from vllm_kprune.tokenizer.encoder import raise_failure
 
-__all__ = ["app", "main"]
+__all__ = ["app", "run"]
 
 app = typer.Typer(
     name="kprune",
@@ -50,10 +54,16 @@ def _register() -> None:
 _register()
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def run(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit; arguments default to the process's own."""
+    # Names of files need not be UTF-8, and where one is printed it must not end the command.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        app(list(arguments) if arguments is not None else None)
+        try:
+            app(list(arguments) if arguments is not None else None)
+        finally:
+            sys.stdout.flush()  # while a full disk can still be told
     except KPruneError as error:
         say_error(str(error))
         sys.exit(2)
@@ -64,3 +74,32 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:
         sys.stderr.close()  # a reader such as `head` has closed the pipe; Python would complain
         sys.exit(0)
+    except OSError as error:
+        _say_os_error(error)
+        sys.exit(2)
+    except MemoryError:
+        say_error("there is not enough memory for this")
+        sys.exit(2)
+    except BaseException as error:
+        _say_failure_of_tokenizer(error)
+        raise
+
+
+def _say_os_error(error: OSError) -> None:
+    """What the system refused: a disk that is full, a name that is too long."""
+    reason = error.strerror or str(error)
+    if error.filename is not None:
+        say_error(f"{shown(error.filename)[1:-1]}: {reason}; nothing more was done")
+        return
+    say_error(f"the output cannot be written: {reason}")
+    with suppress(OSError, ValueError):
+        # Python writes what is left when it ends, and would fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _say_failure_of_tokenizer(error: BaseException) -> None:
+    try:
+        raise_failure(error, "the tokenizer fails on a text")
+    except KPruneError as failure:
+        say_error(str(failure))
+        sys.exit(2)

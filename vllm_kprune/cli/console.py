@@ -37,12 +37,17 @@ __all__ = [
 ]
 
 error_console = Console(stderr=True, highlight=False)
+_MOST_CHARACTERS = 4_000  # of a mistake: a path can have 200,000
 _LINE_SECONDS = 30.0  # between lines of progress where there is no terminal
 output_console = Console(highlight=False)
 
 
 def say_error(message: str) -> None:
-    """Print a mistake on one line of standard error (server logs in it keep theirs)."""
+    """Print a mistake on standard error, in one line unless it quotes a server's log."""
+    if len(message) > _MOST_CHARACTERS:
+        message = f"{message[:_MOST_CHARACTERS]}…"
+    # Names of files need not be UTF-8.
+    message = message.encode(errors="backslashreplace").decode()
     error_console.print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True)
 
 
@@ -56,7 +61,7 @@ def steps(*more: ProgressColumn) -> Iterator[progress.Progress]:
     """A progress bar for each step, from calls (step, share done); silent without a terminal."""
     columns = (
         SpinnerColumn(),
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         TextColumn("{task.percentage:>3.0f} %"),
         TimeElapsedColumn(),
@@ -117,7 +122,7 @@ def counts() -> Iterator[Callable[[str, int, int], None]]:
     """A bar for each suite, told as (suite, done, total); where nobody watches, a line when one is
     done and now and then before, also while nothing arrives."""
     columns = (
-        TextColumn("{task.description:<12}"),
+        TextColumn("{task.description:<12}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
@@ -177,6 +182,6 @@ def write_json(value: Any, target: str) -> None:
         typer.echo(text)
         return
     try:
-        Path(target).write_text(text + "\n", encoding="utf-8")
+        Path(target).write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise KPruneError(f"{target} cannot be written: {error.strerror}") from None

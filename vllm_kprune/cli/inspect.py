@@ -5,6 +5,7 @@ from dataclasses import asdict, astuple, dataclass, fields, replace
 from pathlib import Path
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from vllm_kprune.checkpoint.curve import measure_curve
@@ -141,7 +142,7 @@ def _write_tokens(result: Inspection, path: Path) -> None:
 
 def _show(result: Inspection) -> None:
     title = result.model + (f", profile {result.profile}" if result.profile else "")
-    table = Table(title=title, title_justify="left")
+    table = Table(title=escape(title), title_justify="left")
     for heading in ("", "original", "pruned", "ratio"):
         table.add_column(heading, justify="left" if not heading else "right")
     _row(table, "tokens", result.tokens)
@@ -171,7 +172,7 @@ def _row(table: Table, name: str, change: Change | None, scale: float = 1, digit
         return
     pruned, ratio = change.pruned, change.ratio
     table.add_row(
-        name,
+        escape(name),
         f"{change.original * scale:,.{digits}f}",
         "" if pruned is None else f"{pruned * scale:,.{digits}f}",
         "" if ratio is None else f"{ratio:.3f}",

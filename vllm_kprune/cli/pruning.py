@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from vllm_kprune.checkpoint.manifest import Manifest
@@ -52,10 +53,12 @@ def show_pruning(figures: dict[str, Any]) -> None:
     for name, count in figures["by_reason"].items():
         table.add_row(f"  {name}", f"{count:,}")
     for source, share in figures["coverage"].items():
-        table.add_row(f"covered of {source}", f"{share:.3%}")
+        table.add_row(f"covered of {escape(source)}", f"{share:.3%}")
     if memory:
         before, after = (f"{memory[key] / 1e6:,.0f}" for key in ("original", "kept"))
         table.add_row("vocabulary weights", f"{before} → {after} MB")
     if "overlay_bytes" in figures:
-        table.add_row("written", f"{figures['overlay_bytes'] / 1e6:.1f} MB in {figures['output']}")
+        table.add_row(
+            "written", f"{figures['overlay_bytes'] / 1e6:.1f} MB in {escape(figures['output'])}"
+        )
     error_console.print(table)

@@ -19,6 +19,7 @@ from typing import Any, Self
 from filelock import FileLock, Timeout
 
 from vllm_kprune.errors import KPruneError, shown
+from vllm_kprune.storage.bounded import Limits, Unfit, parse_json
 
 __all__ = ["Journal", "kept_settings", "set_aside"]
 
@@ -26,7 +27,9 @@ _FORMAT = "kprune answers"
 _SCHEMA = 1
 _FOLDER = "answers"
 _MAX_BYTES = 4 * 1024**3  # of one file, since it is read into memory
-_MOST_SETTINGS = 1 << 20  # bytes
+_SETTINGS = Limits(bytes=1 << 20, values=50_000)
+# An answer with the log-probabilities of a long prompt has a few megabytes.
+_LINE = Limits(bytes=64 << 20, values=4_000_000, halves=True)
 _SUITE = re.compile(r"[a-z][a-z0-9_]{0,63}")
 
 
@@ -164,7 +167,11 @@ class _File:
             )
         whole = 0
         with self.path.open("rb") as stream:
-            for number, data in enumerate(stream, 1):
+            # With a limit, a file without line ends cannot fill the memory.
+            lines = iter(lambda: stream.readline(_LINE.bytes + 1), b"")
+            for number, data in enumerate(lines, 1):
+                if not data.endswith(b"\n") and len(data) > _LINE.bytes:
+                    raise _damaged(self.path, number)
                 if not data.endswith(b"\n"):
                     break  # cut off by a kill
                 self._take(number, data, settings)
@@ -173,18 +180,17 @@ class _File:
 
     def _take(self, number: int, data: bytes, settings: Mapping[str, Any]) -> None:
         try:
-            line = json.loads(data)
+            line = parse_json(data, _LINE)
             if number == 1:
                 _check_header(self.path, line, settings)
             else:
                 self.values[str(line["key"])] = line["value"]
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
-            # It is a ValueError too: what `_check_header` says must not become "is damaged".
-            if isinstance(error, KPruneError):
-                raise
-            raise KPruneError(
-                f"{self.path}, line {number}, is damaged; start over with --fresh"
-            ) from None
+        except (Unfit, AttributeError, KeyError, TypeError):
+            raise _damaged(self.path, number) from None
+
+
+def _damaged(path: Path, number: int) -> KPruneError:
+    return KPruneError(f"{path}, line {number}, is damaged; start over with --fresh")
 
 
 def _unwritten(path: Path, error: OSError) -> KPruneError:
@@ -199,17 +205,17 @@ def kept_settings(folder: Path) -> dict[str, Any]:
     path = folder / _FOLDER / "endpoints.jsonl"
     try:
         with path.open("rb") as stream:
-            header = json.loads(stream.readline(_MOST_SETTINGS))
+            header = parse_json(stream.readline(_SETTINGS.bytes), _SETTINGS)
         settings = header["settings"]
         if not isinstance(settings, dict):
             raise TypeError
+        _check_header(path, header, settings)
     except OSError:
         raise KPruneError(
             f"{folder} has no answers of a comparison; expected the folder of a run (its -o)"
         ) from None
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (Unfit, KeyError, TypeError):
         raise KPruneError(f"{path}, line 1, is damaged, so its run cannot be read") from None
-    _check_header(path, header, settings)
     return settings
 
 

@@ -34,10 +34,13 @@ def read_arrays(path: Path, names: Iterable[str], make: Callable[[Arrays], T]) -
             raise ValueError("the file is too large")
         # NumPy leaves a file open that it opened and found damaged.
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
+            # Compressed, a file can hold far more than its size.
+            if sum(member.file_size for member in arrays.zip.infolist()) > _MOST_BYTES:
+                raise ValueError("its arrays are too large")
             return make({name: arrays[name] for name in names})
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, EOFError, MemoryError, zipfile.BadZipFile) as error:
         _log.warning("kprune guard: %s is damaged and is made again (%s)", path, error)
         return None
 

@@ -23,9 +23,9 @@ from typing import Any
 
 import regex
 
-from vllm_kprune.checkpoint.model_folder import read_json
 from vllm_kprune.checkpoint.token_ids import token_texts
 from vllm_kprune.errors import KPruneError
+from vllm_kprune.storage.bounded import MODEL_FILE, read_object
 from vllm_kprune.tokenizer.bpe import BpeTokenizer
 
 __all__ = ["NO_EVIDENCE", "ControlEvidence", "control_ids", "read_evidence"]
@@ -114,7 +114,7 @@ def _config(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        return read_json(path)
+        return read_object(path, MODEL_FILE)
     except KPruneError as error:
         _log.warning("kprune guard: control tokens are looked for without a file: %s", error)
         return {}

@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from vllm_kprune.checkpoint.model_folder import read_json
 from vllm_kprune.heal.network import TextModel
 from vllm_kprune.sparsify.network import matrices_of
 from vllm_kprune.sparsify.record import SPARSITY_NAME
+from vllm_kprune.storage.bounded import NOTES, read_object
 
 __all__ = ["ZeroMasks", "find_zeros", "rounded"]
 
@@ -60,7 +60,7 @@ def find_zeros(model: TextModel) -> ZeroMasks:
 
 def _sparsified(folder: Path) -> Container[str]:
     path = folder / SPARSITY_NAME
-    named = read_json(path).get("matrices") if path.is_file() else None
+    named = read_object(path, NOTES).get("matrices") if path.is_file() else None
     return named if isinstance(named, dict) else ()
 
 

@@ -15,6 +15,7 @@ from typing import Any, Self
 import torch
 from safetensors.torch import load_file, save_file
 
+from vllm_kprune.errors import KPruneError
 from vllm_kprune.sparsify.files import sync_file
 from vllm_kprune.sparsify.record import earlier_notes
 from vllm_kprune.storage.folders import new_file
@@ -52,10 +53,24 @@ class HealNotes:
         settings = json.loads(json.dumps(settings))
         found = earlier_notes(folder / NOTES_NAME, settings, start_anew)
         if found is not None:
-            return cls(folder, **found)
+            return cls._read(folder, found)
         notes = cls(folder, settings)
         notes.clear()
         return notes
+
+    @classmethod
+    def _read(cls, folder: Path, found: Mapping[str, Any]) -> Self:
+        new = cls(folder, {})
+        kinds = {name: type(value) for name, value in vars(new).items() if name != "folder"}
+        best = found.get("best")
+        fits = found.keys() <= kinds.keys() and all(
+            type(value) is kinds[name] for name, value in found.items() if name != "best"
+        )
+        if not fits or not (
+            best is None or (isinstance(best, dict) and type(best.get("step")) is int)
+        ):
+            raise KPruneError(f"the notes in {folder} are damaged; use --force to start anew")
+        return cls(folder, **found)
 
     def clear(self) -> None:
         """Remove everything that a run left."""

@@ -15,10 +15,10 @@ from pathlib import Path
 
 from vllm_kprune.checkpoint.base import BaseModel
 from vllm_kprune.checkpoint.manifest import EXPORT_NAME, is_export, load_manifest
-from vllm_kprune.checkpoint.model_folder import read_json
 from vllm_kprune.errors import KPruneError, shown
 from vllm_kprune.sparsify.body import ModelBody, open_body
 from vllm_kprune.sparsify.record import SPARSITY_NAME
+from vllm_kprune.storage.bounded import NOTES, read_object
 
 __all__ = ["Teacher", "find_teacher"]
 
@@ -57,7 +57,7 @@ def _origin(folder: Path) -> Path:
     if is_export(folder):
         path: object = load_manifest(folder, EXPORT_NAME).base.path
     elif (folder / SPARSITY_NAME).is_file():
-        base = read_json(folder / SPARSITY_NAME).get("base")
+        base = read_object(folder / SPARSITY_NAME, NOTES).get("base")
         path = base.get("path") if isinstance(base, dict) else None
     else:
         raise KPruneError(

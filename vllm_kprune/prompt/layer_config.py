@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from vllm_kprune.errors import KPruneError, nearest
+from vllm_kprune.errors import KPruneError, nearest, shown
 from vllm_kprune.prompt.layer_families import FAMILIES, AttentionFamily, Norm
 
 __all__ = ["PRECISIONS", "LayerConfig", "Precision", "Rope", "parse_layer_config"]
@@ -75,8 +75,8 @@ def parse_layer_config(config: Mapping[str, Any], layer: int, source: Path) -> L
     model_type = {"gemma3": "gemma3_text"}.get(model_type, model_type)
     if model_type not in FAMILIES:
         raise KPruneError(
-            f"{source}: models of type {model_type!r} cannot rank tokens; "
-            f"{nearest(model_type, FAMILIES)}"
+            f"{source}: models of type {shown(model_type)} cannot rank tokens; "
+            f"{nearest(model_type[:64], FAMILIES)}"
         )
     return _ConfigReader(text, FAMILIES[model_type], layer, source).read(model_type)
 
@@ -140,7 +140,7 @@ class _ConfigReader:
     def positive(self, name: str, value: Any) -> float:
         # In Python, true is an int and would pass for 1. NaN fails every comparison.
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e12:
-            raise KPruneError(f"{self.source}: {name} is {value!r}; expected a number above 0")
+            raise KPruneError(f"{self.source}: {name} is {shown(value)}; expected a number above 0")
         return float(value)
 
     def count(self, name: str, default: int | None = None) -> int:
@@ -198,8 +198,8 @@ class _ConfigReader:
         scaling = str(said.get("rope_type", said.get("type", "default")))
         if scaling not in _ROPE_TYPES or said.get("partial_rotary_factor", 1.0) != 1.0:
             raise KPruneError(
-                f"{self.source}: cannot rank with a rotary embedding of type {scaling!r}, or of "
-                f"part of each head (known types: {', '.join(_ROPE_TYPES)}); use another model"
+                f"{self.source}: cannot rank with a rotary embedding of type {shown(scaling)}, or "
+                f"of part of each head (known types: {', '.join(_ROPE_TYPES)}); use another model"
             )
 
         def number(name: str, default: float) -> float:

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from vllm_kprune.checkpoint.model_folder import read_json, resolve_model
+from vllm_kprune.checkpoint.model_folder import resolve_model
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.prompt.attention import (
     LOG2_E,
@@ -36,7 +36,9 @@ from vllm_kprune.prompt.layer_config import (
 )
 from vllm_kprune.prompt.layer_weights import LayerWeights, load_weights
 from vllm_kprune.prompt.products import check_int8
-from vllm_kprune.prompt.tokens import Cancelled, IsCancelled, load_tokenizer
+from vllm_kprune.prompt.tokens import Cancelled, IsCancelled
+from vllm_kprune.storage.bounded import MODEL_FILE, read_object
+from vllm_kprune.tokenizer.encoder import load_encoder
 
 __all__ = ["Cancelled", "FirstLayer"]
 
@@ -85,7 +87,7 @@ class FirstLayer:
         config_path = folder / "config.json"
         if not config_path.is_file():
             raise KPruneError(f"{folder} has no config.json; name a model's folder")
-        config = parse_layer_config(read_json(config_path), layer, config_path)
+        config = parse_layer_config(read_object(config_path, MODEL_FILE), layer, config_path)
         weights = load_weights(folder, config)
         below = HiddenStates(folder, layer) if layer else None
         return cls(folder, config, weights, precision, below)
@@ -93,7 +95,7 @@ class FirstLayer:
     @cached_property
     def tokenizer(self) -> Tokenizer:
         """The model's own tokenizer. Read on first use, because a pruner has one already."""
-        return load_tokenizer(self._folder)
+        return load_encoder(self._folder)
 
     @property
     def num_heads(self) -> int:

@@ -32,8 +32,8 @@ from vllm_kprune.prompt.tokens import (
     Tokens,
     control_tokens,
     encode,
-    load_tokenizer,
 )
+from vllm_kprune.tokenizer.encoder import load_encoder
 
 __all__ = ["TextPruner"]
 
@@ -71,7 +71,7 @@ class TextPruner:
         """
         folder = Path(folder)
         pruner = cls(
-            load_tokenizer(folder), lambda name: make_scorer(name, folder, **settings), scorer
+            load_encoder(folder), lambda name: make_scorer(name, folder, **settings), scorer
         )
         pruner.scorer(scorer)
         return pruner

@@ -3,12 +3,11 @@
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 from tokenizers import Encoding, Tokenizer
 
 from vllm_kprune.errors import KPruneError
-from vllm_kprune.tokenizer.encoder import whole_texts
+from vllm_kprune.tokenizer.encoder import raise_failure
 
 __all__ = [
     "Cancelled",
@@ -18,7 +17,6 @@ __all__ = [
     "Tokens",
     "control_tokens",
     "encode",
-    "load_tokenizer",
 ]
 
 # True once the caller no longer wants the result.
@@ -84,15 +82,6 @@ def encode(tokenizer: Tokenizer, text: str) -> Encoding:
         return tokenizer.encode_batch([text], add_special_tokens=False)[0]
     except (TypeError, UnicodeEncodeError):
         raise KPruneError("the text has half a surrogate pair; send valid Unicode") from None
-
-
-def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of a model's folder, which neither cuts nor fills texts; or `KPruneError`."""
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        raise KPruneError(f"{folder} has no tokenizer.json; name a model's folder as the ranker")
-    try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the tokenizers library raises plain Exception
-        raise KPruneError(f"{path} is not a tokenizer: {error}") from None
-    return whole_texts(tokenizer)
+    except BaseException as error:
+        raise_failure(error, "the tokenizer fails on the text")
+        raise

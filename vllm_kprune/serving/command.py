@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from vllm_kprune.errors import KPruneError
+from vllm_kprune.errors import KPruneError, shown
 from vllm_kprune.serving.compat import features, seams_engine
 from vllm_kprune.serving.compat.installer import Wraps, require
 
@@ -76,8 +76,13 @@ def _settle(args: argparse.Namespace) -> None:
         os.environ[NAMED] = ",".join(names)
     if given := given_options(args):
         extra = dict(getattr(args, "additional_config", None) or {})
+        ours = extra.get(KEY) or {}
+        if not isinstance(ours, dict):
+            raise KPruneError(
+                f"additional_config[{KEY!r}] is {shown(ours)}, expected options by their names"
+            )
         # A flag wins over the same option in `--additional-config`.
-        args.additional_config = {**extra, KEY: {**extra.get(KEY, {}), **given}}
+        args.additional_config = {**extra, KEY: {**ours, **given}}
     _add_headers(args)
 
 

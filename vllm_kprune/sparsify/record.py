@@ -15,10 +15,10 @@ from typing import Any, Self
 from vllm_kprune import __version__
 from vllm_kprune.checkpoint.base import BaseModel
 from vllm_kprune.checkpoint.manifest import SPARSITY_NAME
-from vllm_kprune.checkpoint.model_folder import read_json
 from vllm_kprune.checkpoint.overlay import digest_base
 from vllm_kprune.errors import KPruneError, shown
 from vllm_kprune.progress import Progress
+from vllm_kprune.storage.bounded import NOTES, read_object
 from vllm_kprune.storage.cache import cache_dir
 from vllm_kprune.storage.folders import new_file
 
@@ -55,7 +55,10 @@ class RunNotes:
         settings = json.loads(json.dumps(settings))
         found = earlier_notes(folder / NOTES_NAME, settings, start_anew)
         if found is not None:
-            return cls(folder, settings, found["layers"])
+            layers = found.get("layers")
+            if not isinstance(layers, list) or not all(isinstance(one, dict) for one in layers):
+                raise KPruneError(f"the notes in {folder} are damaged; use --force to start anew")
+            return cls(folder, settings, layers)
         for old in folder.iterdir():
             old.unlink()
         return cls(folder, settings)
@@ -80,7 +83,7 @@ def earlier_notes(
     """
     if not path.is_file():
         return None
-    found = read_json(path)
+    found = read_object(path, NOTES)
     changed = _changed_setting(found.get("settings"), settings)
     if changed is None:
         return found

@@ -7,12 +7,14 @@ modification time. They read the content again only if the time differs, as afte
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from vllm_kprune.progress import BytesDone
+from vllm_kprune.storage.bounded import read_bytes
 from vllm_kprune.storage.folders import new_file
 
 __all__ = [
@@ -25,6 +27,7 @@ __all__ = [
 ]
 
 _BLOCK_BYTES = 1 << 22
+_NOTE_BYTES = 1 << 12
 
 
 class FileDigest(BaseModel):
@@ -74,14 +77,15 @@ def remembered_digest(path: Path, memory: Path, advance: BytesDone | None = None
     # A NUL byte separates: no path contains one, so no two keys read alike.
     note = memory / f"{digest_text(key)}.json"
     try:
-        known = FileDigest.model_validate_json(note.read_bytes())
+        known = FileDigest.model_validate_json(read_bytes(note, _NOTE_BYTES))
         # They differ if the file changed after its key was made: `digest_file` looks at it again.
         if (known.size, known.mtime_ns) == (stat.st_size, stat.st_mtime_ns):
             return known
     except (OSError, ValueError):
         pass  # not remembered, or the note is damaged: read the file
     digest = digest_file(path, advance)
-    with new_file(note) as stream:
+    # A disk that is full or cannot be written costs the next run a second reading, no more.
+    with suppress(OSError), new_file(note) as stream:
         stream.write(digest.model_dump_json().encode())
     return digest
 

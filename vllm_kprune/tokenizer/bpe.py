@@ -8,18 +8,27 @@ WordPiece models have no merges and are refused.
 """
 
 import itertools
-import json
 from collections.abc import Iterator, KeysView, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from vllm_kprune.errors import KPruneError
+from vllm_kprune.errors import KPruneError, shown
+from vllm_kprune.storage.bounded import Limits, read_object
+from vllm_kprune.tokenizer.checks import check_added, check_model
 
-__all__ = ["AddedToken", "BpeTokenizer", "byte_alphabet", "parse_tokenizer", "read_tokenizer"]
+__all__ = [
+    "TOKENIZER_FILE",
+    "AddedToken",
+    "BpeTokenizer",
+    "byte_alphabet",
+    "parse_tokenizer",
+    "read_tokenizer",
+]
 
-_MAX_BYTES = 512 << 20
+# That of Gemma-3, the largest that is known, has 33 MB and 1.9 million values.
+TOKENIZER_FILE = Limits(bytes=128 << 20, values=5_000_000)
 _BYTE_TOKENS = {f"<0x{value:02X}>": value for value in range(256)}
 
 TokenKind = Literal["byte_level", "byte_fallback"]
@@ -68,10 +77,8 @@ class BpeTokenizer:
 
     @cached_property
     def _ranks(self) -> Mapping[tuple[str, str], int]:
-        ranks: dict[tuple[str, str], int] = {}
-        for rank, pair in enumerate(self.merges):
-            ranks.setdefault(pair, rank)
-        return ranks
+        # As in the library, the last of two equal merges counts.
+        return {pair: rank for rank, pair in enumerate(self.merges)}
 
     def token_bytes(self, token_id: int) -> bytes:
         """UTF-8 bytes that a token decodes to; they may be part of a character.
@@ -182,16 +189,7 @@ def read_tokenizer(folder: Path) -> BpeTokenizer:
             f"{folder} has no tokenizer.json; kprune needs a fast tokenizer, so save one with "
             "transformers' AutoTokenizer.from_pretrained(…).save_pretrained(…)"
         )
-    try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise KPruneError(f"{path} is larger than {_MAX_BYTES >> 20} MiB")
-        # Deeply nested JSON raises RecursionError.
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except KPruneError:
-        raise
-    except (OSError, ValueError, RecursionError) as error:
-        raise KPruneError(f"{path} is not readable JSON: {error}") from None
-    return parse_tokenizer(data, source=str(path))
+    return parse_tokenizer(read_object(path, TOKENIZER_FILE), source=str(path))
 
 
 def parse_tokenizer(data: Any, source: str = "tokenizer.json") -> BpeTokenizer:
@@ -200,28 +198,44 @@ def parse_tokenizer(data: Any, source: str = "tokenizer.json") -> BpeTokenizer:
     kind_of_model = model.get("type", "BPE") if isinstance(model, dict) else None
     if kind_of_model != "BPE" or not isinstance(model, dict) or "merges" not in model:
         raise KPruneError(
-            f"{source}: the model is {kind_of_model or 'missing'}, but kprune prunes only BPE "
+            f"{source}: the model is {_named(kind_of_model)}, but kprune prunes only BPE "
             "(Unigram and WordPiece vocabularies have no merges to follow)"
         )
     try:
+        check_model(model)
+        vocab: dict[str, int] = model["vocab"]
         merges = [_pair(merge) for merge in model["merges"]]
         added = tuple(_added(entry) for entry in data.get("added_tokens") or ())
-        vocab: dict[str, int] = model["vocab"]
+        check_added(added, vocab)
         return BpeTokenizer(data, vocab, merges, added, _kind(data, model, source))
-    except (KeyError, TypeError, ValueError) as error:
-        if isinstance(error, KPruneError):
-            raise
-        raise KPruneError(f"{source}: malformed: {error!r}") from None
+    except KPruneError:
+        raise
+    except KeyError as error:
+        raise KPruneError(f"{source}: malformed: there is no {error}") from None
+    except (AttributeError, RecursionError, TypeError, ValueError) as error:
+        raise KPruneError(f"{source}: malformed: {_reason(error)}") from None
+
+
+def _named(kind: object) -> str:
+    return kind[:40] if isinstance(kind, str) and kind else "missing" if not kind else shown(kind)
+
+
+def _reason(error: Exception) -> str:
+    return str(error)[:200]
 
 
 def _pair(merge: str | Sequence[str]) -> tuple[str, str]:
     # Older files have "a b", newer ones ["a", "b"], which allows spaces inside a token.
-    left, right = merge.split(" ") if isinstance(merge, str) else merge
-    return left, right
+    parts = merge.split(" ") if isinstance(merge, str) else merge
+    if not isinstance(parts, list) or list(map(type, parts)) != [str, str]:
+        raise ValueError(f"the merge {shown(merge)} does not have two parts")
+    return parts[0], parts[1]
 
 
 def _added(entry: Mapping[str, Any]) -> AddedToken:
-    return AddedToken(int(entry["id"]), str(entry["content"]), bool(entry.get("special")))
+    if not isinstance(entry["content"], str):
+        raise ValueError(f"the content of an added token is {shown(entry['content'])}")
+    return AddedToken(entry["id"], entry["content"], bool(entry.get("special")))
 
 
 def _kind(data: Mapping[str, Any], model: Mapping[str, Any], source: str) -> TokenKind:
@@ -234,9 +248,10 @@ def _kind(data: Mapping[str, Any], model: Mapping[str, Any], source: str) -> Tok
         if not missing:
             return "byte_fallback"
         raise KPruneError(f"{source}: byte fallback lacks the byte token {missing[0]}")
+    found = shown(sorted(steps)) if steps else "missing"
     raise KPruneError(
-        f"{source}: the decoder is {sorted(steps) or 'missing'}; expected a byte-level or "
-        "byte-fallback vocabulary, because only those can spell every text after pruning"
+        f"{source}: the decoder is {found}; expected a byte-level or byte-fallback vocabulary, "
+        "because only those can spell every text after pruning"
     )
 
 

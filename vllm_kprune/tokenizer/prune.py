@@ -6,16 +6,20 @@ and merges keep their order; so text whose original ids are all kept is encoded 
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from tokenizers import Tokenizer
 
-from vllm_kprune.errors import KPruneError
+from vllm_kprune.errors import KPruneError, shown
 from vllm_kprune.tokenizer.bpe import BpeTokenizer
 from vllm_kprune.tokenizer.encoder import whole_texts
 
-__all__ = ["IdMap", "prune_tokenizer", "pruned_tokenizer", "referenced_ids"]
+__all__ = ["IdMap", "MapId", "prune_tokenizer", "pruned_tokenizer", "referenced_ids"]
+
+
+# From an id, and the place where it stands, to the id to write.
+MapId = Callable[[int, str], int]
 
 
 class IdMap(Mapping[int, int]):
@@ -53,12 +57,7 @@ def prune_tokenizer(tokenizer: BpeTokenizer, kept_ids: Sequence[int]) -> dict[st
         for entry in tokenizer.data.get("added_tokens") or ()
         if entry["id"] in ids
     ]
-    if post_processor := tokenizer.data.get("post_processor"):
-        pruned["post_processor"] = _map_post_processor(post_processor, ids)
-    if padding := tokenizer.data.get("padding"):
-        new_id = ids.required(padding["pad_id"], "tokenizer.json: padding")
-        pruned["padding"] = {**padding, "pad_id": new_id}
-    return pruned
+    return pruned | _map_settings(tokenizer.data, ids.required)
 
 
 def pruned_tokenizer(tokenizer: BpeTokenizer, kept_ids: Sequence[int]) -> Tokenizer:
@@ -71,17 +70,19 @@ def referenced_ids(tokenizer: BpeTokenizer) -> Iterator[int]:
     unknown = tokenizer.data["model"].get("unk_token")
     if unknown in tokenizer.vocab:
         yield tokenizer.vocab[unknown]
-    if padding := tokenizer.data.get("padding"):
-        yield padding["pad_id"]
-    yield from _post_processor_ids(tokenizer.data.get("post_processor") or {})
+    found: list[int] = []
 
+    def note(token_id: int, where: str) -> int:
+        found.append(token_id)
+        return token_id
 
-def _post_processor_ids(step: Mapping[str, Any]) -> Iterator[int]:
-    for inner in step.get("processors") or ():
-        yield from _post_processor_ids(inner)
-    for token in (step.get("special_tokens") or {}).values():
-        yield from token["ids"]
-    yield from (step[key][1] for key in ("sep", "cls") if key in step)
+    try:
+        _map_settings(tokenizer.data, note)
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        raise KPruneError(
+            f"tokenizer.json: post_processor or padding is damaged: {error}"
+        ) from None
+    yield from found
 
 
 def _prune_model(tokenizer: BpeTokenizer, ids: IdMap) -> dict[str, Any]:
@@ -98,19 +99,30 @@ def _prune_model(tokenizer: BpeTokenizer, ids: IdMap) -> dict[str, Any]:
     return {**model, "vocab": ordered, "merges": merges}
 
 
-def _map_post_processor(step: Mapping[str, Any], ids: IdMap) -> dict[str, Any]:
+def _map_settings(data: Mapping[str, Any], map_id: MapId) -> dict[str, Any]:
+    """The parts of a tokenizer.json besides its tokens that have ids, mapped."""
+    mapped: dict[str, Any] = {}
+    if post_processor := data.get("post_processor"):
+        mapped["post_processor"] = _map_post_processor(post_processor, map_id)
+    if padding := data.get("padding"):
+        new_id = map_id(padding["pad_id"], "tokenizer.json: padding")
+        mapped["padding"] = {**padding, "pad_id": new_id}
+    return mapped
+
+
+def _map_post_processor(step: Mapping[str, Any], map_id: MapId) -> dict[str, Any]:
     kind = step.get("type")
-    where = f"tokenizer.json: post_processor {kind}"
+    where = f"tokenizer.json: post_processor {shown(kind)[1:-1]}"
     if kind == "Sequence":
-        return {**step, "processors": [_map_post_processor(s, ids) for s in step["processors"]]}
+        return {**step, "processors": [_map_post_processor(s, map_id) for s in step["processors"]]}
     if kind == "TemplateProcessing":
         special = {
-            name: {**token, "ids": [ids.required(i, where) for i in token["ids"]]}
+            name: {**token, "ids": [map_id(i, where) for i in token["ids"]]}
             for name, token in step["special_tokens"].items()
         }
         return {**step, "special_tokens": special}
     if kind in ("BertProcessing", "RobertaProcessing"):
-        mapped = {key: [step[key][0], ids.required(step[key][1], where)] for key in ("sep", "cls")}
+        mapped = {key: [step[key][0], map_id(step[key][1], where)] for key in ("sep", "cls")}
         return {**step, **mapped}
     # ByteLevel has no ids.
     if kind == "ByteLevel":

@@ -2,7 +2,6 @@
 
 import gzip
 import itertools
-import json
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,13 +10,14 @@ from typing import IO, Any
 import zstandard
 
 from vllm_kprune.errors import KPruneError
+from vllm_kprune.storage.bounded import Limits, Unfit, parse_json
 
 __all__ = ["read_corpus"]
 
 # A line of text may be cut anywhere, so a file that is one huge line does no harm. A JSON record
 # must be read whole.
 _LINE_CHARACTERS = 1 << 16
-_RECORD_CHARACTERS = 1 << 26
+_RECORD = Limits(bytes=16 << 20, values=400_000, lenient=True, halves=True)
 _MOST_CHARACTERS = 100_000_000
 
 
@@ -49,7 +49,7 @@ def _corpus_texts(path: Path) -> Iterator[str]:
     with _open_text(path) as stream:
         for number in itertools.count(1):
             # With a limit, a line without end cannot fill the memory.
-            line = stream.readline(_RECORD_CHARACTERS if jsonl else _LINE_CHARACTERS)
+            line = stream.readline(_RECORD.bytes if jsonl else _LINE_CHARACTERS)
             if not line:
                 return
             # Binary data can be valid UTF-8, but text has no NUL.
@@ -65,9 +65,10 @@ def _json_strings(line: str, path: Path, number: int) -> Iterator[str]:
     if not line.strip():
         return
     try:
-        yield from _strings(json.loads(line))
-    except (ValueError, RecursionError) as error:
+        value = parse_json(line, _RECORD)
+    except Unfit as error:
         raise KPruneError(f"corpus {path}, line {number}: not JSON: {error}") from None
+    yield from _strings(value)
 
 
 def _strings(value: Any) -> Iterator[str]:

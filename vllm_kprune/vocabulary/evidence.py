@@ -19,12 +19,13 @@ from typing import Any
 import numpy as np
 import regex
 import zstandard
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from vllm_kprune.arrays import Floats
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.profile import LANGUAGES, Corpus, Profile, UsageFile
 from vllm_kprune.storage.digest import sha256_file
+from vllm_kprune.tokenizer.encoder import raise_failure
 from vllm_kprune.vocabulary.batches import WeightedText, weighted_batches
 from vllm_kprune.vocabulary.corpus import read_corpus
 from vllm_kprune.vocabulary.usage import TokenUsage, read_usage
@@ -93,7 +94,7 @@ def count_source(tokenizer: Tokenizer, source: Source, size: int) -> TokenRates:
     counts = np.zeros(size)
     total = 0
     for batch in weighted_batches(source.texts()):
-        encodings = tokenizer.encode_batch_fast([t for t, _ in batch], add_special_tokens=False)
+        encodings = _encoded(tokenizer, batch, source.name)
         lengths = [len(encoding) for encoding in encodings]
         ids = np.fromiter(itertools.chain.from_iterable(e.ids for e in encodings), dtype=np.int64)
         weights = np.repeat([weight for _, weight in batch], lengths)
@@ -125,6 +126,16 @@ def check_usage(sources: Iterable[Source], folder: Path) -> None:
                 f"tokenizer.json: {usage.tokenizer_sha256[:12]}…, here {found[:12]}…), so its ids "
                 "mean other tokens; give a file from a server of this model"
             )
+
+
+def _encoded(
+    tokenizer: Tokenizer, batch: Sequence[WeightedText], source: str
+) -> Sequence[Encoding]:
+    try:
+        return tokenizer.encode_batch_fast([t for t, _ in batch], add_special_tokens=False)
+    except BaseException as error:
+        raise_failure(error, f"the tokenizer fails on {source}")
+        raise
 
 
 def _wordlist_source(language: str) -> Source:

@@ -2,11 +2,13 @@
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from support.malformed import malformed_bytes, malformed_json
 from support.prune_cases import LONG, LengthScores, pruning_of, tokens
 
 from vllm_kprune.serving.pruning.service import PromptPruning
@@ -68,9 +70,39 @@ def test_messages_and_documents_are_shown_segment_by_segment() -> None:
     assert answer["documents"][0] == {"title": "a", "text": answer["segments"][1]["kept"]}
 
 
-def test_half_a_character_is_an_answer_too() -> None:
-    code, _ = post(json.dumps({"prompt": f"{LONG}\ud83d", "keep": 0.5}).encode())
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"prompt": f"{LONG}\ud83d", "keep": 0.5},
+        {"messages": [{"role": "\ud800", "content": LONG}], "keep": 0.5},
+        {"messages": [{"role": "user", "content": LONG, "name": "\udfff"}], "keep": 0.5},
+        {"prompt": LONG, "keep": 0.5, "\ud800": 1},
+    ],
+)
+def test_half_a_character_is_refused_wherever_it_is(body: Any) -> None:
+    code, answer = post(json.dumps(body).encode())
     assert code == 400
+    assert "half a character" in answer["error"]["message"]
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_200_malformations_are_refused_in_one_line_or_answered(chat: bool) -> None:
+    texts = {"messages": CHAT, "documents": [{"title": "a", "text": LONG}]}
+    body = {**(texts if chat else {"prompt": LONG}), "keep": 0.5, "unit": "word"}
+    codes = Counter[int]()
+    variants = [*malformed_json(body, 80), *malformed_bytes(json.dumps(body).encode(), 20)]
+    for data in variants:
+        code, answer = post(data)  # whose bytes are JSON, or this would fail
+        codes[code] += 1
+        if code == 400:
+            message = answer["error"]["message"]
+            assert len(message.splitlines()) == 1
+            assert len(message) < 1500
+        else:
+            kept = sum(piece["kept"] for one in answer["segments"] for piece in one["pieces"])
+            assert kept <= sum(len(one["pieces"]) for one in answer["segments"])
+    assert set(codes) == {200, 400}
+    assert codes[400] >= 50
 
 
 @pytest.mark.parametrize(

@@ -7,20 +7,20 @@
 Values of headers and queries may be keys, so only their names are ever shown or kept.
 """
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from vllm_kprune.errors import KPruneError, shown
+from vllm_kprune.storage.bounded import Limits, Unfit, parse_json
 
 __all__ = ["NO_EXTRAS", "Extras", "extra_body", "extra_headers", "extra_query"]
 
 _HEADER_NAME = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _SECRET_NAME = re.compile(r"key|token|secret|sig|auth|code|password", re.IGNORECASE)
 _LEAST_SECRET = 20  # characters
-_MOST_CHARACTERS = 100_000
+_BODY = Limits(bytes=100_000, values=10_000)
 # Fields that the suites set, with the option that changes them. Another value on one side would
 # make the two sides answer different questions.
 _OURS: Mapping[str, str] = {
@@ -81,9 +81,8 @@ def extra_body(name: str, text: str | None) -> dict[str, Any]:
         return {}
     example = '{"chat_template_kwargs": {"enable_thinking": false}}'
     try:
-        value = json.loads(text) if len(text) <= _MOST_CHARACTERS else None
-        json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
-    except (ValueError, RecursionError):
+        value = parse_json(text, _BODY)
+    except Unfit:
         value = None
     if not isinstance(value, dict):
         raise KPruneError(f"{name}: got {shown(text)}, expected a JSON object such as {example}")

@@ -4,6 +4,7 @@ A status or body decides whether another attempt can help (`Trouble`) or not (`R
 or whether the user must do something first (`KeyRefused`). The key appears in no message.
 """
 
+import codecs
 import json
 import re
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from typing import Any, Literal
 from vllm_kprune.compare.endpoint.messages import Endpoint
 from vllm_kprune.compare.endpoint.wire import Malformed
 from vllm_kprune.errors import KPruneError, shown
+from vllm_kprune.storage.bounded import Limits, Unfit, parse_json
 
 __all__ = [
     "BUSY",
@@ -27,6 +29,8 @@ __all__ = [
 ]
 
 MAX_ERROR_BYTES = 65536
+# The transport reads less than that. Log-probabilities of a long prompt are a million values.
+_ANSWER = Limits(bytes=64 << 20, values=4_000_000, lenient=True, halves=True)
 _MAX_WORDS = 300
 # Escaped surrogates are usually whole pairs, such as emoji, which `json.loads` joins. `_HALF` finds
 # those that are left over. The search in bytes spares most answers that second pass.
@@ -122,11 +126,11 @@ def parse(data: bytes) -> Any:
     Lone surrogates, which JSON can escape and UTF-8 cannot hold, become replacement characters.
     """
     try:
-        value = json.loads(data.decode("utf-8-sig"))
+        value = parse_json(data.removeprefix(codecs.BOM_UTF8), _ANSWER)
         if _HALF_ESCAPED.search(data):
             value = json.loads(_HALF.sub("\ufffd", json.dumps(value, ensure_ascii=False)))
         return value
-    except (ValueError, RecursionError):
+    except Unfit:
         raise Malformed("an answer that is not JSON") from None
 
 

@@ -8,11 +8,13 @@ from pydantic import ValidationError
 
 from vllm_kprune.compare.report.document import SCHEMA_VERSION, Report
 from vllm_kprune.errors import KPruneError, shown
+from vllm_kprune.storage.bounded import Limits, Unfit, parse_json, read_bytes
 from vllm_kprune.storage.folders import new_file
 
 __all__ = ["MOST_BYTES", "read_report", "schema", "write_report"]
 
 MOST_BYTES = 64 << 20
+_LIMITS = Limits(bytes=MOST_BYTES, values=4_000_000)
 
 
 def write_report(report: Report, path: Path) -> None:
@@ -28,21 +30,13 @@ def write_report(report: Report, path: Path) -> None:
 def read_report(path: Path) -> Report:
     """Read a report of this schema version of at most 64 MiB; `KPruneError` for anything else."""
     try:
-        if path.stat().st_size > MOST_BYTES:
-            raise KPruneError(
-                f"report {path} is larger than {MOST_BYTES >> 20} MiB, which no report of kprune is"
-            )
-        # Python's parser accepts NaN and Infinity, which are not JSON.
-        data = json.loads(path.read_bytes(), parse_constant=_refuse)
-    except OSError as error:
-        raise KPruneError(f"report {path} cannot be read: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        # It is a ValueError too: "larger than" must not become "not JSON".
-        if isinstance(error, KPruneError):
-            raise
+        data = parse_json(read_bytes(path, MOST_BYTES), _LIMITS)
+    except Unfit as error:
         raise KPruneError(
-            f"report {path} is not JSON; expected a report.json that kprune wrote"
+            f"report {path} is not JSON: {error}; expected a report.json that kprune wrote"
         ) from None
+    except KPruneError as error:
+        raise KPruneError(f"report {error}") from None
     version = data.get("schema_version") if isinstance(data, dict) else None
     if version != SCHEMA_VERSION:
         raise KPruneError(
@@ -50,10 +44,6 @@ def read_report(path: Path) -> Report:
             f"{SCHEMA_VERSION}; create it again with `kprune compare`"
         )
     return _checked(path, data)
-
-
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is not JSON")
 
 
 def _checked(path: Path, data: dict[str, Any]) -> Report:

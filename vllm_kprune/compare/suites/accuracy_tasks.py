@@ -129,7 +129,12 @@ def _kind(path: Path) -> str | None:
 
 
 def _fits(row: Mapping[str, Any], columns: Mapping[str, type | tuple[type, ...]]) -> bool:
-    return all(isinstance(row.get(name), kind) for name, kind in columns.items())
+    values = {name: row.get(name) for name in columns}
+    # True is an int in Python, but no index and no number.
+    return all(
+        isinstance(values[name], kind) and not isinstance(values[name], bool)
+        for name, kind in columns.items()
+    )
 
 
 def _sound(kind: str, row: Mapping[str, Any]) -> bool:

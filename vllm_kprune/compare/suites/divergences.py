@@ -6,7 +6,7 @@ texts of their tokens, or by the text alone if an endpoint does not report token
 compared by the log-probability of each of their tokens.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 
 from vllm_kprune.compare.endpoint.messages import Answer
@@ -24,6 +24,7 @@ __all__ = ["Divergence", "are_logits", "find_divergence", "lowered_places"]
 _TIE_GAP = 0.125
 # The logits of both sides are rounded, the normaliser is not: a larger decrease needs a reason.
 _LOWERED = 2 * _TIE_GAP
+_MOST_DIGITS = 9  # of a token id
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,8 @@ def find_divergence(
 ) -> Divergence:
     """Compare two answers to one prompt; `vocabularies` are those of a model and its overlay."""
     if vocabularies is not None:
-        sides = _by_id(original), _by_id(pruned)
+        known = vocabularies.tokenizer.tokens, range(len(vocabularies.kept_ids))
+        sides = _by_id(original, known[0]), _by_id(pruned, known[1])
         if sides[0] is not None and sides[1] is not None:
             return _by_vocabulary(sides[0], sides[1], vocabularies)
     if original.text == pruned.text:
@@ -105,12 +107,16 @@ def _by_text(original: Answer, pruned: Answer, place: int, character: int) -> Di
         for answer in (original, pruned)
         if answer.token_texts is not None
     ]
-    if None in found or original.top is None:
+    if None in found or original.top is None or not original.top[place : place + 1]:
         return Divergence("different", "unexplained", character, f"token {place}: one answer ends")
     best = original.top[place]
     detail = f"token {place}: {found[0]!r} or {found[1]!r}"
     # `exactness` asks for the two best tokens, so this is the gap between them.
-    tie = set(found) <= best.keys() and max(best.values()) - min(best.values()) <= _step(best)
+    tie = (
+        best
+        and set(found) <= best.keys()
+        and max(best.values()) - min(best.values()) <= _step(best)
+    )
     return Divergence(
         "tie" if tie else "different", "" if tie else "unexplained", character, detail
     )
@@ -121,15 +127,23 @@ def _step(best: Mapping[str, float]) -> float:
     return logit_step(greatest) if greatest > 0 else _TIE_GAP
 
 
-def _by_id(answer: Answer) -> GreedyAnswer | None:
-    """The answer as `greedy_answers` needs it; None if the endpoint did not report token ids."""
+def _by_id(answer: Answer, known: Container[int]) -> GreedyAnswer | None:
+    """The answer as `greedy_answers` needs it; None if the endpoint did not report token ids.
+
+    None as well if the vocabulary lacks one of them: the endpoint serves another model.
+    """
     if answer.ids is None or answer.prompt_ids is None or answer.top is None:
         return None
     if len(answer.top) != len(answer.ids):
         return None
     names = {name for place in answer.top for name in place}
     # Texts instead of ids: the server ignored `return_tokens_as_token_ids`.
-    if not all(name.removeprefix("token_id:").isdecimal() for name in names):
+    numbers = [name.removeprefix("token_id:") for name in names]
+    if not all(one.isascii() and one.isdecimal() and len(one) <= _MOST_DIGITS for one in numbers):
+        return None
+    if not all(i in known for i in (*answer.ids, *answer.prompt_ids, *map(int, numbers))):
+        return None
+    if not all(answer.top):  # a place without any token
         return None
     best = tuple(
         {int(name.removeprefix("token_id:")): value for name, value in place.items()}

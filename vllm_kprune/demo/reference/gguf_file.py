@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from vllm_kprune.errors import KPruneError
+from vllm_kprune.errors import KPruneError, shown
 
 __all__ = ["GgufFile", "GgufTensor", "MetaValue", "read_gguf"]
 
@@ -25,6 +25,7 @@ _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: 
 _SCALARS[12] = "d"
 _STRING, _ARRAY = 8, 9
 _DEFAULT_ALIGNMENT = 32
+_MOST_ALIGNMENT = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def read_gguf(path: Path) -> GgufFile:
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         try:
             return _parse(path, _Cursor(data))
-        except (struct.error, UnicodeDecodeError, KeyError) as error:
+        except (struct.error, UnicodeDecodeError, KeyError, RecursionError, OverflowError) as error:
             raise KPruneError(f"{path.name} is not a readable GGUF file ({error})") from error
 
 
@@ -119,7 +120,8 @@ def _parse(path: Path, cursor: _Cursor) -> GgufFile:
         # GGUF lists the dimension that varies fastest first, numpy last.
         found.append((name, tuple(reversed(dims)), cursor.integer("I"), cursor.integer("Q")))
     alignment = metadata.get("general.alignment", _DEFAULT_ALIGNMENT)
-    assert isinstance(alignment, int)
+    if type(alignment) is not int or not 0 < alignment <= _MOST_ALIGNMENT:
+        raise KPruneError(f"{path.name} is not a readable GGUF file (alignment {shown(alignment)})")
     # Rounded up: tensor offsets count from the next multiple of the alignment.
     start = -(-cursor.at // alignment) * alignment
     tensors = (GgufTensor(name, shape, kind, start + at) for name, shape, kind, at in found)

@@ -127,6 +127,9 @@ def _template(given: str | None) -> str:
         return ""
     try:
         path = Path(given)
-        return path.read_text(encoding="utf-8")[:_MOST_BYTES] if path.is_file() else given
+        if not path.is_file():
+            return given[:_MOST_BYTES]
+        with path.open("rb") as stream:
+            return stream.read(_MOST_BYTES).decode(errors="replace")
     except (OSError, ValueError):  # a template as text can be too long for a file name
         return given[:_MOST_BYTES]

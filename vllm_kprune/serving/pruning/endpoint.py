@@ -25,10 +25,11 @@ from vllm_kprune.serving.pruning.service import PromptPruning, split_at_marks
 from vllm_kprune.serving.pruning.settings import RequestOptions, request_options
 from vllm_kprune.serving.pruning.worker import Busy
 from vllm_kprune.serving.request_options import PRUNE_NAMES
+from vllm_kprune.storage.bounded import Limits, Unfit, parse_json
 
 __all__ = ["Preview", "preview", "read_body"]
 
-_MOST_BYTES = 1 << 20
+_BODY = Limits(bytes=1 << 20, values=50_000, depth=32)
 _MOST_TOKENS = 1 << 15
 _TEXTS = ("prompt", "messages", "documents")
 _OPTIONS = tuple(name for name in PRUNE_NAMES if name not in ("strict", "min_tokens"))
@@ -61,14 +62,14 @@ async def _read(request: Request) -> Any:
     async for chunk in request.stream():
         body += chunk
         # Counted as it arrives: a `Content-Length` may be absent or wrong.
-        if len(body) > _MOST_BYTES:
-            raise KPruneError(f"the body has more than {_MOST_BYTES} bytes; send a shorter text")
+        if len(body) > _BODY.bytes:
+            raise KPruneError(f"the body has more than {_BODY.bytes} bytes; send a shorter text")
     try:
-        return json.loads(body)
-    # Thousands of nested brackets are valid JSON, and too deep for the parser.
-    except (ValueError, RecursionError):
+        return parse_json(bytes(body), _BODY)
+    except Unfit as error:
         raise KPruneError(
-            'the body is not JSON; expected an object such as {"prompt": "…", "keep": 0.8}'
+            f"the body is not JSON: {error}; expected an object such as "
+            '{"prompt": "…", "keep": 0.8}'
         ) from None
 
 
@@ -142,8 +143,7 @@ class Preview:
             "tokens": {"original": before, "kept": after},
             "segments": self._segments,
         }
-        # JSON can carry half of a surrogate pair ("\ud800"), which strict UTF-8 has no bytes for.
-        return json.dumps(answer, ensure_ascii=False).encode("utf-8", "surrogatepass")
+        return json.dumps(answer, ensure_ascii=False).encode()
 
 
 def _described(pruned: PrunedSegment, options: PruneOptions) -> dict[str, Any]:
