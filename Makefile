@@ -17,7 +17,7 @@ STAMP := .venv/.kprune-setup-$(shell cat requirements/cpu.lock pyproject.toml pa
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo paper sparsity-paper check-sparsity lint bench check-v2 docs docs-serve clean
-.PHONY: test test-live test-others test-checkpoint test-vocabulary test-compare test-serving test-rest test-fast test-fast-vocabulary test-fast-rest
+.PHONY: test test-live test-others test-checkpoint test-vocabulary test-compare test-serving test-rest test-fast test-fast-vocabulary test-fast-rest test-fast-hostile
 
 help:
 	@echo "make setup | demo | paper | sparsity-paper | test | test-fast | lint | bench | check-v2 | docs | docs-serve | clean   (variables: PYTHON, TORCH_INDEX)"
@@ -69,6 +69,8 @@ lint: $(STAMP)
 CHECKPOINT_ROOMS := $(addprefix tests/,checkpoint cli)
 VOCABULARY_ROOMS := $(addprefix tests/,tokenizer vocabulary)
 COMPARE_ROOMS := $(addprefix tests/,compare heal prompt sparsify)
+# Large inputs, beside which the other tests of their room would take more than 2 GB.
+HOSTILE := tests/cli/test_hostile_input.py
 NOT_HERE := $(addprefix --ignore=,$(CHECKPOINT_ROOMS) $(VOCABULARY_ROOMS))
 
 test: lint
@@ -81,10 +83,10 @@ test-others: $(STAMP)
 	@$(MAKE) --no-print-directory -k -j1 test-checkpoint test-compare test-rest
 
 test-checkpoint: $(STAMP)
-	$(BIN)/python -m pytest $(CHECKPOINT_ROOMS)
+	$(BIN)/python -m pytest $(CHECKPOINT_ROOMS) --ignore=$(HOSTILE)
 
 test-vocabulary: $(STAMP)
-	$(BIN)/python -m pytest $(VOCABULARY_ROOMS)
+	$(BIN)/python -m pytest $(VOCABULARY_ROOMS) $(HOSTILE)
 
 test-compare: $(STAMP)
 	$(BIN)/python -m pytest $(COMPARE_ROOMS)
@@ -95,14 +97,17 @@ test-serving: $(STAMP)
 test-rest: $(STAMP)
 	$(BIN)/python -m pytest tests $(NOT_HERE) $(addprefix --ignore=,$(COMPARE_ROOMS) tests/serving)
 
-# Two processes side by side, about as long as each other.
+# Two processes side by side.
 FAST := $(BIN)/python -m pytest -q -m "not server and not slow" --no-downloads
 
 test-fast: $(STAMP)
-	@$(MAKE) --no-print-directory -k -j2 --output-sync=target test-fast-vocabulary test-fast-rest
+	@$(MAKE) --no-print-directory -k -j2 --output-sync=target test-fast-vocabulary test-fast-rest test-fast-hostile
 
 test-fast-vocabulary:
-	$(FAST) $(CHECKPOINT_ROOMS) $(VOCABULARY_ROOMS)
+	$(FAST) $(CHECKPOINT_ROOMS) $(VOCABULARY_ROOMS) --ignore=$(HOSTILE)
+
+test-fast-hostile:
+	$(FAST) $(HOSTILE)
 
 test-fast-rest:
 	$(FAST) tests $(NOT_HERE)

@@ -169,5 +169,7 @@ def test_half_a_character_in_a_file_is_refused_with_the_line(tmp_path: Path) -> 
     path = tmp_path / "rows.jsonl"
     row = {"context": "\N{GRINNING FACE} Ada", "question": "Who?", "answer": "Ada"}
     path.write_text(f"{json.dumps(row)}\n{json.dumps(row | {'answer': chr(0xD800)})}\n")
-    with pytest.raises(KPruneError, match=r"rows\.jsonl:2 has half a character \(\\ud800\)"):
+    with pytest.raises(
+        KPruneError, match=r"rows\.jsonl:2 is not JSON: half a character \(\\ud800\)"
+    ):
         passages_of(path, CommonOptions())
