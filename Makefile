@@ -17,7 +17,7 @@ STAMP := .venv/.kprune-setup-$(shell cat requirements/cpu.lock pyproject.toml pa
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo paper sparsity-paper check-sparsity lint bench check-v2 docs docs-serve clean
-.PHONY: test test-live test-others test-checkpoint test-vocabulary test-compare test-serving test-rest test-fast test-fast-vocabulary test-fast-rest test-fast-hostile
+.PHONY: test test-others test-checkpoint test-vocabulary test-compare test-serving test-rest test-fast test-fast-vocabulary test-fast-rest test-fast-hostile
 
 help:
 	@echo "make setup | demo | paper | sparsity-paper | test | test-fast | lint | bench | check-v2 | docs | docs-serve | clean   (variables: PYTHON, TORCH_INDEX)"
@@ -73,14 +73,11 @@ COMPARE_ROOMS := $(addprefix tests/,compare heal prompt sparsify)
 HOSTILE := tests/cli/test_hostile_input.py
 NOT_HERE := $(addprefix --ignore=,$(CHECKPOINT_ROOMS) $(VOCABULARY_ROOMS))
 
-test: lint
-	@$(MAKE) --no-print-directory -k -j2 --output-sync=target test-live test-others
-
-test-live: $(STAMP)
-	@$(MAKE) --no-print-directory -k -j1 test-serving test-vocabulary
+test: $(STAMP)
+	@$(MAKE) --no-print-directory -k -j2 --output-sync=target test-serving test-others
 
 test-others: $(STAMP)
-	@$(MAKE) --no-print-directory -k -j1 test-checkpoint test-compare test-rest
+	@$(MAKE) --no-print-directory -k -j1 lint test-checkpoint test-vocabulary test-compare test-rest
 
 test-checkpoint: $(STAMP)
 	$(BIN)/python -m pytest $(CHECKPOINT_ROOMS) --ignore=$(HOSTILE)

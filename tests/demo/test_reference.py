@@ -497,6 +497,7 @@ def smollms_answer(folder: Path) -> str:
     return str(tokenizer.decode(written, skip_special_tokens=True))
 
 
+@pytest.mark.exhaustive  # half a minute; its tokenizer and the conversion have tests of their own
 @pytest.mark.slow
 def test_smollm_answers_in_english(smollm2: Path) -> None:
     """Its tokenizer.json is pinned to Hugging Face's own; its rows of queries and keys are right

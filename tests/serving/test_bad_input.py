@@ -24,7 +24,7 @@ CASES = {
     "unknown scorer": "scorer: got 'best', expected rarity, question, attention or random",
     "unknown plugin": "no vLLM plugin 'kprun'; did you mean 'kprune'?",
     "edited manifest": "kprune.json was edited (its fingerprint does not match); build it again",
-    "broken manifest": "not a manifest",
+    "broken manifest": "is not readable JSON",
     "changed base": "model.safetensors changed since the overlay was built from it",
     "moved base": "--kprune-base",
     "another tokenizer": "leave the option out",
