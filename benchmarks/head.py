@@ -10,7 +10,8 @@ rounds, beside the ratio that the bytes of a step predict (`kprune inspect`). A 
 an answer of N tokens, less that of one token, by N - 1.
 
 Of the head it is also measured which share of a step the way from the logits of the kept rows to
-those of the whole vocabulary takes, and of every form how many bytes of weights are in memory.
+those of the whole vocabulary takes, and of every form how many bytes of weights are in memory. On
+a CPU these are the vocabulary's alone, because vLLM packs the other matrices and counts them no more.
 """
 
 import argparse
