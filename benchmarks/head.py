@@ -11,7 +11,7 @@ an answer of N tokens, less that of one token, by N - 1.
 
 Of the head it is also measured which share of a step the way from the logits of the kept rows to
 those of the whole vocabulary takes, and of every form how many bytes of weights are in memory. On
-a CPU these are the vocabulary's alone, because vLLM packs the other matrices and counts them no more.
+a CPU these are the vocabulary's alone, because vLLM packs the other matrices away.
 """
 
 import argparse
