@@ -41,8 +41,12 @@ class KeptHead:
         self.ids = torch.from_numpy(rows.ids[shards.order]).to(device).long()
         members = np.zeros(vocabulary, np.uint8)
         members[: len(rows.members)] = rows.members
-        self._members = torch.from_numpy(members).to(device)
-        self._has_all = [tokens == vocabulary for tokens in rows.tokens]
+        # Of each profile that does not keep all tokens, those that it refuses.
+        self._refused = {
+            profile: torch.from_numpy((members >> profile & 1) == 0).to(device)
+            for profile, tokens in enumerate(rows.tokens)
+            if whole is not None and tokens < vocabulary
+        }
         self._largest = max(rows.ends)
         self._prefixes = {end: self._prefix(end) for end in set(rows.ends) if end <= self._stored}
         self._inverses: dict[tuple[int, int | None], torch.Tensor] = {}
@@ -62,11 +66,11 @@ class KeptHead:
         # one are refused.
         processor = getattr(processor, "base_layer", processor)
         profiles = take_profiles(len(hidden))
-        end = self._largest if profiles is None else max(self.rows.ends[p] for p in set(profiles))
+        present = set(profiles or ())
+        end = max((self.rows.ends[p] for p in present), default=self._largest)
         if end > self._stored:
             return self._whole_logits(forward, processor, hidden, profiles, *rest)
-        layer = self._prefixes[end]
-        columns = self._shards.ranks * self._shards.width(end)
+        layer, columns, unused = self._prefixes[end]
         # vLLM cuts the logits to as many columns as the original has tokens.
         processor.org_vocab_size = max(columns, self._vocabulary)
         logits = forward(processor, layer, hidden, layer.bias, *rest)
@@ -75,10 +79,10 @@ class KeptHead:
         logits = logits[:, :columns]
         # This column serves for all ids that are not kept. It becomes -inf only here: soft capping
         # would have made a finite number of it.
-        logits[:, self._shards.unused(end)] = -torch.inf
-        if profiles is None or len(set(profiles)) == 1:
+        logits[:, unused] = -torch.inf
+        if profiles is None or len(present) == 1:
             return expand(logits, self._inverse(end, None if profiles is None else profiles[0]))
-        return expand_each(logits, {p: self._inverse(end, p) for p in set(profiles)}, profiles)
+        return expand_each(logits, {p: self._inverse(end, p) for p in present}, profiles)
 
     def top(self, find: Callable[..., Any], processor: Any, hidden: Any, *rest: Any) -> Any:
         """What vLLM finds in the logits without gathering them: rows, which become token ids."""
@@ -100,17 +104,19 @@ class KeptHead:
         processor.org_vocab_size = self._vocabulary
         logits: torch.Tensor | None = forward(processor, self._whole, hidden, None, *rest)
         if logits is not None and profiles is not None:
-            for profile in set(profiles):
-                if not self._has_all[profile]:
-                    mine = torch.tensor([p == profile for p in profiles], device=logits.device)
-                    refused = (self._members >> profile & 1) == 0
-                    logits.masked_fill_(mine[:, None] & refused[None], -torch.inf)
+            for profile in self._refused.keys() & set(profiles):
+                mine = torch.tensor([p == profile for p in profiles], device=logits.device)
+                logits.masked_fill_(mine[:, None] & self._refused[profile][None], -torch.inf)
         return logits
 
-    def _prefix(self, end: int) -> Any:
-        """The layer of the first rows; it shares the memory of the whole one."""
+    def _prefix(self, end: int) -> tuple[Any, int, int]:
+        """The layer of the first rows, its gathered columns, and the one that none of them has.
+
+        It shares the memory of the whole layer.
+        """
         width = self._shards.width(end)
-        return self.layer if width == self._shards.size else _Prefix(self.layer, width)
+        layer = self.layer if width == self._shards.size else _Prefix(self.layer, width)
+        return layer, self._shards.ranks * width, self._shards.unused(end)
 
     def _inverse(self, end: int, profile: int | None) -> torch.Tensor:
         """For each token id its column in the logits of the first `end` rows.
