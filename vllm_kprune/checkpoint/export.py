@@ -126,7 +126,9 @@ def export_overlay(
     """
     overlay, output = Path(overlay), Path(output)
     manifest = checked_overlay(overlay)
-    weights = weights_of_overlay(manifest, manifest.check_base(Path(base) if base else None), link)
+    weights = weights_of_overlay(
+        manifest, manifest.check_base(Path(base) if base else None, "--base"), link
+    )
     refuse_base(output, weights.base)
     with new_folder(output, REPLACED_BY_EXPORT if force else None) as folder:
         # `folder` is the scratch folder beside `output`, so this is the disk that will hold the
