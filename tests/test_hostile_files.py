@@ -246,7 +246,7 @@ def test_profiles(tmp_path: Path) -> None:
         "name: mine\ndescription: one line\nlanguages: [en, ko]  # two\ncode: yes\n"
         "hanja: ksx1001\ndrop_unused: true\ncoverage: 0.999\n"
     )
-    value = {"languages": ["en", "ko"], "code": True, "hanja": "none", "coverage": 0.9}
+    value = {"languages": ["en", "ko"], "genres": ["code"], "hanja": "none", "coverage": 0.9}
 
     def read_damaged(data: bytes) -> None:
         path.write_bytes(data)

@@ -45,11 +45,11 @@ def test_a_file_of_the_users_own_is_named_after_itself(tmp_path: Path) -> None:
 
 
 def test_overrides_replace_values_and_a_size_replaces_the_profiles_own(tmp_path: Path) -> None:
-    path = write(tmp_path, "languages: [ko]\nmin_count: 3\ncode: true\n")
-    profile = load_profile(path, target_size=1000, code=False, hanja=None)
-    assert (profile.target_size, profile.min_count, profile.code) == (1000, None, False)
+    path = write(tmp_path, "languages: [ko]\nmin_count: 3\ngenres: [code]\n")
+    profile = load_profile(path, target_size=1000, genres=(), hanja=None)
+    assert (profile.target_size, profile.min_count, profile.genres) == (1000, None, ())
     assert profile.hanja == "none"
-    assert load_profile(path, code=False).min_count == 3
+    assert load_profile(path, genres=()).min_count == 3
 
 
 @pytest.mark.parametrize(

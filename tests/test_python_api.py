@@ -53,7 +53,7 @@ API = [
     "verify_overlay",
 ]
 FUNCTIONS = [name for name in API if name.islower() and name != "__version__"]
-THAI = Profile(name="thai", languages=("th",), code=False)
+THAI = Profile(name="thai", languages=("th",), genres=())
 LINES = ["a line of text", "สวัสดี", "한국어 \U0001f600"]
 
 

@@ -17,6 +17,7 @@ from vllm_kprune.storage.bounded import Unfit
 from vllm_kprune.storage.strict_yaml import read_yaml
 
 __all__ = [
+    "GENRES",
     "LANGUAGES",
     "LANGUAGE_NAMES",
     "MOST_NAMES",
@@ -36,6 +37,18 @@ __all__ = [
 ]
 
 Hanja = Literal["none", "ksx1001", "all"]
+
+# Genre -> what it is, for people. Each has tables of counts in `vocabulary/words`.
+GENRES: Mapping[str, str] = {
+    "chat": "emoji, runs of marks, half-width and full-width letters",
+    "code": "source code in about twenty languages, and stack traces",
+    "web": "URLs, JSON and API payloads, base64, hexadecimal numbers and ids",
+    "documents": "text copied from PDF files, with ligatures and broken words",
+    "law": "licences and contracts",
+    "medicine": "diseases, drugs, clinical terms",
+    "finance": "accounting and markets",
+    "mathematics": "LaTeX",
+}
 
 
 @dataclass(frozen=True)
@@ -247,13 +260,27 @@ class Profile(Sizing):
         hint=nearest_language,
         single=False,
     )
-    code: bool = option(
-        True, "Count source code as evidence, so that programming stays cheap in tokens."
+    genres: tuple[str, ...] = option(
+        tuple(GENRES),
+        "Kinds of text besides everyday prose that must stay cheap in tokens.",
+        noun="a list of genres",
+        choices=tuple(GENRES),
+        hint=nearest,
+        single=False,
     )
     hanja: Hanja = option(
         "none",
         "Han characters kept for Korean, as single-character tokens: none, the 4,888 of "
         "KS X 1001, or all.",
+    )
+    keep: tuple[str, ...] = option(
+        (),
+        "Texts whose tokens are kept whatever the evidence says, such as names of your products; a "
+        "space before a word counts.",
+        noun="a list of texts",
+        single=False,
+        most=200,
+        most_items=1000,
     )
     drop_unused: bool = option(
         True, "Drop reserved tokens, such as <unused42>, that nothing refers to."

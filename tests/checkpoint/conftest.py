@@ -10,7 +10,7 @@ from support.tiny_tokenizers import TINY
 from vllm_kprune.checkpoint.plan import Plan, make_plan
 from vllm_kprune.profile import Profile
 
-PROFILE = Profile(name="tiny", languages=("ko",), code=False, coverage=0.9)
+PROFILE = Profile(name="tiny", languages=("ko",), genres=(), coverage=0.9)
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def small_profile(monkeypatch: pytest.MonkeyPatch) -> Profile:
 def _corpora_only(profile: Profile, corpora: list[Path]) -> list[object]:
     from vllm_kprune.vocabulary.evidence import profile_sources
 
-    return list(profile_sources(Profile(name="x", languages=("th",), code=False), corpora))
+    return list(profile_sources(Profile(name="x", languages=("th",), genres=()), corpora))
 
 
 @pytest.fixture

@@ -171,7 +171,7 @@ def test_a_quantised_body_with_a_plain_vocabulary_is_accepted_and_kept_as_it_is(
     quantised: tuple[Path, dict[str, np.ndarray]], tmp_path: Path
 ) -> None:
     model, tensors = quantised
-    profile = Profile(name="thai", languages=("th",), code=False)
+    profile = Profile(name="thai", languages=("th",), genres=())
     manifest = build_overlay(str(model), profile, tmp_path / "out")
     assert manifest.vocabulary_tensors == ("model.embed_tokens.weight", "lm_head.weight")
     weights = dict(read_pruned_weights(manifest))

@@ -22,7 +22,7 @@ from vllm_kprune.checkpoint.plan import TokenizerPlan
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.profile import Profile
 
-THAI = Profile(name="thai", languages=("th",), code=False)
+THAI = Profile(name="thai", languages=("th",), genres=())
 
 
 @pytest.fixture
@@ -171,7 +171,7 @@ def test_two_processes_that_ask_at_once_get_the_same_overlay(tmp_path: Path, cac
     program = (
         "import sys; from vllm_kprune.profile import Profile\n"
         "from vllm_kprune.checkpoint.cached import cached_overlay\n"
-        "profile = Profile(name='th', languages=('th',), code=False)\n"
+        "profile = Profile(name='th', languages=('th',), genres=())\n"
         "folder = cached_overlay(sys.argv[1], profile).folder\n"
         "print(folder, (folder / 'kprune.json').stat().st_ino)"
     )

@@ -14,7 +14,7 @@ from vllm_kprune.profile import Profile
 # transformers warns when it is imported.
 pytestmark = pytest.mark.filterwarnings("default")
 
-THAI = Profile(name="thai", languages=("th",), code=False)
+THAI = Profile(name="thai", languages=("th",), genres=())
 TEXT = "the weather in Seoul is fine สวัสดีครับ 나는 학교에 갔다.\n"
 SMALL = {
     "hidden_size": 32,

@@ -19,7 +19,7 @@ from vllm_kprune.profile import Profile
 from vllm_kprune.tokenizer.encoder import load_encoder
 
 ORIGINAL = Profile(name="original")
-THAI = Profile(name="thai", languages=("th",), code=False)
+THAI = Profile(name="thai", languages=("th",), genres=())
 
 
 def write(plan: Plan, folder: Path) -> Path:
@@ -55,7 +55,7 @@ def test_the_bytes_do_not_depend_on_the_seed_of_hashes(tiny_model: Path, tmp_pat
     program = (
         "import sys; from pathlib import Path; from vllm_kprune.profile import Profile\n"
         "from vllm_kprune.checkpoint.overlay import build_overlay\n"
-        "build_overlay(sys.argv[1], Profile(name='th', languages=('th',), code=False),"
+        "build_overlay(sys.argv[1], Profile(name='th', languages=('th',), genres=()),"
         " Path(sys.argv[2]))"
     )
     for seed in ("1", "2"):

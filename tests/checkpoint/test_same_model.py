@@ -22,7 +22,7 @@ from vllm_kprune.checkpoint.rows import read_pruned_weights
 from vllm_kprune.profile import Profile
 
 # Thai, and a corpus: of Korean and English only what occurs in it is kept.
-PROFILE = Profile(name="tiny", languages=("th",), code=False)
+PROFILE = Profile(name="tiny", languages=("th",), genres=())
 TEXTS = (KOREAN, "the weather in Seoul is fine", "ภาษาไทย 2024", "αβγ 日本語 😀 never seen")
 LARGEST_ERROR = 1e-5
 

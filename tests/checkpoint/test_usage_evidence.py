@@ -17,7 +17,7 @@ from vllm_kprune.storage.digest import sha256_file
 from vllm_kprune.vocabulary.usage import make_usage
 
 # Evidence of Thai words alone: no token of the English sentences has any.
-THAI = Profile(name="thai", languages=("th", "en"), code=False)
+THAI = Profile(name="thai", languages=("th", "en"), genres=())
 TEXT = " the weather in Seoul"
 
 
@@ -32,7 +32,7 @@ def thai_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-_alone = Profile(name="x", languages=("th",), code=False)
+_alone = Profile(name="x", languages=("th",), genres=())
 
 
 def counted_ids(model: Path) -> list[int]:
@@ -91,7 +91,7 @@ def test_the_laws_hold_and_the_selection_is_repeated(tiny_model: Path) -> None:
 def test_sizes_that_are_measured_on_text_leave_usage_to_the_ranking(tmp_path: Path) -> None:
     model = save_model(tmp_path / "model")
     usage = usage_of(model, counted_ids(model))
-    sized = Profile(name="thai", languages=("th", "en"), code=False, max_extra_tokens=0.01)
+    sized = Profile(name="thai", languages=("th", "en"), genres=(), max_extra_tokens=0.01)
     assert build(model, sized, [usage], "sized").kept_ids
     curve = measure_curve(str(model), THAI, corpora=as_corpora([], [usage]))
     assert [name for name in curve.points[0].extra_tokens if "usage" in name] == []

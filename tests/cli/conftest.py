@@ -37,7 +37,7 @@ def short_word_lists(monkeypatch: pytest.MonkeyPatch) -> None:
 def profile(tmp_path: Path) -> Path:
     """Korean without code: only a short word list is counted."""
     path = tmp_path / "small.yaml"
-    path.write_text("languages: [ko]\ncode: false\nmin_count: 0.1\n")
+    path.write_text("languages: [ko]\ngenres: []\nmin_count: 0.1\n")
     return path
 
 

@@ -39,7 +39,7 @@ def export(
 ) -> Path:
     """A Qwen3 with a tied head whose vocabulary was pruned."""
     root = tmp_path_factory.mktemp("export")
-    profile = Profile(name="thai", languages=("th",), code=False)
+    profile = Profile(name="thai", languages=("th",), genres=())
     build_overlay(saved("qwen3-tied"), profile, root / "overlay", corpora=[text])
     export_overlay(root / "overlay", root / "export")
     return root / "export"

@@ -230,7 +230,7 @@ def test_an_overlay_ranks_as_its_base_does(tmp_path: Path, ranker_folder: Folder
     from vllm_kprune.profile import Profile
 
     base, folder = ranker_folder("qwen3-tied"), tmp_path / "overlay"
-    profile = Profile(name="tiny", languages=("ko",), code=False, coverage=0.9)
+    profile = Profile(name="tiny", languages=("ko",), genres=(), coverage=0.9)
     folder.mkdir()
     kept = write_overlay(make_plan(str(base), profile), folder).kept_ids
     for layer in (0, 1):

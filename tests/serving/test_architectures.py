@@ -81,7 +81,7 @@ def head_job(pair: Pair, **more: Any) -> dict[str, Any]:
     folder = pair.original.parent
     profile = folder / "head.json"  # JSON is YAML, too
     profile.write_text(
-        json.dumps({"languages": PROFILE.languages, "code": False, "target_size": len(pair.kept)})
+        json.dumps({"languages": PROFILE.languages, "genres": [], "target_size": len(pair.kept)})
     )
     ours = {"head": str(profile), "corpus": str(folder / "corpus.txt")}
     options = {"additional_config": {"kprune": ours}, **more.pop("options", {})}

@@ -9,7 +9,7 @@ from support.tiny_folders import save_model
 from vllm_kprune.serving.activation import LOAD_FORMAT, activate
 
 pytestmark = pytest.mark.usefixtures("vllm_ready")
-PROFILE = "languages: [th]\ncode: false\n"
+PROFILE = "languages: [th]\ngenres: []\n"
 
 
 def test_one_step_opens_the_base_once_and_hashes_each_file_of_it_once(

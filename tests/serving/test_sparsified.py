@@ -38,7 +38,7 @@ def test_vllm_answers_as_transformers_does(tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("\n".join(SENTENCES * 8), encoding="utf-8")
     model = ARCHITECTURES["qwen3-tied"].save(tmp_path / "model")
-    profile = Profile(name="thai", languages=("th",), code=False)
+    profile = Profile(name="thai", languages=("th",), genres=())
     build_overlay(model, profile, tmp_path / "overlay", corpora=[text])
     export_overlay(tmp_path / "overlay", tmp_path / "export")
     jobs: list[dict[str, Any]] = []

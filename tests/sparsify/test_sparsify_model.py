@@ -139,7 +139,7 @@ def test_bfloat16_stays_bfloat16_and_magnitude_needs_no_text(tmp_path: Path, tex
 def test_an_export_is_sparsified_and_stays_an_export(
     saved: Saved, text: Path, tmp_path: Path
 ) -> None:
-    profile = Profile(name="thai", languages=("th",), code=False)
+    profile = Profile(name="thai", languages=("th",), genres=())
     overlay, export, output = (tmp_path / name for name in ("overlay", "export", "sparse"))
     build_overlay(saved("qwen3-tied"), profile, overlay, corpora=[text])
     with pytest.raises(KPruneError, match=r"is an overlay, .* kprune export .*overlay -o DIR"):

@@ -11,7 +11,7 @@ from vllm_kprune.checkpoint.manifest import load_manifest
 from vllm_kprune.checkpoint.overlay import build_overlay
 from vllm_kprune.profile import Profile
 
-PROFILE = Profile(name="tiny", languages=("th",), code=False)
+PROFILE = Profile(name="tiny", languages=("th",), genres=())
 TEXTS = ("the weather in Seoul", "ภาษาไทย", "for item in items")
 
 

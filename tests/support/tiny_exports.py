@@ -16,7 +16,7 @@ from vllm_kprune.checkpoint.manifest import EXPORT_NAME, Manifest, load_manifest
 from vllm_kprune.checkpoint.overlay import build_overlay
 from vllm_kprune.profile import Profile
 
-THAI = Profile(name="thai", languages=("th",), code=False)
+THAI = Profile(name="thai", languages=("th",), genres=())
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 INDEX = "model.safetensors.index.json"
 HIDDEN = 6

@@ -26,7 +26,7 @@ def gemma(enko_plan: Plan) -> Pair:
 def _pair(kind: str) -> Pair:
     tokenizer = TINY[kind]()
     parsed = parse_tokenizer(json.loads(tokenizer.to_str()))
-    profile = Profile(name="ko", languages=("ko",), code=False)
+    profile = Profile(name="ko", languages=("ko",), genres=())
     selection = select_tokens(parsed, tokenizer, profile, [], frozenset({"<unused1>", "the"}))
     return pair_of(tokenizer, selection.kept_ids)
 

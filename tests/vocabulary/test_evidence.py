@@ -90,13 +90,13 @@ def test_a_corpus_that_is_not_a_file_is_refused_before_anything_is_counted(
 ) -> None:
     (tmp_path / "folder").mkdir()
     with pytest.raises(KPruneError, match="does not exist or is not a file"):
-        profile_sources(Profile(name="th", languages=("th",), code=False), [tmp_path / name])
+        profile_sources(Profile(name="th", languages=("th",), genres=()), [tmp_path / name])
 
 
 @pytest.mark.parametrize("content", [b"", b'""\n'])
 def test_an_empty_corpus_is_refused(tmp_path: Path, content: bytes) -> None:
     path = corpus(tmp_path, "a.jsonl", content)
-    profile = Profile(name="th", languages=("th",), code=False)
+    profile = Profile(name="th", languages=("th",), genres=())
     source = profile_sources(profile, [path])[-1]
     with pytest.raises(KPruneError, match=r"corpus a.jsonl contains no text"):
         count_source(byte_level_tokenizer(), source, 1000)
@@ -172,7 +172,7 @@ def test_sources_are_word_lists_code_and_corpora_with_digests_that_pin_them(
         "source code",
         "corpus a.txt",
     ]
-    plain = Profile(name="th", languages=("th",), code=False)
+    plain = Profile(name="th", languages=("th",), genres=())
     before = profile_sources(plain, [path])[-1].digest
     assert profile_sources(plain, [path])[-1].digest == before
     path.write_bytes(b"two")
@@ -190,7 +190,7 @@ def test_code_has_the_names_of_many_languages_in_the_forms_of_code() -> None:
 
 
 def test_english_text_has_names_and_words_as_they_are_written() -> None:
-    english = _named("English text", Profile(name="x", languages=("en",), code=False))
+    english = _named("English text", Profile(name="x", languages=("en",), genres=()))
     rates: dict[str, float] = {}
     for text, rate in english.texts():
         for word in regex.findall(r" ?\p{L}+", text):
@@ -200,7 +200,7 @@ def test_english_text_has_names_and_words_as_they_are_written() -> None:
 
 
 def test_marks_are_counted_where_neither_english_nor_code_brings_them() -> None:
-    marks = _named("marks", Profile(name="x", languages=("ko",), code=False))
+    marks = _named("marks", Profile(name="x", languages=("ko",), genres=()))
     texts = [text for text, _ in marks.texts()]
     assert {"...", '."', "\n\n"} <= set(texts)
     assert not any(regex.search(r"[\p{L}\p{N}]", text) for text in texts)
@@ -226,7 +226,7 @@ def _some(texts: Iterator[tuple[str, float]], count: int) -> Iterator[str]:
 
 
 def test_chinese_words_are_found_in_traditional_characters_too() -> None:
-    chinese = _named("word list zh", Profile(name="x", languages=("zh",), code=False))
+    chinese = _named("word list zh", Profile(name="x", languages=("zh",), genres=()))
     assert chinese.words is not None
     words = chinese.words()
     for simplified, traditional in (("历史", "歷史"), ("技术", "技術"), ("以后", "以後")):

@@ -253,7 +253,7 @@ def test_a_text_without_tokens_has_no_cost_to_measure(
 
 
 def test_vocabularies_of_gemma_are_nested_and_dearer_the_smaller(enko_plan: Plan) -> None:
-    profile = Profile(name="th", languages=("th", "ko"), code=False)
+    profile = Profile(name="th", languages=("th", "ko"), genres=())
     tokenizer, _, referenced = count_evidence(enko_plan.base, [], lambda step, share: None)
     rates = [rate for rate in enko_plan.rates if rate.source.name == "word list ko"]
     ranking = rank_tokens(enko_plan.base.tokenizer, tokenizer, profile, rates, referenced)

@@ -145,7 +145,7 @@ class BpeTokenizer:
         waiting = [] if token_id in joined else [token_id]
         while waiting:
             at = waiting[-1]
-            parts = self._only_merges.get(self.tokens[at])
+            parts = self.only_merges.get(self.tokens[at])
             missing = next((part for part in parts or () if part not in joined), None)
             if missing is not None:
                 waiting.append(missing)
@@ -155,7 +155,7 @@ class BpeTokenizer:
             joined[waiting.pop()] = None
 
     @cached_property
-    def _only_merges(self) -> Mapping[str, tuple[int, int]]:
+    def only_merges(self) -> Mapping[str, tuple[int, int]]:
         """Token -> ids of its two parts, for tokens that only one merge makes."""
         parts: dict[str, tuple[int, int] | None] = {}
         for left, right in self.merges:

@@ -9,7 +9,6 @@ streamed anew each time, and only three numbers are kept for each of them.
 """
 
 import itertools
-from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -17,17 +16,17 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
+from vllm_kprune.arrays import Floats
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.tokenizer.bpe import BpeTokenizer
 from vllm_kprune.tokenizer.prune import pruned_tokenizer
 from vllm_kprune.vocabulary.batches import WeightedText, weighted_batches
-from vllm_kprune.vocabulary.evidence import Source, TokenRates
+from vllm_kprune.vocabulary.evidence import Source
 from vllm_kprune.vocabulary.selection import NEVER
 
 __all__ = ["EncodedTexts", "encode_texts", "expected_extra", "shrink"]
 
 _Ids = npt.NDArray[np.int64]
-_Shares = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -114,42 +113,15 @@ def _encode(
     return lengths, needed
 
 
-def expected_extra(
-    parsed: BpeTokenizer, rates: Sequence[TokenRates], least_sizes: _Ids, sizes: _Ids
-) -> _Shares:
+def expected_extra(losses: Floats, least_sizes: _Ids, sizes: _Ids) -> Floats:
     """Roughly what each of `sizes` costs each source: shares of extra tokens [sources, sizes].
 
-    A missing token costs one extra token for each merge of its derivation whose result is missing
-    too. If "the" and "th" are missing, "the" becomes t, h, e: two merges, two extra tokens. If only
-    "the" is missing, it becomes th, e: one. Not counted are characters that must be spelled in
-    bytes, neighbours that then merge differently, and tokens that no size has.
+    `losses` are `Evidence.losses` [sources, ids]: an id costs at every size that lacks it, so one
+    cumulative sum serves all sizes.
     """
-    uses = np.stack([rate.per_million for rate in rates]) * (least_sizes != NEVER)
-    # Every (token, missing step) pair stops costing at the size that brings the step back. So the
-    # cost of a size is the sum over the pairs that need more: one cumulative sum serves all sizes.
-    missed, steps = _missed_steps(parsed, np.flatnonzero(uses.any(axis=0)), least_sizes, sizes[0])
-    order = np.argsort(least_sizes[steps])
-    missed, needed = missed[order], least_sizes[steps][order]
-    # Three pairs are used 5, 3 and 2 times per million and need the sizes 10, 20 and 20. `gained`
-    # is 0, 5, 8, 10; size 10 has one pair back, so it costs 10 - 5 = 5 per million.
-    gained = np.cumsum(np.pad(uses[:, missed], ((0, 0), (1, 0))), axis=1) / 1e6
-    # side="right": a vocabulary of just the needed size has the step.
-    return gained[:, [-1]] - gained[:, np.searchsorted(needed, sizes, side="right")]
-
-
-def _missed_steps(
-    parsed: BpeTokenizer, ids: _Ids, least_sizes: _Ids, smallest: int
-) -> tuple[_Ids, _Ids]:
-    """Pairs of a token and a result in its derivation, where the smallest vocabulary lacks both."""
-    tokens, steps = array("q"), array("q")
-    for token_id in ids[least_sizes[ids] > smallest].tolist():
-        token = parsed.tokens[token_id]
-        made = parsed.derivation(token) if token in parsed.vocab else ()
-        # A derivation begins with the token's characters, which are no merges.
-        found = [parsed.vocab[step] for step in itertools.islice(made, len(token), None)]
-        steps.extend(found)
-        tokens.extend([token_id] * len(found))
-    owners, made_ids = np.array(tokens, np.int64), np.array(steps, np.int64)
-    # A step that the smallest size has is never missing, so it costs nothing at any size.
-    lacking = least_sizes[made_ids] > smallest
-    return owners[lacking], made_ids[lacking]
+    order = np.argsort(least_sizes, kind="stable")
+    # Three ids cost 5, 3 and 2 per million and need the sizes 10, 20 and 20. `gained` is 0, 5, 8,
+    # 10; size 10 has the first, so it costs 10 - 5 = 5 per million.
+    gained = np.cumsum(np.pad(losses[:, order], ((0, 0), (1, 0))), axis=1) / 1e6
+    # side="right": a vocabulary of just the needed size has the id.
+    return gained[:, [-1]] - gained[:, np.searchsorted(least_sizes[order], sizes, side="right")]

@@ -1,7 +1,7 @@
 """Evidence: how often each token of the original vocabulary occurs in a profile's languages.
 
-Sources are word lists with frequencies (`wordlists.py`), tables of English text and source code as
-they are written (`words/`, made by `packaging/words`), and the user's own corpora (`corpus.py`).
+Sources are word lists with frequencies (`wordlists.py`), tables of texts as they are written, for
+each genre (`genres.py`; made by `packaging/words`), and the user's own corpora (`corpus.py`).
 Each is streamed, so memory does not grow with its size. Tokens that a server counted (`usage.py`)
 need no text: they are counts already. Each gives rates (occurrences per million
 tokens of that source), so a long corpus does not outweigh a short one.
@@ -28,6 +28,7 @@ from vllm_kprune.storage.digest import sha256_file
 from vllm_kprune.tokenizer.encoder import raise_failure
 from vllm_kprune.vocabulary.batches import WeightedText, weighted_batches
 from vllm_kprune.vocabulary.corpus import read_corpus
+from vllm_kprune.vocabulary.genres import Table, profile_tables
 from vllm_kprune.vocabulary.usage import TokenUsage, read_usage
 from vllm_kprune.vocabulary.wordlists import GROUP_WORDS, word_forms, word_frequencies
 
@@ -42,6 +43,8 @@ _MARKS = regex.compile(r"[^\p{L}\p{N}]+")
 # are kept whatever their frequency. Chosen with benchmarks/selection.py.
 _WORDS_WEIGHT = {"en": 0.6, "ko": 3.0}
 _OTHER_WORDS_WEIGHT = 12.0
+# The lists of English and Korean have rare words and misspellings that no text has as often.
+_LIST_ALLOWANCE = {"en": 1.5, "ko": 2.0}
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ class Source:
     A word list also gives its `words`: lower case -> share of all text. `words_weight` says how
     much these count; it is small if another source has the same words in running text. A source
     with `usage` has been counted already, and streams nothing. `own` is the user's own.
+    `allowance`: how many times as much as others it may lose at a coverage.
     """
 
     name: str
@@ -60,6 +64,7 @@ class Source:
     words_weight: float = 1.0
     usage: TokenUsage | None = None
     own: bool = False
+    allowance: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -72,19 +77,18 @@ class TokenRates:
 
 
 def profile_sources(profile: Profile, corpora: Sequence[Corpus] = ()) -> list[Source]:
-    """The sources for a profile: word lists, tables of text, and the user's corpora.
+    """The sources for a profile: word lists, tables of its genres, and the user's corpora.
 
     Word lists have no punctuation. A profile without English and code takes that of English text.
     """
     lists = [LANGUAGES[code].wordlist for code in profile.languages]
     sources = [_wordlist_source(name) for name in lists if name]
     if "en" in profile.languages:
-        sources.append(_table_source("English text", "english"))
-    if profile.code:
-        sources.append(_table_source("source code", "code"))
-    elif "en" not in profile.languages:
+        sources.append(_table_source(Table("English text", "english", allowance=1.5)))
+    elif "code" not in profile.genres:
         # The English table without its words.
-        sources.append(_table_source("marks", "english", wanted=_MARKS.fullmatch))
+        sources.append(_table_source(Table("marks", "english"), wanted=_MARKS.fullmatch))
+    sources += [_table_source(table) for table in profile_tables(profile)]
     return sources + [_own_source(one) for one in corpora]
 
 
@@ -148,16 +152,20 @@ def _wordlist_source(language: str) -> Source:
         lambda: word_forms(language),
         lambda: word_frequencies(language),
         words_weight=_WORDS_WEIGHT.get(language, _OTHER_WORDS_WEIGHT),
+        allowance=_LIST_ALLOWANCE.get(language, 1.0),
     )
 
 
-def _table_source(name: str, table: str, wanted: Callable[[str], Any] = bool) -> Source:
+def _table_source(table: Table, wanted: Callable[[str], Any] = bool) -> Source:
     """Pieces of running text with their rates; `packaging/words` says where they were counted."""
-    path = _TABLES / f"{table}.json.zst"
+    path = _TABLES / f"{table.file}.json.zst"
     # The name tells "English text" from "marks", which is a part of the same file.
-    digest = hashlib.sha256(path.read_bytes() + name.encode()).hexdigest()
+    digest = hashlib.sha256(path.read_bytes() + table.name.encode()).hexdigest()
     return Source(
-        name, digest, lambda: _grouped(row for row in _table_rows(path) if wanted(row[0]))
+        table.name,
+        digest,
+        lambda: _grouped(row for row in _table_rows(path) if wanted(row[0])),
+        allowance=table.allowance,
     )
 
 

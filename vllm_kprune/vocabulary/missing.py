@@ -1,19 +1,19 @@
 """What a vocabulary costs a text, and which dropped tokens the text misses most.
 
 A token that is missing costs one more token for each merge of its derivation whose result is
-missing too (see `cost.expected_extra`), so the dearest are found by counting, without trying.
+missing too (`tokenizer/steps.py`), so the dearest are found by counting, without trying.
 """
 
 import itertools
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from vllm_kprune.tokenizer.bpe import BpeTokenizer
+from vllm_kprune.tokenizer.steps import merge_steps
 from vllm_kprune.vocabulary.batches import WeightedText, weighted_batches
 from vllm_kprune.vocabulary.evidence import TokenRates
 
@@ -73,7 +73,10 @@ class CostMeter:
         return TextCost(before, after, self._dearest(missing))
 
     def _dearest(self, missing: Counter[int]) -> tuple[MissingToken, ...]:
-        added = {i: n * _lost_steps(self._parsed, i, self._kept) for i, n in missing.items()}
+        steps = merge_steps(self._parsed, missing)
+        lost = (owner for owner, step in steps.pairs() if step not in self._kept)
+        steps_lost = Counter(lost)
+        added = {i: n * steps_lost[i] for i, n in missing.items()}
         # Ids decide between equals, so that the same text always shows the same list.
         dearest = sorted(missing, key=lambda i: (-added[i], i))[:_MOST_SHOWN]
         return tuple(MissingToken(self._text(i), missing[i], added[i]) for i in dearest if added[i])
@@ -87,19 +90,7 @@ def least_extra(parsed: BpeTokenizer, rates: TokenRates, kept_ids: Sequence[int]
 
     Characters that must be spelled in bytes are not counted, so it can only be too low.
     """
-    kept = frozenset(kept_ids)
     used = np.flatnonzero(rates.per_million).tolist()
-    lost = [(i, _lost_steps(parsed, i, kept)) for i in used if i not in kept]
-    return sum(rates.per_million[i] * steps for i, steps in lost) / 1e6
-
-
-def _lost_steps(parsed: BpeTokenizer, token_id: int, kept: AbstractSet[int]) -> int:
-    """Merges in a token's derivation whose result is not kept.
-
-    If "the" and "th" are missing, "the" becomes t, h, e, two tokens more.
-    """
-    token = parsed.tokens[token_id]
-    made = parsed.derivation(token) if token in parsed.vocab else ()
-    # A derivation begins with the token's characters, which are no merges.
-    steps = itertools.islice(made, len(token), None)
-    return sum(parsed.vocab.get(step) not in kept for step in steps)
+    uses = merge_steps(parsed, used).uses(rates.per_million)
+    uses[list(kept_ids)] = 0.0
+    return float(uses.sum()) / 1e6

@@ -59,7 +59,9 @@ class ScriptJudge:
         # Characters of no single script are in every `_Letters`, so tokens of digits or emoji count
         # as the profile's own and are always kept.
         self._own = _Letters(*own)
-        self._shared = _Letters(*own, *SHARED_SCRIPTS, *(scripts & {_HAN}))
+        # Hanja: words of several characters, and parts of characters, are kept on evidence.
+        han = {_HAN} & (scripts if profile.hanja == "none" else {_HAN})
+        self._shared = _Letters(*own, *SHARED_SCRIPTS, *han)
         standards = (name for code in profile.languages for name in _STANDARDS.get(code, ()))
         self._han = hanja_characters(profile.hanja).union(*map(standard_characters, standards))
 

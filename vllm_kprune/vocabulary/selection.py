@@ -21,7 +21,7 @@ from vllm_kprune.tokenizer.bpe import BpeTokenizer
 from vllm_kprune.tokenizer.reach import unreachable_ids
 from vllm_kprune.vocabulary.evidence import TokenRates
 from vllm_kprune.vocabulary.scripts import ScriptJudge
-from vllm_kprune.vocabulary.strength import token_strengths
+from vllm_kprune.vocabulary.strength import Evidence, in_order, weigh_evidence
 
 __all__ = ["NEVER", "REASONS", "Ranking", "Selection", "rank_tokens", "select_everything"]
 
@@ -32,6 +32,7 @@ REASONS: Mapping[str, str] = {
     "c": "script",
     "e": "evidence",
     "m": "merge",
+    "k": "keep",
 }
 # <unused42>, <|reserved_special_token_7|>, [extra_id_0]; matched in lower case.
 _RESERVED = regex.compile(
@@ -43,8 +44,8 @@ _RESERVED = regex.compile(
 class Selection:
     """Kept ids of the original tokenizer, increasing, with one reason letter for each.
 
-    `coverage`: for each source of evidence, the share of token occurrences that are kept, among
-    those that the profile's scripts allow.
+    `coverage`: for each source of evidence, 1 less the share of extra tokens that is expected
+    (`MergeSteps.uses`), among the tokens that the profile's scripts allow; at least 0.
     """
 
     kept_ids: tuple[int, ...]
@@ -77,7 +78,7 @@ class Ranking:
     """Every token that a profile can keep of a tokenizer, in the order in which it is added.
 
     `required` are the ids that must be kept, with a reason letter for each. `ranked` are the ids
-    that evidence decides on, strongest first, and `strengths` their rates. `joining` are the ids
+    that `evidence` decides on, strongest first. `joining` are the ids
     that these add, ancestors before what is built from them. So `required` with any beginning of
     `joining` is a vocabulary that can build all its tokens, and vocabularies are nested. `sizes[n]`
     is the size of the vocabulary with the first n of `ranked`.
@@ -88,9 +89,9 @@ class Ranking:
 
     parsed: BpeTokenizer
     rates: tuple[TokenRates, ...]
+    evidence: Evidence
     required: Mapping[int, str]
     ranked: tuple[int, ...]
-    strengths: npt.NDArray[np.float64]
     joining: tuple[int, ...]
     sizes: npt.NDArray[np.int64]
 
@@ -136,16 +137,14 @@ class Ranking:
         return Selection(tuple(ids), letters, self._coverage(ids))
 
     def _coverage(self, kept_ids: Sequence[int]) -> dict[str, float]:
-        kept = np.array(kept_ids, dtype=np.int64)
-        # Tokens of foreign scripts are in neither, so what they cover is not held against a size.
-        allowed = np.union1d(kept, np.array(self.ranked, dtype=np.int64))
-        least = np.finfo(np.float64).tiny  # a source may have no token that the scripts allow
-        return {
-            r.source.name: round(
-                float(r.per_million[kept].sum() / max(r.per_million[allowed].sum(), least)), 6
-            )
-            for r in self.rates
-        }
+        lost = self.evidence.losses.copy()
+        lost[:, list(kept_ids)] = 0.0
+        # A source may have no token that the scripts allow. Tokens of foreign scripts are not
+        # counted, so what they cover is not held against a size.
+        tokens = np.maximum(self.evidence.tokens, np.finfo(np.float64).tiny)
+        shares = np.where(self.evidence.tokens > 0, 1 - lost.sum(axis=1) / tokens, 0.0)
+        pairs = zip(self.rates, np.maximum(shares, 0.0).tolist(), strict=True)
+        return {rate.source.name: round(share, 6) for rate, share in pairs}
 
 
 def rank_tokens(
@@ -161,6 +160,10 @@ def rank_tokens(
     name.
     """
     required = _always_kept(parsed, _required_specials(parsed, profile, referenced))
+    for token_id in _named(tokenizer, profile):
+        required |= dict.fromkeys(parsed.derivation_ids(token_id) - required.keys(), "m")
+        if required.get(token_id) == "m":
+            required[token_id] = "k"
     own, shared = _judge(parsed, tokenizer, profile, required)
     joined = dict.fromkeys(required)
     for token_id in own:
@@ -168,9 +171,8 @@ def rank_tokens(
     # Later letters win; what has none but "m" is there as an ancestor only. The keys and their
     # order stay those of `joined`, so `joining` below is what comes after them.
     required = dict.fromkeys(joined, "m") | required | dict.fromkeys(own, "c")
-    strength = token_strengths(parsed, rates, shared)
-    # Ids decide between equals, so that the same input always gives the same vocabulary (law 5).
-    ranked = sorted(shared, key=lambda i: (-strength[i], i))
+    evidence = weigh_evidence(parsed, rates, shared, joined)
+    ranked = in_order(np.array(shared, dtype=np.int64), evidence.strengths).tolist()
     sizes = [len(joined)]
     for token_id in ranked:
         parsed.join(joined, token_id)
@@ -179,8 +181,8 @@ def rank_tokens(
         parsed=parsed,
         rates=tuple(rates),
         required=required,
+        evidence=evidence,
         ranked=tuple(ranked),
-        strengths=np.array([strength[i] for i in ranked]),
         joining=tuple(joined)[len(required) :],
         sizes=np.array(sizes, dtype=np.int64),
     )
@@ -211,6 +213,12 @@ def _required_specials(
         or not (profile.drop_unused and _RESERVED.fullmatch(token.content.lower()))
     ]
     return added + [parsed.vocab[text] for text in sorted(referenced) if text in parsed.vocab]
+
+
+def _named(tokenizer: Tokenizer, profile: Profile) -> list[int]:
+    """Ids of the tokens that the texts of the profile's `keep` consist of."""
+    encodings = tokenizer.encode_batch_fast(list(profile.keep), add_special_tokens=False)
+    return [token_id for encoding in encodings for token_id in encoding.ids]
 
 
 def _judge(

@@ -1,9 +1,9 @@
 """Cut a ranking where a profile says. Each kind of sizing chooses a point on the same ranking.
 
-`target_size` is the size itself, `min_count` the least evidence for a token, `coverage` the share
-of the evidence's tokens that must be kept. `max_extra_tokens` is the share of extra tokens that
-each source may cost, measured by encoding it with the tokenizer pruned to that size. Texts with
-letters of other languages are left out of both: no size could serve them.
+`target_size` is the size itself, `min_count` the least evidence for a token, `coverage` allows each
+source to lose a share of its tokens, as estimated from counts. `max_extra_tokens` is the share of
+extra tokens that each source may cost, measured by encoding it with the tokenizer pruned to that
+size. Texts with letters of other languages are left out of both: no size could serve them.
 
 A vocabulary without one token of another language was pruned to these languages before. Every
 sizing but `target_size` leaves it as it is (law 5): what it lost cannot be counted any more, so a
@@ -19,6 +19,7 @@ from vllm_kprune.errors import KPruneError
 from vllm_kprune.profile import Profile
 from vllm_kprune.progress import ShareDone
 from vllm_kprune.tokenizer.bpe import BpeTokenizer
+from vllm_kprune.vocabulary.balance import places
 from vllm_kprune.vocabulary.cost import encode_texts, expected_extra, shrink
 from vllm_kprune.vocabulary.evidence import TokenRates
 from vllm_kprune.vocabulary.selection import Ranking, Selection, rank_tokens, select_everything
@@ -66,7 +67,8 @@ def cut_ranking(
         return ranking.of_size(size)
     # Without any sizing, every token with evidence is kept: the least positive number decides.
     threshold = max(profile.min_count or 0.0, np.nextafter(0, 1))
-    return ranking.first(int(np.count_nonzero(ranking.strengths >= threshold)))
+    strengths = ranking.evidence.strengths[list(ranking.ranked)]
+    return ranking.first(int(np.count_nonzero(strengths >= threshold)))
 
 
 def _check_size(ranking: Ranking, size: int, name: str) -> None:
@@ -85,20 +87,13 @@ def _check_size(ranking: Ranking, size: int, name: str) -> None:
 
 
 def _covering(ranking: Ranking, coverage: float) -> int:
-    """How many ranked tokens it takes to cover every source; all of them if that is never so."""
-    required, joining = sorted(ranking.required), list(ranking.joining)
-    allowed = np.unique([*required, *ranking.ranked])
-    counts = ranking.sizes - ranking.least
-    covered = np.ones(len(counts), dtype=bool)
-    for source in ranking.rates:
-        rates = source.per_million
-        # gained[n]: what the first n of `joining` add to what the required tokens cover.
-        gained = np.concatenate(([0.0], np.cumsum(rates[joining])))
-        needed = coverage * rates[allowed].sum() - rates[required].sum()
-        # Sums in another order differ in the last digits; without the margin, coverage 1 might
-        # never be reached. Rates are per million, so it is a millionth of a millionth.
-        covered &= gained[counts] >= needed - 1e-6
-    return int(np.argmax(covered)) if covered.any() else len(ranking.ranked)
+    """How many ranked tokens it takes until every source is covered."""
+    budgets = ranking.evidence.budgets(ranking.rates, coverage)
+    # Sums in another order differ in the last digits; without the margin, coverage 1 might never
+    # be reached. Losses are per million, so it is a millionth of a millionth.
+    joining = np.array(ranking.joining, dtype=np.int64)
+    needed = places(ranking.evidence.losses, budgets + 1e-6, joining).max(initial=0)
+    return int(np.searchsorted(ranking.sizes, ranking.least + needed))
 
 
 def _cheap_enough(
@@ -112,10 +107,10 @@ def _cheap_enough(
     bound = profile.max_extra_tokens
     assert bound is not None
     # What a server counted has no text to encode; it counts in the ranking.
-    rates = [rate for rate in ranking.rates if rate.source.usage is None]
-    if not rates:
+    rows = [n for n, rate in enumerate(ranking.rates) if rate.source.usage is None]
+    if not rows:
         return ranking.least
-    search = _Search(ranking, rates, tokenizer, bound)
+    search = _Search(ranking, rows, tokenizer, bound)
     while not search.done:
         search.measure(search.next_place())
         # How many measurements it takes is not known: a half, two thirds, three quarters, and so
@@ -133,7 +128,7 @@ class _Search:
     """
 
     def __init__(
-        self, ranking: Ranking, rates: Sequence[TokenRates], tokenizer: Tokenizer, bound: float
+        self, ranking: Ranking, rows: Sequence[int], tokenizer: Tokenizer, bound: float
     ) -> None:
         self.ranking, self.bound = ranking, bound
         # Increasing and without repeats: `expected_extra` and `searchsorted` rely on it.
@@ -144,12 +139,13 @@ class _Search:
         least_sizes = ranking.least_sizes
         # The largest size serves what is left as the original does (law 1), so each bound is met.
         self.original = [
-            encode_texts(tokenizer, rate.source, least_sizes).without_foreign() for rate in rates
+            encode_texts(tokenizer, ranking.rates[row].source, least_sizes).without_foreign()
+            for row in rows
         ]
         # Encoded with the smallest size that fits so far (`high`). All later sizes are below it,
         # and `shrink` can only go down; so a size that costs too much never takes its place.
         self.texts = self.original
-        self.expected = expected_extra(ranking.parsed, rates, least_sizes, self.sizes)
+        self.expected = expected_extra(ranking.evidence.losses[rows], least_sizes, self.sizes)
 
     @property
     def done(self) -> bool:

@@ -1,4 +1,7 @@
-"""Rank tokens by the share of text that they serve.
+"""Rank tokens by the share of text that they serve, in all sources alike.
+
+A token serves where it occurs, and where it is a step on the way to a longer one
+(`tokenizer/steps.py`). Sources are weighed so that each loses about the same share (`balance.py`).
 
 Evidence leaves many tokens of a vocabulary with few occurrences or none, and a word list does not
 say how its words are written. Two things help:
@@ -13,7 +16,7 @@ say how its words are written. Two things help:
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -21,47 +24,97 @@ import regex
 
 from vllm_kprune.arrays import Floats
 from vllm_kprune.tokenizer.bpe import BpeTokenizer
+from vllm_kprune.tokenizer.steps import merge_steps
+from vllm_kprune.vocabulary.balance import balanced_weights
 from vllm_kprune.vocabulary.evidence import TokenRates
 
-__all__ = ["token_strengths"]
+__all__ = ["Evidence", "in_order", "weigh_evidence"]
 
 # Chosen with the tokenizers of Qwen3, Llama-3.1, Gemma-3 and Aya Expanse, on Korean, English and
 # code that the evidence does not contain (benchmarks/selection.py).
 _SHARE_EXPONENT = 1.8
-_PRIOR_WEIGHT = 0.4
+_PRIOR_WEIGHT = 0.3
 # Weights of (tokens as counted, frequencies of words shared among their spellings). Tables and
 # corpora are running text, so their counts weigh most. A word list's counts weigh little, because
 # its spellings are guesses; the weight of its words is the source's own.
 _TEXT_WEIGHTS = (8.0, 2.4)
 _LIST_WEIGHT = 0.3
+# At which coverage all sources are to be served alike: near that of the shipped profiles.
+_BALANCED_AT = 0.995
 _ZIPF = 1e6 / 12  # occurrences per million tokens at rank 1: 1 / (ln 150,000)
 _MOST_UNSPACED = 16  # characters
 _UNSPACED = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}]")
 _WORD = regex.compile(r"[^\p{L}\p{N}]*(\p{L}+)")
 
 
-def token_strengths(
-    parsed: BpeTokenizer, rates: Sequence[TokenRates], ids: Iterable[int]
-) -> dict[int, float]:
-    """id -> estimated occurrences per million tokens of running text, summed over the sources."""
-    ids = list(ids)
+@dataclass(frozen=True)
+class Evidence:
+    """What sources lose with each token that is dropped, and how strong that makes the token.
+
+    `losses`: for each source, the extra tokens per million of its own for an id that is not kept
+    (float64 [sources, ids]); 0 for ids that no vocabulary has. `tokens`: of a million tokens, how
+    many the profile's scripts allow (float64 [sources]). `strengths`: the balanced sum over the
+    sources, smoothed, in occurrences per million tokens (float64 [ids]).
+    """
+
+    losses: Floats
+    tokens: Floats
+    strengths: Floats
+
+    def budgets(self, rates: Sequence[TokenRates], coverage: float) -> Floats:
+        """What each source may lose of `tokens` at a coverage (float64 [sources])."""
+        allowances = np.array([one.source.allowance for one in rates])
+        return (1 - coverage) * allowances * self.tokens
+
+
+def weigh_evidence(
+    parsed: BpeTokenizer, rates: Sequence[TokenRates], ids: Sequence[int], required: Iterable[int]
+) -> Evidence:
+    """Weigh the tokens `ids`, which evidence decides on; `required` are kept besides."""
+    size = max(parsed.tokens) + 1
+    candidates = np.array(ids, dtype=np.int64)
+    allowed = np.zeros(size, dtype=bool)
+    allowed[[*candidates.tolist(), *required]] = True
+    steps = merge_steps(parsed, ids)
     ranks = _merge_ranks(parsed)
     spellings = _spellings(parsed, ids, ranks)
-    # A sum over sources: each is in rates per million, so none counts more for being longer.
-    total = sum((_estimate(source, spellings) for source in rates), np.zeros(len(ranks)))
-    pooled = _pooled(total, ranks)
-    return {i: float(pooled[i]) for i in ids}
+    estimates = [_estimate(one, spellings) for one in rates]
+
+    def strengths(weights: Floats) -> Floats:
+        # A sum over sources: each is in rates per million, so none counts more for being longer.
+        pairs = zip(weights.tolist(), estimates, strict=True)
+        total = sum((weight * one for weight, one in pairs), np.zeros(size))
+        return steps.uses(_pooled(total, ranks))
+
+    shape = (len(rates), size)
+    losses = np.array([steps.uses(one.per_million) for one in rates]).reshape(shape)
+    tokens = np.array([one.per_million[allowed].sum() for one in rates])
+    evidence = Evidence(losses, tokens, np.zeros(size))
+    weights = balanced_weights(
+        losses,
+        evidence.budgets(rates, _BALANCED_AT),
+        lambda weights: in_order(candidates, strengths(weights)),
+    )
+    return replace(evidence, strengths=strengths(weights))
+
+
+def in_order(ids: npt.NDArray[np.int64], strengths: Floats) -> npt.NDArray[np.int64]:
+    """The ids, strongest first.
+
+    Ids decide between equals, so that the same input always gives the same vocabulary (law 5).
+    """
+    return ids[np.lexsort((ids, -strengths[ids]))]
 
 
 def _pooled(total: Floats, ranks: Floats) -> Floats:
     """Pool rates from the evidence with those that merge ranks alone suggest.
 
     A token has 50 occurrences per million, and its merge has rank 1,000. Zipf's law suggests 83 at
-    that rank, and the weighted geometric mean of the two, 50 ** 0.6 * 83 ** 0.4, is 61. Without
+    that rank, and the weighted geometric mean of the two, 50 ** 0.7 * 83 ** 0.3, is 58. Without
     evidence the same token stays at 0.
 
     >>> _pooled(np.array([50.0, 0.0]), np.array([1000.0, 1000.0])).round(1).tolist()
-    [61.3, 0.0]
+    [58.3, 0.0]
     """
     prior = _ZIPF / ranks
     return np.where(total > 0, total ** (1 - _PRIOR_WEIGHT) * prior**_PRIOR_WEIGHT, 0.0)

@@ -23,7 +23,7 @@ from vllm_kprune.vocabulary.usage import read_usage
 pytestmark = pytest.mark.usefixtures("vllm_ready")
 
 ROWS = 60
-THAI = Profile(name="thai", languages=("th",), code=False)
+THAI = Profile(name="thai", languages=("th",), genres=())
 
 
 @pytest.fixture
