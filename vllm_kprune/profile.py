@@ -151,7 +151,8 @@ class Sizing:
 
     coverage: float | None = option(
         None,
-        "Keep tokens until this share of the evidence is covered, for example 0.999.",
+        "Keep tokens until each source of evidence is expected to need few more tokens: 0.994 "
+        "allows 0.6 % more.",
         noun="a share",
         above=0,
         most=1,

@@ -46,6 +46,7 @@ LEAST_CHARACTERS = 5_000
 LINE_CHARACTERS = 250
 NOT_LIBRARY = {"site-packages", "test", "tests", "idlelib", "lib2to3"}
 LONGEST_PIECE = 40
+PACKAGES = (".whl", ".tgz", ".deb", ".orig.tar.gz", ".orig.tar.xz", ".orig.tar.bz2")
 Rates = defaultdict[str, float]
 # Endings of manuals, with markup to remove or without.
 MARKED = (".html", ".htm", ".xhtml", ".xml", ".docbook", ".page")
@@ -82,6 +83,11 @@ def fetch(packages: dict[str, dict[str, list[str]]], folder: Path) -> None:
                 target.mkdir(parents=True)
                 for name in names:
                     subprocess.run([*commands[source], name], cwd=target, check=True)
+
+
+def packages_in(folder: Path) -> list[Path]:
+    """The packages that were downloaded to a folder."""
+    return sorted(path for path in folder.rglob("*") if path.name.endswith(PACKAGES))
 
 
 def members(archive: Path, largest: int = FILE_BYTES) -> Iterator[tuple[str, bytes]]:
@@ -148,10 +154,7 @@ def count_package(archive: Path, kinds: dict[str, str]) -> dict[str, tuple[int, 
 def count_packages(folder: Path, kinds: dict[str, str]) -> dict[str, Rates]:
     """For each kind of text, the rates of its pieces, summed over the packages."""
     sums: dict[str, Rates] = {}
-    endings = (".whl", ".tgz", ".deb", ".orig.tar.gz", ".orig.tar.xz", ".orig.tar.bz2")
-    for archive in sorted(folder.rglob("*")):
-        if not archive.name.endswith(endings):
-            continue
+    for archive in packages_in(folder):
         print(archive.name, flush=True)
         for kind, (characters, pieces) in count_package(archive, kinds).items():
             weight = math.sqrt(min(characters, 1_000_000)) / pieces.total()
@@ -242,6 +245,11 @@ def write_table(name: str, rates: Rates, size: int) -> None:
     entries = ((p, r) for p, r in rates.items() if len(p) <= LONGEST_PIECE)
     ranked = sorted(entries, key=lambda entry: (-entry[1], entry[0]))[:size]
     table = {"pieces": [p for p, _ in ranked], "rates": [float(f"{r:.3g}") for _, r in ranked]}
+    write_json(name, table)
+
+
+def write_json(name: str, table: Mapping[str, object]) -> None:
+    """Write a table as one compressed JSON object."""
     TABLES.mkdir(exist_ok=True)
     path = TABLES / f"{name}.json.zst"
     content = json.dumps(table, ensure_ascii=False, separators=(",", ":")).encode()

@@ -137,6 +137,41 @@ def test_inspect_shows_the_result_and_a_folder_without_sizes(
     assert "Hangul tokens" in out and "MB" not in out
 
 
+def test_inspect_prices_genres_and_names_what_a_text_misses(
+    run: Command, folder: Path, profile: Path, tmp_path: Path
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("the cat sat on the mat\n", encoding="utf-8")
+    code, out, err = run("inspect", folder, "--profile", profile, "--text", text)
+    assert code == 0, err
+    assert "extra tokens by kind of text" in out and "mathematics" in out
+    assert f"to keep them: --corpus {text}, or in your profile: keep: [" in out
+    code, out, _ = run("inspect", folder, "--profile", profile, "--text", text, "--json", "-")
+    result = json.loads(out)
+    cost = result["texts"][str(text)]
+    assert cost["pruned"] > cost["original"] > 0 and cost["dearest"][0]["extra_tokens"] > 0
+    assert {"chat", "dates", "urls"} <= result["genres"].keys()
+    # The list can be copied as it is.
+    more = tmp_path / "more.yaml"
+    keep = json.dumps([one["text"] for one in cost["dearest"]])
+    more.write_text(f"languages: [ko]\ngenres: []\nmin_count: 0.1\nkeep: {keep}\n")
+    code, out, err = run("inspect", folder, "--profile", more, "--text", text, "--json", "-")
+    assert code == 0, err
+    assert json.loads(out)["texts"][str(text)]["pruned"] < cost["pruned"]
+
+
+def test_a_corpus_that_stays_dear_is_told(
+    run: Command, folder: Path, profile: Path, tmp_path: Path
+) -> None:
+    corpora = {"ru.txt": "Привет мир, это русский текст.\n", "ko.txt": "오늘 날씨가 좋다.\n"}
+    for name, line in corpora.items():
+        (tmp_path / name).write_text(line * 9, encoding="utf-8")
+    given = [part for name in corpora for part in ("--corpus", tmp_path / name)]
+    code, _, err = run("tokenizer", folder, "-o", tmp_path / "out", "--profile", profile, *given)
+    assert code == 0, err
+    assert "warning: corpus ru.txt needs" in err and "corpus ko.txt needs" not in err
+
+
 def test_verify_checks_what_a_profile_would_make_of_a_folder(
     run: Command, folder: Path, profile: Path, tmp_path: Path
 ) -> None:

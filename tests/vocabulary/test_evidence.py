@@ -14,12 +14,12 @@ import zstandard
 from support.tiny_tokenizers import byte_level_tokenizer
 
 from vllm_kprune.errors import KPruneError
-from vllm_kprune.profile import Profile
+from vllm_kprune.profile import GENRES, Profile
 from vllm_kprune.vocabulary import batches
 from vllm_kprune.vocabulary import corpus as corpus_module
 from vllm_kprune.vocabulary.corpus import read_corpus
 from vllm_kprune.vocabulary.evidence import Source, count_source, profile_sources
-from vllm_kprune.vocabulary.wordlists import word_forms
+from vllm_kprune.vocabulary.wordlists import word_forms, word_frequencies
 
 TEXT = "첫 줄이다.\nthe second\r\n\n  last"
 PACKED: dict[str, Callable[[bytes], bytes]] = {
@@ -165,18 +165,37 @@ def test_sources_are_word_lists_code_and_corpora_with_digests_that_pin_them(
     path = corpus(tmp_path, "a.txt", b"one")
     profile = Profile(name="enko", languages=("en", "ko"))
     names = [source.name for source in profile_sources(profile, [path])]
-    assert names == [
-        "word list en",
-        "word list ko",
-        "English text",
-        "source code",
-        "corpus a.txt",
-    ]
+    assert names[:5] == ["word list en", "word list ko", "English text", "chat", "source code"]
+    assert {"English law", "LaTeX", "Korean dates and units", "parts of hanja"} < set(names)
+    assert names[-1] == "corpus a.txt"
     plain = Profile(name="th", languages=("th",), genres=())
     before = profile_sources(plain, [path])[-1].digest
     assert profile_sources(plain, [path])[-1].digest == before
     path.write_bytes(b"two")
     assert profile_sources(plain, [path])[-1].digest != before
+
+
+@pytest.mark.parametrize("genre", sorted(GENRES))
+def test_each_genre_brings_sources_that_have_text(genre: str) -> None:
+    """With nothing else, so that a genre whose tables are missing is noticed."""
+    alone = profile_sources(Profile(name="x", languages=("en",), genres=(genre,)))
+    without = profile_sources(Profile(name="x", languages=("en",), genres=()))
+    found = {s.name: s for s in alone if s.name not in {other.name for other in without}}
+    assert found
+    for source in found.values():
+        first = [weight for _, (_, weight) in zip(range(9), source.texts(), strict=False)]
+        assert len(first) == 9 and min(first) > 0, source.name
+    thai = profile_sources(Profile(name="th", languages=("th",), genres=(genre,)))
+    assert not any(source.name.startswith("English") for source in thai)
+
+
+def test_hanja_bring_sino_korean_words_as_frequent_as_their_readings() -> None:
+    profile = Profile(name="x", languages=("ko",), hanja="ksx1001", genres=())
+    rates = dict(_named("hanja", profile).texts())
+    readings = word_frequencies("ko")
+    assert rates["經濟"] / readings["경제"] == pytest.approx(rates["歷史"] / readings["역사"])
+    assert rates["(經濟"] == rates["經濟"] > 0
+    assert rates["經"] > rates["濟"] * 0.1 > 0
 
 
 def test_code_has_the_names_of_many_languages_in_the_forms_of_code() -> None:

@@ -122,8 +122,8 @@ def test_the_point_meets_the_bound_and_the_next_smaller_one_does_not(
 def estimate_badly(monkeypatch: pytest.MonkeyPatch, slope: float) -> None:
     """Let every size cost as much less than the one before as `slope` says."""
 
-    def wrong(parsed: Any, rates: Sequence[Any], least_sizes: Any, sizes: Sequence[int]) -> Any:
-        return np.outer([slope] * len(rates), range(len(sizes), 0, -1))
+    def wrong(losses: Any, least_sizes: Any, sizes: Sequence[int]) -> Any:
+        return np.outer([slope] * len(losses), range(len(sizes), 0, -1))
 
     monkeypatch.setattr(sizing, "expected_extra", wrong)
 
@@ -164,7 +164,7 @@ def test_the_estimate_of_all_sizes_is_close_to_what_is_measured(
     ranking: Ranking, tokenizer: Tokenizer
 ) -> None:
     sizes = np.arange(ranking.least, ranking.most + 1)
-    expected = expected_extra(ranking.parsed, ranking.rates, ranking.least_sizes, sizes)
+    expected = expected_extra(ranking.evidence.losses, ranking.least_sizes, sizes)
     assert (np.diff(expected) <= 0).all()
     for place in range(0, len(sizes), 11):
         measured = extra_tokens(tokenizer, ranking, ranking.of_size(int(sizes[place])).kept_ids)

@@ -6,7 +6,7 @@ import numpy as np
 
 from vllm_kprune.tokenizer.bpe import BpeTokenizer, parse_tokenizer
 from vllm_kprune.vocabulary.evidence import Source, TokenRates
-from vllm_kprune.vocabulary.strength import token_strengths
+from vllm_kprune.vocabulary.strength import weigh_evidence
 
 # Learned in this order: the name only with a capital, one mark before the word.
 WORDS = ["the", " the", " Tesla", "_the", " der"]
@@ -45,8 +45,8 @@ def strengths(
 ) -> dict[str, float]:
     tokenizer = parsed()
     ids = [token_id(tokenizer, text) for text in WORDS]
-    found = token_strengths(tokenizer, [rates(tokenizer, observed, words)], ids)
-    return dict(zip(WORDS, (found[i] for i in ids), strict=True))
+    found = weigh_evidence(tokenizer, [rates(tokenizer, observed, words)], ids, []).strengths
+    return dict(zip(WORDS, (float(found[i]) for i in ids), strict=True))
 
 
 def test_a_token_without_evidence_has_none_however_early_it_was_learned() -> None:
@@ -71,5 +71,26 @@ def test_more_evidence_is_more_strength_and_sources_add_up() -> None:
     tokenizer = parsed()
     both = [rates(tokenizer, {" der": 10.0}, None)] * 2
     wanted = token_id(tokenizer, " der")
-    doubled = token_strengths(tokenizer, both, [wanted])[wanted]
+    doubled = weigh_evidence(tokenizer, both, [wanted], []).strengths[wanted]
     assert np.isclose(doubled, strengths({" der": 20.0})[" der"])
+
+
+def test_a_step_is_as_strong_as_all_that_is_built_from_it() -> None:
+    tokenizer = parsed()
+    ids = sorted(i for token, i in tokenizer.vocab.items() if len(token) > 1)
+    evidence = weigh_evidence(
+        tokenizer, [rates(tokenizer, {" the": 5, " Tesla": 3}, None)], ids, []
+    )
+    for token_id in ids:
+        for step in tokenizer.derivation_ids(token_id) & set(ids):
+            assert evidence.strengths[step] >= evidence.strengths[token_id]
+    # " the" is built by " t", " th" and " the"; each costs one token if it is not there.
+    assert [evidence.losses[0, token_id(tokenizer, t)] for t in (" t", " th", " the")] == [5, 5, 5]
+
+
+def test_what_foreign_tokens_lose_counts_for_the_steps_on_the_way_to_them() -> None:
+    tokenizer = parsed()
+    step = token_id(tokenizer, " th")
+    evidence = weigh_evidence(tokenizer, [rates(tokenizer, {" the": 5.0}, None)], [step], [])
+    assert evidence.losses[0].nonzero()[0].tolist() == [step]
+    assert evidence.tokens[0] == 0.0

@@ -34,6 +34,11 @@ class MergeSteps:
         """Each owner with one of its steps."""
         return zip(self.owners.tolist(), self.steps.tolist(), strict=True)
 
+    def within(self, ids: npt.NDArray[np.int64]) -> "MergeSteps":
+        """Only the steps that are among `ids`, of all owners."""
+        found = np.isin(self.steps, ids)
+        return MergeSteps(self.owners[found], self.steps[found])
+
     def uses(self, rates: Floats) -> Floats:
         """How often each id is needed, if tokens occur as in `rates` (both float64 [ids]).
 

@@ -36,7 +36,7 @@ def balanced_weights(
         reached = places(losses, budgets, rank(weights)) + 1
         if reached.max(initial=0) < least:
             least, best = reached.max(initial=0), weights
-        weights = weights * (reached / max(least, reached.max(initial=1))) ** _STEP
+        weights = weights * (reached / reached.max(initial=1)) ** _STEP
         weights = np.maximum(weights * (len(weights) / max(weights.sum(), _LEAST)), _LEAST)
         # Three digits, so that the last bits of sums, which differ between machines, do not count.
         weights = np.array([float(f"{weight:.3g}") for weight in weights])

@@ -44,7 +44,7 @@ _MARKS = regex.compile(r"[^\p{L}\p{N}]+")
 _WORDS_WEIGHT = {"en": 0.6, "ko": 3.0}
 _OTHER_WORDS_WEIGHT = 12.0
 # The lists of English and Korean have rare words and misspellings that no text has as often.
-_LIST_ALLOWANCE = {"en": 1.5, "ko": 2.0}
+_LIST_ALLOWANCE = {"en": 1.2, "ko": 2.0}
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def profile_sources(profile: Profile, corpora: Sequence[Corpus] = ()) -> list[So
     lists = [LANGUAGES[code].wordlist for code in profile.languages]
     sources = [_wordlist_source(name) for name in lists if name]
     if "en" in profile.languages:
-        sources.append(_table_source(Table("English text", "english", allowance=1.5)))
+        sources.append(_table_source(Table("English text", "english", allowance=1.2)))
     elif "code" not in profile.genres:
         # The English table without its words.
         sources.append(_table_source(Table("marks", "english"), wanted=_MARKS.fullmatch))
@@ -159,14 +159,13 @@ def _wordlist_source(language: str) -> Source:
 def _table_source(table: Table, wanted: Callable[[str], Any] = bool) -> Source:
     """Pieces of running text with their rates; `packaging/words` says where they were counted."""
     path = _TABLES / f"{table.file}.json.zst"
-    # The name tells "English text" from "marks", which is a part of the same file.
-    digest = hashlib.sha256(path.read_bytes() + table.name.encode()).hexdigest()
-    return Source(
-        table.name,
-        digest,
-        lambda: _grouped(row for row in _table_rows(path) if wanted(row[0])),
-        allowance=table.allowance,
-    )
+    content = path.read_bytes() if table.file else b""
+    # The name tells "English text" from "marks", which is a part of the same file. What is made
+    # depends on the word lists, too.
+    made_of = f" wordfreq {importlib.metadata.version('wordfreq')}" if table.made else ""
+    digest = hashlib.sha256(content + f"{table.name}{made_of}".encode()).hexdigest()
+    texts = table.made or (lambda: _grouped(row for row in _table_rows(path) if wanted(row[0])))
+    return Source(table.name, digest, texts, allowance=table.allowance)
 
 
 def _table_rows(path: Path) -> Iterator[WeightedText]:

@@ -59,9 +59,12 @@ class ScriptJudge:
         # Characters of no single script are in every `_Letters`, so tokens of digits or emoji count
         # as the profile's own and are always kept.
         self._own = _Letters(*own)
-        # Hanja: words of several characters, and parts of characters, are kept on evidence.
+        # With hanja, words of several characters are kept on evidence, as for Chinese. Without,
+        # parts of characters are: a few hundred tokens that save one in three for each of them.
         han = {_HAN} & (scripts if profile.hanja == "none" else {_HAN})
         self._shared = _Letters(*own, *SHARED_SCRIPTS, *han)
+        in_korean = {_HAN} & ({_HAN} if "Hangul" in scripts else scripts)
+        self._begun = _Letters(*own, *SHARED_SCRIPTS, *in_korean)
         standards = (name for code in profile.languages for name in _STANDARDS.get(code, ()))
         self._han = hanja_characters(profile.hanja).union(*map(standard_characters, standards))
 
@@ -74,7 +77,8 @@ class ScriptJudge:
         if self._own.spell(text, tail) or (not tail and text in self._han):
             # Continuation bytes at the start fit into characters of many scripts.
             return "shared" if head else "script"
-        return "shared" if self._shared.spell(text, tail) else "foreign"
+        begun = bool(tail) and self._shared.spell(text, b"") and self._begun.spell("", tail)
+        return "shared" if begun or self._shared.spell(text, tail) else "foreign"
 
 
 def letter_set(*scripts: str) -> str:

@@ -1,7 +1,8 @@
 """Rank the tokens that a profile may keep, and cut the ranking at a size.
 
-A token is kept for one of five reasons, in this order: `special`, `byte`, `script`, `evidence`,
-`merge`. The first three must be kept, with the ancestors that BPE needs to build them (`merge`).
+A token is kept for one of six reasons, in this order: `special`, `byte`, `keep`, `script`,
+`evidence`, `merge`. The first four must be kept, with the ancestors that BPE needs to build them
+(`merge`).
 Tokens of shared scripts follow in order of evidence, each after its ancestors. Where to cut is
 decided in `sizing.py`; nothing is written here.
 """

@@ -75,7 +75,9 @@ def weigh_evidence(
     candidates = np.array(ids, dtype=np.int64)
     allowed = np.zeros(size, dtype=bool)
     allowed[[*candidates.tolist(), *required]] = True
-    steps = merge_steps(parsed, ids)
+    # Tokens of foreign scripts are dropped in any case, but the steps on the way to them serve.
+    used = sum((one.per_million for one in rates), allowed.astype(np.float64))
+    steps = merge_steps(parsed, np.flatnonzero(used).tolist()).within(candidates)
     ranks = _merge_ranks(parsed)
     spellings = _spellings(parsed, ids, ranks)
     estimates = [_estimate(one, spellings) for one in rates]
