@@ -125,6 +125,7 @@ def test_a_long_corpus_is_read_up_to_its_bound(
     assert 1000 <= len(read) <= 1011
 
 
+@pytest.mark.slow
 def test_counting_a_large_corpus_takes_memory_of_a_batch_only(tmp_path: Path) -> None:
     """16 MB of text, packed; the peak of Python's own memory stays far below that."""
     line = "".join(random.Random(0).choices("the cat 가나다", k=99)) + "\n"
@@ -198,6 +199,7 @@ def test_hanja_bring_sino_korean_words_as_frequent_as_their_readings() -> None:
     assert rates["經"] > rates["濟"] * 0.1 > 0
 
 
+@pytest.mark.slow
 def test_code_has_the_names_of_many_languages_in_the_forms_of_code() -> None:
     code = _named("source code", Profile(name="x", languages=("en",)))
     pieces = {
@@ -208,6 +210,7 @@ def test_code_has_the_names_of_many_languages_in_the_forms_of_code() -> None:
     assert any(text.startswith("\n    ") and not text.strip() for text, _ in code.texts())
 
 
+@pytest.mark.slow
 def test_english_text_has_names_and_words_as_they_are_written() -> None:
     english = _named("English text", Profile(name="x", languages=("en",), genres=()))
     rates: dict[str, float] = {}
