@@ -96,7 +96,8 @@ def server_status(model: str, base: Path | None = None) -> dict[str, Any]:
     manifest = load_manifest(Path(model))
     return {
         "active": True,
-        "profile": asdict(manifest.profile),
+        # Without `keep`: names of products, say, are not for everybody who can ask.
+        "profile": {k: v for k, v in asdict(manifest.profile).items() if k != "keep"},
         "tokens": {"original": manifest.original_tokens, "kept": len(manifest.kept_ids)},
         "rows": {"original": manifest.original_rows, "kept": len(manifest.kept_rows)},
         "vocabulary_bytes": _vocabulary_bytes(manifest, base or Path(manifest.base.path)),

@@ -43,8 +43,8 @@ _MARKS = regex.compile(r"[^\p{L}\p{N}]+")
 # are kept whatever their frequency. Chosen with benchmarks/selection.py.
 _WORDS_WEIGHT = {"en": 0.6, "ko": 3.0}
 _OTHER_WORDS_WEIGHT = 12.0
-# The lists of English and Korean have rare words and misspellings that no text has as often.
-_LIST_ALLOWANCE = {"en": 1.2, "ko": 2.0}
+# The list of Korean has words and misspellings that no text has as often.
+_LIST_ALLOWANCE = {"ko": 2.0}
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def profile_sources(profile: Profile, corpora: Sequence[Corpus] = ()) -> list[So
     lists = [LANGUAGES[code].wordlist for code in profile.languages]
     sources = [_wordlist_source(name) for name in lists if name]
     if "en" in profile.languages:
-        sources.append(_table_source(Table("English text", "english", allowance=1.2)))
+        sources.append(_table_source(Table("English text", "english")))
     elif "code" not in profile.genres:
         # The English table without its words.
         sources.append(_table_source(Table("marks", "english"), wanted=_MARKS.fullmatch))
