@@ -90,14 +90,14 @@ def dates() -> Rates:
 
 
 def hanja_words(folder: Path) -> dict[str, list[str]]:
-    """Reading -> its spellings in hanja, of two to four characters, common ones first."""
+    """Reading -> its spellings in hanja, of two to four characters."""
     archive = next((folder / "hanja").rglob("libhangul-data_*.deb"))
     [content] = [text for name, text in members(archive, 1 << 24) if name.endswith("/hanja.txt")]
     spellings = defaultdict(list)
     for line in content.decode().split("\n"):
         reading, _, rest = line.partition(":")
         spelling = rest.split(":")[0]
-        if regex.fullmatch(r"\p{Han}{2,4}", spelling) and len(spellings[reading]) < 3:
+        if regex.fullmatch(r"\p{Han}{2,4}", spelling) and len(spellings[reading]) < 8:
             spellings[reading].append(spelling)
     return {reading: words for reading, words in spellings.items() if words}
 

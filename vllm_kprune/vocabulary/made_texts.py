@@ -79,18 +79,15 @@ def _emoji_shares() -> dict[str, float]:
 def hanja_texts() -> Iterator[WeightedText]:
     """Words in hanja, as frequent as their readings in the Korean word list, and their characters.
 
-    The dictionary lists the spellings of a reading, common ones first, so the reading's frequency
-    is divided by rank.
+    Which spelling of a reading is meant is not known, so its frequency is divided equally.
     """
     with zstandard.open(HANJA_WORDS, "rt", encoding="utf-8") as stream:
         spellings: dict[str, list[str]] = json.load(stream)
     readings = word_frequencies("ko")
     characters: dict[str, float] = defaultdict(float)
     for reading, words in spellings.items():
-        for rank, word in enumerate(words, start=1):
-            share = readings.get(reading, 0.0) / rank**1.5
-            if not share:
-                continue
+        share = readings.get(reading, 0.0) / len(words)
+        for word in words if share else ():
             for before, part in _HANJA_SHARES:
                 yield before + word, share * part
             for character in word:
