@@ -151,8 +151,8 @@ class Sizing:
 
     coverage: float | None = option(
         None,
-        "Keep tokens until each source of evidence is expected to need few more tokens: 0.994 "
-        "allows 0.6 % more.",
+        "Keep tokens until each source of evidence is expected to need few more tokens: 0.99 "
+        "allows 1 % more.",
         noun="a share",
         above=0,
         most=1,

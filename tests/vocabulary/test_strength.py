@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from vllm_kprune.tokenizer.bpe import BpeTokenizer, parse_tokenizer
+from vllm_kprune.tokenizer.steps import merge_steps
 from vllm_kprune.vocabulary.evidence import Source, TokenRates
 from vllm_kprune.vocabulary.strength import weigh_evidence
 
@@ -82,7 +83,7 @@ def test_a_step_is_as_strong_as_all_that_is_built_from_it() -> None:
         tokenizer, [rates(tokenizer, {" the": 5, " Tesla": 3}, None)], ids, []
     )
     for token_id in ids:
-        for step in tokenizer.derivation_ids(token_id) & set(ids):
+        for step in merge_steps(tokenizer, [token_id]).steps:
             assert evidence.strengths[step] >= evidence.strengths[token_id]
     # " the" is built by " t", " th" and " the"; each costs one token if it is not there.
     assert [evidence.losses[0, token_id(tokenizer, t)] for t in (" t", " th", " the")] == [5, 5, 5]
