@@ -82,9 +82,9 @@ def test_a_step_is_as_strong_as_all_that_is_built_from_it() -> None:
     evidence = weigh_evidence(
         tokenizer, [rates(tokenizer, {" the": 5, " Tesla": 3}, None)], ids, []
     )
-    for token_id in ids:
-        for step in merge_steps(tokenizer, [token_id]).steps:
-            assert evidence.strengths[step] >= evidence.strengths[token_id]
+    for owner in ids:
+        for step in merge_steps(tokenizer, [owner]).steps:
+            assert evidence.strengths[step] >= evidence.strengths[owner]
     # " the" is built by " t", " th" and " the"; each costs one token if it is not there.
     assert [evidence.losses[0, token_id(tokenizer, t)] for t in (" t", " th", " the")] == [5, 5, 5]
 
