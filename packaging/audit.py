@@ -6,6 +6,7 @@ is not there is skipped, and says so; everything else that fails ends with exit 
 """
 
 import argparse
+import json
 import subprocess
 import sys
 import tempfile
@@ -45,16 +46,28 @@ def vulnerabilities(tools: Path, name: str) -> bool:
     """Does a package of a lock file have a known vulnerability, or could it not be read?"""
     lock = ROOT / "requirements" / f"{name}.lock"
     command = [tools / "pip-audit", "--requirement", lock, "--require-hashes", "--disable-pip",
-               "--no-deps", "--progress-spinner", "off"]  # fmt: skip
+               "--no-deps", "--progress-spinner", "off", "--format", "json"]  # fmt: skip
     done = subprocess.run(command, text=True, capture_output=True, check=False)
-    last = (done.stderr.strip().splitlines() or [""])[-1]
-    if done.returncode and any(sign in done.stderr for sign in _UNREACHABLE):
-        say(f"vulnerabilities, {lock.name}: SKIPPED, the service cannot be asked: {last[:200]}")
-        return False
-    say(f"vulnerabilities, {lock.name}: {last[:200]}")
-    if done.returncode:
-        say(done.stdout)
-    return bool(done.returncode)
+    try:
+        found = json.loads(done.stdout)["dependencies"]
+    except ValueError:
+        last = (done.stderr.strip().splitlines() or [""])[-1][:200]
+        is_away = any(sign in done.stderr for sign in _UNREACHABLE)
+        why = "SKIPPED, the service cannot be asked" if is_away else "FAILED"
+        say(f"vulnerabilities, {lock.name}: {why}: {last}")
+        return not is_away
+    # An index without a service answers that it does not know the package.
+    unknown = [one for one in found if "skip_reason" in one]
+    hurt = [one for one in found if one.get("vulns")]
+    outcome = f"{len(found) - len(unknown)} packages, {len(hurt)} with known vulnerabilities"
+    if len(unknown) == len(found):
+        outcome = "SKIPPED, the service knows none of the packages"
+    elif unknown:
+        outcome += f"; {len(unknown)} could not be asked for"
+    say(f"vulnerabilities, {lock.name}: {outcome}")
+    for one in hurt:
+        say(f"    {one['name']} {one['version']}: {', '.join(v['id'] for v in one['vulns'])}")
+    return bool(hurt)
 
 
 def bill_of_materials(tools: Path, target: Path) -> bool:

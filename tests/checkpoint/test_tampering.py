@@ -1,4 +1,4 @@
-"""Whoever changes a folder or its base after a build is found out, also with a seal of their own."""
+"""Changes to a folder or its base after a build are found out, also under a seal that fits."""
 
 import os
 from collections.abc import Callable
@@ -267,9 +267,7 @@ def test_a_resealed_edit_of_a_file_breaks_law_5(model: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["NOTICE", "LICENSE.txt", "chat_template.jinja", "config.json"])
-def test_a_link_out_of_the_folder_is_not_followed(
-    model: Path, tmp_path: Path, name: str
-) -> None:
+def test_a_link_out_of_the_folder_is_not_followed(model: Path, tmp_path: Path, name: str) -> None:
     """`NOTICE -> /any/file` would have been copied beside the pruned model."""
     secret = tmp_path / "secret"
     secret.write_text("{}" if name == "config.json" else "the neighbour's secret")

@@ -2,8 +2,8 @@
 
 `kprune demo` and the live tests run real servers. A server starts in its own process group, on a
 free port, with its output in a log file. If it dies before it answers, the error has the end of its
-log. On leaving, also by Ctrl-C (or SIGTERM, see `signals`), the whole group is stopped. This module only speaks HTTP
-and does not import vllm.
+log. On leaving, also by Ctrl-C (or SIGTERM, see `signals`), the whole group is stopped. This module
+only speaks HTTP and does not import vllm.
 """
 
 import os

@@ -39,9 +39,7 @@ class FileDigest(BaseModel):
     mtime_ns: int
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
-    def matches(
-        self, path: Path, *, whole: bool = False, advance: BytesDone | None = None
-    ) -> bool:
+    def matches(self, path: Path, *, whole: bool = False, advance: BytesDone | None = None) -> bool:
         """Has the file `path` this content?
 
         Without `whole`, it is read only if its modification time differs.

@@ -72,7 +72,9 @@ def test_a_file_that_is_none_of_the_benchmarks_is_a_mistake(content: bytes, tmp_
 
 
 @pytest.mark.timeout(20)
-@pytest.mark.parametrize("case", ["pipe", "device", "huge", "columns", "cells", "cell", "nul", "files"])
+@pytest.mark.parametrize(
+    "case", ["pipe", "device", "huge", "columns", "cells", "cell", "nul", "files"]
+)
 def test_a_hostile_file_of_the_benchmark_is_refused_in_little_time(
     case: str, tmp_path: Path
 ) -> None:
@@ -89,8 +91,12 @@ def test_a_hostile_file_of_the_benchmark_is_refused_in_little_time(
             (tmp_path / f"{number}.csv").touch()
     else:
         header = "prompt,language"
-        more = {"columns": f"{header}{',x' * 200}", "cells": f"{header}\n{',' * 4_000_000}",
-                "cell": f"{header}\n{'x' * 140_000},ko", "nul": f"{header}\n\0,\0\n,"}[case]  # fmt: skip
+        more = {
+            "columns": f"{header}{',x' * 200}",
+            "cells": f"{header}\n{',' * 4_000_000}",
+            "cell": f"{header}\n{'x' * 140_000},ko",
+            "nul": f"{header}\n\0,\0\n,",
+        }[case]
         path.write_text(more)
     with pytest.raises(KPruneError, match="--benchmark") as caught:
         stability_prompts(("ko",), tmp_path)

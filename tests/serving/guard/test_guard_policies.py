@@ -138,7 +138,9 @@ def test_new_policies_are_built_one_after_the_other_and_few_may_wait(
             await prepared.in_turn(slow)
         tasks.pop().cancel()  # a client that leaves makes room
         await asyncio.sleep(0.01)
-        tasks.append(asyncio.create_task(prepared.in_turn(lambda: admit(engine.config, asking("ζ")))))
+        tasks.append(
+            asyncio.create_task(prepared.in_turn(lambda: admit(engine.config, asking("ζ"))))
+        )
         let_go.set()
         await asyncio.gather(*tasks)
 

@@ -29,11 +29,11 @@ OTHER = "other"
 # How labels of what is counted in a model's reasoning begin; the rest is the policy's label.
 REASONING = "reasoning:"
 _KIND = "counters"
-# Labels that are neither well known nor configured: requests choose them, and each is a time series.
+# Labels that nobody expects: requests choose them, and each is a time series in Prometheus.
 _MOST_OTHERS = 32
 _JUST_BEFORE_SECONDS = 5.0
-# A file is a hundred or two of these, 96 bytes each, written by one process through `mmap` and read by
-# another.
+# A file has a few hundred of these, 96 bytes each, written by one process through `mmap` and read
+# by another.
 _RECORD = np.dtype(
     [("label", "S64"), *((name, "<u8") for name in COUNTERS), ("dead_end_at", "<f8")]
 )

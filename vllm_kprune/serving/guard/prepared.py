@@ -11,7 +11,6 @@ nor what vLLM does in its own threads.
 """
 
 import asyncio
-
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor

@@ -152,9 +152,7 @@ class PromptPruning:
         assert self.settings and self.ranker
         least = self.min_tokens if asked.min_tokens is None else asked.min_tokens
         pruner, most, window = self.ranker.pruner, self.max_tokens, self.settings.window
-        return PruneJob(
-            requests, asked, least, most, pruner, self.cache, self.count, window=window
-        )
+        return PruneJob(requests, asked, least, most, pruner, self.cache, self.count, window=window)
 
     def count(self, text: str) -> int:
         """The number of tokens of `text`, as the target counts them."""
