@@ -33,7 +33,7 @@ from vllm_kprune.serving.pruning.endpoint import _BODY, Preview, read_body
 from vllm_kprune.serving.pruning.settings import request_options
 from vllm_kprune.storage.bounded import Limits, parse_json
 from vllm_kprune.tokenizer.bpe import TOKENIZER_FILE, parse_tokenizer
-from vllm_kprune.tokenizer.prune import prune_tokenizer, pruned_tokenizer
+from vllm_kprune.tokenizer.prune import prune_tokenizer, pruned_tokenizer, referenced_ids
 
 __all__ = ["TARGETS", "attempt", "seeds"]
 
@@ -95,7 +95,7 @@ def fuzz_manifest(data: bytes) -> None:
 
 def fuzz_tokenizer(data: bytes) -> None:
     parsed = parse_tokenizer(parse_json(data, TOKENIZER_FILE))
-    kept = sorted({*parsed.added_ids, *parsed.byte_ids})
+    kept = sorted({*parsed.added_ids, *parsed.byte_ids, *referenced_ids(parsed)})
     pruned = prune_tokenizer(parsed, kept)
     again = parse_tokenizer(pruned)
     assert set(again.tokens) == set(range(len(kept)))
