@@ -59,6 +59,7 @@ def test_answers_are_in_the_order_of_the_tasks_and_of_the_sides(
     assert {body["model"] for body in mocks[1].asked} == {"small"}
 
 
+@pytest.mark.slow
 def test_both_sides_get_the_same_tasks_in_the_same_order_which_is_the_seeds(
     mocks: tuple[MockEndpoint, MockEndpoint], tmp_path: Path
 ) -> None:

@@ -54,12 +54,14 @@ def forced_tokens(pruned: PrunedSegment) -> int:
 
 @given(text=UNICODE, options=OPTIONS)
 @settings(max_examples=80)
+@pytest.mark.slow
 def test_whole_characters_of_the_text_are_kept_in_their_order(
     pruner: TextPruner, text: str, options: PruneOptions
 ) -> None:
     check_pieces(text, pruner.prune(text, options))
 
 
+@pytest.mark.slow
 def test_random_strings_are_cut_at_characters(pruner: TextPruner) -> None:
     rng = random.Random(5)
     options = [PruneOptions(keep=0.6), PruneOptions(keep=0.4, unit="word")]
@@ -126,6 +128,7 @@ def test_words_are_kept_or_dropped_whole(pruner: TextPruner, text: str) -> None:
     assert set(words.starts.tolist()) <= boundaries
 
 
+@pytest.mark.slow
 def test_korean_is_cut_at_eojeol_by_words(gemma: Tokenizer) -> None:
     pruner = pruner_of(gemma)
     text = "대한민국의 수도는 서울특별시이다. 인구는 약 940만 명이다."

@@ -51,6 +51,7 @@ def by_word(scorer: Scorer, tokens: Tokens) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("name", WEIGHTLESS)
+@pytest.mark.slow
 def test_any_text_has_one_finite_score_for_each_token(
     folder: Path, tokenizer: Tokenizer, name: str
 ) -> None:
@@ -69,6 +70,7 @@ def test_any_text_has_one_finite_score_for_each_token(
     law()
 
 
+@pytest.mark.slow
 def test_scores_do_not_depend_on_the_process(folder: Path, tokenizer: Tokenizer) -> None:
     text = ENGLISH + KOREAN + CHINESE
     code = (

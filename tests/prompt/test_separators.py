@@ -67,6 +67,7 @@ def tokenizer(
 @pytest.mark.parametrize("by_rarity", [False, True])
 @given(text=NUMERIC | UNICODE, options=OPTIONS)
 @settings(max_examples=40)
+@pytest.mark.slow
 def test_every_number_that_is_left_is_one_of_the_text(
     tokenizer: Tokenizer, by_rarity: bool, text: str, options: PruneOptions
 ) -> None:
@@ -133,6 +134,7 @@ def test_separators_count_towards_what_may_be_kept() -> None:
     assert len(numbers(pruned.text)) >= 3
 
 
+@pytest.mark.slow
 def test_a_line_end_between_words_stays_if_both_do(
     published_tokenizer: Callable[[str], Path],
 ) -> None:
