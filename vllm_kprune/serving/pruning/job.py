@@ -99,7 +99,8 @@ class PruneJob:
             return "too_long"
         if tokens < self.min_tokens:
             return "below_break_even"
-        return "too_costly" if self._ranking_seconds() > self.most_seconds else None
+        is_bounded = math.isfinite(self.most_seconds)
+        return "too_costly" if is_bounded and self._ranking_seconds() > self.most_seconds else None
 
     @property
     def expected_seconds(self) -> float:
