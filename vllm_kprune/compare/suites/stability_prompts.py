@@ -28,7 +28,7 @@ __all__ = [
     "stability_prompts",
 ]
 
-STABILITY_TOKENS = 48  # of an answer, unless --max-tokens says otherwise
+STABILITY_TOKENS = 40  # of an answer, unless --max-tokens says otherwise
 
 _MAX_BYTES = 8 << 20  # a file of the benchmark has 300 kB
 _MOST_FILES = 1_000
