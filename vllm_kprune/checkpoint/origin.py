@@ -18,7 +18,7 @@ from vllm_kprune.checkpoint.manifest import Manifest
 from vllm_kprune.errors import KPruneError, shown
 from vllm_kprune.progress import Progress, silent
 
-__all__ = ["described_base", "open_described"]
+__all__ = ["base_fields", "open_described"]
 
 
 def open_described(
@@ -50,7 +50,7 @@ def open_described(
     return base
 
 
-def described_base(base: TokenizerFolder) -> dict[str, Any]:
+def base_fields(base: TokenizerFolder) -> dict[str, Any]:
     """The fields of a manifest that follow from its base alone."""
     # Ids may have gaps, so this is not the number of tokens.
     fields: dict[str, Any] = {"original_tokens": max(base.tokenizer.tokens) + 1}
@@ -65,7 +65,7 @@ def described_base(base: TokenizerFolder) -> dict[str, Any]:
 
 def _differences(manifest: Manifest, base: TokenizerFolder) -> Iterator[tuple[str, Any, Any]]:
     """Name of a field, what the manifest says, and what is so."""
-    for name, found in described_base(base).items():
+    for name, found in base_fields(base).items():
         if (said := getattr(manifest, name)) != found:
             yield name, said, found
     if (listed := sorted(manifest.base.files)) != (there := sorted(p.name for p in base.files)):

@@ -14,7 +14,7 @@ from vllm_kprune import __version__
 from vllm_kprune.checkpoint.base import TokenizerFolder
 from vllm_kprune.checkpoint.manifest import MANIFEST_NAME, BaseReference, Evidence, Manifest
 from vllm_kprune.checkpoint.model_folder import CONFIG_FILES
-from vllm_kprune.checkpoint.origin import described_base
+from vllm_kprune.checkpoint.origin import base_fields
 from vllm_kprune.checkpoint.plan import TokenizerPlan, make_plan, without_added_tokens
 from vllm_kprune.checkpoint.token_ids import map_ids, named_ids
 from vllm_kprune.profile import Profile, as_corpora, load_profile
@@ -160,5 +160,5 @@ def _manifest(plan: TokenizerPlan, folder: Path, digests: Mapping[str, FileDiges
         ),
         # kprune.json is not there yet: it has a fingerprint of its own.
         files={path.name: sha256_file(path) for path in sorted(folder.iterdir())},
-        **described_base(base),
+        **base_fields(base),
     )
