@@ -16,9 +16,8 @@ from typing import Any
 import torch
 from vllm.model_executor.model_loader import DefaultModelLoader, register_model_loader
 
-from vllm_kprune.checkpoint.manifest import Manifest, is_overlay, load_manifest
+from vllm_kprune.checkpoint.manifest import is_overlay, load_manifest
 from vllm_kprune.checkpoint.rows import prune_weights
-from vllm_kprune.errors import KPruneError
 from vllm_kprune.serving.activation import LOAD_FORMAT
 from vllm_kprune.serving.compat.engine import stream_weights
 
@@ -47,8 +46,12 @@ class KPruneModelLoader(DefaultModelLoader):
             yield from super().get_all_weights(model_config, model)
             return
         manifest = load_manifest(Path(model_config.model))
+<<<<<<< HEAD
         base = manifest.check_base(_folder(model_config), "--kprune-base")
         _refuse_unlisted(base, manifest)
+=======
+        base = manifest.check_base(_folder(model_config))
+>>>>>>> main
         # One tensor at a time. A list would hold the whole base in memory.
         yield from prune_weights(stream_weights(self, base, model), manifest)
 
@@ -56,15 +59,3 @@ class KPruneModelLoader(DefaultModelLoader):
 def _folder(model_config: Any) -> Path | None:
     weights = model_config.model_weights
     return Path(weights) if weights else None
-
-
-def _refuse_unlisted(base: Path, manifest: Manifest) -> None:
-    """Without an index vLLM reads every *.safetensors file, also one that was added later."""
-    if (base / "model.safetensors.index.json").is_file():
-        return
-    found = {path.name for path in base.glob("*.safetensors")}
-    if extra := sorted(found - set(manifest.base.files)):
-        raise KPruneError(
-            f"{base / extra[0]} was not there when the overlay was built; move it away, "
-            "or build the overlay again"
-        )

@@ -45,7 +45,10 @@ class MergeSteps:
         Not counted are characters that must be spelled in bytes, and neighbours that then merge
         differently.
         """
-        return np.bincount(self.steps, weights=rates[self.owners], minlength=len(rates))
+        uses: Floats = np.bincount(
+            self.steps, weights=rates[self.owners], minlength=len(rates)
+        ).astype(np.float64)
+        return uses
 
 
 def merge_steps(parsed: BpeTokenizer, ids: Iterable[int]) -> MergeSteps:

@@ -52,8 +52,8 @@ def chat_texts() -> Iterator[WeightedText]:
         if _MODIFIED.match(emoji):
             for tone, before in itertools.product(_TONES, ("", " ")):
                 yield f"{before}{emoji[0]}{tone}", share * 0.02
-    for marks, times in _MARKS.items():
-        yield marks, times / 200
+    for marks, often in _MARKS.items():
+        yield marks, often / 200
     wide = [chr(code) for first, end in _WIDE for code in range(first, end)]
     other = wide.copy()
     random.Random(1).shuffle(other)

@@ -105,7 +105,8 @@ def in_order(ids: npt.NDArray[np.int64], strengths: Floats) -> npt.NDArray[np.in
 
     Ids decide between equals, so that the same input always gives the same vocabulary (law 5).
     """
-    return ids[np.lexsort((ids, -strengths[ids]))]
+    ordered: npt.NDArray[np.int64] = ids[np.lexsort((ids, -strengths[ids]))]
+    return ordered
 
 
 def _pooled(total: Floats, ranks: Floats) -> Floats:

@@ -4,6 +4,7 @@ Each segment is pruned by itself, from its own text and the options alone. So a 
 same tokens in every request, and vLLM's prefix cache still finds them.
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,6 +18,7 @@ from vllm_kprune.prompt.segments import RequestTexts, Segment, SplitRequest
 from vllm_kprune.prompt.text_pruner import TextPruner
 from vllm_kprune.prompt.tokens import Cancelled, CountTokens, IsCancelled
 from vllm_kprune.serving.compat import logger
+from vllm_kprune.serving.pruning.cost import ranking_seconds
 from vllm_kprune.serving.pruning.settings import RequestOptions
 
 __all__ = ["PruneJob", "PrunedRequest", "ScorerUnavailable"]
@@ -36,8 +38,8 @@ class PrunedRequest:
     """The texts of a request after its job, and what the job did.
 
     Tokens are the target model's. `segments` counts those that were shortened, `hits` and `misses`
-    look-ups in the cache. `skipped` says why nothing was pruned, or is None: `below_break_even` or
-    `too_long`.
+    look-ups in the cache. `skipped` says why nothing was pruned, or is None: `below_break_even`,
+    `too_long` or `too_costly`.
     """
 
     texts: Sequence[RequestTexts]
@@ -59,8 +61,10 @@ class PrunedRequest:
 class PruneJob:
     """One request: its texts, split at their marks, its options, and what prunes them.
 
-    Nothing is pruned below `min_tokens`, where it would not pay, or above `max_tokens`, where it
-    would keep all other requests waiting.
+    Nothing is pruned below `min_tokens`, where it would not pay, or where it would keep all other
+    requests waiting: above `max_tokens`, or if ranking would take longer than `most_seconds`.
+    Segments of requests with another `salt` are not looked up in the cache, because the time of a
+    hit would tell that somebody else sent the same text.
     """
 
     requests: Sequence[SplitRequest]
@@ -70,6 +74,9 @@ class PruneJob:
     pruner: TextPruner
     cache: SegmentCache
     count: CountTokens
+    most_seconds: float = math.inf
+    window: int | None = None
+    salt: str | None = None
     _sizes: dict[str, int] = field(default_factory=dict)
 
     def __call__(self, cancelled: IsCancelled) -> PrunedRequest:
@@ -90,17 +97,23 @@ class PruneJob:
         tokens = sum(map(self.size, wanted))
         if tokens > self.max_tokens:
             return "too_long"
-        return "below_break_even" if tokens < self.min_tokens else None
+        if tokens < self.min_tokens:
+            return "below_break_even"
+        is_bounded = math.isfinite(self.most_seconds)
+        return "too_costly" if is_bounded and self._ranking_seconds() > self.most_seconds else None
+
+    @property
+    def expected_seconds(self) -> float:
+        """About how long ranking takes, before any token is counted: four bytes for each."""
+        sizes = (len(text.encode(errors="surrogatepass")) // 4 for text, _ in self.wanted)
+        return sum(ranking_seconds(size, self._scorer_name, self.window) for size in sizes)
 
     def walk(self, prune: PruneSegment) -> list[RequestTexts]:
         """The texts with `prune(…)` in place of every segment that is not kept whole."""
         share = self._target_share()
-        uses_query = self._scorer().uses_query
 
         def pruned(request: SplitRequest) -> RequestTexts:
-            # None for the other scorers, so that a document is found in the cache whatever is asked
-            # about it.
-            query = request.question if uses_query else None
+            query = self._query(request)
 
             def one(segment: Segment) -> str:
                 options = self._options(segment)
@@ -124,6 +137,34 @@ class PruneJob:
         if text not in self._sizes:
             self._sizes[text] = self.count(text)
         return self._sizes[text]
+
+    def _ranking_seconds(self) -> float:
+        """About how long it takes to rank what is not in the cache."""
+        share, seconds = self._target_share(), 0.0
+        for request in self.requests:
+            query = self._query(request)
+            for segment in request.prunable():
+                if (options := self._options(segment)) is None:
+                    continue
+                how = self._how(self._sized(segment.text, options, share), query)
+                if not self.cache.has(segment.text, how):
+                    size = self.size(segment.text)
+                    seconds += ranking_seconds(size, self._scorer_name, self.window)
+        return seconds
+
+    def _query(self, request: SplitRequest) -> str | None:
+        # None for the other scorers, so that a document is found in the cache whatever is asked
+        # about it.
+        return request.question if self._scorer().uses_query else None
+
+    def _how(self, options: PruneOptions, query: str | None) -> str:
+        # Everything that decides what is kept, as text: `options` is a frozen dataclass, whose
+        # `repr` has every field. The pruner needs no place in it, because a cache has only one.
+        return repr((options, query, self.salt))
+
+    @property
+    def _scorer_name(self) -> str:
+        return self.asked.request.options.scorer or self.pruner.default_scorer
 
     def _options(self, segment: Segment) -> PruneOptions | None:
         """How a segment is pruned; None if it is kept whole."""
@@ -172,9 +213,7 @@ class PruneJob:
         # Between segments; inside one, the pruner asks.
         if cancelled():
             raise Cancelled
-        # Everything that decides what is kept, as text: `options` is a frozen dataclass, whose
-        # `repr` has every field. The pruner needs no place in it, because a cache has only one.
-        how = repr((options, query))
+        how = self._how(options, query)
         found = self.cache.get(text, how)
         tally.hits += found is not None
         tally.misses += found is None
