@@ -127,16 +127,10 @@ def export_overlay(
     """
     overlay, output = Path(overlay), Path(output)
     manifest = checked_overlay(overlay)
-<<<<<<< HEAD
-    weights = weights_of_overlay(
-        manifest, manifest.check_base(Path(base) if base else None, "--base"), link
-    )
-=======
     described = open_described(
-        manifest, Path(base) if base else None, whole=True, progress=progress
+        manifest, Path(base) if base else None, "--base", whole=True, progress=progress
     )
     weights = weights_of_overlay(manifest, described.folder, link)
->>>>>>> main
     refuse_base(output, weights.base)
     with new_folder(output, REPLACED_BY_EXPORT if force else None) as folder:
         # `folder` is the scratch folder beside `output`, so this is the disk that will hold the

@@ -135,13 +135,6 @@ class Manifest(_Strict):
         (folder / MANIFEST_NAME).write_text(text + "\n", encoding="utf-8")
         return sealed
 
-<<<<<<< HEAD
-    def check_base(self, path: Path | None = None, option: str = "") -> Path:
-        """The folder of the base weights, after checking that no file changed since the build.
-
-        `path` replaces the recorded folder if the base was moved; `option` is how a caller lets the
-        user give it ("--base"). Raises `KPruneError` if the folder is gone or a file differs.
-=======
     @property
     def weight_files(self) -> tuple[str, ...]:
         """Names of the base's weight files, sorted; an export has files of the same names."""
@@ -153,14 +146,19 @@ class Manifest(_Strict):
         return INDEX_NAME in self.base.files or self.weight_files != ("model.safetensors",)
 
     def check_base(
-        self, path: Path | None = None, *, whole: bool = False, advance: BytesDone | None = None
+        self,
+        path: Path | None = None,
+        option: str = "",
+        *,
+        whole: bool = False,
+        advance: BytesDone | None = None,
     ) -> Path:
         """The folder of the base weights, after checking that no file changed since the build.
 
-        `path` replaces the recorded folder if the base was moved. With `whole`, every file is read;
+        `path` replaces the recorded folder if the base was moved; `option` is how a caller lets the
+        user give it ("--base"). With `whole`, every file is read;
         `advance` is called for each block. Raises `KPruneError` if the folder is gone, a file
         differs, or one was added.
->>>>>>> main
         """
         folder = path or Path(self.base.path)
         if not folder.is_dir():

@@ -35,13 +35,8 @@ from vllm_kprune.checkpoint.origin import open_described
 from vllm_kprune.checkpoint.overlay import write_overlay
 from vllm_kprune.checkpoint.plan import TokenizerPlan, make_plan, make_tokenizer_plan
 from vllm_kprune.checkpoint.token_ids import map_ids
-<<<<<<< HEAD
-from vllm_kprune.checkpoint.verify_weights import compare_weights
-from vllm_kprune.errors import KPruneError, shown
-=======
 from vllm_kprune.checkpoint.verify_weights import compare_index, compare_weights
-from vllm_kprune.errors import KPruneError
->>>>>>> main
+from vllm_kprune.errors import KPruneError, shown
 from vllm_kprune.profile import LANGUAGES, Corpus, as_corpora
 from vllm_kprune.progress import Progress, silent
 from vllm_kprune.storage.bounded import MODEL_FILE, NOTES, read_object
@@ -99,22 +94,15 @@ def verify_overlay(
     [1, 2, 3, 5, 6]
     """
     folder, own = Path(folder), as_corpora(corpora, usage)
-<<<<<<< HEAD
-    exported = is_export(folder)
-    manifest = load_manifest(folder, EXPORT_NAME if exported else MANIFEST_NAME)
-    manifest.check_files(folder)
-    base_folder = manifest.check_base(Path(base) if base else None, "--base")
-=======
     # What is served goes by kprune.json, so an overlay with both is no export.
     exported = is_export(folder) and not is_overlay(folder)
     name = EXPORT_NAME if exported else MANIFEST_NAME
     manifest = load_manifest(folder, name)
     manifest.check_files(folder, name)
     described = open_described(
-        manifest, Path(base) if base else None, whole=True, progress=progress
+        manifest, Path(base) if base else None, "--base", whole=True, progress=progress
     )
     base_folder = described.folder
->>>>>>> main
     pair = _BothTokenizers(load_encoder(base_folder), load_encoder(folder), manifest)
     progress("encode and decode text", 0.0)
     results = list(pair.laws_1_and_2(texts if texts is not None else _default_texts(manifest)))
