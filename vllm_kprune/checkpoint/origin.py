@@ -32,8 +32,8 @@ def open_described(
     """The base of a manifest, once its files were checked and are what the manifest says.
 
     `path` is its folder if it was moved, and `option` names it to the user. With `whole`, all of
-    its files are read; without, those whose size or time differs. A `BaseModel`, unless only a tokenizer was pruned. Raises
-    `KPruneError`.
+    its files are read; without, those whose size or time differs. A `BaseModel`, unless only a
+    tokenizer was pruned. Raises `KPruneError`.
     """
     total = max(1, sum(digest.size for digest in manifest.base.files.values()))
     done = 0
