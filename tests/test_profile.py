@@ -97,6 +97,23 @@ def test_a_bad_profile_is_refused_by_file_key_and_value(
 
 
 @pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"coverage": 2}, "coverage: got 2, expected a share, above 0 and at most 1"),
+        ({"coverage": 0.9, "target_size": 5000}, "give one of coverage and target_size, not both"),
+        ({"languages": ["kr"]}, "languages: unknown 'kr'; did you mean 'ko'"),
+    ],
+)
+def test_a_mistake_of_the_caller_is_not_blamed_on_the_shipped_file(
+    overrides: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(KPruneError) as caught:
+        load_profile("enko", **overrides)
+    assert str(caught.value).startswith(message)
+    assert ".yaml" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
     ("name", "message"),
     [
         ("enk", r"unknown profile 'enk'; did you mean 'enko'\? .*\.yaml"),

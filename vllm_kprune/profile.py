@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vllm_kprune.errors import KPruneError, nearest
-from vllm_kprune.options import REQUIRED, make, option, options_of
+from vllm_kprune.options import REQUIRED, check_values, make, option, options_of, spelled
 from vllm_kprune.storage.bounded import Unfit
 from vllm_kprune.storage.strict_yaml import read_yaml
 
@@ -171,6 +171,19 @@ class Sizing:
         values = {one.name: getattr(self, one.name) for one in options_of(Sizing)}
         return {name: value for name, value in values.items() if value is not None}
 
+    def one_sizing(self, prefix: str = "") -> dict[str, float]:
+        """`sizing`; `KPruneError` if there are two, in names that begin with `prefix` ("--")."""
+        check_sizing(self.sizing, prefix)
+        return self.sizing
+
+
+def check_sizing(names: Iterable[str], prefix: str = "") -> None:
+    """Raise `KPruneError` if more than one kind of sizing is among the names of options."""
+    known = {one.name for one in options_of(Sizing)}
+    if len(given := sorted(known.intersection(names))) > 1:
+        both = " and ".join(spelled(prefix, name) for name in given[:2])
+        raise KPruneError(f"give one of {both}, not both")
+
 
 @dataclass(frozen=True)
 class UsageFile:
@@ -274,8 +287,11 @@ def load_profile(name_or_path: str | Path, **overrides: Any) -> Profile:
     `KPruneError` for anything unknown or out of range.
     """
     path = _resolve(str(name_or_path))
-    values = _read_yaml(path)
     given = {key: value for key, value in overrides.items() if value is not None}
+    # By themselves first: their mistakes are the caller's, and not the file's.
+    check_values(options_of(Profile), given, form="profile")
+    check_sizing(given)
+    values = _read_yaml(path)
     # A profile may hold one kind of sizing only, so its own must leave before another one joins.
     if _SIZING & given.keys():
         values = {key: value for key, value in values.items() if key not in _SIZING}
@@ -290,10 +306,9 @@ def parse_profile(values: Mapping[str, Any], source: str = "profile") -> Profile
     """Check a mapping and make it a `Profile`; `source` is named in the error."""
     try:
         profile = make(Profile, values, form="profile")
+        profile.one_sizing()
     except KPruneError as error:
         raise KPruneError(f"{source}: {error}") from None
-    if len(sized := sorted(profile.sizing)) > 1:
-        raise KPruneError(f"{source}: give one of {' and '.join(sized)}, not both")
     return profile
 
 

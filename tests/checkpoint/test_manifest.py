@@ -56,10 +56,32 @@ def _other(value: Any) -> Any:
     return {**value, next(iter(value)): _other(next(iter(value.values())))}
 
 
+def _other_content(base: dict[str, Any]) -> dict[str, Any]:
+    name, digest = next(iter(base["files"].items()))
+    return {**base, "files": {**base["files"], name: {**digest, "size": digest["size"] + 1}}}
+
+
+def test_the_fingerprint_is_that_of_the_content(tmp_path: Path) -> None:
+    """The same model elsewhere, written at another time, gives the same one."""
+    made = []
+    for place in ("here", "there"):
+        model = save_model(tmp_path / place)
+        os.utime(model / "tokenizer.json", ns=(1, len(made) + 1))
+        output = tmp_path / f"overlay-{place}"
+        made.append(build_overlay(str(model), Profile(name="original"), output))
+    assert made[0].fingerprint == made[1].fingerprint == load_manifest(output).fingerprint
+    assert made[0].base != made[1].base
+    edit(tmp_path / "there" / "generation_config.json", max_new_tokens=8)
+    other = build_overlay(str(model), Profile(name="original"), tmp_path / "other")
+    assert other.fingerprint != made[1].fingerprint
+
+
 @pytest.mark.parametrize("field", FIELDS)
 def test_an_edit_of_any_field_is_noticed(overlay: Path, field: str) -> None:
     before = read(overlay / MANIFEST_NAME)
-    edit(overlay / MANIFEST_NAME, **{field: _other(before[field])})
+    # Of the base, what counts is its content (see below).
+    other = _other_content(before["base"]) if field == "base" else _other(before[field])
+    edit(overlay / MANIFEST_NAME, **{field: other})
     with pytest.raises(KPruneError, match=r"was edited|build the overlay again"):
         load_manifest(overlay)
 
@@ -188,8 +210,10 @@ def test_a_base_that_was_only_touched_is_still_the_same(overlay: Path) -> None:
 def test_a_base_that_was_moved_is_refused_until_its_folder_is_given(overlay: Path) -> None:
     manifest = load_manifest(overlay)
     moved = Path(manifest.base.path).rename(overlay.parent / "moved")
-    with pytest.raises(KPruneError, match=r"not at .*model any more; .*--kprune-base"):
+    with pytest.raises(KPruneError, match=r"not at .*model any more; name it where it is now"):
         manifest.check_base()
+    with pytest.raises(KPruneError, match=r"any more; give its folder with --kprune-base FOLDER"):
+        manifest.check_base(option="--kprune-base")
     assert manifest.check_base(moved) == moved
     with pytest.raises(KPruneError, match="is missing"):
         manifest.check_base(overlay.parent)

@@ -195,7 +195,7 @@ def test_serving_a_pruned_tokenizer_is_refused_with_the_way_to_a_model(
         ),
         (
             ["tokenizer", "FOLDER", "-o", "OUT", "--max-extra-tokens", "0.1", "--coverage", "0.9"],
-            "give one of coverage and max_extra_tokens, not both",
+            "error: give one of --coverage and --max-extra-tokens, not both",
         ),
         (["build", "FOLDER", "-o", "OUT"], "no *.safetensors weights"),
         (["verify", "FOLDER"], "has no kprune.json"),
@@ -215,6 +215,39 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert (code, out) == (2, "")
     assert said in err and err.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_a_base_that_is_gone_is_asked_for_by_options_that_a_command_has(
+    run: Command, folder: Path, profile: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    pruned(run, folder, output, "--profile", profile)
+    folder.rename(tmp_path / "moved")
+    for command in ("tokenizer", "build"):
+        code, _, err = run(command, output, "-o", tmp_path / "again", "--profile", profile)
+        assert code == 2 and "any more; name it where it is now, or build" in err
+        assert "--base" not in err and "--kprune" not in err
+    code, _, err = run("verify", output)
+    assert code == 2 and "give its folder with --base FOLDER, or build" in err
+
+
+def test_verify_tells_of_reserved_tokens_that_became_text(
+    run: Command, profile: Path, tmp_path: Path
+) -> None:
+    """In byte_level they are special tokens, which decoding skips unless they were dropped."""
+    model = save_model(tmp_path / "model", "byte_level")
+    text = tmp_path / "text.txt"
+    text.write_text("오늘 <unused0> 날씨\n오늘 <eos> 날씨\n", encoding="utf-8")
+    pruned(run, model, tmp_path / "out", "--profile", profile)
+    code, out, err = run("verify", tmp_path / "out", "--text", text)
+    assert code == 0, err
+    assert "2 reserved special tokens were dropped, first '<unused0>'" in out
+    before, after = (
+        Tokenizer.from_file(str(d / "tokenizer.json")) for d in (model, tmp_path / "out")
+    )
+    for name, left in (("<unused0>", " <unused0>"), ("<eos>", " ")):
+        shown = [t.decode(t.encode(f" {name}").ids) for t in (before, after)]
+        assert shown == [" ", left]
 
 
 def test_an_id_that_the_tokenizer_lacks_stops_it(

@@ -156,7 +156,9 @@ def test_a_size_replaces_the_profiles_own(
 
 def test_two_sizes_are_refused(tied_model: Path) -> None:
     sizes = {"profile": "enko", "coverage": 0.9, "max_extra_tokens": 0.02}
-    with pytest.raises(KPruneError, match="one of coverage and max_extra_tokens, not both"):
+    with pytest.raises(
+        KPruneError, match="one of --kprune-coverage and --kprune-max-extra-tokens, not both"
+    ):
         activate(engine_args(tied_model, additional_config={"kprune": sizes}))
 
 

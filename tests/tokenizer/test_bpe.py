@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.tokenizer.bpe import BpeTokenizer, parse_tokenizer, read_tokenizer
+from vllm_kprune.tokenizer.prune import pruned_tokenizer
 
 
 def toy(**model: Any) -> dict[str, Any]:
@@ -30,6 +31,32 @@ def test_the_bytes_of_an_encoding_spell_the_text(kind: str) -> None:
     assert b"".join(map(parsed.token_bytes, ids)).decode() == text
     assert parsed.kind == kind
     assert len(parsed.byte_ids) == 256
+
+
+def without_byte(data: dict[str, Any], name: str, instead: str | None) -> dict[str, Any]:
+    """A byte-fallback tokenizer whose vocabulary lacks a byte token, or has a character for it."""
+    vocab = dict(data["model"]["vocab"])
+    token_id = vocab.pop(name)
+    if instead is not None:
+        vocab.pop(instead, None)
+        vocab[instead] = token_id
+    return {**data, "model": {**data["model"], "vocab": vocab}}
+
+
+def test_a_tab_may_stand_for_its_byte_token_as_in_gemma_2() -> None:
+    data = without_byte(data_of(byte_fallback_tokenizer()), "<0x09>", "\t")
+    parsed = parse_tokenizer(data)
+    assert len(parsed.byte_ids) == 256 and parsed.vocab["\t"] in parsed.byte_ids
+    pruned = pruned_tokenizer(parsed, sorted(parsed.byte_ids | parsed.added_ids))
+    text = "a\tb\x00한\t"
+    assert pruned.decode(pruned.encode(text, add_special_tokens=False).ids) == text
+
+
+@pytest.mark.parametrize(("name", "instead"), [("<0x09>", None), ("<0xC3>", "Ã")])
+def test_a_byte_that_nothing_spells_is_refused_by_name(name: str, instead: str | None) -> None:
+    data = without_byte(data_of(byte_fallback_tokenizer()), name, instead)
+    with pytest.raises(KPruneError, match=f"byte fallback lacks the byte token {name}"):
+        parse_tokenizer(data)
 
 
 @pytest.mark.parametrize("kind", sorted(TINY))

@@ -195,14 +195,49 @@ def test_extra_tokens_measured_step_by_step_are_those_of_plain_counting(
     assert found[0] > 0.3
 
 
-def test_a_bound_that_no_size_meets_names_the_source_and_what_it_costs(
-    tokenizer: Tokenizer,
+@pytest.mark.parametrize("bound", [0.0, 0.01, 0.2])
+def test_texts_that_no_size_serves_do_not_count_against_a_bound(
+    tokenizer: Tokenizer, bound: float
 ) -> None:
+    """A line of Russian among the English ones: what could be served decides."""
+    ranking = ranking_of(tokenizer, [*ENGLISH, SENTENCES[8]])
+    kept = cut(ranking, tokenizer, max_extra_tokens=bound).kept_ids
+    pruned = pruned_tokenizer(ranking.parsed, kept)
+    lengths = [
+        [len(one.encode(text, add_special_tokens=False)) for text in [*ENGLISH, SENTENCES[8]]]
+        for one in (tokenizer, pruned)
+    ]
+    weights = np.arange(1.0, len(lengths[0]) + 1)
+    english = slice(0, len(ENGLISH))
+    before, after = (np.array(row[english]) @ weights[english] for row in lengths)
+    assert after / before - 1 <= bound
+    assert lengths[1][-1] > 1.5 * lengths[0][-1]
+    assert len(kept) < ranking.most or bound == 0.0
+
+
+def test_a_corpus_that_no_size_serves_at_all_is_refused_by_name(tokenizer: Tokenizer) -> None:
     ranking = ranking_of(tokenizer, ENGLISH, SENTENCES[5:7])
-    with pytest.raises(
-        KPruneError, match=r"0.01: source 1 needs \d+\.\d+% more tokens even with all"
-    ):
+    with pytest.raises(KPruneError, match=r"source 1: every text has letters .* add a language"):
         cut(ranking, tokenizer, max_extra_tokens=0.01)
+
+
+@pytest.mark.parametrize(
+    "size", [{"coverage": 0.7}, {"min_count": 2e4}, {"max_extra_tokens": 0.2}, {}]
+)
+def test_what_was_pruned_once_is_left_as_it_is(
+    ranking: Ranking, tokenizer: Tokenizer, size: dict[str, float]
+) -> None:
+    """Law 5 without the manifest: the tokenizer alone shows that nothing is left to drop."""
+    again = pruned_tokenizer(ranking.parsed, cut(ranking, tokenizer, **size).kept_ids)
+    second = ranking_of(again, ENGLISH, KOREAN)
+    kept = cut(second, again, **size)
+    assert kept.kept_ids == tuple(sorted(second.parsed.tokens))
+    # A size is an order, not a measure: it still cuts.
+    assert len(cut(second, again, target_size=second.least + 3).kept_ids) == second.least + 3
+    # With fewer languages there is more to drop.
+    korean = ranking_of(again, KOREAN, languages=["el"])
+    smaller = cut_ranking(korean, again, parse_profile({"name": "x", "languages": ["el"]}))
+    assert len(smaller.kept_ids) < len(kept.kept_ids)
 
 
 def test_without_evidence_a_bound_keeps_what_must_be_kept(tokenizer: Tokenizer) -> None:

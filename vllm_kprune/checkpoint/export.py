@@ -128,7 +128,7 @@ def export_overlay(
     overlay, output = Path(overlay), Path(output)
     manifest = checked_overlay(overlay)
     described = open_described(
-        manifest, Path(base) if base else None, whole=True, progress=progress
+        manifest, Path(base) if base else None, "--base", whole=True, progress=progress
     )
     weights = weights_of_overlay(manifest, described.folder, link)
     refuse_base(output, weights.base)

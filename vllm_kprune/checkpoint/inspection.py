@@ -21,6 +21,8 @@ from vllm_kprune.tokenizer.encoder import load_encoder
 from vllm_kprune.tokenizer.prune import pruned_tokenizer
 from vllm_kprune.vocabulary.batches import WeightedText, weighted_batches
 from vllm_kprune.vocabulary.corpus import read_corpus
+from vllm_kprune.vocabulary.missing import CostMeter, TextCost
+from vllm_kprune.vocabulary.samples import genre_samples
 from vllm_kprune.vocabulary.scripts import main_script
 from vllm_kprune.vocabulary.selection import REASONS, Selection
 from vllm_kprune.vocabulary.wordlists import word_forms
@@ -68,7 +70,9 @@ class Inspection:
     `bytes` are those of the weights in memory, `head_bytes` the same if only the LM head is pruned,
     `step_bytes` what a decode step at batch 1 reads in either case; its time is proportional to
     them where reading weights is the only cost. All sizes are None for a tokenizer without a model.
-    `tokens_per_character` has an entry for each language and each of the user's texts.
+    `tokens_per_character` has an entry for each language and each of the user's texts. `genres` and
+    `texts` tell what the pruned vocabulary costs the samples of each genre, and the user's texts;
+    they are empty where nothing is pruned.
     """
 
     model: str
@@ -82,6 +86,8 @@ class Inspection:
     by_script: Mapping[str, Change]
     by_reason: Mapping[str, int]
     tokens_per_character: Mapping[str, Change]
+    genres: Mapping[str, TextCost]
+    texts: Mapping[str, TextCost]
     kept: tuple[KeptToken, ...] = field(default=(), repr=False)
 
 
@@ -109,9 +115,9 @@ def inspect_model(
         if wordlist := LANGUAGES[code].wordlist:
             measured[code] = _tokens_per_character(pair, word_forms(wordlist))
     for path in texts:
-        lines = ((line, 1.0) for line in read_corpus(path))
-        measured[str(path)] = _tokens_per_character(pair, lines, most=None)
+        measured[str(path)] = _tokens_per_character(pair, _lines(path), most=None)
     progress("measure tokens per character", 1.0)
+    genres, costs = _costs(base, selection, profile, pair, texts)
     return Inspection(
         model=model,
         profile=profile.name if profile else None,
@@ -119,6 +125,8 @@ def inspect_model(
         by_script=_by_script(base, kept),
         by_reason=selection.by_reason() if selection else {},
         tokens_per_character=measured,
+        genres=genres,
+        texts=costs,
         kept=tuple(_kept_tokens(base, selection)) if selection else (),
         **weight_sizes(base, kept),
     )
@@ -203,6 +211,26 @@ def _by_script(base: TokenizerFolder, kept: set[int] | None) -> dict[str, Change
         return {script: Change(count) for script, count in before.most_common()}
     after = Counter(scripts[i] for i in kept)
     return {script: Change(count, after[script]) for script, count in before.most_common()}
+
+
+def _lines(path: Path) -> Iterator[WeightedText]:
+    return ((line, 1.0) for line in read_corpus(path))
+
+
+def _costs(
+    base: TokenizerFolder,
+    selection: Selection | None,
+    profile: Profile | None,
+    pair: Sequence[Tokenizer],
+    texts: Sequence[Path],
+) -> tuple[dict[str, TextCost], dict[str, TextCost]]:
+    """What the pruned vocabulary costs the samples of each genre, and each of the user's texts."""
+    if selection is None or profile is None:
+        return {}, {}
+    meter = CostMeter(base.tokenizer, pair[0], pair[1], selection.kept_ids)
+    samples = genre_samples(profile) if not profile.keeps_everything else ()
+    genres = {name: meter.measure([(text, 1.0)]) for name, text in samples}
+    return genres, {str(path): meter.measure(_lines(path)) for path in texts}
 
 
 def _tokenizers(base: TokenizerFolder, selection: Selection | None) -> list[Tokenizer]:

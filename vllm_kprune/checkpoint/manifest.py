@@ -146,19 +146,27 @@ class Manifest(_Strict):
         return INDEX_NAME in self.base.files or self.weight_files != ("model.safetensors",)
 
     def check_base(
-        self, path: Path | None = None, *, whole: bool = False, advance: BytesDone | None = None
+        self,
+        path: Path | None = None,
+        option: str = "",
+        *,
+        whole: bool = False,
+        advance: BytesDone | None = None,
     ) -> Path:
         """The folder of the base weights, after checking that no file changed since the build.
 
-        `path` replaces the recorded folder if the base was moved. With `whole`, every file is read;
+        `path` replaces the recorded folder if the base was moved; `option` is how a caller lets the
+        user give it ("--base"). With `whole`, every file is read;
         `advance` is called for each block. Raises `KPruneError` if the folder is gone, a file
         differs, or one was added.
         """
         folder = path or Path(self.base.path)
         if not folder.is_dir():
+            remedy = (
+                f"give its folder with {option} FOLDER" if option else "name it where it is now"
+            )
             raise KPruneError(
-                f"the base model is not at {folder} any more; give its folder with "
-                "--base FOLDER (vllm serve: --kprune-base), or build the overlay again"
+                f"the base model is not at {folder} any more; {remedy}, or build the overlay again"
             )
         for name, digest in self.base.files.items():
             file = folder / name
@@ -190,7 +198,12 @@ class Manifest(_Strict):
     # A checksum, not a signature: anybody can compute it for other content. It finds edits; the
     # checks of fields are what keeps hostile content out.
     def _fingerprint(self) -> str:
-        content = self.model_dump(mode="json", exclude={"fingerprint"})
+        # Without where the base lies and when its files were written: the same input has the same
+        # fingerprint everywhere. Neither is trusted, since `check_base` looks at the content.
+        place = {"reference": True, "revision": True, "path": True}
+        times = {name: {"mtime_ns"} for name in self.base.files}
+        skipped = {"fingerprint": True, "base": {**place, "files": times}}
+        content = self.model_dump(mode="json", exclude=skipped)
         return digest_text(canonical_json(content))
 
     def _check_consistency(self) -> None:

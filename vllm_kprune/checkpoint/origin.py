@@ -22,13 +22,18 @@ __all__ = ["base_fields", "open_described"]
 
 
 def open_described(
-    manifest: Manifest, path: Any = None, *, whole: bool = False, progress: Progress = silent
+    manifest: Manifest,
+    path: Any = None,
+    option: str = "",
+    *,
+    whole: bool = False,
+    progress: Progress = silent,
 ) -> TokenizerFolder:
     """The base of a manifest, once its files were checked and are what the manifest says.
 
-    `path` is its folder if it was moved. With `whole`, all of its files are read; without, those
-    whose size or time differs. A `BaseModel`, unless only a tokenizer was pruned. Raises
-    `KPruneError`.
+    `path` is its folder if it was moved, and `option` names it to the user. With `whole`, all of
+    its files are read; without, those whose size or time differs. A `BaseModel`, unless only a
+    tokenizer was pruned. Raises `KPruneError`.
     """
     total = max(1, sum(digest.size for digest in manifest.base.files.values()))
     done = 0
@@ -38,7 +43,7 @@ def open_described(
         done += count
         progress("check base", min(done / total, 1.0))
 
-    folder = manifest.check_base(path, whole=whole, advance=advance)
+    folder = manifest.check_base(path, option, whole=whole, advance=advance)
     base: TokenizerFolder = (
         open_original_tokenizer(folder) if manifest.tokenizer_only else open_base(folder)
     )

@@ -34,6 +34,7 @@ from vllm_kprune.vocabulary.evidence import (
     count_source,
     profile_sources,
 )
+from vllm_kprune.vocabulary.missing import least_extra
 from vllm_kprune.vocabulary.selection import Selection
 from vllm_kprune.vocabulary.sizing import select_tokens
 
@@ -57,6 +58,17 @@ class TokenizerPlan:
     profile: Profile
     selection: Selection
     rates: tuple[TokenRates, ...]
+
+    def own_costs(self) -> dict[str, float]:
+        """For each of the user's corpora and usage files, the share of extra tokens it will need.
+
+        Estimated from what was counted, so rather too low (see `least_extra`).
+        """
+        own = [one for one in self.rates if one.source.own]
+        kept = self.selection.kept_ids
+        return {
+            one.source.name: round(least_extra(self.base.tokenizer, one, kept), 6) for one in own
+        }
 
 
 @dataclass(frozen=True)

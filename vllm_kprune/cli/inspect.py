@@ -11,6 +11,7 @@ from rich.table import Table
 from vllm_kprune.checkpoint.curve import measure_curve
 from vllm_kprune.checkpoint.inspection import Change, Inspection, KeptToken, inspect_model
 from vllm_kprune.cli.console import output_console, steps, write_json
+from vllm_kprune.cli.cost import cost_table, show_dearest
 from vllm_kprune.cli.curve import check_plot, curve_table, plot_curve
 from vllm_kprune.cli.options import JsonOptions, RevisionOptions, TextOptions
 from vllm_kprune.cli.typer_options import with_options
@@ -80,13 +81,19 @@ def _run(model: _Model, measured: _Measured, outputs: _Outputs) -> None:
     vocabulary, or of the LM head alone (vllm serve --kprune-head). Both read as few bytes in a
     decode step. Sizes count a tied LM head once. Tokens per character are measured on word lists,
     and on your own files with --text. A tokenizer without a model has no sizes in memory.
+
+    A second table tells how many more tokens each genre needs: chat, law, code and others, on short
+    samples that come with kprune. For your own files it also names the missing tokens that cost
+    most; `keep` in a profile, or the file as --corpus, keeps them.
     """
     if model.profile is None and (measured.needs_profile or outputs.plot):
         raise KPruneError(
             "--curve, --plot, --corpus, --usage, --target-size, --coverage and --max-extra-tokens "
             "need --profile: they are about its size"
         )
-    wanted = None if model.profile is None else load_profile(model.profile, **measured.sizing)
+    wanted = (
+        None if model.profile is None else load_profile(model.profile, **measured.one_sizing("--"))
+    )
     if wanted is not None and (measured.curve or outputs.plot):
         if measured.language or outputs.tokens_to:
             raise KPruneError("--curve shows sizes only: leave out --language and --tokens")
@@ -165,6 +172,11 @@ def _show(result: Inspection) -> None:
         for reason, count in result.by_reason.items():
             table.add_row(f"kept: {reason}", "", f"{count:,}", "")
     output_console.print(table)
+    if result.genres or result.texts:
+        output_console.print(cost_table(result))
+    for name, cost in result.texts.items():
+        if cost.dearest:
+            show_dearest(name, cost)
 
 
 def _row(table: Table, name: str, change: Change | None, scale: float = 1, digits: int = 0) -> None:

@@ -40,7 +40,7 @@ class BuildOptions(RevisionOptions, Sizing, CorpusOptions, ProfileOptions):
 
     def sized_profile(self) -> Profile:
         """The profile, with the sizing of the command line instead of its own, if one is given."""
-        return load_profile(self.profile, **self.sizing)
+        return load_profile(self.profile, **self.one_sizing("--"))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,6 +12,7 @@ from rich.table import Table
 from vllm_kprune.checkpoint.manifest import Manifest
 from vllm_kprune.checkpoint.plan import TokenizerPlan
 from vllm_kprune.cli.console import error_console
+from vllm_kprune.cli.cost import warn_of_cost
 
 __all__ = ["no_collection", "overlay_figures", "pruning_figures", "show_pruning"]
 
@@ -36,6 +37,7 @@ def pruning_figures(plan: TokenizerPlan, manifest: Manifest, output: Path) -> di
         "kept_share": round(kept / original, 4),
         "by_reason": plan.selection.by_reason(),
         "coverage": dict(plan.selection.coverage),
+        "corpora": plan.own_costs(),
         "fingerprint": manifest.fingerprint,
     }
 
@@ -62,3 +64,4 @@ def show_pruning(figures: dict[str, Any]) -> None:
             "written", f"{figures['overlay_bytes'] / 1e6:.1f} MB in {escape(figures['output'])}"
         )
     error_console.print(table)
+    warn_of_cost(figures["corpora"])

@@ -24,6 +24,7 @@ from vllm_kprune.options.declare import (
     option,
     options_of,
     shown_default,
+    spelled,
 )
 from vllm_kprune.options.reference import OptionRow, reference_rows
 
@@ -42,4 +43,5 @@ __all__ = [
     "reference_rows",
     "refuse_unknown",
     "shown_default",
+    "spelled",
 ]

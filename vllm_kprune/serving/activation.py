@@ -108,7 +108,7 @@ def _serve_in_one_step(engine_args: Any, options: VocabularyOptions) -> None:
     model = engine_args.model
     if options.profile is None:
         raise KPruneError(_not_an_overlay(model, "--kprune-base"))
-    profile = load_profile(options.profile, **options.sizing)
+    profile = load_profile(options.profile, **options.one_sizing("--kprune-"))
     refuse_original_drafts(engine_args, profile.name)
     # Only now: building needs tokenizers, word lists and Unicode tables; serving a folder does not.
     from vllm_kprune.checkpoint.cached import cached_overlay
@@ -147,7 +147,7 @@ def _apply(engine_args: Any, folder: Path, manifest: Manifest, base: Path | None
     manifest.check_files(folder)
     dummy = engine_args.load_format == "dummy"
     # `dummy` reads no weights, so its base may be gone: only the path is noted, nothing is checked.
-    weights = Path(manifest.base.path) if dummy else manifest.check_base(base)
+    weights = Path(manifest.base.path) if dummy else manifest.check_base(base, "--kprune-base")
     _point_at(engine_args, folder, weights)
 
 

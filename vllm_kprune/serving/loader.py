@@ -46,7 +46,7 @@ class KPruneModelLoader(DefaultModelLoader):
             yield from super().get_all_weights(model_config, model)
             return
         manifest = load_manifest(Path(model_config.model))
-        base = manifest.check_base(_folder(model_config))
+        base = manifest.check_base(_folder(model_config), "--kprune-base")
         # One tensor at a time. A list would hold the whole base in memory.
         yield from prune_weights(stream_weights(self, base, model), manifest)
 

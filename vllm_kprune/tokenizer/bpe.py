@@ -72,8 +72,11 @@ class BpeTokenizer:
     @cached_property
     def byte_ids(self) -> frozenset[int]:
         """Ids of the tokens that spell any text byte by byte, so that no text is lost."""
-        names = _BYTE_TOKENS if self.kind == "byte_fallback" else byte_alphabet()
-        return frozenset(self.vocab[name] for name in names if name in self.vocab)
+        if self.kind == "byte_level":
+            names = [name for name in byte_alphabet() if name in self.vocab]
+        else:
+            names = [_byte_name(value, self.vocab) for value in range(256)]
+        return frozenset(self.vocab[name] for name in names)
 
     @cached_property
     def _ranks(self) -> Mapping[tuple[str, str], int]:
@@ -164,6 +167,16 @@ class BpeTokenizer:
         return {made: both for made, both in parts.items() if both}
 
 
+def _byte_name(value: int, vocab: Mapping[str, int]) -> str:
+    """The token that spells a byte: <0x09>; in a vocabulary without it, as Gemma-2's, the tab.
+
+    If neither is there, the name that is missing.
+    """
+    name = f"<0x{value:02X}>"
+    # From 0x80 on a byte is a part of a character, which only its byte token can spell.
+    return chr(value) if name not in vocab and value < 0x80 and chr(value) in vocab else name
+
+
 def byte_alphabet() -> Mapping[str, int]:
     """GPT-2's printable alphabet: character -> the byte that it stands for."""
     return _ALPHABET
@@ -244,7 +257,8 @@ def _kind(data: Mapping[str, Any], model: Mapping[str, Any], source: str) -> Tok
         return "byte_level"
     # Both are needed: the model writes byte tokens, the decoder reads them.
     if model.get("byte_fallback") and "ByteFallback" in steps:
-        missing = [name for name in _BYTE_TOKENS if name not in model["vocab"]]
+        names = [_byte_name(value, model["vocab"]) for value in range(256)]
+        missing = [name for name in names if name not in model["vocab"]]
         if not missing:
             return "byte_fallback"
         raise KPruneError(f"{source}: byte fallback lacks the byte token {missing[0]}")

@@ -22,6 +22,7 @@ from vllm_kprune.tokenizer.bpe import BpeTokenizer
 from vllm_kprune.tokenizer.prune import pruned_tokenizer
 from vllm_kprune.vocabulary.batches import WeightedText, weighted_batches
 from vllm_kprune.vocabulary.evidence import Source, TokenRates
+from vllm_kprune.vocabulary.selection import NEVER
 
 __all__ = ["EncodedTexts", "encode_texts", "expected_extra", "shrink"]
 
@@ -41,6 +42,19 @@ class EncodedTexts:
     weights: npt.NDArray[np.float64]
     lengths: _Ids
     least_sizes: _Ids
+
+    def without_foreign(self) -> "EncodedTexts":
+        """Texts that need a token which no size of the ranking has weigh nothing.
+
+        Raises `KPruneError` if that is all of them.
+        """
+        served = self.least_sizes != NEVER
+        if not (self.lengths * served).any():
+            raise KPruneError(
+                f"{self.source.name}: every text has letters that the profile's languages are not "
+                "written in, so no size serves it; leave it out, or add a language"
+            )
+        return replace(self, weights=self.weights * served)
 
     def extra(self, original: "EncodedTexts") -> float:
         """Share of extra tokens over the original's encoding of these texts: 0.02 is 2 % more."""
@@ -108,9 +122,9 @@ def expected_extra(
     A missing token costs one extra token for each merge of its derivation whose result is missing
     too. If "the" and "th" are missing, "the" becomes t, h, e: two merges, two extra tokens. If only
     "the" is missing, it becomes th, e: one. Not counted are characters that must be spelled in
-    bytes, and neighbours that then merge differently.
+    bytes, neighbours that then merge differently, and tokens that no size has.
     """
-    uses = np.stack([rate.per_million for rate in rates])
+    uses = np.stack([rate.per_million for rate in rates]) * (least_sizes != NEVER)
     # Every (token, missing step) pair stops costing at the size that brings the step back. So the
     # cost of a size is the sum over the pairs that need more: one cumulative sum serves all sizes.
     missed, steps = _missed_steps(parsed, np.flatnonzero(uses.any(axis=0)), least_sizes, sizes[0])

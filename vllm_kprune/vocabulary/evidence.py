@@ -50,7 +50,7 @@ class Source:
 
     A word list also gives its `words`: lower case -> share of all text. `words_weight` says how
     much these count; it is small if another source has the same words in running text. A source
-    with `usage` has been counted already, and streams nothing.
+    with `usage` has been counted already, and streams nothing. `own` is the user's own.
     """
 
     name: str
@@ -59,6 +59,7 @@ class Source:
     words: Callable[[], Mapping[str, float]] | None = None
     words_weight: float = 1.0
     usage: TokenUsage | None = None
+    own: bool = False
 
 
 @dataclass(frozen=True)
@@ -201,7 +202,7 @@ def _usage_source(path: Path) -> Source:
             f"usage file {path} names no token: none occurs in {usage.floor} of the "
             f"{usage.requests} requests that it counts; let the server count longer"
         )
-    return Source(f"usage {path.name}", sha256_file(path), lambda: iter(()), usage=usage)
+    return Source(f"usage {path.name}", sha256_file(path), lambda: iter(()), usage=usage, own=True)
 
 
 def _corpus_source(path: Path) -> Source:
@@ -212,4 +213,5 @@ def _corpus_source(path: Path) -> Source:
         f"corpus {path.name}",
         sha256_file(path),
         lambda: ((text, 1.0) for text in read_corpus(path)),
+        own=True,
     )

@@ -2,7 +2,12 @@
 
 `target_size` is the size itself, `min_count` the least evidence for a token, `coverage` the share
 of the evidence's tokens that must be kept. `max_extra_tokens` is the share of extra tokens that
-each source may cost, measured by encoding it with the tokenizer pruned to that size.
+each source may cost, measured by encoding it with the tokenizer pruned to that size. Texts with
+letters of other languages are left out of both: no size could serve them.
+
+A vocabulary without one token of another language was pruned to these languages before. Every
+sizing but `target_size` leaves it as it is (law 5): what it lost cannot be counted any more, so a
+share of what is left would be cut again with each build.
 """
 
 from collections.abc import Sequence
@@ -52,6 +57,8 @@ def cut_ranking(
     if profile.target_size is not None:
         _check_size(ranking, profile.target_size, profile.name)
         return ranking.of_size(profile.target_size)
+    if ranking.most == len(ranking.parsed.tokens):
+        return ranking.of_size(ranking.most)
     if profile.coverage is not None:
         return ranking.first(_covering(ranking, profile.coverage))
     if profile.max_extra_tokens is not None:
@@ -114,8 +121,6 @@ def _cheap_enough(
         # How many measurements it takes is not known: a half, two thirds, three quarters, and so
         # on.
         progress(1 - 1 / (1 + search.measured))
-    if search.high == len(search.sizes):
-        raise KPruneError(search.unreachable(profile.name))
     return int(search.sizes[search.high])
 
 
@@ -137,7 +142,10 @@ class _Search:
         self.measured = self._in_a_row = 0
         self._rose = False
         least_sizes = ranking.least_sizes
-        self.original = [encode_texts(tokenizer, rate.source, least_sizes) for rate in rates]
+        # The largest size serves what is left as the original does (law 1), so each bound is met.
+        self.original = [
+            encode_texts(tokenizer, rate.source, least_sizes).without_foreign() for rate in rates
+        ]
         # Encoded with the smallest size that fits so far (`high`). All later sizes are below it,
         # and `shrink` can only go down; so a size that costs too much never takes its place.
         self.texts = self.original
@@ -188,13 +196,3 @@ class _Search:
         self.measured += 1
         self._in_a_row = self._in_a_row + 1 if rose == self._rose else 1
         self._rose = rose
-
-    def unreachable(self, profile: str) -> str:
-        """The message if even the largest size, which was measured last, costs too much."""
-        dearest = int(np.argmax(self.expected[:, -1]))
-        name, extra = self.original[dearest].source.name, self.expected[dearest, -1]
-        return (
-            f"max_extra_tokens {self.bound:g}: {name} needs {extra:.2%} more tokens even with all "
-            f"{self.sizes[-1]} tokens that the languages of profile {profile} can use; raise it, "
-            "or add a language"
-        )

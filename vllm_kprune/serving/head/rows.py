@@ -81,7 +81,7 @@ def _resolve(
     profiles = [
         profile
         if profile.keeps_everything and selects_some
-        else load_profile(name, **options.sizing)
+        else load_profile(name, **options.one_sizing("--kprune-"))
         for name, profile in zip(names, profiles, strict=True)
     ]
     return head_rows(model, profiles, revision=revision, corpora=options.corpora, progress=progress)
