@@ -37,31 +37,28 @@ class PrunedPiece:
 class PrunedSegment:
     """A segment and what is left of it.
 
-    `scores`: [tokens] float32, higher is more important; None if nothing had to be ranked.
+    `piece_scores`: [pieces] higher is more important; None if nothing had to be ranked.
     `piece_kept`, `piece_forced`: [pieces]. `tokens_before` and `tokens_after` are counted as the
-    target does if a count was given, otherwise as the ranker does.
+    target does if a count was given, otherwise as the ranker does. `layout`: why the text was left
+    whole (`code`, `json`, `table` or `list`), or None.
     """
 
     original: str
     text: str
     tokens: Tokens
     pieces: TextPieces
-    scores: npt.NDArray[np.float32] | None
+    piece_scores: npt.NDArray[np.float64] | None
     piece_kept: npt.NDArray[np.bool_]
     piece_forced: npt.NDArray[np.bool_]
     tokens_before: int
     tokens_after: int
+    layout: str | None = None
 
     @property
     def kept(self) -> npt.NDArray[np.bool_]:
         """[tokens] True for those that were kept."""
         # Indexed by the piece of each token: [pieces] becomes [tokens].
         return self.piece_kept[self.pieces.of_token]
-
-    @property
-    def piece_scores(self) -> npt.NDArray[np.float64] | None:
-        """[pieces] mean score of each piece's tokens; None if nothing was ranked."""
-        return None if self.scores is None else self.pieces.means(self.scores)
 
     def list_pieces(self) -> list[PrunedPiece]:
         """The pieces in order, as objects. Slow for long texts, which nobody looks at."""
@@ -96,7 +93,7 @@ class PrunedSegment:
         heat[order] = 1 - (np.cumsum(sizes[order]) - sizes[order]) / total
         # Forced pieces use up the budget first, so the others come in later than their score says.
         order = order[np.argsort(~self.piece_forced[order], kind="stable")]
-        # An estimate: separators, and large pieces that are passed over, are not foreseen.
+        # An estimate: blanks between words, and large pieces that are passed over, are not foreseen.
         kept_from[order] = np.cumsum(sizes[order]) / total
         kept_from[self.piece_forced] = 0.0
         return heat, kept_from

@@ -1,0 +1,22 @@
+"""What a scorer reads: a text with its tokens and pieces."""
+
+from dataclasses import dataclass
+
+from vllm_kprune.prompt.pieces import TextPieces
+from vllm_kprune.prompt.tokens import Tokens
+
+__all__ = ["Passage"]
+
+
+@dataclass(frozen=True, eq=False)
+class Passage:
+    """A text to score. `share` is about how much of its tokens may stay."""
+
+    tokens: Tokens
+    pieces: TextPieces
+    share: float = 1.0
+
+    @property
+    def text(self) -> str:
+        """The text."""
+        return self.tokens.text
