@@ -73,9 +73,10 @@ class PruneOptions:
     )
     scorer: str | None = option(
         None,
-        f"How tokens are ranked: {DEFAULT_SCORER} (the default: rare words stay), question (the "
-        "same, and what shares words with the question stays too), attention (what tokens receive "
-        "in the first layer, as in the paper) or random.",
+        "What stays: sentences (the default: those that share words with the question, and in them "
+        "rare words; without a question it is rarity), rarity (rare words), question (rare words, "
+        "and more of them near the question's words), attention (what tokens receive in the first "
+        "layer, as in the paper) or random.",
         choices=SCORERS,
         default_text=DEFAULT_SCORER,
         forms=_EVERYWHERE,
@@ -180,7 +181,8 @@ class PieceChoice:
             used = count(left)
             if used <= budget and (best is None or used > best[2]):
                 best = kept, left, used
-            if (used <= budget and used >= budget - slack) or kept.all() or aim <= 0:
+            near = used >= budget - slack
+            if (used <= budget and (near or kept.all())) or aim <= 0:
                 break
             if best is None and tried > 1:
                 aim /= 2  # the text is nothing like its sizes
@@ -209,6 +211,8 @@ class PieceChoice:
         room, low, high = most, (0.0, 0.0), (math.inf, 0.0)
         for _ in range(_MOST_FITS):
             kept = self.joints.joined(self._best(order, room), self.forced)
+            if not kept.any():
+                kept[order[:1]] = True  # a mark alone, which has lost its words
             size = self.joints.size(kept)
             if size <= most and (found is None or size > found[1]):
                 found = kept, size
@@ -216,7 +220,8 @@ class PieceChoice:
                 low = room, size
             else:
                 high = room, size
-            if most * (1 - _SLACK / 4) - 1 < size <= most or kept.all() or high[0] - low[0] < 1:
+            near = most * (1 - _SLACK / 4) - 1 < size
+            if (size <= most and (near or kept.all())) or high[0] - low[0] < 1:
                 break
             # What joins pieces comes on top, so more room takes more than itself: by the line
             # through the nearest rooms, one that fits and one that does not.

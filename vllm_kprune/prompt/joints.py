@@ -27,6 +27,8 @@ __all__ = ["Joints"]
 
 # The number of pieces is below this, so a rank times it, less a place, orders by rank, then place.
 _MANY = 1 << 40
+_RANKS = ("-'()", ",", ".", " ", "\n", "|")
+_BLANK = 3  # the rank from which on a joint is a blank
 _PAIRS = regex.compile(r"\([^()|]{0,400}\)|'[^'\n|]{0,400}'")
 
 
@@ -58,8 +60,10 @@ class Joints:
         apart = right > left + 1
         only = (right == left + 2) & self._gap[left + 1]
         need = only | (apart & self._needed(left, right))
+        # After a comma a blank stays too, but none is put in.
+        blank = apart & self._after_mark[left] & ~self._mark[right] & (best >= _BLANK * _MANY)
         kept = kept.copy()
-        kept[len(kept) - 1 - best[need & (best >= 0)] % _MANY] = True
+        kept[len(kept) - 1 - best[(need & (best >= 0)) | blank] % _MANY] = True
         # A blank that is put in costs a token, so it may not take the place of a single one.
         until = np.concatenate([[0], np.cumsum(self.pieces.sizes)])
         single = until[right] - until[left + 1] <= 1
@@ -79,6 +83,8 @@ class Joints:
         text, pieces = self.pieces.text, self.pieces
         # Runs of neighbours are cut out at once: fewer slices, and most pieces stay.
         edges = np.flatnonzero(np.diff(kept, prepend=False, append=False))
+        if not len(edges):
+            return ""
         first, last = edges[::2], edges[1::2] - 1
         runs = zip(pieces.starts[first].tolist(), pieces.ends[last].tolist(), strict=True)
         blank = np.append(False, self._needed(last[:-1], first[1:]))
@@ -103,6 +109,10 @@ class Joints:
         return self.pieces.are(MARKS + "-" + GAPS)
 
     @cached_property
+    def _after_mark(self) -> Booleans:
+        return self.pieces.are(".,)'-")
+
+    @cached_property
     def _number(self) -> Booleans:
         return self.pieces.are("N4kKDdZUos")
 
@@ -120,7 +130,7 @@ class Joints:
     def _ranks(self) -> Integers:
         """[pieces] which is the best joint: by rank, then the first; -1 for what is none."""
         ranks = np.full(len(self.pieces.starts), -1, dtype=np.int64)
-        for rank, kinds in enumerate(("-'()", ",", ".", " ", "\n", "|")):
+        for rank, kinds in enumerate(_RANKS):
             ranks[self.pieces.are(kinds)] = rank
         place = np.arange(len(ranks))[::-1]
         return np.where(ranks >= 0, ranks * _MANY + place, -1)

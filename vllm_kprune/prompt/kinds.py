@@ -24,7 +24,7 @@ _WORDS: Mapping[str, str] = {
     "f": "the a an of in on for with as is are was were be been being am do does did has have had "
     "he she it they we you i his her its their our your my that which who whom whose this these "
     "those there then into from or but so if when while where also such can could would will shall "
-    "should may might must here him them us me what how why because about onto off out",
+    "should may might must here him them us me what how why because onto off out",
     "&": "and",
     "t": "to through until till",
     "y": "by",
@@ -36,7 +36,7 @@ _WORDS: Mapping[str, str] = {
     "younger better worse most least best",
     # B: a bound that stands before its number by itself.
     "B": "under over above below within between maximum minimum max min exceeding exactly only "
-    "beyond beneath past before after since",
+    "beyond beneath past before after since nearly almost about around approximately roughly",
     "n": "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
     "fifteen sixteen seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty "
     "ninety half third quarter",
@@ -85,7 +85,7 @@ _KOREAN: Mapping[str, "regex.Pattern[str]"] = {
 _KOREAN_NUMBER = regex.compile(
     r"(?P<date>\p{N}[\p{N}.,]*(?:년|월|일|시|분|초|세기|년대|개월|주일|시간)"
     r"(?:간|째|경|쯤|전|후)?(?P<rest>\p{Hangul}*))"
-    r"|(?P<bare>[^\p{L}]*\p{N}[\p{N}.,:/~\-–]*(?:십|백|천|만|억|조|경)*)"
+    r"|(?P<bare>[^\p{L}]*\p{N}[\p{N}.,:/~\-–십백천만억조경]*)"
     r"|(?P<any>[^\p{L}]*\p{N}.*)"
 )
 

@@ -6,18 +6,20 @@ Nothing is parsed: the kind is told by how lines begin and end.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 __all__ = ["layout_of"]
 
 _MOST_LINES = 400  # looked at, from the beginning
 _LONGEST = 400  # characters of a line that are looked at
 _MOST = 0.6  # this share of the lines decides
+_SURE = 0.25  # so many of them have to be code beyond doubt
 _FEWEST = 3
 _FENCE = re.compile(r"^ {0,3}(```|~~~)", re.M)
 _JSON_LINE = re.compile(r'\s*(?:[\[{}\]],?|"[^"\n]{1,80}"\s*:.*|"[^"\n]*",?|-?[\d.]+,?)\s*$')
 _JSON = re.compile(r'\s*(?:\{\s*"[^"\n]{1,200}"\s*:|\[\s*[\[{"\d-])')
-_TABLE_LINE = re.compile(r"[^|\n]*\|[^|\n]*\|.*|[^\t\n]+(?:\t+[^\t\n]+){2,}")
+# Not <|…|>, which is how control tokens look.
+_TABLE_LINE = re.compile(r"(?:[^|\n]*(?<!<)\|(?!>)){2}.*|[^\t\n]+(?:\t+[^\t\n]+){2,}")
 _LIST_LINE = re.compile(r"\s*(?:[-*+•◦▪‣·] |\[[ xX]\] |(?:\d{1,3}|[a-zA-Z])[.)] |[①-⑳])")
 _CODE_LINE = re.compile(
     r"\s*(?:.*[;{}]\s*$|[)\]}]+[;,]?\s*$|(?://|/\*|\*/|\#!|\#include|--\s|<[/!?a-zA-Z][^>]*>)"
@@ -44,7 +46,14 @@ def layout_of(text: str) -> str | None:
     for name, matches in _KINDS.items():
         if sum(bool(matches(line)) for line in lines) > _MOST * len(lines):
             return name
-    return None
+    return "code" if _is_code(lines) else None
+
+
+def _is_code(lines: Sequence[str]) -> bool:
+    """True if a quarter of the lines can only be code, and most of the others may be."""
+    sure = [bool(_CODE_LINE.match(line)) for line in lines]
+    maybe = [one or line[:1] in " \t#" for one, line in zip(sure, lines, strict=True)]
+    return sum(sure) > _SURE * len(lines) and sum(maybe) > _MOST * len(lines)
 
 
 def _fenced(text: str) -> bool:
@@ -63,5 +72,4 @@ _KINDS: Mapping[str, Callable[[str], object]] = {
     "table": lambda line: _TABLE_LINE.fullmatch(line) or _csv(line),
     "json": _JSON_LINE.fullmatch,
     "list": _LIST_LINE.match,
-    "code": _CODE_LINE.match,
 }

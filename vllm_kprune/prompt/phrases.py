@@ -25,8 +25,9 @@ _LINKS: tuple[tuple[str, str, str], ...] = (
     ("[NnM]", _G, "[wWUHs]"),
     ("4", _G, "[wUHs]"),
     ("k", _G, "[HKkNDdUwWMV]"),
-    ("[NZ4kM]", "", "[ZcHs]"),
+    ("[NZ4kM]", "", "[ZcCHs]"),
     ("[NZ4]", " ", "[Zc]"),
+    ("Z", "", "[N4]"),
     ("N", _G, "N(?=s|[^ ]|$)"),
     # 10:30 a.m., AD 79, 오전 3시; December 27, 27 December 2019; 12월 27일, 12月27日
     ("[Nn4]", _G, "[am]"),
@@ -55,7 +56,7 @@ _LINKS: tuple[tuple[str, str, str], ...] = (
     # 5 km per hour, 2 tablets every 4 hours
     ("[wWUMN]", f"{_G}j{_G}", "[wWUNn4]"),
     # not important, not a doctor, 먹지 않는다, 할 수 없다, 안 먹는다, 不重要
-    ("x", f"{_G}(?:[fy]{_G})?", "[wWUnNqMKHB4jta]"),
+    ("x", f"{_G}(?:[fy]{_G})?", "[wWUnNqMKHB4jtalmuAhy]"),
     ("[HKUwdRW]", _G, "V"),
     ("[Hv]", _G, "R"),
     ("R", _G, "[HV]"),

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from vllm_kprune.prompt.kinds import GAPS
 from vllm_kprune.prompt.pieces import TextPieces
 from vllm_kprune.prompt.tokens import Tokens
 
@@ -40,7 +41,8 @@ class PrunedSegment:
     `piece_scores`: [pieces] higher is more important; None if nothing had to be ranked.
     `piece_kept`, `piece_forced`: [pieces]. `tokens_before` and `tokens_after` are counted as the
     target does if a count was given, otherwise as the ranker does. `layout`: why the text was left
-    whole (`code`, `json`, `table` or `list`), or None.
+    whole (`code`, `json`, `table` or `list`), or None. `budget`: the most tokens that may be left;
+    None if nothing had to be dropped.
     """
 
     original: str
@@ -53,6 +55,12 @@ class PrunedSegment:
     tokens_before: int
     tokens_after: int
     layout: str | None = None
+    budget: int | None = None
+
+    @property
+    def exceeds(self) -> bool:
+        """True if more is left than the options allow: what is forced, or a single large piece."""
+        return self.budget is not None and self.tokens_after > self.budget
 
     @property
     def kept(self) -> npt.NDArray[np.bool_]:
@@ -96,6 +104,11 @@ class PrunedSegment:
         # An estimate: blanks between words, and large pieces that are passed over, are not foreseen.
         kept_from[order] = np.cumsum(sizes[order]) / total
         kept_from[self.piece_forced] = 0.0
+        # Blanks come with the words beside them.
+        blank = np.flatnonzero(self.pieces.are(GAPS))
+        for values, best in ((kept_from, np.minimum), (heat, np.maximum)):
+            before, after = values[np.maximum(blank - 1, 0)], values[np.minimum(blank + 1, len(heat) - 1)]
+            values[blank] = best(before, after)
         return heat, kept_from
 
 

@@ -1,10 +1,10 @@
-"""Scorers say which tokens of a prompt matter. All of them have one interface, `Scorer`.
+"""Scorers say which pieces of a prompt matter. All of them have one interface, `Scorer`.
 
-`rarity` needs no weights: rare words stay, because frequent ones can be guessed. `attention` is
-LitePruner's score (section 2): the attention that a token receives in the first layer of a small
-model. `random` is the baseline. These three prune a passage alike in every prompt, so prefix caches
-hit; `question` depends on what is asked. benchmarks/litepruner_quality.py measures which is best.
-Making a scorer reads only what it needs from the model's folder.
+`rarity` needs no weights: rare words stay, because frequent ones can be guessed. `sentences` and
+`question` also look at the question, and are `rarity` without one. `attention` is LitePruner's
+score (section 2): the attention that a token receives in the first layer of a small model. `random`
+is the baseline. benchmarks/litepruner_quality.py measures which is best. Making a scorer reads only
+what it needs from the model's folder.
 """
 
 import hashlib
@@ -139,14 +139,14 @@ def _make_sentences(folder: Path | None, settings: ScorerSettings) -> Scorer:
 
 
 _MAKERS: Mapping[str, Callable[[Path | None, ScorerSettings], Scorer]] = {
+    "sentences": _make_sentences,
     "rarity": _make_rarity,
     "question": _make_question,
-    "sentences": _make_sentences,
     "attention": _make_attention,
     "random": _make_random,
 }
 SCORERS: tuple[str, ...] = tuple(_MAKERS)
-DEFAULT_SCORER = "rarity"
+DEFAULT_SCORER = "sentences"
 
 
 def make_scorer(name: str, folder: Path | None, **settings: Unpack[ScorerSettings]) -> Scorer:

@@ -146,7 +146,7 @@ class TextPruner:
         # `<start` + `_of_turn>` would open a turn once the text between the two is dropped.
         if len(self._control.find(left)) > len(self._control.find(text)):
             kept, left, after = cut.choice.everything, text, before
-        return cut.result(kept, left, scores, before, after)
+        return cut.result(kept, left, scores, before, after, budget=budget)
 
     def _cut(self, tokens: Tokens, options: PruneOptions) -> "_Cut":
         pieces = cut_pieces(tokens.text, tokens.offsets, options.unit)
@@ -174,6 +174,7 @@ class _Cut:
         before: int,
         after: int,
         layout: str | None = None,
+        budget: int | None = None,
     ) -> PrunedSegment:
         return PrunedSegment(
             original=self.tokens.text,
@@ -186,4 +187,5 @@ class _Cut:
             tokens_before=before,
             tokens_after=after,
             layout=layout,
+            budget=budget,
         )

@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from functools import cache
+from unicodedata import normalize
 
 __all__ = ["UNLISTED_NATS", "Languages", "guess", "language_of", "prefixes", "word_list"]
 
@@ -59,7 +60,7 @@ def guess(text: str) -> Languages:
     >>> dict(guess("Der Rhein ist ein Fluss und die Elbe auch."))["Latin"]
     'de'
     """
-    sample = text[:_GUESS_CHARACTERS]
+    sample = normalize("NFC", text[:_GUESS_CHARACTERS])
     found = []
     for script, languages in _LANGUAGES.items():
         if script == "Han":

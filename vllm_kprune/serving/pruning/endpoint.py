@@ -122,9 +122,7 @@ class Preview:
             raise KPruneError(f"more than {job.max_tokens} tokens to prune; send a shorter text")
 
         def record(text: str, options: PruneOptions, query: str | None) -> str:
-            pruned = job.pruner.prune(
-                text, options, query=query, count=job.size, cancelled=cancelled
-            )
+            pruned = job.prune(text, options, query, cancelled)
             self._segments.append(_described(pruned, options))
             return pruned.text
 
@@ -153,6 +151,7 @@ def _described(pruned: PrunedSegment, options: PruneOptions) -> dict[str, Any]:
         "keep": options.keep if options.target_tokens is None else None,
         "target_tokens": options.target_tokens,
         "tokens": {"original": pruned.tokens_before, "kept": pruned.tokens_after},
+        "left_whole": pruned.layout,
         "pieces": _pieces(pruned),
     }
 

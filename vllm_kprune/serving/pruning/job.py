@@ -5,17 +5,18 @@ same tokens in every request, and vLLM's prefix cache still finds them.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.prompt.budget import PruneOptions
 from vllm_kprune.prompt.cache import CachedSegment, SegmentCache
+from vllm_kprune.prompt.result import PrunedSegment
 from vllm_kprune.prompt.scorers import Scorer
 from vllm_kprune.prompt.segments import RequestTexts, Segment, SplitRequest
 from vllm_kprune.prompt.text_pruner import TextPruner
-from vllm_kprune.prompt.tokens import Cancelled, CountTokens, IsCancelled
+from vllm_kprune.prompt.tokens import Cancelled, CountTokens, IsCancelled, Tokens
 from vllm_kprune.serving.compat import logger
 from vllm_kprune.serving.pruning.settings import RequestOptions
 
@@ -36,7 +37,8 @@ class PrunedRequest:
     """The texts of a request after its job, and what the job did.
 
     Tokens are the target model's. `segments` counts those that were shortened, `hits` and `misses`
-    look-ups in the cache. `skipped` says why nothing was pruned, or is None: `below_break_even` or
+    look-ups in the cache. `layouts` counts segments that were left whole because their layout matters,
+    by what they are. `skipped` says why nothing was pruned, or is None: `below_break_even` or
     `too_long`.
     """
 
@@ -46,6 +48,8 @@ class PrunedRequest:
     segments: int = 0
     hits: int = 0
     misses: int = 0
+    layouts: dict[str, int] = field(default_factory=dict)
+    layouts: Mapping[str, int] = field(default_factory=dict)
     seconds: float = 0.0
     skipped: str | None = None
 
@@ -59,6 +63,8 @@ class PrunedRequest:
 class PruneJob:
     """One request: its texts, split at their marks, its options, and what prunes them.
 
+    `count` counts tokens as the target does; None if that is as the ranker does.
+
     Nothing is pruned below `min_tokens`, where it would not pay, or above `max_tokens`, where it
     would keep all other requests waiting.
     """
@@ -69,8 +75,9 @@ class PruneJob:
     max_tokens: int
     pruner: TextPruner
     cache: SegmentCache
-    count: CountTokens
+    count: CountTokens | None
     _sizes: dict[str, int] = field(default_factory=dict)
+    _tokens: dict[str, Tokens] = field(default_factory=dict)
 
     def __call__(self, cancelled: IsCancelled) -> PrunedRequest:
         """Prune. Raises `Cancelled` once `cancelled`, which is asked now and then, is true."""
@@ -95,18 +102,17 @@ class PruneJob:
     def walk(self, prune: PruneSegment) -> list[RequestTexts]:
         """The texts with `prune(…)` in place of every segment that is not kept whole."""
         share = self._target_share()
-        uses_query = self._scorer().uses_query
+        uses_query, given = self._scorer().uses_query, self.asked.request.query
 
         def pruned(request: SplitRequest) -> RequestTexts:
-            # None for the other scorers, so that a document is found in the cache whatever is asked
-            # about it.
-            query = request.question if uses_query else None
-
-            def one(segment: Segment) -> str:
+            def one(segment: Segment, query: str | None) -> str:
                 options = self._options(segment)
                 if options is None:
                     return segment.text
-                return prune(segment.text, self._sized(segment.text, options, share), query)
+                # None for the other scorers, so that a document is found in the cache whatever is
+                # asked about it. An empty query says that there is no question.
+                asked = (query if given is None else given or None) if uses_query else None
+                return prune(segment.text, self._sized(segment.text, options, share), asked)
 
             return request.replaced(one)
 
@@ -121,9 +127,36 @@ class PruneJob:
 
     def size(self, text: str) -> int:
         """Tokens of the target, counted once for each text of the request."""
+        if self.count is None:
+            return len(self.tokens(text).ids)
         if text not in self._sizes:
             self._sizes[text] = self.count(text)
         return self._sizes[text]
+
+    def tokens(self, text: str) -> Tokens:
+        """The ranker's tokens, found once for each text: it takes as long as ranking them."""
+        if text not in self._tokens:
+            self._tokens[text] = self.pruner.tokenize(text)
+        return self._tokens[text]
+
+    def prune(
+        self, text: str, options: PruneOptions, query: str | None, cancelled: IsCancelled
+    ) -> PrunedSegment:
+        """Prune a segment of this request."""
+        # What is left is counted once, so it is not remembered.
+        count = None if self.count is None else self._counted
+        return self.pruner.prune(
+            text,
+            options,
+            query=query,
+            count=count,
+            tokens=self.tokens(text),
+            cancelled=cancelled,
+        )
+
+    def _counted(self, text: str) -> int:
+        assert self.count
+        return self._sizes.get(text) or self.count(text)
 
     def _options(self, segment: Segment) -> PruneOptions | None:
         """How a segment is pruned; None if it is kept whole."""
@@ -179,15 +212,16 @@ class PruneJob:
         tally.hits += found is not None
         tally.misses += found is None
         if found is None:
-            pruned = self.pruner.prune(
-                text, options, query=query, count=self.size, cancelled=cancelled
-            )
-            found = CachedSegment(pruned.text, pruned.tokens_before, pruned.tokens_after)
+            pruned = self.prune(text, options, query, cancelled)
+            sizes = pruned.tokens_before, pruned.tokens_after
+            found = CachedSegment(pruned.text, *sizes, pruned.layout)
             self.cache.put(text, how, found)
         tally.tokens_before += found.tokens_before
         tally.tokens_after += found.tokens_after
         # A bool counts as 0 or 1. A segment that was left whole is not counted.
         tally.segments += found.text != text
+        if found.layout:
+            tally.layouts[found.layout] = tally.layouts.get(found.layout, 0) + 1
         return found.text
 
 
@@ -200,3 +234,4 @@ class _Tally:
     segments: int = 0
     hits: int = 0
     misses: int = 0
+    layouts: dict[str, int] = field(default_factory=dict)
