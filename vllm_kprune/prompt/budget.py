@@ -24,9 +24,9 @@ __all__ = ["PieceChoice", "PruneOptions"]
 _EVERYWHERE = ("request", "server", "command")
 _MOST_TOKENS = 10_000_000
 _TOKENS = "a number of tokens"
-# This share of the budget may be left unused: for one count less.
-_SLACK = 0.01
-_MOST_COUNTS, _MOST_FITS = 6, 8
+# What is left may be below the budget by the first share of the text; the second is aimed at.
+_SLACK, _BELOW = 0.018, 0.011
+_MOST_COUNTS, _MOST_FITS, _MOST_PASSED = 6, 8, 500
 
 
 @dataclass(frozen=True)
@@ -171,12 +171,14 @@ class PieceChoice:
         """
         order = self._order(scores)
         per_size = total / max(int(self.pieces.sizes.sum()), 1)
-        slack = max(1, int(budget * _SLACK))
+        slack = max(1, int(total * _SLACK))
+        below = total * _BELOW
         best: tuple[Booleans, str, int] | None = None
-        # A little below the budget: one count more takes longer than what that loses.
-        aim = budget - slack / 2
+        # Below the budget, because words cost more tokens beside other neighbours, and one count
+        # more takes longer than what that loses.
+        aim, more = budget - below, 0.97
         for tried in range(_MOST_COUNTS):
-            kept = self._fitting(order, aim / per_size)
+            kept, more = self._fitting(order, aim / per_size, more)
             left = self.joints.text(kept)
             used = count(left)
             if used <= budget and (best is None or used > best[2]):
@@ -187,7 +189,7 @@ class PieceChoice:
             if best is None and tried > 1:
                 aim /= 2  # the text is nothing like its sizes
             else:
-                aim += budget - slack / 2 - used
+                aim += budget - below / 2 - used
         return best or (kept, left, used)
 
     @property
@@ -205,32 +207,37 @@ class PieceChoice:
         order = np.argsort(-scores, kind="stable")
         return np.asarray(order[~(self.pieces.are(GAPS) | self.forced)[order]])
 
-    def _fitting(self, order: Integers, most: float) -> Booleans:
-        """The best pieces, and what joins them, in about `most` tokens of the ranker."""
-        found = None
-        room, low, high = most, (0.0, 0.0), (math.inf, 0.0)
+    def _fitting(self, order: Integers, most: float, more: float) -> tuple[Booleans, float]:
+        """The best pieces, and what joins them, in about `most` tokens of the ranker.
+
+        What joins pieces comes on top, and marks are lost with their words, so `more` times `most`
+        is tried first; the second result is what it should have been.
+        """
+        found: tuple[Booleans, float, float] | None = None
+        room, low, high = most * more, (0.0, 0.0), (math.inf, 0.0)
         for _ in range(_MOST_FITS):
             kept = self.joints.joined(self._best(order, room), self.forced)
             if not kept.any():
                 kept[order[:1]] = True  # a mark alone, which has lost its words
             size = self.joints.size(kept)
             if size <= most and (found is None or size > found[1]):
-                found = kept, size
+                found = kept, size, room
             if size <= most:
                 low = room, size
             else:
                 high = room, size
-            near = most * (1 - _SLACK / 4) - 1 < size
+            near = size > most * 0.997 - 1
             if (size <= most and (near or kept.all())) or high[0] - low[0] < 1:
                 break
-            # What joins pieces comes on top, so more room takes more than itself: by the line
-            # through the nearest rooms, one that fits and one that does not.
             if math.isinf(high[0]):
                 room += most - size
             else:
+                # The line through the nearest rooms, one that fits and one that does not.
                 part = (most - low[1]) / max(high[1] - low[1], 1e-9)
-                room = low[0] + min(max(part, 0.1), 0.9) * (high[0] - low[0])
-        return found[0] if found else kept
+                room = low[0] + min(max(part, 0.1), 0.95) * (high[0] - low[0])
+        if found is None:
+            return kept, more
+        return found[0], found[2] / most if most > 0 else more
 
     def _best(self, order: Integers, most: float) -> Booleans:
         """The forced pieces, and the best of the others that fit into `most` tokens."""
@@ -240,8 +247,8 @@ class PieceChoice:
         filled = int(np.searchsorted(np.cumsum(sizes[order]), room, side="right"))
         kept[order[:filled]] = True
         room -= int(sizes[order[:filled]].sum())
-        rest = order[filled:]
         # Pieces that are too large for the room are passed over.
+        rest = order[filled : filled + _MOST_PASSED]
         while room > 0 and len(small := np.flatnonzero(sizes[rest] <= room)):
             kept[rest[small[0]]] = True
             room -= int(sizes[rest[small[0]]])

@@ -72,13 +72,27 @@ _LINKS: tuple[tuple[str, str, str], ...] = (
     ("[cCwWUN][)]", "", "H"),
     ("[cCwWUNs]", "", "H"),
 )
+_CLASS = re.compile(r"\[([^]^]+)\]|(\w)")
+
+
+def _needed(part: str) -> frozenset[str]:
+    """The kinds that a part of a link begins with; empty if that is not plain to see."""
+    match = _CLASS.match(part)
+    return frozenset(match[1] or match[2]) if match else frozenset()
+
+
 _PATTERNS = tuple(
-    re.compile(f"(?<={before}){between}(?={after})") for before, between, after in _LINKS
+    (_needed(before), _needed(after), re.compile(f"(?<={before}){between}(?={after})"))
+    for before, between, after in _LINKS
 )
 
 
 def linked(kinds: str) -> Iterator[range]:
     """Yield the parts that are joined to the one before them, as ranges of places in `kinds`."""
-    for pattern in _PATTERNS:
+    present = frozenset(kinds)
+    for before, after, pattern in _PATTERNS:
+        # Most texts are in one language, so most patterns need not be looked for.
+        if (before and before.isdisjoint(present)) or (after and after.isdisjoint(present)):
+            continue
         for match in pattern.finditer(kinds):
             yield range(match.start(), match.end() + 1)

@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from typing import Literal
 
 import numpy as np
@@ -30,6 +31,11 @@ _CHARACTER = regex.compile(r"\X")
 _IN_CLUSTER = regex.compile(
     r"[\p{GCB=Extend}\p{GCB=ZWJ}\p{GCB=SpacingMark}\p{GCB=Prepend}\p{GCB=L}\p{GCB=V}\p{GCB=T}"
     r"\p{GCB=Regional_Indicator}\r]"
+)
+# Nothing but these: no cluster is longer than a character. Looked for first, by the faster `re`.
+_SINGLE = re.compile(
+    "[\x00-\x0c\x0e-\u02ff\u0370-\u0482\u1e00-\u1fff\u2010-\u2027\u2030-\u205f\u2070-\u20cf"
+    "\u2100-\u2bff\u3000-\u3029\u3030-\u3098\u309b-\ua66e\uac00-\ud7a3\uf900-\ufaff\uff00-\uff9d]*"
 )
 # Trap: to pair the flags of a run, the search for clusters looks back over the whole run at each
 # flag, so a run of n flags takes n * n steps. Long runs are therefore paired by `_allowed`, and the
@@ -106,7 +112,7 @@ def cut_pieces(text: str, offsets: Sequence[tuple[int, int]], unit: Unit = "word
     (['in', ' ', '2024', ' ', 'by 5 km'], [0, 2, 2, 4, 4, 4])
     """
     words = read(text)
-    spans = np.fromiter((n for span in offsets for n in span), np.int64).reshape(-1, 2)
+    spans = np.fromiter(chain.from_iterable(offsets), np.int64).reshape(-1, 2)
     kinds = np.frombuffer(words.kinds.encode(), dtype=np.uint8)
     parts = np.flatnonzero(_begins(words))
     starts, continues = words.starts[parts], np.zeros(len(parts), dtype=bool)
@@ -177,7 +183,7 @@ def _owners(
 
 def _allowed(text: str) -> Booleans | None:
     """[characters] True where the text may be cut before the character; None for everywhere."""
-    if text.isascii() and "\r" not in text:
+    if _SINGLE.fullmatch(text):
         return None
     scanned = _MANY_FLAGS.sub(lambda run: _PLAIN * len(run[0]), text)
     if not _IN_CLUSTER.search(scanned):

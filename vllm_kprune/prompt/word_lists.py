@@ -45,7 +45,7 @@ _HIRAGANA = re.compile("[\u3041-\u3096]")
 UNLISTED_NATS = 16.0  # the lists end at 13.8
 _CENTIBEL = math.log(10) / 100  # in nats; the unit of wordfreq's lists
 # How many words of a list, and characters of the text, are looked at to guess the language.
-_GUESS_LIST, _GUESS_CHARACTERS = 300, 10_000
+_GUESS_LIST, _GUESS_CHARACTERS = 300, 4_000
 # English has more than half of its words among the 300, other languages below a sixth. Then the
 # other lists need not be read, which takes a fifth of a second.
 _SURELY_ENGLISH = 0.35
