@@ -110,7 +110,7 @@ def test_the_text_cannot_bring_a_script_into_the_page(
         (["--unit", "line"], "--unit: got 'line', expected token or word"),
         (
             ["--scorer", "best"],
-            "--scorer: got 'best', expected rarity, question, attention or random",
+            "--scorer: got 'best', expected sentences, rarity, question, attention or random",
         ),
         (["--target-tokens", "0"], "expected a number of tokens from 1"),
         (["--target-tokens", "9", "--keep", "0.5"], "give one of them"),

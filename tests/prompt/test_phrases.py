@@ -23,24 +23,54 @@ from vllm_kprune.prompt.rarity import Rarity
 WHOLE = {
     "numbers": (
         *("8만 파운드", "120만 명", "$3.4 million", "87.39万册", "-5 °C", "6½ sacks", "10² m²"),
-        *("12월 27일", "10:30 a.m.", "74 - 35 = 39", "y = -2", "returns", "5 to 10 km", "(1922–26)"),
+        *(
+            "12월 27일",
+            "10:30 a.m.",
+            "74 - 35 = 39",
+            "y = -2",
+            "returns",
+            "5 to 10 km",
+            "(1922–26)",
+        ),
         *("December 27, 2019", "27 December 2019", "오후 3시 30분", "1万8千", "5 km per hour"),
         *("10-20%", "€5.50", "1,230", "2020-21", "21 patients", "two hundred thousand euros"),
         *("1만8천 명을", "세 명", "Row 1", "2013年12月27日", "三百万人", "x ≤ 5", "3 × 10¹¹"),
     ),
     "bounds": (
         *("no more than 2 tablets", "at most 5", "at least 18 years", "up to 70", "under 18"),
-        *("between 5 and 10", "fewer than 1,000", "not less than 3", "increased by 5", "2회 이하로"),
+        *(
+            "between 5 and 10",
+            "fewer than 1,000",
+            "not less than 3",
+            "increased by 5",
+            "2회 이하로",
+        ),
         *("10명 이상", "최소 3명", "18세 미만", "不超过87", "至少3", "50以上", "nearly 60 years"),
     ),
     "case and negation": (
-        *("paid by", "not important", "not a doctor", "먹지 않는다", "할 수 없다", "안 먹는다", "不重要"),
-        *("never returned", "didn’t go", "被卡", "larger than"),
+        *(
+            "paid by",
+            "not important",
+            "not a doctor",
+            "먹지 않는다",
+            "할 수 없다",
+            "안 먹는다",
+            "不重要",
+        ),
+        *("never returned", "didn’t go", "안 먹는다", "被卡", "larger than"),
     ),
     "one word": (
-        *("game-winning", "me@example.org", "https://a.b/c?d=1&e=2", "node.js", "foo_bar", "U.S."),
+        *("game-winning", "me@example.org", "https://a.b/c?d=1&e=2", "node.js", "a_b", "U.S."),
         *("C:\\temp\\x.txt", "./run.sh", "x86_64", "Dialog1", "COVID-19", "f(x)", "don't", "C++"),
-        *("코스피(KOSPI)지수는", "라면'이라는", "서울(漢城)은", "이학봉", "고안된", "--help", "a/b"),
+        *(
+            "코스피(KOSPI)지수는",
+            "라면'이라는",
+            "서울(漢城)은",
+            "이학봉",
+            "고안된",
+            "--help",
+            "a/b",
+        ),
     ),
 }
 
@@ -51,7 +81,9 @@ def pieces_of(text: str) -> list[str]:
 
 
 @pytest.mark.parametrize("phrase", [one for group in WHOLE.values() for one in group])
-@pytest.mark.parametrize("around", ["{}", "of {}, in", "그는 {} 그리고", "和{}，在", "({})", "“{}”."])
+@pytest.mark.parametrize(
+    "around", ["{}", "of {}, in", "그는 {} 그리고", "和{}，在", "({})", "“{}”."]
+)
 def test_it_is_one_piece_wherever_it_stands(phrase: str, around: str) -> None:
     text = around.format(phrase)
     start = text.index(phrase)
@@ -79,7 +111,9 @@ def test_what_does_not_belong_together_is_cut(text: str, pieces: list[str]) -> N
     assert [piece for piece in pieces_of(text) if piece[0].isalnum()] == pieces
 
 
-@given(st.lists(st.sampled_from([*sum(WHOLE.values(), ()), "of", "and", ".", "은", "的"]), max_size=9))
+@given(
+    st.lists(st.sampled_from([*sum(WHOLE.values(), ()), "of", "and", ".", "은", "的"]), max_size=9)
+)
 def test_pieces_are_the_text_and_cut_the_same_by_tokens(parts: list[str]) -> None:
     text = " ".join(parts)
     words = passage_of(text).pieces

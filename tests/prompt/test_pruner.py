@@ -129,7 +129,7 @@ def test_the_same_text_is_pruned_the_same(
 
 def test_the_share_is_a_bound_and_nearly_reached(gemma: Tokenizer) -> None:
     """Found in review: 57 of 100 tokens at 0.56, and more where words were fused."""
-    words = "the cat of Busan sat on 14 mats in May and was not seen by 3.4 million people".split()
+    words = ("the", "cat", "of", "Busan", "sat", "14", "mats", "in", "May", "not", "3.4", "million")
     rng = random.Random(3)
     pruner = pruner_of(gemma)
     for count in (150, 151, 260, 700):
@@ -156,7 +156,9 @@ def test_what_is_left_is_counted_a_few_times_at_most(gemma: Tokenizer) -> None:
 
 
 def test_the_beginning_of_a_word_outlives_its_end(gemma: Tokenizer) -> None:
-    text = "이학봉은 고안된 계획을 국회의원들에게 설명했다. Internationalisation misunderstood. " * 3
+    text = (
+        "이학봉은 고안된 계획을 국회의원들에게 설명했다. Internationalisation misunderstood. " * 3
+    )
     for seed in range(30):
         pruner = pruner_of(gemma, RandomScores(seed))
         for unit in ("token", "word"):

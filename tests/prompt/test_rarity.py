@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from support.prompt_cases import UNICODE, passage_of
 
 from vllm_kprune.prompt.rarity import Rarity

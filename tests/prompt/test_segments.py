@@ -33,7 +33,12 @@ def prune_messages(
 ) -> Any:
     """The messages of a chat; `documents` may be given, and `marks`."""
     documents = how.pop("documents", None)
-    return RequestTexts(messages, documents).split(roles, **how).replaced(lambda s, query: prune(s)).messages
+    return (
+        RequestTexts(messages, documents)
+        .split(roles, **how)
+        .replaced(lambda s, query: prune(s))
+        .messages
+    )
 
 
 def prune_documents(documents: Sequence[Any], prune: Short, messages: Sequence[Any] = ()) -> Any:

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from vllm_kprune.options import option
 from vllm_kprune.prompt.budget import PruneOptions
 from vllm_kprune.prompt.options import parse_prune_request
 from vllm_kprune.prompt.pruner import InputPruner
-from vllm_kprune.prompt.result import PrunedPrompt
+from vllm_kprune.prompt.result import PrunedPiece, PrunedPrompt
 from vllm_kprune.prompt.scorers import DEFAULT_SCORER, Scorer
 
 __all__ = ["register"]
@@ -177,10 +178,15 @@ def _styled(pruned: PrunedPrompt) -> Iterator[tuple[str, Style] | str]:
         if isinstance(part, str):
             yield part
             continue
-        for piece in part.list_pieces():
-            if coloured:
-                # A heat of 1.0 would be one past the last colour.
-                heat = _HEAT[min(int(piece.heat * len(_HEAT)), len(_HEAT) - 1)]
-                yield piece.text, Style(color=f"color({heat})") if piece.kept else _DROPPED
-            else:
-                yield piece.text if piece.kept else f"[-{piece.text}-]"
+        if coloured:
+            yield from map(_coloured, part.list_pieces())
+            continue
+        for kept, pieces in groupby(part.list_pieces(), lambda piece: piece.kept):
+            text = "".join(piece.text for piece in pieces)
+            yield text if kept else f"[-{text}-]"
+
+
+def _coloured(piece: PrunedPiece) -> tuple[str, Style]:
+    # A heat of 1.0 would be one past the last colour.
+    heat = _HEAT[min(int(piece.heat * len(_HEAT)), len(_HEAT) - 1)]
+    return piece.text, Style(color=f"color({heat})") if piece.kept else _DROPPED

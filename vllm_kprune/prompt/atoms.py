@@ -50,7 +50,8 @@ _YEAR = re.compile("(?:1[0-9]|20)[0-9]{2}")
 _IDENTIFIER = re.compile(r"[._/\\:@#=]|->")
 _MARKS = {
     **dict.fromkeys(".!?…。！？।؟｡", "."),
-    **dict.fromkeys(",;:，、；：·،؛", ","),
+    **dict.fromkeys(",;:，、；：،؛", ","),
+    **dict.fromkeys("·・", "~"),
     **dict.fromkeys("([{（［｛「『《〈【〔“‘«", "("),
     **dict.fromkeys(")]}）］｝」』》〉】〕”’»", ")"),
     **dict.fromkeys("-–—―−~～〜", "-"),

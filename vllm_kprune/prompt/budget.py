@@ -33,7 +33,7 @@ _MOST_COUNTS, _MOST_FITS, _MOST_PASSED = 6, 8, 500
 class PruneOptions:
     """How much of a text to keep, and what stays in any case.
 
-    `keep` is a share of the tokens, and never exceeded. `target_tokens`, if given, replaces it: at most so
+    `keep` is a share of the tokens, and a bound. `target_tokens`, if given, replaces it: at most so
     many tokens stay. `force_tokens` are texts that stay wherever they occur ("\\n", "?").
     `force_first` and `force_last` count tokens. Whatever is forced stays, even beyond the budget. A
     text of fewer than `min_tokens` tokens is not pruned. `scorer` None: the pruner's default.

@@ -27,7 +27,8 @@ __all__ = ["Joints"]
 
 # The number of pieces is below this, so a rank times it, less a place, orders by rank, then place.
 _MANY = 1 << 40
-_RANKS = ("-'()", ",", ".", " ", "\n", "|")
+# Of brackets and quotes one alone would say something else, so a blank is put in instead.
+_RANKS = ("-", ",", ".", " ", "\n", "|")
 _BLANK = 3  # the rank from which on a joint is a blank
 _PAIRS = regex.compile(r"\([^()|]{0,400}\)|'[^'\n|]{0,400}'")
 
@@ -47,9 +48,11 @@ class Joints:
         if forced is not None:
             kept |= forced
         kept = self._marks_with_words(kept, forced)
-        # Blanks at the edges stay: other text may follow there.
-        kept[:1] |= self._gap[:1]
-        kept[-1:] |= self._gap[-1:]
+        # Blanks at the edges stay: other text may follow there. But a single word may be all that
+        # there is room for.
+        if np.count_nonzero(kept) > 1 or not self._words:
+            kept[:1] |= self._gap[:1]
+            kept[-1:] |= self._gap[-1:]
         at = np.flatnonzero(kept)
         left, right = at[:-1], at[1:]
         if not len(left):
@@ -65,14 +68,15 @@ class Joints:
         kept = kept.copy()
         kept[len(kept) - 1 - best[(need & (best >= 0)) | blank] % _MANY] = True
         # A blank that is put in costs a token, so it may not take the place of a single one.
-        until = np.concatenate([[0], np.cumsum(self.pieces.sizes)])
+        costs = self.pieces.sizes + self.pieces.are("()'")  # a bracket alone is worth less
+        until = np.concatenate([[0], np.cumsum(costs)])
         single = until[right] - until[left + 1] <= 1
         for n in np.flatnonzero(need & (best < 0) & single).tolist():
             kept[left[n] : right[n]] = True
         return kept
 
     def size(self, kept: Booleans) -> int:
-        """About how many tokens are left, of the ranker's: those of pieces, and of blanks put in."""
+        """About how many tokens are left: those of the pieces, and blanks that are put in."""
         at = np.flatnonzero(kept)
         left, right = at[:-1], at[1:]
         put = int(np.count_nonzero((right > left + 1) & self._needed(left, right)))
@@ -103,6 +107,10 @@ class Joints:
     @cached_property
     def _gap(self) -> Booleans:
         return self.pieces.are(GAPS)
+
+    @cached_property
+    def _words(self) -> bool:
+        return not bool(self._gap.all())
 
     @cached_property
     def _mark(self) -> Booleans:

@@ -9,12 +9,12 @@ from collections.abc import Mapping
 
 import regex
 
-__all__ = ["ENGLISH", "GAPS", "MARKS", "NEGATIONS", "chinese_kind", "korean_kind", "latin_kind"]
+__all__ = ["ENGLISH", "GAPS", "MARKS", "chinese_kind", "korean_kind", "latin_kind"]
 
 # Blanks: " " within a line, "\n" with one line end, "|" with several.
 GAPS = " \n|"
 # "." ends a sentence, "," divides it, "(" opens, ")" closes, "'" is a quote or any other mark,
-# "-" is a dash by itself, "o" an operator such as =.
+# "-" is a dash by itself, "o" an operator such as =, "~" the dot in names (约翰·亚当斯).
 MARKS = ".,()'"
 # Words: w any, f a function word, U whole or not at all (address, file, identifier), N a number,
 # n a number word, M a magnitude, m a month, l a label of a number (Row 1), D a Korean date or time.
@@ -31,7 +31,6 @@ _WORDS: Mapping[str, str] = {
     "A": "at",
     "u": "up",
     "h": "than",
-    "x": "not no never without cannot neither nor hardly barely unless except against",
     "q": "more less fewer greater larger smaller higher lower later earlier longer shorter older "
     "younger better worse most least best",
     # B: a bound that stands before its number by itself.
@@ -39,7 +38,7 @@ _WORDS: Mapping[str, str] = {
     "beyond beneath past before after since nearly almost about around approximately roughly",
     "n": "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen "
     "fifteen sixteen seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty "
-    "ninety half third quarter",
+    "ninety half quarter first second third fourth fifth sixth seventh eighth ninth tenth",
     "M": "hundred hundreds thousand thousands million millions billion billions trillion trillions "
     "dozen dozens percent percentage bn mn",
     "m": "january february march april june july august september october november december jan "
@@ -49,22 +48,27 @@ _WORDS: Mapping[str, str] = {
     "l": "row rows table figure fig fig. chapter section page pages step level version type phase "
     "part volume no. room line grade class route article apollo boeing",
 }
-ENGLISH: Mapping[str, str] = {word: kind for kind, words in _WORDS.items() for word in words.split()}
+ENGLISH: Mapping[str, str] = {
+    word: kind for kind, words in _WORDS.items() for word in words.split()
+}
 # Without these words a sentence says the opposite, so they go last.
-NEGATIONS = frozenset(
-    "not no never none nor neither without cannot nothing nobody hardly barely unless except against "
-    "nicht kein keine keinen nie ohne ne pas jamais sans non nunca sin não nem sem senza tidak bukan "
-    "tanpa không değil inte ikke ej не ни нет без لا لم لن ليس غير नहीं मत δεν μη χωρίς לא אין בלי "
-    "안".split()
+_NEGATIONS = (
+    "not no never nor neither without cannot hardly barely unless except against nicht kein keine "
+    "keinen nie ohne jamais sans non nunca sin não nem sem senza tidak bukan tanpa không inte ikke "
+    "ej не ни нет без لا لم لن ليس غير मत δεν μη χωρίς לא אין בלי"
 )
-_BIND_NEXT = NEGATIONS - set("none nothing nobody ne pas नहीं değil 안".split())
+_NEGATIONS_AFTER = "none nothing nobody ne pas नहीं değil"
+# Without these words a sentence says the opposite, so they go last: x with the next word, ! alone.
+_NEGATING = {word: "x" for word in _NEGATIONS.split()} | {
+    word: "!" for word in _NEGATIONS_AFTER.split()
+}
 
 
 def latin_kind(word: str) -> str:
     """The kind of a word in lower case, of any script but Han, kana and Hangul."""
-    if word in _BIND_NEXT or word.endswith(("n't", "n’t")):
+    if word.endswith(("n't", "n’t")):
         return "x"
-    return ENGLISH.get(word, "w")
+    return _NEGATING.get(word) or ENGLISH.get(word, "w")
 
 
 # Korean words are eojeol: a noun or verb with its particles and endings. H is any, v negates the
@@ -109,13 +113,14 @@ _CHINESE: Mapping[str, str] = {
     for kind, words in {
         "X": "不 没 沒 无 無 未 勿 非 别 別 没有 沒有 不是 不能 不会 不會 无法 無法 并非 並非",
         "Y": "被 把 将 將 由 给 給 让 讓 比 从 從 向 对 對 以 于 於",
-        "b": "至少 至多 最多 最少 最高 最低 不超过 不超過 不少于 不少於 不低于 不低於 不高于 不高於 "
-        "不多于 不多於 不足 不到 超过 超過 多于 多於 少于 少於 大于 大於 小于 小於 低于 低於 高于 "
-        "高於 达到 達到 达 達 约 約 大约 大約 近 将近 將近 仅 僅 只有 第 每 共 逾 接近 不小于 不大于",
+        "b": "至少 至多 最多 最少 最高 最低 不超过 不超過 不少于 不少於 不低于 不低於 不高于 "
+        "不高於 不多于 不多於 不足 不到 超过 超過 多于 多於 少于 少於 大于 大於 小于 小於 低于 "
+        "低於 高于 高於 达到 達到 达 達 约 約 大约 大約 近 将近 將近 仅 僅 只有 第 每 共 逾 接近 "
+        "不小于 不大于",
         "e": "以上 以下 以内 以內 之内 之內 左右 以前 以后 以後 多 余 餘 之间 之間",
-        "i": "的 了 着 着 和 与 與 及 或 而 也 都 就 在 是 有 地 得 等 之 其 这 這 那 他 她 它 们 們 "
-        "为 為 所 但 并 並 因 则 則 又 还 還 已 曾 会 會 可 可以 但是 因为 因為 以及 他们 她们 它们 "
-        "这个 那个 一个 一些 自己 中 上 下 里 後 后 前 时 時",
+        "i": "的 了 着 和 与 與 及 或 而 也 都 就 在 是 有 地 得 等 之 其 这 這 那 他 她 它 们 "
+        "們 为 為 所 但 并 並 因 则 則 又 还 還 已 曾 会 會 可 可以 但是 因为 因為 以及 他们 "
+        "她们 它们 这个 那个 一个 一些 自己 中 上 下 里 後 后 前 时 時",
     }.items()
     for word in words.split()
 }

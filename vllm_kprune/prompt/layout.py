@@ -38,7 +38,9 @@ def layout_of(text: str) -> str | None:
     """
     if _JSON.match(text) and text.rstrip()[-1:] in "}]":
         return "json"
-    lines = [line[:_LONGEST] for line in text.split("\n", _MOST_LINES)[:_MOST_LINES] if line.strip()]
+    lines = [
+        line[:_LONGEST] for line in text.split("\n", _MOST_LINES)[:_MOST_LINES] if line.strip()
+    ]
     if len(lines) < _FEWEST:
         return None
     if _fenced(text):

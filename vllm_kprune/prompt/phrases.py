@@ -39,6 +39,7 @@ _LINKS: tuple[tuple[str, str, str], ...] = (
     # no more than 2, at least 5, up to 5, under 18, to 5, by 5; 2회 이하로; 不超过10, 10以上
     ("x", _G, "[qA]"),
     ("[qwW]", _G, "h"),
+    ("q", _G, "w"),
     ("[hqtyBF]", _G, f"(?:{_NUMBER}|{_KOREAN})"),
     ("A", _G, "q"),
     ("u", _G, f"t{_G}{_NUMBER}"),
@@ -65,8 +66,11 @@ _LINKS: tuple[tuple[str, str, str], ...] = (
     # paid by, 被卡罗尔
     ("[wWU]", _G, "y"),
     ("Y", "", "[cCwWUZN4]"),
+    # North Korea, Maria Lindqvist
+    ("W", " ", "W"),
+    ("[cCwW]", "~", "[cCwW]"),
     # f(x), NaCl(aq)
-    ("[wWUN]", "[(][^ \n|()]{0,8}", "[)]"),
+    ("[wWUNHK]", "[(][^ \n|()]{0,8}", "[)]"),
     # 서울(漢城)은: a Korean word goes on after brackets
     ("H", "[(][cCwWUN]+", "[)]H"),
     ("[cCwWUN][)]", "", "H"),

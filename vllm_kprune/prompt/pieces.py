@@ -45,7 +45,7 @@ _PLAIN = "一"
 # Kinds that a token may divide; numbers, addresses and phrases stay whole.
 _SENTENCE_END = re.compile(r"(?P<line>[\n|])|\.+[.)']*")
 _ENDS_ALONE = "。！？｡।"
-_DIVISIBLE = "wWfHcCAuhqBxyt&njmlvVRXYiE"
+_DIVISIBLE = "wWfHcCAuhqBxyt&njmlvVRXYiE!"
 _NUMBERS = "N4kKDdZU"
 
 
@@ -94,8 +94,11 @@ class TextPieces:
         for match in _SENTENCE_END.finditer(kinds):
             end = match.end()
             # 。 ends a sentence by itself; "." only before a blank.
-            if match["line"] or end == len(kinds) or kinds[end] in GAPS or (
-                self.text[self.starts[match.start()]] in _ENDS_ALONE
+            if (
+                match["line"]
+                or end == len(kinds)
+                or kinds[end] in GAPS
+                or (self.text[self.starts[match.start()]] in _ENDS_ALONE)
             ):
                 ends[end] = 1
         return np.cumsum(ends)[:-1]
@@ -107,16 +110,19 @@ def cut_pieces(text: str, offsets: Sequence[tuple[int, int]], unit: Unit = "word
     `offsets`: [tokens] (begin, end) of each token in characters. Tokens that share a character, as
     byte tokens do, are in one piece.
 
-    >>> pieces = cut_pieces("in 2024 by 5 km", [(0, 2), (2, 5), (5, 7), (7, 10), (10, 12), (12, 15)])
+    >>> pieces = cut_pieces("in 2024 by 5 km", [(0, 2), (2, 5), (5, 7), (7, 10), (10, 15)])
     >>> [pieces.text[a:b] for a, b in zip(pieces.starts, pieces.ends)], pieces.of_token.tolist()
-    (['in', ' ', '2024', ' ', 'by 5 km'], [0, 2, 2, 4, 4, 4])
+    (['in', ' ', '2024', ' ', 'by 5 km'], [0, 2, 2, 4, 4])
     """
     words = read(text)
     spans = np.fromiter(chain.from_iterable(offsets), np.int64).reshape(-1, 2)
     kinds = np.frombuffer(words.kinds.encode(), dtype=np.uint8)
     parts = np.flatnonzero(_begins(words))
     starts, continues = words.starts[parts], np.zeros(len(parts), dtype=bool)
-    kinds, nats = _merged(kinds, parts), np.fmax.reduceat(words.nats, parts) if len(parts) else words.nats
+    kinds, nats = (
+        _merged(kinds, parts),
+        np.fmax.reduceat(words.nats, parts) if len(parts) else words.nats,
+    )
     if unit == "token" and len(parts):
         inside = _inside(text, spans, starts, kinds)
         owner = np.searchsorted(starts, inside, side="right") - 1
@@ -153,9 +159,7 @@ def _merged(kinds: npt.NDArray[np.uint8], parts: Integers) -> npt.NDArray[np.uin
     return merged
 
 
-def _inside(
-    text: str, spans: Integers, starts: Integers, kinds: npt.NDArray[np.uint8]
-) -> Integers:
+def _inside(text: str, spans: Integers, starts: Integers, kinds: npt.NDArray[np.uint8]) -> Integers:
     """Where tokens begin inside a word that they may divide."""
     begins = spans[:, 0]
     # The furthest end of all tokens before each: a token that begins earlier overlaps one of them.

@@ -1,8 +1,8 @@
 """Prune prompts and chats from Python, without vLLM.
 
-A long prompt loses its least important tokens before a model reads it, by the rules of a server:
-characters and numbers stay whole, words stay apart, and `<kprune>` marks and roles choose what may
-be pruned. Nothing is cached here, and failures are raised.
+A long prompt loses its least important words before a model reads it, by the rules of a server:
+phrases stay whole, words stay apart, and `<kprune>` marks and roles choose what may be pruned.
+Nothing is cached here, and failures are raised.
 """
 
 from collections.abc import Mapping, Sequence
@@ -59,12 +59,13 @@ class InputPruner:
     its tokens and to protect its control tokens:
 
         pruner = InputPruner("google/gemma-3-270m")
-        pruner.prune_messages(messages, keep=0.5, unit="word").messages
+        pruner.prune_messages(messages, keep=0.5).messages
 
     Settings of scorers are `window` (tokens), `causal` and `precision` of `attention`, and `seed`
     of `random`. Options of a call are `keep` (0.7), `target_tokens`, `unit`, `scorer`,
-    `keep_layout`, `force_tokens`, `force_digits`, `force_first`, `force_last`, `min_tokens`, `roles` and `marks`;
-    `kprune prompt --help` explains them. Several threads may use one object at once.
+    `keep_layout`, `force_tokens`, `force_digits`, `force_first`, `force_last`, `min_tokens`,
+    `roles` and `marks`; `kprune prompt --help` explains them. Several threads may use one object at
+    once.
     """
 
     def __init__(

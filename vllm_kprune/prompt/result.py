@@ -101,13 +101,16 @@ class PrunedSegment:
         heat[order] = 1 - (np.cumsum(sizes[order]) - sizes[order]) / total
         # Forced pieces use up the budget first, so the others come in later than their score says.
         order = order[np.argsort(~self.piece_forced[order], kind="stable")]
-        # An estimate: blanks between words, and large pieces that are passed over, are not foreseen.
+        # An estimate: what joins words, and large pieces that are passed over, are not foreseen.
         kept_from[order] = np.cumsum(sizes[order]) / total
         kept_from[self.piece_forced] = 0.0
         # Blanks come with the words beside them.
         blank = np.flatnonzero(self.pieces.are(GAPS))
         for values, best in ((kept_from, np.minimum), (heat, np.maximum)):
-            before, after = values[np.maximum(blank - 1, 0)], values[np.minimum(blank + 1, len(heat) - 1)]
+            before, after = (
+                values[np.maximum(blank - 1, 0)],
+                values[np.minimum(blank + 1, len(heat) - 1)],
+            )
             values[blank] = best(before, after)
         return heat, kept_from
 

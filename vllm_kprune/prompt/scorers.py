@@ -33,6 +33,7 @@ __all__ = [
     "make_scorer",
 ]
 
+
 class Scorer(Protocol):
     """Says how important each token of a text is. The same text has the same scores everywhere.
 

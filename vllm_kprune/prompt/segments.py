@@ -139,9 +139,7 @@ class SplitRequest:
 
         def join(text: SplitText) -> str:
             query = text.query or self.question
-            return "".join(
-                prune(s, query) if self._may(text, s) else s.text for s in text.segments
-            )
+            return "".join(prune(s, query) if self._may(text, s) else s.text for s in text.segments)
 
         messages, documents = self.messages, self.documents
         return RequestTexts(

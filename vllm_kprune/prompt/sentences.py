@@ -36,6 +36,5 @@ class Sentences:
         dropped = np.zeros(len(relevance), dtype=bool)
         dropped[order[before >= passage.share * sizes.sum() / _INSIDE]] = True
         return np.asarray(
-            nats
-            + (_GAIN_NATS * relevance - _DROPPED_NATS * dropped)[pieces.sentences]
+            nats + (_GAIN_NATS * relevance - _DROPPED_NATS * dropped)[pieces.sentences]
         )

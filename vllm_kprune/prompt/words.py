@@ -29,7 +29,7 @@ import regex
 from vllm_kprune.arrays import Floats, Integers
 from vllm_kprune.prompt.atoms import atoms
 from vllm_kprune.prompt.kinds import chinese_kind
-from vllm_kprune.prompt.likeliest import likeliest_parts
+from vllm_kprune.prompt.likeliest import chinese_words, korean_words, likeliest_parts
 from vllm_kprune.prompt.word_lists import (
     UNLISTED_NATS,
     Languages,
@@ -54,15 +54,16 @@ _CHUNK = re.compile(
 )
 _EASTERN, _SOUTHERN = re.compile(f"[{_EAST}]"), re.compile(f"[{_SOUTH}]")
 # Japanese has no spaces and no list of forms: a phrase is taken with the kana that end it.
-_BUNSETSU = regex.compile(r"[\p{Han}\p{Katakana}\p{M}々ー]*+[\p{Hiragana}\p{M}ー]++|\p{Han}++|.\p{M}*")
+_BUNSETSU = regex.compile(
+    r"[\p{Han}\p{Katakana}\p{M}々ー]*+[\p{Hiragana}\p{M}ー]++|\p{Han}++|.\p{M}*"
+)
 _RUN = regex.compile(r"\p{Hangul}+|\p{N}+|[\p{L}\p{M}]+")
 _CHARACTER = regex.compile(r"\X")
-_NAME_NATS = 7.0  # single Chinese characters above this, side by side, may be a name
 _SURE_NATS = 14.0  # numbers and negations
 _LEAST_NATS: Mapping[str, float] = {
     **dict.fromkeys(".,()'-", 3.0),
-    **dict.fromkeys("os", 10.0),
-    **dict.fromkeys("N4kKDdnZxXVv", _SURE_NATS),
+    **dict.fromkeys("os~", 10.0),
+    **dict.fromkeys("N4kKDdnZxXVv!", _SURE_NATS),
 }
 _QUESTION_NATS = 10.0
 _STEM = 5  # letters that inflection leaves unchanged: rivers, river's -> river
@@ -153,9 +154,12 @@ class Lexicon:
             ends = chunk.count("\n") + 2 * chunk.count("\u2029")
             yield 0, len(chunk), "|" if ends > 1 else "\n" if ends else " ", 0.0, ()
         elif _EASTERN.match(chunk):
-            yield from self._japanese(chunk) if self._by_script["Han"] == "ja" or (
-                regex.search(r"\p{Hiragana}|\p{Katakana}", chunk)
-            ) else self._chinese(chunk)
+            yield from (
+                self._japanese(chunk)
+                if self._by_script["Han"] == "ja"
+                or (regex.search(r"\p{Hiragana}|\p{Katakana}", chunk))
+                else self._chinese(chunk)
+            )
         elif _SOUTHERN.match(chunk):
             # Without a list there is nothing to divide it by, so each character is a part.
             for match in _CHARACTER.finditer(chunk):
@@ -171,7 +175,7 @@ class Lexicon:
     def _look_up(self, atom: str, kind: str) -> tuple[float, Sequence[tuple[str, float]]]:
         """The nats of an atom, and the stems of its words."""
         least = _LEAST_NATS.get(kind, 0.0)
-        if kind in ".,()'-os":
+        if kind in ".,()'-os~":
             return (_QUESTION_NATS if atom in "?？" else least), ()
         atom = atom.lower().replace("’", "'")
         found = [one for run in _RUN.findall(atom) for one in self._words(run)]
@@ -187,8 +191,7 @@ class Lexicon:
         """The words of a run of letters or digits, and their nats."""
         language = language_of(run[0], self._languages)
         if language == "ko":
-            for begin, end, nats in likeliest_parts(run, word_list("ko"), prefixes("ko")):
-                yield run[begin:end], nats
+            yield from korean_words(run)
         elif language:
             yield run, word_list(language).get(run, UNLISTED_NATS)
         else:
@@ -198,25 +201,12 @@ class Lexicon:
         from vllm_kprune.vocabulary.wordlists import simplified_characters
 
         simple = run.translate(simplified_characters())
-        parts = likeliest_parts(simple, word_list("zh"), prefixes("zh"))
-        name: _Part | None = None
-        for begin, end, nats in parts:
+        for begin, end, nats in chinese_words(simple):
             # Negations are looked for in the text as it is written: 沒 and 無, not only 没 and 无.
-            word = run[begin:end]
-            kind = chinese_kind(word)
-            stems = ((simple[begin:end], nats),)
-            part = (begin, end, kind, max(nats, _LEAST_NATS.get(kind, 0.0)), stems)
-            alone = end - begin == 1 and kind == "c" and nats > _NAME_NATS
-            if alone and name:
-                name = (name[0], end, "C", max(nats, name[3]), (*name[4], *part[4]))
-                continue
-            if name:
-                yield name
-            name = part if alone else None
-            if not alone:
-                yield part
-        if name:
-            yield name
+            kind = chinese_kind(run[begin:end])
+            word = simple[begin:end]
+            stems = ((word[:_STEM], nats),)
+            yield begin, end, kind, max(nats, _LEAST_NATS.get(kind, 0.0)), stems
 
     def _japanese(self, run: str) -> Iterator[_Part]:
         nats = word_list("ja")

@@ -173,9 +173,7 @@ async def _rank(pruning: PromptPruning, text: str) -> None:
     pruner, options = pruning.ranker.pruner, PruneOptions(keep=KEEP)
     count, query = pruning.target_count, _TEXT
     await pruning.worker.run(
-        lambda cancelled: pruner.prune(
-            text, options, query=query, count=count, cancelled=cancelled
-        )
+        lambda cancelled: pruner.prune(text, options, query=query, count=count, cancelled=cancelled)
     )
 
 

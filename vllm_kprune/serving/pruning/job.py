@@ -37,8 +37,8 @@ class PrunedRequest:
     """The texts of a request after its job, and what the job did.
 
     Tokens are the target model's. `segments` counts those that were shortened, `hits` and `misses`
-    look-ups in the cache. `layouts` counts segments that were left whole because their layout matters,
-    by what they are. `skipped` says why nothing was pruned, or is None: `below_break_even` or
+    look-ups in the cache. `layouts` counts segments that were left whole for their layout, by what
+    they are. `skipped` says why nothing was pruned, or is None: `below_break_even` or
     `too_long`.
     """
 
