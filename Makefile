@@ -17,7 +17,7 @@ STAMP := .venv/.kprune-setup-$(shell cat requirements/cpu.lock pyproject.toml pa
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo paper sparsity-paper check-sparsity lint bench check-v2 docs docs-serve clean
-.PHONY: test test-others test-checkpoint test-vocabulary test-compare test-serving test-rest test-fast test-fast-vocabulary test-fast-rest test-fast-hostile
+.PHONY: test test-others test-checkpoint test-vocabulary test-compare test-serving test-rest test-fast test-fast-rooms test-fast-rest
 
 help:
 	@echo "make setup | demo | paper | sparsity-paper | test | test-fast | lint | bench | check-v2 | docs | docs-serve | clean   (variables: PYTHON, TORCH_INDEX)"
@@ -98,16 +98,13 @@ test-rest: $(STAMP)
 FAST := $(BIN)/python -m pytest -q -m "not server and not slow" --no-downloads
 
 test-fast: $(STAMP)
-	@$(MAKE) --no-print-directory -k -j2 --output-sync=target test-fast-vocabulary test-fast-rest test-fast-hostile
+	@$(MAKE) --no-print-directory -k -j2 --output-sync=target test-fast-rooms test-fast-rest
 
-test-fast-vocabulary:
-	$(FAST) $(CHECKPOINT_ROOMS) $(VOCABULARY_ROOMS) --ignore=$(HOSTILE)
-
-test-fast-hostile:
-	$(FAST) $(HOSTILE)
+test-fast-rooms:
+	$(FAST) $(CHECKPOINT_ROOMS) $(VOCABULARY_ROOMS) $(COMPARE_ROOMS)
 
 test-fast-rest:
-	$(FAST) tests $(NOT_HERE)
+	$(FAST) tests $(NOT_HERE) $(addprefix --ignore=,$(COMPARE_ROOMS))
 
 # Figures for the README: run it on an idle machine.
 bench: $(STAMP)

@@ -1,7 +1,8 @@
 """Decode speed of a pruned head and a pruned vocabulary against the original, side by side.
 
     .venv/bin/python benchmarks/head.py [MODEL] [--profile enko] [--forms original,head,overlay]
-        [--batches 1,8,32] [--rounds 7] [--tokens 33] [--dtype float32] [--json FILE]
+        [--batches 1,8,32] [--rounds 7] [--tokens 33] [--dtype float32] [--compiled]
+        [--json FILE]
 
 MODEL is a folder, or a reference model's name (gemma-3-270m). All forms are loaded at the same time
 and take turns, one at a time, in an order that changes with every round; so what the machine does
@@ -78,13 +79,14 @@ class Engine:
 @contextmanager
 def _engine(model: Path, form: str, options: argparse.Namespace) -> Iterator[Engine]:
     command = [sys.executable, __file__, str(model), "--work", form, "--profile", options.profile]
-    command += ["--dtype", options.dtype]
+    command += ["--dtype", options.dtype, *(["--compiled"] if options.compiled else [])]
     # All engines may use all cores, since only one of them works at a time.
     environment = {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_USE_AOT_COMPILE": "0",  # a CPU does not load again what was compiled so
         "VLLM_LOGGING_LEVEL": "ERROR",
         **os.environ,
     }
@@ -123,7 +125,7 @@ def work(options: argparse.Namespace) -> None:
     llm = LLM(
         model=options.model,
         dtype=options.dtype,
-        enforce_eager=True,
+        enforce_eager=not options.compiled,
         max_model_len=512,
         seed=0,
         **more,
@@ -232,6 +234,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--tokens", type=int, default=33)
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--compiled", action="store_true", help="as vLLM serves by default")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--work", choices=FORMS, help=argparse.SUPPRESS)
     return parser.parse_args()

@@ -51,11 +51,14 @@ def trees() -> dict[Path, ast.Module]:
     return {file: ast.parse(file.read_text(encoding="utf-8")) for file in files}
 
 
+@cache
+def all_calls() -> list[tuple[str, Path, ast.Call]]:
+    nodes = ((file, node) for file, tree in trees().items() for node in ast.walk(tree))
+    return [(ast.unparse(n.func), file, n) for file, n in nodes if isinstance(n, ast.Call)]
+
+
 def calls(*names: str) -> Iterator[tuple[Path, ast.Call]]:
-    for file, tree in trees().items():
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Call) and ast.unparse(node.func) in names:
-                yield file, node
+    yield from ((file, call) for name, file, call in all_calls() if name in names)
 
 
 def texts(node: ast.AST) -> set[str]:

@@ -10,6 +10,8 @@ from threading import Thread
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 ANSWER = {"index": 0, "message": {"role": "assistant", "content": "x"}, "finish_reason": "stop"}
 COMPLETION = {"id": "1", "object": "chat.completion", "created": 0, "model": "m"}

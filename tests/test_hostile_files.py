@@ -47,6 +47,8 @@ from vllm_kprune.tokenizer.prune import pruned_tokenizer, referenced_ids
 from vllm_kprune.vocabulary.corpus import read_corpus
 from vllm_kprune.vocabulary.selection import select_everything
 
+pytestmark = pytest.mark.slow
+
 COUNT = 200
 Read = Callable[[bytes], object]
 

@@ -174,6 +174,7 @@ def loads(modules: list[str], *forbidden: str) -> set[str]:
     return set(done.stdout.split())
 
 
+@pytest.mark.slow
 def test_importing_everything_outside_serving_does_not_import_vllm() -> None:
     outside = [name for name in NAMES if part(name) != "serving" and not name.endswith("__main__")]
     assert loads(outside, "vllm") == set()

@@ -179,6 +179,7 @@ _ANY = st.recursive(
 
 @given(st.sampled_from(options_of(Toy)), _ANY, st.booleans())
 @settings(max_examples=300)
+@pytest.mark.slow
 def test_any_value_is_taken_or_refused_in_a_line(one: Any, value: object, text: bool) -> None:
     try:
         checked = check_option(one, value, text=text)

@@ -139,6 +139,7 @@ def test_the_public_functions_have_an_example() -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in FUNCTIONS if name != "load_profile"])
+@pytest.mark.slow
 def test_the_example_in_a_docstring_is_right(
     name: str,
     model: Path,

@@ -48,6 +48,7 @@ def pruned(saved: Saved, tmp_path_factory: pytest.TempPathFactory) -> list[Path]
     return made
 
 
+@pytest.mark.slow
 def test_perplexity(
     run: Command, saved: Saved, pruned: list[Path], texts: list[str], tmp_path: Path
 ) -> None:
@@ -85,6 +86,7 @@ def test_masks(run: Command, pruned: list[Path], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("what", ["features", "neurons"])
+@pytest.mark.slow
 def test_features_and_neurons(
     run: Command, saved: Saved, pruned: list[Path], texts: list[str], tmp_path: Path, what: str
 ) -> None:

@@ -53,6 +53,7 @@ sizes = st.floats(-10, 10)
 
 
 @given(arrays(np.float64, (3, 6), elements=sizes), arrays(np.float64, (5, 6), elements=sizes))
+@pytest.mark.slow
 def test_laws_of_the_projection(means: Any, embeddings: Any) -> None:
     basis = specific_basis(means)
     agnostic, specific = split(embeddings, basis)
@@ -132,6 +133,7 @@ DENSE = [name for name in ARCHITECTURES if name != "qwen3-moe"]
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.slow
 def test_embeddings_are_mean_hidden_states(saved: Saved, name: str) -> None:
     prompts = prompts_of(saved(name))
     model, states = hidden_states(saved(name), prompts)

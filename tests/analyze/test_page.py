@@ -128,6 +128,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [320, 375, 1280])
+@pytest.mark.slow
 def test_nothing_is_loaded_nothing_complains_and_nothing_sticks_out(
     browser: Browser, address: str, width: int, dark: bool
 ) -> None:

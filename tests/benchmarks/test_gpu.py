@@ -106,6 +106,7 @@ def test_an_unknown_step_is_a_mistake(tokenizer: Path, capsys: pytest.CaptureFix
     assert "expected some of models, law4" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_step_that_takes_too_long_is_stopped(tokenizer: Path, tmp_path: Path) -> None:
     job = Job(str(tmp_path), str(tokenizer), "tiny", "tiny", "enko", 0.5, True)
     step = replace(gpu_steps.STEPS[0], seconds=0)

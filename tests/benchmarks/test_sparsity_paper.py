@@ -103,6 +103,7 @@ def small_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
 
 
 @pytest.mark.usefixtures("small_machine")
+@pytest.mark.slow
 def test_a_small_grid_gives_tables_and_claims_and_goes_on_where_it_was(
     data: Path, tmp_path: Path
 ) -> None:

@@ -167,6 +167,7 @@ def quantised(request: pytest.FixtureRequest, model: Path) -> tuple[Path, dict[s
     return model, tensors
 
 
+@pytest.mark.slow
 def test_a_quantised_body_with_a_plain_vocabulary_is_accepted_and_kept_as_it_is(
     quantised: tuple[Path, dict[str, np.ndarray]], tmp_path: Path
 ) -> None:

@@ -105,6 +105,7 @@ def test_a_cached_overlay_is_built_once_for_the_same_content(
     load_manifest(folder).check_base()
 
 
+@pytest.mark.slow
 def test_another_profile_or_changed_content_gives_another_folder(
     tmp_path: Path, cache: Path, builds: list[str]
 ) -> None:
@@ -142,6 +143,7 @@ def _edit_manifest(folder: Path) -> None:
         lambda folder: (folder / MANIFEST_NAME).write_bytes(b"\0"),
     ],
 )
+@pytest.mark.slow
 def test_a_damaged_cache_entry_is_built_again(
     tmp_path: Path, cache: Path, builds: list[str], damage: Any
 ) -> None:
@@ -166,6 +168,7 @@ def test_two_that_ask_at_once_build_once(tmp_path: Path, cache: Path, builds: li
     assert len(builds) == len(set(found)) == 1
 
 
+@pytest.mark.slow
 def test_two_processes_that_ask_at_once_get_the_same_overlay(tmp_path: Path, cache: Path) -> None:
     model = save_model(tmp_path / "model")
     program = (

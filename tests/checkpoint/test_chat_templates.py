@@ -18,6 +18,8 @@ from vllm_kprune.checkpoint.manifest import load_manifest
 from vllm_kprune.checkpoint.overlay import build_overlay
 from vllm_kprune.profile import Profile
 
+pytestmark = pytest.mark.slow
+
 PROFILE = Profile(name="tiny", languages=("th",), code=False)
 CONVERSATION = [
     {"role": "user", "content": "the weather in Seoul"},

@@ -43,6 +43,7 @@ from vllm_kprune.profile import Profile
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("dtype", sorted(DTYPES))
+@pytest.mark.slow
 def test_kept_rows_are_those_of_the_base_in_any_data_type(
     tmp_path: Path, dtype: str, tied: bool
 ) -> None:
@@ -95,6 +96,7 @@ def test_several_shards_keep_their_names_and_the_index_is_right(sharded: Path) -
     assert index["metadata"]["total_size"] == 2 * parameters
 
 
+@pytest.mark.slow
 def test_files_that_nothing_names_are_found_through_a_new_index(model: Path) -> None:
     """vLLM loads any *.safetensors where there is no index; transformers would not find them."""
     (model / "model.safetensors").rename(model / "weights.safetensors")
@@ -104,6 +106,7 @@ def test_files_that_nothing_names_are_found_through_a_new_index(model: Path) -> 
 
 
 @pytest.mark.parametrize("link", [True, False])
+@pytest.mark.slow
 def test_untouched_shards_are_copied_or_linked_when_asked(sharded: Path, link: bool) -> None:
     export = exported(sharded, link=link)
     linked = {p.name for p in export.glob("*.safetensors") if p.samefile(sharded / p.name)}
@@ -163,6 +166,7 @@ def test_exporting_twice_gives_the_same_bytes_and_pruning_an_export_changes_noth
     assert first == third
 
 
+@pytest.mark.slow
 def test_the_laws_and_the_weights_of_an_export_can_be_verified(sharded: Path) -> None:
     export = exported(sharded)
     results = {result.law: result for result in verify_overlay(export, ["오늘 날씨가 좋다"])}
@@ -180,6 +184,7 @@ def test_the_laws_and_the_weights_of_an_export_can_be_verified(sharded: Path) ->
         (3, -1, "lm_head.weight: row [0-9]+ is not row [0-9]+"),
     ],
 )
+@pytest.mark.slow
 def test_one_changed_bit_in_the_weights_is_found(
     sharded: Path, file: int, position: int, said: str
 ) -> None:
@@ -191,6 +196,7 @@ def test_one_changed_bit_in_the_weights_is_found(
         assert_same_weights(sharded, export)
 
 
+@pytest.mark.slow
 def test_missing_and_foreign_tensors_are_found(sharded: Path) -> None:
     export = exported(sharded)
     path = export / "model-00002-of-00003.safetensors"
@@ -207,6 +213,7 @@ def test_missing_and_foreign_tensors_are_found(sharded: Path) -> None:
     assert f"{path.name} is missing" in str(broken.counter_example)
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_model(model: Path) -> None:
     """Not even the kept rows are in memory: 100 MB of them pass through a few blocks."""
     size = sparse_weights(model, 1 << 16)

@@ -50,6 +50,7 @@ def test_what_is_no_overlay_is_refused_with_the_way_out(model: Path, tmp_path: P
         (lambda model: model.rename(model.parent / "moved"), "--base FOLDER"),
     ],
 )
+@pytest.mark.slow
 def test_a_changed_base_or_overlay_is_refused(model: Path, change: Any, said: str) -> None:
     overlay = overlay_of(model)
     change(model)
@@ -73,6 +74,7 @@ def test_a_changed_base_or_overlay_is_refused(model: Path, change: Any, said: st
         (lambda data: data.replace(EMBEDDING.encode(), b"x"), "not a readable safetensors"),
     ],
 )
+@pytest.mark.slow
 def test_damaged_weights_are_one_line(model: Path, spoil: Any, said: str) -> None:
     """Also when the manifest has been made to fit them."""
     overlay = overlay_of(model)
@@ -112,6 +114,7 @@ def test_too_little_room_is_found_before_anything_is_written(
 
 
 @pytest.mark.parametrize("link", [True, False])
+@pytest.mark.slow
 def test_exactly_the_room_that_the_weights_take_is_enough(
     sharded: Path, monkeypatch: pytest.MonkeyPatch, link: bool
 ) -> None:

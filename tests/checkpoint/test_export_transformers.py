@@ -53,6 +53,7 @@ def _vocabulary(folder: Path) -> dict[str, int]:
 
 
 @pytest.mark.parametrize(("save", "shards"), [(save_llama, 4), (save_gemma, 1)])
+@pytest.mark.slow
 def test_transformers_computes_the_same_from_a_standalone_checkpoint(
     tmp_path: Path, save: object, shards: int
 ) -> None:

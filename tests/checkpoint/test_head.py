@@ -53,6 +53,7 @@ def test_tokens_past_the_head_are_left_out_and_the_others_stay_in_order(
         assert set(less.kept(number).tolist()) == ids <= set(less.ids[:end].tolist())
 
 
+@pytest.mark.slow
 def test_the_kept_tokens_are_those_of_a_pruned_vocabulary(
     tmp_path: Path, corpus: Path, small_profile: Profile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -64,6 +65,7 @@ def test_the_kept_tokens_are_those_of_a_pruned_vocabulary(
     assert rows.profiles == (small_profile.name,)
 
 
+@pytest.mark.slow
 def test_what_is_kept_is_selected_once_and_again_if_the_entry_is_damaged(
     tmp_path: Path, corpus: Path, small_profile: Profile, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -42,6 +42,7 @@ def test_writing_an_overlay_twice_gives_the_same_bytes(plan: Plan, tmp_path: Pat
     }
 
 
+@pytest.mark.slow
 def test_pruning_an_overlay_with_the_same_profile_gives_the_same_bytes(
     tiny_model: Path, small_profile: Profile, corpus: Path, tmp_path: Path
 ) -> None:
@@ -51,6 +52,7 @@ def test_pruning_an_overlay_with_the_same_profile_gives_the_same_bytes(
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
 
 
+@pytest.mark.slow
 def test_the_bytes_do_not_depend_on_the_seed_of_hashes(tiny_model: Path, tmp_path: Path) -> None:
     program = (
         "import sys; from pathlib import Path; from vllm_kprune.profile import Profile\n"
@@ -153,6 +155,7 @@ def test_files_that_are_neither_text_nor_licence_do_no_harm(tmp_path: Path) -> N
     assert not {"LICENSES", "modeling_evil.py"} & copied.keys()
 
 
+@pytest.mark.slow
 def test_overlays_of_gemma_are_the_same_bytes_and_small(
     enko_plan: Plan, overlay: Path, tmp_path: Path
 ) -> None:

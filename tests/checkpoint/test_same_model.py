@@ -92,6 +92,7 @@ def test_every_family_of_the_table_has_a_tiny_model() -> None:
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.slow
 def test_hidden_states_are_identical_and_kept_logits_equal_up_to_rounding(
     name: str, build: Build
 ) -> None:
@@ -138,6 +139,7 @@ def test_ids_that_the_config_leaves_to_its_class_are_written_and_mapped(tmp_path
     assert (kept[after["bos_token_id"]], kept[after["eos_token_id"]]) == (1, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 def test_the_reference_model_is_the_same_model(reference_model: Path, overlay: Path) -> None:
     in_child(check_reference_model, reference_model, overlay)

@@ -16,6 +16,8 @@ from vllm_kprune.profile import Profile, as_corpora
 from vllm_kprune.storage.digest import sha256_file
 from vllm_kprune.vocabulary.usage import make_usage
 
+pytestmark = pytest.mark.slow
+
 # Evidence of Thai words alone: no token of the English sentences has any.
 THAI = Profile(name="thai", languages=("th", "en"), code=False)
 TEXT = " the weather in Seoul"

@@ -35,6 +35,7 @@ def test_version_is_printed(run: Command) -> None:
     assert run("--version") == (0, f"kprune {__version__}\n", "")
 
 
+@pytest.mark.slow
 def test_build_reports_what_it_wrote(
     run: Command, model: Path, profile: Path, tmp_path: Path
 ) -> None:
@@ -56,6 +57,7 @@ def test_build_without_json_tells_the_next_steps(
     assert "kprune verify" in err and "vllm serve" in err
 
 
+@pytest.mark.slow
 def test_target_size_is_kept_exactly(
     run: Command, model: Path, profile: Path, tmp_path: Path
 ) -> None:
@@ -64,6 +66,7 @@ def test_target_size_is_kept_exactly(
     assert figures["tokens"]["kept"] == least
 
 
+@pytest.mark.slow
 def test_verify_holds_on_what_build_made(
     run: Command, model: Path, profile: Path, tmp_path: Path
 ) -> None:
@@ -77,6 +80,7 @@ def test_verify_holds_on_what_build_made(
     assert [r["checked"] for r in results if r["law"] == 2] == [2]
 
 
+@pytest.mark.slow
 def test_verify_without_text_checks_word_lists(
     run: Command, model: Path, profile: Path, tmp_path: Path
 ) -> None:
@@ -86,6 +90,7 @@ def test_verify_without_text_checks_word_lists(
     assert next(r["checked"] for r in json.loads(out) if r["law"] == 2) > 100
 
 
+@pytest.mark.slow
 def test_verify_shows_the_first_counter_example(
     run: Command, model: Path, profile: Path, tmp_path: Path
 ) -> None:
@@ -206,6 +211,7 @@ def test_a_bad_model_is_one_line_and_leaves_nothing(
         (["--usage", "missing.json"], "does not exist"),
     ],
 )
+@pytest.mark.slow
 def test_bad_options_are_one_line_and_leave_nothing(
     run: Command, model: Path, profile: Path, tmp_path: Path, arguments: list[str], said: str
 ) -> None:
@@ -238,6 +244,7 @@ def test_a_binary_corpus_is_refused(
     assert "corpus" in err and err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_an_output_folder_in_use_needs_force(
     run: Command, model: Path, profile: Path, tmp_path: Path
 ) -> None:
@@ -263,6 +270,7 @@ def test_a_missing_model_is_told_plainly(run: Command, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", ["manifest", "tokenizer", "weights", "moved"])
+@pytest.mark.slow
 def test_verify_refuses_what_changed_since_the_build(
     run: Command, model: Path, profile: Path, tmp_path: Path, change: str
 ) -> None:
@@ -286,6 +294,7 @@ def test_verify_refuses_what_changed_since_the_build(
         assert run("verify", output, "--base", tmp_path / "elsewhere")[0] == 0
 
 
+@pytest.mark.slow
 def test_the_installed_command_runs_and_prints_no_traceback(tmp_path: Path) -> None:
     command = Path(sys.executable).with_name("kprune")
     done = subprocess.run(
@@ -295,6 +304,7 @@ def test_the_installed_command_runs_and_prints_no_traceback(tmp_path: Path) -> N
     assert "kprune.json" in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_inspect_lists_every_kept_token_with_its_reason(
     run: Command, model: Path, profile: Path, tmp_path: Path
 ) -> None:

@@ -9,6 +9,8 @@ import pytest
 
 from vllm_kprune.cli import curve as curve_module
 
+pytestmark = pytest.mark.slow
+
 Command = Callable[..., tuple[int, str, str]]
 
 

@@ -21,6 +21,8 @@ from vllm_kprune.compare.report.document import Report
 from vllm_kprune.compare.suites.server_memory import tree_memory
 from vllm_kprune.demo.run import Sizes, unexplained
 
+pytestmark = pytest.mark.slow
+
 SIZES = Sizes((262_145, 113_696), (268_000_000, 173_000_000), (27.4, 25.0), 1.55)
 
 

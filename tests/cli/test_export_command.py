@@ -12,6 +12,8 @@ import pytest
 from vllm_kprune.checkpoint import verify_weights
 from vllm_kprune.tokenizer.bpe import read_tokenizer
 
+pytestmark = pytest.mark.slow
+
 Command = Callable[..., tuple[int, str, str]]
 
 

@@ -176,6 +176,7 @@ CASES: dict[str, tuple[Damage, str]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
+@pytest.mark.slow
 def test_a_hostile_model_is_refused(run: Run, model: Path, profile: Path, case: str) -> None:
     damage, message = CASES[case]
     damage(model)
@@ -199,6 +200,7 @@ def test_a_pattern_that_backtracks_for_ever_is_refused(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_null_list_of_added_tokens_is_an_empty_one(
     run: Run, model: Path, profile: Path, tmp_path: Path
 ) -> None:
@@ -229,6 +231,7 @@ MANIFESTS: dict[str, tuple[Damage, str]] = {
 
 
 @pytest.mark.parametrize("case", MANIFESTS)
+@pytest.mark.slow
 def test_a_hostile_manifest_is_refused_at_its_first_mistake(
     run: Run, model: Path, tmp_path: Path, case: str
 ) -> None:
@@ -257,6 +260,7 @@ def test_a_hostile_manifest_is_refused_at_its_first_mistake(
         ("description: " + "x" * (64 << 10), "larger than 64 KiB"),
     ],
 )
+@pytest.mark.slow
 def test_a_hostile_profile_is_refused(
     run: Run, model: Path, tmp_path: Path, text: str, message: str
 ) -> None:
@@ -295,6 +299,7 @@ def test_a_path_of_200_kb_is_refused(
 
 
 @pytest.mark.parametrize("name", ["o[/bold]x", "[red]", "o]["])
+@pytest.mark.slow
 def test_markup_in_names_is_text(run: Run, model: Path, profile: Path, name: str) -> None:
     plain = name.replace("/", "")
     model = model.rename(model.with_name(f"m{plain}"))
@@ -342,6 +347,7 @@ def test_a_cache_that_cannot_be_written_is_named(
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+@pytest.mark.slow
 def test_a_full_output_is_told() -> None:
     command = [sys.executable, "-c", "from vllm_kprune.cli import main; main()", "--version"]
     with Path("/dev/full").open("w") as full:

@@ -27,6 +27,7 @@ def shown(out: str) -> tuple[str, str]:
     return re.sub(r"\[-.*?-\]", "", out, flags=re.S), re.sub(r"\[-(.*?)-\]", r"\1", out, flags=re.S)
 
 
+@pytest.mark.slow
 def test_what_is_dropped_is_marked_in_a_pipe(run: Command, model: Path, file: Path) -> None:
     code, out, err = run("prompt", file, "--ranker", model, "--keep", 0.5)
     assert code == 0, err
@@ -37,6 +38,7 @@ def test_what_is_dropped_is_marked_in_a_pipe(run: Command, model: Path, file: Pa
     assert after < before
 
 
+@pytest.mark.slow
 def test_the_kept_text_can_be_piped_on(
     run: Command, model: Path, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -88,6 +90,7 @@ def test_the_page_has_the_whole_text_and_loads_nothing(
     assert not re.search(r"""(src|href)=|url\(|@import|https?://""", html)
 
 
+@pytest.mark.slow
 def test_the_text_cannot_bring_a_script_into_the_page(
     run: Command, model: Path, tmp_path: Path
 ) -> None:

@@ -14,6 +14,8 @@ from tokenizers import Tokenizer
 
 from vllm_kprune.checkpoint.manifest import load_manifest
 
+pytestmark = pytest.mark.slow
+
 Command = Callable[..., tuple[int, str, str]]
 
 

@@ -16,6 +16,7 @@ def columns(name: str) -> int:
 
 @pytest.mark.parametrize("name", AGGREGATES)
 @given(data=st.data())
+@pytest.mark.slow
 def test_weights_do_what_repeating_the_items_does(name: str, data: st.DataObject) -> None:
     items = data.draw(st.integers(1, 6))
     counts = st.integers(0, 50).map(float)

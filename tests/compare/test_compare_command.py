@@ -74,6 +74,7 @@ def test_a_run_writes_its_report_and_tells_it(
     assert len(answers) == 1 + 2 * 2 * 12
 
 
+@pytest.mark.slow
 def test_json_goes_to_standard_output_alone(
     run: Run, equal: tuple[str, ...], tmp_path: Path
 ) -> None:
@@ -82,6 +83,7 @@ def test_json_goes_to_standard_output_alone(
     assert json.loads(out) == report_in(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_gate_that_the_data_meet_fails_the_build(run: Run, tmp_path: Path) -> None:
     gate = ("--fail-on", "stability<0", "--fail-on", "broken_t0>0")
     with MockEndpoint() as original, MockEndpoint(Habits(wrong_language=0.9)) as pruned:
@@ -93,6 +95,7 @@ def test_a_gate_that_the_data_meet_fails_the_build(run: Run, tmp_path: Path) -> 
     assert report_in(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_gate_cannot_contradict_the_verdict(run: Run, tmp_path: Path) -> None:
     """A third of the answers have characters of another script."""
     with MockEndpoint() as original, MockEndpoint(Habits(hanja=0.3)) as pruned:
@@ -130,6 +133,7 @@ def test_a_mistake_is_told_on_a_line_before_anything_is_asked(
     assert not (tmp_path / "run" / "answers" / "stability.jsonl").exists()
 
 
+@pytest.mark.slow
 def test_another_seed_needs_another_folder_or_a_fresh_start(
     run: Run, equal: tuple[str, ...], tmp_path: Path
 ) -> None:
@@ -167,6 +171,7 @@ def kill_when(options: list[str], enough: Callable[[], bool]) -> None:
     assert process.returncode == -signal.SIGKILL
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_goes_on_and_ends_in_the_same_report(
     run: Run, tmp_path: Path
 ) -> None:
@@ -187,6 +192,7 @@ def test_a_run_that_was_killed_goes_on_and_ends_in_the_same_report(
         assert (killed / name).read_bytes() == (unbroken / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_leaves_a_report_and_the_same_command_goes_on(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -52,6 +52,7 @@ def embedded(html: str) -> str:
 
 
 @given(st.text(max_size=60))
+@pytest.mark.slow
 def test_whatever_is_in_a_report_stays_data(text: str) -> None:
     report = hostile_report(HOSTILE + text)
     html = page(report)
@@ -98,6 +99,7 @@ def shown(browser: Browser) -> list[str]:
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [320, 375, 800, 1280])
+@pytest.mark.slow
 def test_nothing_is_loaded_nothing_complains_and_nothing_sticks_out(
     browser: Browser, address: str, width: int, dark: bool
 ) -> None:
@@ -113,6 +115,7 @@ def test_nothing_is_loaded_nothing_complains_and_nothing_sticks_out(
 
 
 @pytest.mark.parametrize("width", [380, 1280])
+@pytest.mark.slow
 def test_several_pruned_sides_stand_beside_each_other(
     browser: Browser, tmp_path: Path, width: int
 ) -> None:

@@ -113,6 +113,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_certificate_of_ones_own_is_told_and_can_be_trusted(
     certificate: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -164,6 +165,7 @@ def started(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("started")
+@pytest.mark.slow
 def test_sigterm_stops_like_ctrl_c(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     ask, asked = Client.ask, []
 

@@ -30,6 +30,8 @@ from vllm_kprune.compare.statistics.intervals import intervals
 from vllm_kprune.compare.statistics.pairing import pair
 from vllm_kprune.compare.statistics.verdicts import judge
 
+pytestmark = pytest.mark.slow
+
 RUNS = 300
 Pair = tuple[Floats, Floats]
 FASTER = 1.2

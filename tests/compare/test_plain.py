@@ -47,6 +47,7 @@ def test_a_difference_is_told_with_both_ends_and_a_ratio_in_words() -> None:
     assert "points" in sentence_of(measured(SCORE, [30.0 + n % 5 for n in range(60)], wave))
 
 
+@pytest.mark.slow
 def test_an_interval_that_excludes_0_but_not_after_correction_says_so() -> None:
     """Of 300 items 7 are worse: p = 0.016 alone, and 0.31 among twenty metrics."""
     few = [[0, 1]] * 7 + [[1, 1]] * 293

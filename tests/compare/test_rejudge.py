@@ -48,6 +48,7 @@ def report_in(folder: Path) -> Any:
     return json.loads((folder / "report.json").read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 def test_the_same_answers_give_the_same_bytes_without_servers(run: Run, folder: Path) -> None:
     before = contents(folder)
     suites = {suite["name"]: suite for suite in report_in(folder)["suites"]}

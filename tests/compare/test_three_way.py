@@ -39,6 +39,7 @@ def report_in(folder: Path) -> Any:
     return json.loads((folder / "report.json").read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 def test_two_sides_are_judged_together_and_the_original_is_asked_once(
     run: Run, tmp_path: Path
 ) -> None:
@@ -127,6 +128,7 @@ def test_a_side_that_does_not_exist_is_refused() -> None:
         check_gates(parse_gates(["stability@god<0"]), {"stability": ("a",)}, ("bad", "good"))
 
 
+@pytest.mark.slow
 def test_a_report_of_three_sides_is_judged_again_to_the_same_bytes(
     run: Run, tmp_path: Path
 ) -> None:

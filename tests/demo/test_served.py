@@ -73,6 +73,7 @@ def test_other_settings_are_found_before_servers_start(tmp_path: Path) -> None:
         check_kept(replace(OPTIONS, seed=1), AMOUNTS, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_is_told_and_the_next_call_goes_on(tmp_path: Path) -> None:
     with pair() as mocks:
         unbroken = compared(mocks, tmp_path / "unbroken")

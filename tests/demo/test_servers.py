@@ -87,6 +87,7 @@ def test_a_server_that_ends_while_starting_is_reported_with_the_end_of_its_log(
     server.log.unlink()
 
 
+@pytest.mark.slow
 def test_a_server_that_is_not_ready_in_time_is_stopped_and_reported(
     stand_in: Path, tmp_path: Path
 ) -> None:

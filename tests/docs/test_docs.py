@@ -136,6 +136,7 @@ _OF_BENCHMARKS = (
 _VARIABLE = re.compile(r"(?:VLLM|KPRUNE|XDG|HF|OPENAI|PROMETHEUS)_[A-Z][A-Z_]+")
 
 
+@pytest.mark.slow
 def test_every_environment_variable_is_documented(operating: str) -> None:
     found = {
         node.value
@@ -210,6 +211,7 @@ def quoted_messages() -> Iterator[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("page", "message"), list(quoted_messages()))
+@pytest.mark.slow
 def test_quoted_messages_are_those_of_the_code(
     page: str, message: str, texts_in_code: list[str]
 ) -> None:

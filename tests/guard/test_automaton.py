@@ -40,6 +40,7 @@ def judged(spellings: TokenSpellings, force: BruteForce, pending: bytes, token_i
     return force.allows(pending, token) and bool(token or not pending)
 
 
+@pytest.mark.slow
 def test_between_characters_exactly_what_can_become_allowed_text_is_allowed(
     vocabulary: Vocabulary, brute: tuple[GuardPolicy, BruteForce]
 ) -> None:
@@ -186,6 +187,7 @@ def test_a_special_token_inside_a_character_breaks_it(vocabulary: Vocabulary) ->
     assert automaton.state_after([first, *rest, special, first]) == state_of(automaton, b"\xed")
 
 
+@pytest.mark.slow
 def test_a_token_that_was_refused_and_came_all_the_same_leads_where_it_would_alone(
     vocabulary: Vocabulary,
 ) -> None:

@@ -135,6 +135,7 @@ def test_the_hanja_are_those_of_the_korean_standard() -> None:
     [KO, KO_ASCII, KO_LATIN, HANGUL, JA, policy_of(languages="en,el,th", allow="漢", digits=False)],
     ids=lambda policy: f"{policy.label}-{policy.latin}",
 )
+@pytest.mark.slow
 def test_every_code_point_is_judged_by_the_rules(policy: GuardPolicy) -> None:
     table = allowed_characters(policy)
     judge = is_allowed.__wrapped__

@@ -72,6 +72,7 @@ def found(tokenizer: BpeTokenizer, evidence: ControlEvidence = NO_EVIDENCE) -> s
 
 
 @pytest.mark.parametrize("name", sorted(UNFLAGGED))
+@pytest.mark.slow
 def test_published_tokenizers_have_exactly_these_control_tokens_without_the_flag(
     published_tokenizer: Callable[[str], Path], name: str
 ) -> None:

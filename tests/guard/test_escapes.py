@@ -44,6 +44,7 @@ def parsed(vocabulary: Vocabulary, policy: GuardPolicy, seed: int) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 def test_no_allowed_answer_is_parsed_to_a_foreign_character(vocabulary: Vocabulary) -> None:
     texts = parsed(vocabulary, KO_JSON, seed=5)
     assert foreign("".join(texts), KO) == set()
@@ -57,6 +58,7 @@ def rows(automaton: Automaton, state: int) -> np.ndarray:
     return ~automaton.refused(state).numpy()
 
 
+@pytest.mark.slow
 def test_exactly_what_writes_an_escaped_u_is_refused(vocabulary: Vocabulary) -> None:
     plain, guarded = vocabulary.automaton(KO), vocabulary.automaton(KO_JSON)
     escaped = guarded.num_states - 1

@@ -38,6 +38,7 @@ def expected(logits: torch.Tensor, groups: dict[tuple[Automaton, int], list[int]
 
 @SETTINGS
 @given(data=st.data(), dtype=st.sampled_from([torch.float32, torch.bfloat16]))
+@pytest.mark.slow
 def test_rows_of_any_states_get_their_own_mask(
     automatons: list[Automaton], data: st.DataObject, dtype: torch.dtype
 ) -> None:

@@ -60,6 +60,7 @@ def code_lines() -> Iterator[str]:
         yield from path.read_text(encoding="utf-8").splitlines(keepends=True)
 
 
+@pytest.mark.slow
 def test_code_passes(vocabulary: Vocabulary) -> None:
     lines = list(islice(code_lines(), 8_000))
     count, wrong = passed(vocabulary, lines)
@@ -101,6 +102,7 @@ def texts_of(path: Path) -> Iterator[str]:
         ("xquad/xquad.en.json.gz", 0.998),  # Greek, Han
     ],
 )
+@pytest.mark.slow
 def test_every_held_out_line_without_another_script_passes(
     vocabulary: Vocabulary, kprune_data: Path, file: str, share: float
 ) -> None:

@@ -112,6 +112,7 @@ def case(request: pytest.FixtureRequest) -> Case:
 
 @SETTINGS
 @given(data=st.data(), seed=st.integers(0, 1 << 30))
+@pytest.mark.slow
 def test_in_every_phase_exactly_what_its_policy_allows_is_allowed(
     case: Case, data: st.DataObject, seed: int
 ) -> None:

@@ -30,6 +30,7 @@ def misspelled(spellings: TokenSpellings, tokenizer: Tokenizer) -> list[int]:
     return [i for i, a, b in zip(ids, spelled, decoded, strict=True) if a != b]
 
 
+@pytest.mark.slow
 def test_every_token_is_spelled_as_its_tokenizer_decodes_it(vocabulary: Vocabulary) -> None:
     assert misspelled(vocabulary.spellings, vocabulary.tokenizer) == []
 

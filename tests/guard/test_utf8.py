@@ -1,12 +1,15 @@
 """The table over bytes accepts the UTF-8 of the allowed characters, and has no state too many."""
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.guard_oracle import SETTINGS
 
 from vllm_kprune.guard.characters import NUM_CODE_POINTS
 from vllm_kprune.guard.utf8 import REFUSED, byte_table, walk
+
+pytestmark = pytest.mark.slow
 
 EDGES = [0, 0x7F, 0x80, 0x7FF, 0x800, 0xD7FF, 0xE000, 0xFFFF, 0x10000, 0x3FFFF, 0x40000, 0x10FFFF]
 CODE_POINTS = st.sampled_from(EDGES) | st.integers(0, 0xD7FF) | st.integers(0xE000, 0x10FFFF)

@@ -6,6 +6,7 @@ The oracle knows nothing of the automaton: `tokenizers` decodes, `regex` judges 
 from collections.abc import Mapping
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,6 +16,8 @@ from tokenizers.decoders import DecodeStream
 from vllm_kprune.guard.policy import SCRIPTS
 from vllm_kprune.guard.tokens import CONTROL, SPECIAL
 from vllm_kprune.profile import LANGUAGES
+
+pytestmark = pytest.mark.slow
 
 ENKO = policy_of(languages="en,ko")
 

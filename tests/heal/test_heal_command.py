@@ -41,6 +41,7 @@ def refused(run: Command, tmp_path: Path) -> Callable[..., str]:
     return run_refused
 
 
+@pytest.mark.slow
 def test_a_run_shows_what_was_gained(
     run: Command, sparse: Saved, text: Path, tmp_path: Path
 ) -> None:

@@ -25,6 +25,8 @@ from vllm_kprune.heal.training import Training
 from vllm_kprune.sparsify.record import SPARSITY_NAME
 from vllm_kprune.sparsify.run import sparsify_model
 
+pytestmark = pytest.mark.slow
+
 Saved = Callable[[str], Path]
 VOCABULARY = ("embed_tokens.weight", "lm_head.weight")
 

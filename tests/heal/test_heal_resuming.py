@@ -15,6 +15,8 @@ from vllm_kprune.errors import KPruneError
 from vllm_kprune.heal.run import heal_model
 from vllm_kprune.heal.training import Training
 
+pytestmark = pytest.mark.slow
+
 KILLED = """
 import os, signal, sys
 from pathlib import Path

@@ -1,5 +1,6 @@
 """The cache of pruned segments: limited in bytes; the least recently used go first."""
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,6 +15,7 @@ def segment(text: str) -> CachedSegment:
 
 @given(st.lists(st.tuples(st.booleans(), KEYS, st.integers(0, 6000)), max_size=40))
 @settings(max_examples=200)
+@pytest.mark.slow
 def test_it_is_never_larger_than_allowed_and_gives_what_was_put(
     steps: list[tuple[bool, str, int]],
 ) -> None:

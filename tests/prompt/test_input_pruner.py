@@ -39,6 +39,7 @@ def pruner(request: pytest.FixtureRequest, folder: Path) -> InputPruner:
 
 @given(text=UNICODE)
 @settings(max_examples=100)
+@pytest.mark.slow
 def test_words_are_the_whole_text_one_after_the_other(text: str) -> None:
     """Every character is in a token, so that nothing is dropped unseen."""
     offsets = word_tokenizer().encode(text, add_special_tokens=False).offsets
@@ -47,6 +48,7 @@ def test_words_are_the_whole_text_one_after_the_other(text: str) -> None:
 
 @given(text=UNICODE)
 @settings(max_examples=60)
+@pytest.mark.slow
 def test_a_prompt_without_marks_is_pruned_as_one_segment(pruner: InputPruner, text: str) -> None:
     pruned = pruner.prune(text, keep=0.5, marks=False)
     assert "".join(piece.text for piece in pruned.pieces) == text
@@ -55,6 +57,7 @@ def test_a_prompt_without_marks_is_pruned_as_one_segment(pruner: InputPruner, te
     assert len(pruned.segments) == bool(text)
 
 
+@pytest.mark.slow
 def test_a_prompt_is_pruned_as_its_segment_would_be(folder: Path) -> None:
     pruner, segments = InputPruner(folder), TextPruner.from_pretrained(folder)
     for given_options in ({"keep": 0.5}, {"target_tokens": 9}, {"keep": 0.6, "unit": "word"}, {}):

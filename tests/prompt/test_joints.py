@@ -49,6 +49,7 @@ def tokenizer(
 @pytest.mark.parametrize("scorer", [Rarity(), RandomScores(1)], ids=["rarity", "random"])
 @given(text=NUMERIC | UNICODE, options=OPTIONS)
 @settings(max_examples=60)
+@pytest.mark.slow
 def test_nothing_fuses_and_every_number_is_one_of_the_text(
     tokenizer: Tokenizer, scorer: Scorer, text: str, options: PruneOptions
 ) -> None:

@@ -69,6 +69,7 @@ def test_it_is_left_whole_unless_the_options_say_otherwise() -> None:
 
 
 @pytest.mark.skipif("KPRUNE_DATA" not in os.environ, reason="KPRUNE_DATA names no real text")
+@pytest.mark.slow
 def test_no_real_passage_is_taken_for_anything_else() -> None:
     folder = Path(os.environ["KPRUNE_DATA"])
     texts = []

@@ -139,6 +139,7 @@ def real_texts(language: str) -> list[str]:
 
 @pytest.mark.skipif("KPRUNE_DATA" not in os.environ, reason="KPRUNE_DATA names no real text")
 @pytest.mark.parametrize("language", ["en", "ko", "zh"])
+@pytest.mark.slow
 def test_real_text_keeps_its_meaning(
     language: str, published_tokenizer: Callable[[str], Path]
 ) -> None:

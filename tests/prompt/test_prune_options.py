@@ -19,6 +19,7 @@ _ANY = st.recursive(
 
 @given(st.dictionaries(st.sampled_from([one.name for one in prune_options()]), _ANY, max_size=4))
 @settings(max_examples=200)
+@pytest.mark.slow
 def test_any_value_is_taken_or_refused_in_a_line(given_options: dict[str, object]) -> None:
     try:
         options = parse_prune_request(given_options).options

@@ -58,12 +58,14 @@ def forced_tokens(pruned: PrunedSegment) -> int:
 
 @given(text=UNICODE, options=OPTIONS)
 @settings(max_examples=80)
+@pytest.mark.slow
 def test_whole_characters_of_the_text_are_kept_in_their_order(
     pruner: TextPruner, text: str, options: PruneOptions
 ) -> None:
     check_pieces(text, pruner.prune(text, options))
 
 
+@pytest.mark.slow
 def test_random_strings_are_cut_at_characters(pruner: TextPruner) -> None:
     rng = random.Random(5)
     options = [PruneOptions(keep=0.6), PruneOptions(keep=0.4, unit="word")]
@@ -155,6 +157,7 @@ def test_what_is_left_is_counted_a_few_times_at_most(gemma: Tokenizer) -> None:
     assert len(counted) <= 4
 
 
+@pytest.mark.slow
 def test_the_beginning_of_a_word_outlives_its_end(gemma: Tokenizer) -> None:
     text = (
         "이학봉은 고안된 계획을 국회의원들에게 설명했다. Internationalisation misunderstood. " * 3
@@ -166,6 +169,7 @@ def test_the_beginning_of_a_word_outlives_its_end(gemma: Tokenizer) -> None:
             assert not list(headless(pruned))
 
 
+@pytest.mark.slow
 def test_korean_is_cut_at_eojeol_by_words(gemma: Tokenizer) -> None:
     pruner = pruner_of(gemma)
     text = "대한민국의 수도는 서울특별시이다. 인구는 940만 명이다."

@@ -72,6 +72,7 @@ def test_words_are_matched_without_particles_and_spaces(
     assert mean(text, asked, query) > 0.5 > 0.2 > mean(text, other, query)
 
 
+@pytest.mark.slow
 def test_relevance_is_the_same_in_every_process() -> None:
     """A sum of floats depends on its order, and the order of a set on the process."""
     words = "Rhine Danube glacier Marseille vineyard parliament copper lantern violet Oslo quartz"

@@ -258,6 +258,7 @@ def test_asking_to_stop_stops_between_blocks(llama: FirstLayer) -> None:
     llama.received_attention([some_ids(llama, 64)], block=8, cancelled=lambda: False)
 
 
+@pytest.mark.slow
 def test_the_embedding_stays_in_its_file(reference_model: Path) -> None:
     """Loading Gemma-3 and ranking a little costs a tenth of its 335 MB embedding.
 
@@ -286,6 +287,7 @@ def test_the_embedding_stays_in_its_file(reference_model: Path) -> None:
     assert float(done.stdout) < 35
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 def test_the_reference_models_scores_are_those_of_the_whole_model(reference_model: Path) -> None:
     in_child(check_scores, reference_model)
@@ -486,6 +488,7 @@ def test_a_folder_that_is_no_model_is_refused(ranker_folder: Folder, tmp_path: P
         FirstLayer.from_pretrained(folder)
 
 
+@pytest.mark.slow
 def test_ranking_does_not_import_transformers(ranker_folder: Folder) -> None:
     code = (
         "import sys; from vllm_kprune.prompt.ranker import FirstLayer\n"

@@ -55,6 +55,7 @@ def by_word(scorer: Scorer, passage: Passage) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("name", WEIGHTLESS)
+@pytest.mark.slow
 def test_any_text_has_one_finite_score_for_each_piece(
     folder: Path, tokenizer: Tokenizer, name: str
 ) -> None:
@@ -72,6 +73,7 @@ def test_any_text_has_one_finite_score_for_each_piece(
     law()
 
 
+@pytest.mark.slow
 def test_scores_do_not_depend_on_the_process(folder: Path, tokenizer: Tokenizer) -> None:
     text = ENGLISH + KOREAN + CHINESE
     code = (

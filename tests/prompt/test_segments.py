@@ -68,6 +68,7 @@ def test_any_text_can_be_escaped(text: str) -> None:
 
 @given(st.lists(_BITS, max_size=10).map("".join))
 @settings(max_examples=500)
+@pytest.mark.slow
 def test_marks_are_read_or_refused_and_never_left_in(text: str) -> None:
     try:
         parts = split_marks(text)

@@ -47,7 +47,6 @@ TWO_RANKS = {
     "options": {"tensor_parallel_size": 2},
     "environment": {"VLLM_CPU_OMP_THREADS_BIND": "|".join(map(str, CPUS[:2]))},
 }
-ENGINE_APART = {"environment": {"VLLM_ENABLE_V1_MULTIPROCESSING": "1"}}
 TOKENS = 32  # long enough for a tiny model to repeat itself, which n-gram drafts need
 # What an engine of its own would repeat: untied heads are Llama's, drafts are EAGLE's, and heads in
 # two ranks are those with several profiles.
@@ -68,12 +67,12 @@ def with_repeated(*names: str) -> list[Any]:
 
 
 def moved_base_job(pair: Pair, folder: Path) -> dict[str, Any]:
-    """An overlay whose base was moved, as the configuration says; in vLLM's usual processes."""
+    """An overlay whose base was moved, as the configuration says."""
     base, overlay = copytree(pair.original, folder / "base"), folder / "overlay"
     profile = load_manifest(pair.overlay).profile
     build_overlay(str(base), profile, overlay, corpora=[pair.original.parent / "corpus.txt"])
     options = {"additional_config": {"kprune": {"base": str(base.rename(folder / "moved"))}}}
-    return {"model": str(overlay), "prompts": pair.prompts, "options": options, **ENGINE_APART}
+    return {"model": str(overlay), "prompts": pair.prompts, "options": options}
 
 
 def head_job(pair: Pair, **more: Any) -> dict[str, Any]:

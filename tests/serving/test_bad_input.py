@@ -11,6 +11,8 @@ import pytest
 from support.forks import ask
 from support.tiny_models import overlay_by_hand
 
+pytestmark = pytest.mark.slow
+
 # What was done wrong -> what the one line has to say.
 CASES = {
     "missing folder": "does not exist",

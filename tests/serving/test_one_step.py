@@ -163,8 +163,8 @@ def test_both_api_servers_count_every_guarded_request_once(server: VllmServer) -
     name = 'kprune_guard_requests_total{languages="en+ko"}'
     before = scrape().get(name, 0)
     for _ in range(6):  # new connections: both servers get some
-        complete(server, "대한민국의 수도는")
-        complete(server, "대한민국의 수도는", vllm_xargs={"kprune_languages": "off"})
+        complete(server, "대한민국의 수도는", max_tokens=2)
+        complete(server, "대한민국의 수도는", max_tokens=2, vllm_xargs={"kprune_languages": "off"})
     counted = [scrape() for _ in range(12)]
     assert all(count == counted[0] for count in counted)
     assert counted[0][name] == before + 6
@@ -189,9 +189,9 @@ def test_both_api_servers_prune_by_default_and_count_every_prompt_once(server: V
     before, seen = scrape(), 0
     for number in range(6):  # new connections: both servers get some
         text = f"{number} The quick brown fox jumps over the lazy dog by the river. " * 4
-        seen += complete(server, text).usage.prompt_tokens
-        complete(server, text, vllm_xargs={"kprune_keep": "off"})
-        complete(server, "Too short to prune.")
+        seen += complete(server, text, max_tokens=1).usage.prompt_tokens
+        complete(server, text, max_tokens=1, vllm_xargs={"kprune_keep": "off"})
+        complete(server, "Too short to prune.", max_tokens=1)
     counted = [scrape() for _ in range(12)]
     assert all(count == counted[0] for count in counted)
 

@@ -56,6 +56,7 @@ def python(code: str, *arguments: str, **environment: str) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_a_model_that_did_not_ask_has_the_configuration_it_has_without_kprune(
     tied_model: Path, tokenizer_beside: None
 ) -> None:
@@ -89,6 +90,7 @@ def tokenizer_beside(tied_model: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_importing_the_plugin_does_not_import_vllm_or_torch() -> None:
     code = "import sys, vllm_kprune.serving.plugin as p; print({'vllm', 'torch'} & {*sys.modules})"
     assert python(code).strip() == "set()"

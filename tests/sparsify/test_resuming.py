@@ -18,6 +18,8 @@ from vllm_kprune.sparsify.body import write_tensor
 from vllm_kprune.sparsify.record import NOTES_NAME
 from vllm_kprune.sparsify.run import sparsify_model
 
+pytestmark = pytest.mark.slow
+
 
 def killed(arguments: tuple[Path, Path, Path]) -> None:
     """Sparsify in a fork, killed after one layer of seven matrices, and two of the next."""

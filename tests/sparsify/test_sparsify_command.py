@@ -48,6 +48,7 @@ def copy(saved: Saved, tmp_path: Path) -> Callable[[str], Path]:
     return lambda name: Path(shutil.copytree(saved(name), tmp_path / name))
 
 
+@pytest.mark.slow
 def test_a_run_shows_the_zeros_and_says_that_no_time_is_saved(
     run: Command, saved: Saved, text: Path, tmp_path: Path
 ) -> None:
@@ -67,6 +68,7 @@ def test_a_run_shows_the_zeros_and_says_that_no_time_is_saved(
     assert "No time is saved in vLLM 0.32" in " ".join(out.split())
 
 
+@pytest.mark.slow
 def test_what_a_model_can_be_that_is_refused(
     refused: Callable[..., str], copy: Callable[[str], Path], tmp_path: Path
 ) -> None:
@@ -91,6 +93,7 @@ def test_what_a_model_can_be_that_is_refused(
     assert "mlp.down_proj has 42 inputs, which the groups of 4 of --pattern 2:4 do not" in line
 
 
+@pytest.mark.slow
 def test_what_a_calibration_can_be_that_is_refused(
     refused: Callable[..., str], saved: Saved, text: Path, tmp_path: Path
 ) -> None:

@@ -29,6 +29,8 @@ from vllm_kprune.sparsify.record import SPARSITY_NAME
 from vllm_kprune.sparsify.run import sparsify_model
 from vllm_kprune.tokenizer.encoder import load_encoder
 
+pytestmark = pytest.mark.slow
+
 Saved = Callable[[str], Path]
 # How much of its zeros a mask shares with the one that it is compared with (intersection over
 # union). In SparseGPT rounding moves weights, and so choices between almost equal ones.

@@ -208,6 +208,7 @@ def test_a_resumable_folder_is_given_again_until_its_block_ends_well(tmp_path: P
     assert left(target) == ["mark"]
 
 
+@pytest.mark.slow
 def test_a_resumable_folder_is_for_one_run_at_a_time(tmp_path: Path) -> None:
     with (
         resumable_folder(tmp_path / "out"),

@@ -63,6 +63,7 @@ def kill_at(number: int, make: Make, target: Path, text: str) -> bool:
 
 @pytest.mark.parametrize("can_exchange", [True, False])
 @pytest.mark.parametrize("make", [replace, finish])
+@pytest.mark.slow
 def test_a_run_killed_anywhere_leaves_the_old_folder_or_the_new_one(
     make: Make, can_exchange: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -90,6 +91,7 @@ def test_a_run_killed_anywhere_leaves_the_old_folder_or_the_new_one(
     assert 5 < deaths < 100
 
 
+@pytest.mark.slow
 def test_a_finished_folder_is_never_resumed_as_an_unfinished_one(tmp_path: Path) -> None:
     """Killed while the old folder is removed: the next run must begin from nothing."""
     target = tmp_path / "out"

@@ -23,6 +23,7 @@ LANGUAGES = ("ar", "de", "en", "es", "fr", "hi", "ja", "ko", "ru", "th", "vi", "
 
 @SETTINGS
 @given(text=TEXTS)
+@pytest.mark.slow
 def test_covered_text_keeps_its_tokens(pair: Pair, text: str) -> None:
     broken, _ = pair.uncovered([text])
     assert broken == []
@@ -36,6 +37,7 @@ def test_encoding_any_text_loses_nothing(pair: Pair, text: str) -> None:
 
 @SETTINGS
 @given(seed=st.integers(0, 1 << 30))
+@pytest.mark.slow
 def test_texts_of_kept_tokens_keep_their_tokens(pair: Pair, seed: int) -> None:
     chosen = random.Random(seed)
     texts = [
@@ -51,6 +53,7 @@ def test_texts_of_kept_tokens_keep_their_tokens(pair: Pair, seed: int) -> None:
 
 @SETTINGS
 @given(text=TEXTS)
+@pytest.mark.slow
 def test_the_makers_tokenizers_keep_covered_text_and_lose_nothing(
     published: Pair, text: str
 ) -> None:
@@ -67,6 +70,7 @@ def test_texts_of_kept_tokens_keep_them_in_the_makers_tokenizers(published: Pair
     assert published.lossy(texts) == []
 
 
+@pytest.mark.slow
 def test_the_makers_tokenizers_have_no_dead_rows_but_steps_that_were_dead_before(
     published: Pair,
 ) -> None:
@@ -100,6 +104,7 @@ def test_sentences_of_the_kept_languages_are_covered_and_others_are_spelled(tiny
     assert length > len(tiny.original.encode("学校 学生们").ids)
 
 
+@pytest.mark.slow
 def test_every_kept_token_is_produced_by_some_text(pair: Pair) -> None:
     parsed = parse_tokenizer(pair.data)
     plain = [i for i in parsed.tokens if i not in parsed.added_ids]
@@ -131,6 +136,7 @@ def test_the_beginning_of_text_is_mapped_in_the_post_processor(pair: Pair) -> No
 
 
 @pytest.mark.parametrize("language", LANGUAGES)
+@pytest.mark.slow
 def test_real_text_of_any_language_obeys_the_laws(
     gemma: Pair, kprune_data: Path, language: str
 ) -> None:
@@ -152,6 +158,7 @@ def _lines(data: Path, language: str) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("kind", sorted(TINY))
+@pytest.mark.slow
 def test_selecting_ids_without_their_ancestors_leaves_dead_rows(kind: str) -> None:
     """Shows that law 3 can fail: long tokens alone, with the bytes, cannot be built."""
     tokenizer = TINY[kind]()

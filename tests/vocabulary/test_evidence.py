@@ -125,6 +125,7 @@ def test_a_long_corpus_is_read_up_to_its_bound(
     assert 1000 <= len(read) <= 1011
 
 
+@pytest.mark.slow
 def test_counting_a_large_corpus_takes_memory_of_a_batch_only(tmp_path: Path) -> None:
     """16 MB of text, packed; the peak of Python's own memory stays far below that."""
     line = "".join(random.Random(0).choices("the cat 가나다", k=99)) + "\n"
@@ -179,6 +180,7 @@ def test_sources_are_word_lists_code_and_corpora_with_digests_that_pin_them(
     assert profile_sources(plain, [path])[-1].digest != before
 
 
+@pytest.mark.slow
 def test_code_has_the_names_of_many_languages_in_the_forms_of_code() -> None:
     code = _named("source code", Profile(name="x", languages=("en",)))
     pieces = {
@@ -189,6 +191,7 @@ def test_code_has_the_names_of_many_languages_in_the_forms_of_code() -> None:
     assert any(text.startswith("\n    ") and not text.strip() for text, _ in code.texts())
 
 
+@pytest.mark.slow
 def test_english_text_has_names_and_words_as_they_are_written() -> None:
     english = _named("English text", Profile(name="x", languages=("en",), code=False))
     rates: dict[str, float] = {}

@@ -230,6 +230,7 @@ def test_selecting_twice_gives_the_same() -> None:
     assert select(tokenizer, coverage=0.8) == select(tokenizer, coverage=0.8)
 
 
+@pytest.mark.slow
 def test_enko_keeps_korean_common_and_frequent_latin_tokens_of_gemma(enko_plan: Plan) -> None:
     parsed, kept = enko_plan.base.tokenizer, set(enko_plan.selection.kept_ids)
     for token in ("한", "▁대한민국", "▁the", "▁return", "·", "…", "€", "😀", "1", "\n", "、"):
@@ -254,6 +255,7 @@ def test_ancestors_of_every_token_that_enko_keeps_of_gemma_are_kept(enko_plan: P
     assert open_ones == []
 
 
+@pytest.mark.slow
 def test_a_size_for_gemma_is_met_exactly(enko_plan: Plan) -> None:
     tokenizer = load_encoder(enko_plan.base.folder)
     profile = Profile(name="th", languages=("th",), target_size=20_000)

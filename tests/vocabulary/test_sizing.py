@@ -217,6 +217,7 @@ def test_a_text_without_tokens_has_no_cost_to_measure(
         encode_texts(tokenizer, source_of("empty", [""]), ranking.least_sizes)
 
 
+@pytest.mark.slow
 def test_vocabularies_of_gemma_are_nested_and_dearer_the_smaller(enko_plan: Plan) -> None:
     profile = Profile(name="th", languages=("th", "ko"), code=False)
     tokenizer, _, referenced = count_evidence(enko_plan.base, [], lambda step, share: None)

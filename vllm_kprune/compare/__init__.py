@@ -9,7 +9,7 @@ rooms before its own, which `tests/test_layers.py` checks):
 - `endpoint/`: one endpoint; requests and answers, client, probing.
 - `statistics/`: from measurements to effects, intervals and verdicts.
 - `report/`: the report's schema, its file and its page.
-- `journal`, `run`, `asking`: the answers on disk, the suites in turn, both sides asked alternately.
+- `journal`, `run`, `asking`: the answers on disk, the suites in turn, both sides asked at once.
 - `suites/`: one file for each suite, and the table of all.
 - `settings`, `connect`, `conclude`, `conditions`, `gate`, `ci_files`: the settings of a run, its
   beginning and end, conditions on its report, files for CI.

@@ -1,4 +1,4 @@
-"""Ask both endpoints the same tasks, alternately, and keep the answers in the journal."""
+"""Ask both endpoints the same tasks at the same time, and keep the answers in the journal."""
 
 import asyncio
 import hashlib
@@ -37,21 +37,20 @@ def ask_both(
     """Both answers to each task, in the order of the tasks.
 
     Answers that an earlier run kept are not requested again. The two requests of a task are sent
-    one right after the other. Their order and the order of the tasks are drawn from the seed, so
-    that drift affects both sides alike. A failed answer carries an `error`: only final errors are
+    at the same time, and the order of the tasks is drawn from the seed, so that drift affects both
+    sides alike. A failed answer carries an `error`: only final errors are
     kept, and the next run asks for the others again. If a server dies, the remaining answers carry
     an error too, and `run_suites` stops after the suite. Leave pairs with an error out of the
-    measurements (`answered`). With `alone`, each server has one request at a time, and both sides
-    answer a task at the same time.
+    measurements (`answered`). With `alone`, each server has one request at a time.
     """
-    asking = _Asking(context, suite, tasks, ((0, 1), (1, 0)), together=alone)
+    asking = _Asking(context, suite, tasks, (0, 1))
     context.wait(asking.all(1 if alone else context.options.concurrency))
     return [(asking.answer(i, 0), asking.answer(i, 1)) for i in range(len(tasks))]
 
 
 def ask_one(context: Context, suite: str, tasks: Sequence[Task], side: int) -> list[Answer]:
     """Like `ask_both`, but for one side only."""
-    asking = _Asking(context, suite, tasks, ((side,),))
+    asking = _Asking(context, suite, tasks, (side,))
     context.wait(asking.all(context.options.concurrency))
     return [asking.answer(i, side) for i in range(len(tasks))]
 
@@ -65,23 +64,13 @@ def answered(
 
 
 class _Asking:
-    """The work of `ask_both`: as many workers as requests may be in flight.
-
-    `orders` are the possible orders of the sides; one is drawn for each task. With `together`, all
-    sides of a task are asked at the same time.
-    """
+    """The work of `ask_both`: as many workers as requests to one side may be in flight."""
 
     def __init__(
-        self,
-        context: Context,
-        suite: str,
-        tasks: Sequence[Task],
-        orders: Sequence[tuple[int, ...]],
-        together: bool = False,
+        self, context: Context, suite: str, tasks: Sequence[Task], sides: tuple[int, ...]
     ) -> None:
         assert len({task.key for task in tasks}) == len(tasks), f"{suite}: a key was given twice"
-        self._context, self._suite, self._tasks, self._orders = context, suite, tasks, orders
-        self._together = together
+        self._context, self._suite, self._tasks, self._sides = context, suite, tasks, sides
         self._answers: dict[tuple[int, int], Answer] = {}
         # Shared by all calls for this suite in the run. lm-eval evaluates one side after the other:
         # the second call must not repeat what failed in the first.
@@ -109,23 +98,19 @@ class _Asking:
             for key, answer in self._failed.items():
                 self._context.journal.put(self._suite, key, answer_as_json(answer))
 
-    def _turns(self) -> Iterator[tuple[int, tuple[int, ...]]]:
-        """Indices of tasks with the order of the sides; both depend on the seed alone."""
+    def _turns(self) -> Iterator[int]:
+        """Indices of tasks in an order that depends on the seed alone."""
         # Seeded by a text: unlike `hash`, `Random` gives it the same meaning in every process.
         chance = random.Random(f"{self._context.options.seed} {self._suite}")
         indices = list(range(len(self._tasks)))
         chance.shuffle(indices)
-        yield from [(index, chance.choice(self._orders)) for index in indices]
+        yield from indices
 
-    async def _work(self, turns: Iterator[tuple[int, tuple[int, ...]]]) -> None:
-        for index, sides in turns:
-            if self._together:
-                async with asyncio.TaskGroup() as both:
-                    for side in sides:
-                        both.create_task(self._ask(index, side))
-            else:
-                for side in sides:
-                    await self._ask(index, side)
+    async def _work(self, turns: Iterator[int]) -> None:
+        for index in turns:
+            async with asyncio.TaskGroup() as sides:
+                for side in self._sides:
+                    sides.create_task(self._ask(index, side))
             self._done += 1
             self._context.progress(self._suite, self._done, len(self._tasks))
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import NormalDist
 from tempfile import TemporaryDirectory
 
-from vllm_kprune.compare.asking import Task, ask_both
+from vllm_kprune.compare.asking import Task, ask_both, ask_one
 from vllm_kprune.compare.connect import Address, connect
 from vllm_kprune.compare.endpoint.messages import Answer
 from vllm_kprune.compare.options import CommonOptions
@@ -130,8 +130,8 @@ def _speed(context: Context) -> Speed:
         for prompt in prompts
     ]
     _asked(context, tasks[:1])
-    alone, _ = _asked(context, tasks[1:2])
-    together, _ = _asked(context, tasks[2:3], alone=True)
+    alone, _ = _asked(context, tasks[1:2], in_turn=True)
+    together, _ = _asked(context, tasks[2:3])
     among, answers = _asked(context, tasks[3:])
     if failed := next((answer.error for answer in answers if answer.error), None):
         raise KPruneError(f"the speed of the endpoints could not be measured: {failed}")
@@ -140,9 +140,14 @@ def _speed(context: Context) -> Speed:
 
 
 def _asked(
-    context: Context, tasks: Sequence[Task], *, alone: bool = False
+    context: Context, tasks: Sequence[Task], *, in_turn: bool = False
 ) -> tuple[float, list[Answer]]:
-    """The seconds that all sides took, and their answers."""
+    """The seconds that all sides took, at the same time or in turn, and their answers."""
     started = time.perf_counter()
-    pairs = [both for pair in context.pairs for both in ask_both(pair, "plan", tasks, alone=alone)]
-    return time.perf_counter() - started, [answer for both in pairs for answer in both]
+    answers: list[Answer] = []
+    for pair in context.pairs:
+        if in_turn:
+            answers += [one for side in (0, 1) for one in ask_one(pair, "plan", tasks, side)]
+        else:
+            answers += [one for both in ask_both(pair, "plan", tasks) for one in both]
+    return time.perf_counter() - started, answers

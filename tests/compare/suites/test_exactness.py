@@ -51,6 +51,7 @@ def vocabularies() -> Vocabularies:
 
 
 @given(st.lists(st.text(min_size=1, max_size=4), min_size=1, max_size=6))
+@pytest.mark.slow
 def test_an_answer_is_identical_to_itself(tokens: list[str]) -> None:
     assert find_divergence(reported_tokens(*tokens), reported_tokens(*tokens), None) == Divergence(
         "identical"

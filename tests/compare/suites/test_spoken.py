@@ -64,6 +64,7 @@ def warnings_of(result: SuiteResult) -> list[str]:
 
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+@pytest.mark.slow
 def test_the_answer_is_judged_and_the_reasoning_told_apart(shape: Reshape, tmp_path: Path) -> None:
     plain, thinks = Habits(), Habits(reshape=shape)
     metrics = metrics_of(reported(compared(Stability(), tmp_path, plain, thinks, limit=20)))

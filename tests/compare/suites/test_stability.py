@@ -95,6 +95,7 @@ def planted(
     return {cell: (sum(found), len(found)) for cell, found in flaws.items()}
 
 
+@pytest.mark.slow
 def test_answers_in_the_wrong_language_are_found_with_their_share(tmp_path: Path) -> None:
     habits = Habits(wrong_language=0.1)
     metrics = metrics_of(reported(compared(SUITE, tmp_path, Habits(), habits, samples=2)))
@@ -111,6 +112,7 @@ def test_answers_in_the_wrong_language_are_found_with_their_share(tmp_path: Path
     assert metrics["foreign_ko_t1"].effect.value == 0
 
 
+@pytest.mark.slow
 def test_a_hanja_in_fifty_answers_is_found_and_shown(tmp_path: Path) -> None:
     habits = Habits(hanja=0.02)
     result = compared(SUITE, tmp_path, Habits(), habits, samples=4)
@@ -140,6 +142,7 @@ def test_a_hanja_in_fifty_answers_is_found_and_shown(tmp_path: Path) -> None:
     ids=["foreign", "language", "broken", "loop", "empty"],
 )
 @pytest.mark.parametrize("temperature", [0, 1])
+@pytest.mark.slow
 def test_every_flaw_moves_the_main_metric(
     spoil: Callable[[str], str], temperature: int, tmp_path: Path
 ) -> None:
@@ -197,6 +200,7 @@ def test_english_alone_is_judged_by_its_lines(tmp_path: Path) -> None:
     assert metrics["lcpr_t0"].effect.value == metrics["lpr_t0"].effect.value != 0
 
 
+@pytest.mark.slow
 def test_pass_rates_are_means_over_languages_whatever_the_number_of_their_prompts(
     tmp_path: Path,
 ) -> None:
@@ -261,6 +265,7 @@ def test_answers_all_in_the_wrong_language_are_measured_as_none_that_passed(
     assert lcpr.verdict == "worse"
 
 
+@pytest.mark.slow
 def test_two_equal_models_that_sample_differ_in_nothing_significant(tmp_path: Path) -> None:
     """Twelve A/A runs of flawed endpoints: at 95 %, with all metrics of a report corrected, one in
     twenty is to be expected; three or more would be once in fifty."""

@@ -121,6 +121,7 @@ def test_the_mean_over_directions_is_what_the_suite_stands_for_also_if_one_faile
     assert [m.metric.name for m in found.measurements] == ["chrf_ko_en", "bleu_ko_en"]
 
 
+@pytest.mark.slow
 def test_a_worse_translator_scores_lower_and_an_equal_one_alike(tmp_path: Path) -> None:
     found = run(tmp_path, perfect, worse)
     names = [m.metric.name for m in found.measurements]
@@ -138,6 +139,7 @@ def test_a_worse_translator_scores_lower_and_an_equal_one_alike(tmp_path: Path) 
     assert len(found.measurements[2].items) == len(own_sentences())
 
 
+@pytest.mark.slow
 def test_the_mean_over_directions_is_that_of_their_scores(tmp_path: Path) -> None:
     def one_way(request: Request) -> Answer:
         into_korean = "into Korean" in request.messages[-1]["content"]

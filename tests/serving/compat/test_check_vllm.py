@@ -198,6 +198,7 @@ def test_an_index_out_of_reach_is_said_so(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.slow
 def test_every_supported_release_has_every_name_but_those_that_the_table_excepts(
     check_vllm: Any, version: str
 ) -> None:

@@ -68,6 +68,7 @@ def complete(config: Any, pruning: PromptPruning | None, prompts: Any, **values:
     return [text_of(one) for one in asyncio.run(online.preprocess_cmpl(request, prompts))]
 
 
+@pytest.mark.slow
 def test_without_kprune_everything_passes_as_it_is(config: Any) -> None:
     marked = "<kprune>a</kprune>"
     chats = Chats(config, None)

@@ -58,6 +58,7 @@ def test_weights_are_streamed_with_what_a_release_takes(fields: list[str]) -> No
     assert asked == {**expected, **dict.fromkeys(fields, unused)}
 
 
+@pytest.mark.slow
 def test_the_guards_class_imports_without_one_of_its_bases() -> None:
     code = """
 import sys

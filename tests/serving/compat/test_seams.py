@@ -104,6 +104,7 @@ def test_the_rows_for_the_documentation_have_all_columns() -> None:
     assert (beams["versions"], beams["without it"]) == ("0.32.0 to 0.33.0", "one warning at start")
 
 
+@pytest.mark.slow
 def test_the_installed_vllm_has_every_seam(vllm_ready: None) -> None:
     sources = installed_sources()
     assert [f.message for seam in SEAMS if (f := sources.check(seam)).problem] == []
@@ -193,6 +194,7 @@ def test_who_asked_is_told_the_feature_the_name_and_what_to_do(
         assert not told or any(f"{seam}: expected " in told for seam in change.affected)
 
 
+@pytest.mark.slow
 def test_who_did_not_ask_hears_nothing(
     install: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = Path(__file__).parents[2] / "support" / "guard_step_pairs.py"
 COMPILER = SCRIPT.with_name("guard_kernel_compiler.py")
 STEPS = 15

@@ -27,6 +27,12 @@ CHAT_TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor
 CHINESE = {"type": "object", "properties": {"a": {"enum": ["中国", "上海"]}}, "required": ["a"]}
 
 
+# The pruned server alone: the original would repeat the test, at twice the cost of a step.
+PRUNED = pytest.mark.parametrize(
+    "server", [pytest.param("original", marks=pytest.mark.exhaustive), "pruned"], indirect=True
+)
+
+
 @pytest.fixture(params=["original", "pruned"])
 def server(request: pytest.FixtureRequest) -> VllmServer:
     """Each of the two servers."""
@@ -62,6 +68,7 @@ def test_hot_sampling_stays_in_its_scripts_and_does_not_without_the_guard(
     assert slipped or is_overlay(server.model)  # which has few tokens left to slip with
 
 
+@PRUNED
 def test_a_stream_has_the_same_characters_as_the_whole(server: VllmServer) -> None:
     request: dict[str, Any] = {"model": server.model, "prompt": PROMPTS[0], "seed": 3, **HOT}
     extra = {"vllm_xargs": KOREAN}
@@ -84,6 +91,7 @@ def test_greedy_answers_that_stay_in_their_scripts_are_the_same_with_the_guard(
     assert [choice.text for choice in guarded.choices] == texts
 
 
+@PRUNED
 def test_log_probabilities_show_only_what_is_left(server: VllmServer, tokenizer: Tokenizer) -> None:
     options = {"logprobs": 5, "return_tokens_as_token_ids": True, "vllm_xargs": KOREAN, "seed": 5}
     choice = complete(server, "日本の首都は", **HOT, **options).choices[0]
@@ -115,6 +123,7 @@ def test_requests_of_one_batch_keep_their_own_guards(server: VllmServer) -> None
             assert not any(c.isascii() and c.isalpha() for c in text)
 
 
+@PRUNED
 def test_a_prompt_that_ends_inside_a_character_is_finished_or_answered(
     server: VllmServer, tokenizer: Tokenizer
 ) -> None:
@@ -129,6 +138,7 @@ def test_a_prompt_that_ends_inside_a_character_is_finished_or_answered(
         assert tokenizer.decode([*begun, added[0]]) in {chr(c) for c in range(0xC100, 0xC180)}
 
 
+@PRUNED
 def test_a_json_schema_and_the_guard_hold_together(server: VllmServer) -> None:
     schema = {
         "type": "object",
@@ -195,6 +205,7 @@ SHORT_TEXT = {"type": "object", "properties": {"a": {"type": "string", "maxLengt
 ESCAPED = r'\{"a":"\\(u4e[0-9a-f]{2}|n)"\}'
 
 
+@PRUNED
 def test_answers_that_are_json_hold_no_other_script_after_they_are_parsed(
     server: VllmServer, tokenizer: Tokenizer
 ) -> None:
@@ -241,6 +252,7 @@ def test_a_beam_search_is_not_left_unguarded_without_a_word(original: VllmServer
     assert len(complete(original, PROMPTS[0], **beams).choices) == 2
 
 
+@PRUNED
 def test_chat_is_guarded(server: VllmServer) -> None:
     with client(server) as api:
         answer = api.chat.completions.create(

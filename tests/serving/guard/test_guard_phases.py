@@ -111,6 +111,7 @@ def test_without_a_parser_the_whole_output_is_the_answer(engine: Engine) -> None
 
 @pytest.mark.parametrize("name", ["default", "both", "reasoning", "switches"])
 @pytest.mark.parametrize("opened", [False, True])
+@pytest.mark.slow
 def test_a_row_refuses_what_its_phase_refuses_also_after_preemption(
     thinking: ThinkingEngine, name: str, opened: bool
 ) -> None:

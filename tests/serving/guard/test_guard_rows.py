@@ -196,6 +196,7 @@ def machine_of(engine: Engine) -> type[RuleBasedStateMachine]:
 
 
 @pytest.mark.slow
+@pytest.mark.slow
 def test_every_row_refuses_what_its_own_text_refuses_wherever_it_moves(engine: Engine) -> None:
     run_state_machine_as_test(machine_of(engine), settings=SETTINGS)
 

@@ -42,6 +42,7 @@ def built(monkeypatch: pytest.MonkeyPatch) -> "weakref.WeakSet[Any]":
     return alive
 
 
+@pytest.mark.slow
 def test_many_policies_one_after_another_are_let_go(
     engine: Engine, built: "weakref.WeakSet[Any]"
 ) -> None:

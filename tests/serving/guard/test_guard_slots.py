@@ -34,6 +34,7 @@ def enter(runner: Runner, slot: int, request: tuple[tuple[str, int], Any]) -> No
 
 @SETTINGS
 @given(wanted=st.lists(requests, min_size=1, max_size=12), seed=st.integers(0, 1 << 20))
+@pytest.mark.slow
 def test_rows_in_any_order_refuse_what_their_slots_text_refuses(
     engine: Engine, wanted: list[Any], seed: int
 ) -> None:
@@ -49,6 +50,7 @@ def test_rows_in_any_order_refuse_what_their_slots_text_refuses(
 
 @SETTINGS
 @given(wanted=st.lists(requests, min_size=1, max_size=SLOTS), seed=st.integers(0, 1 << 20))
+@pytest.mark.slow
 def test_drafts_have_a_row_each_and_only_the_accepted_ones_stay(
     engine: Engine, wanted: list[Any], seed: int
 ) -> None:

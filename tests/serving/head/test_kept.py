@@ -93,6 +93,7 @@ def heads(draw: st.DrawFn) -> tuple[HeadRows, int, int, list[int]]:
 
 @settings(max_examples=150, deadline=None)
 @given(heads())
+@pytest.mark.slow
 def test_a_row_has_the_logits_of_its_profile_and_minus_infinity_elsewhere(
     case: tuple[HeadRows, int, int, list[int]],
 ) -> None:

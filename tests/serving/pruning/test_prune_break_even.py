@@ -70,6 +70,7 @@ class Engine:
         yield None
 
 
+@pytest.mark.slow
 def test_a_slow_engine_makes_pruning_pay_early() -> None:
     pruning, engine = pruning_of(LengthScores(), min_tokens="auto"), Engine(2e-3)
     found = asyncio.run(settle(engine, pruning))
@@ -80,6 +81,7 @@ def test_a_slow_engine_makes_pruning_pay_early() -> None:
     assert len(set(engine.salts)) == len(engine.salts)  # no cached prefix is read
 
 
+@pytest.mark.slow
 def test_where_ranking_is_slower_than_reading_nothing_is_pruned_unasked(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -83,6 +83,7 @@ for line in sys.stdin:
 """
 
 
+@pytest.mark.slow
 def test_what_several_processes_count_at_once_is_added_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

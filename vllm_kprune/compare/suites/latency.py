@@ -58,7 +58,7 @@ class Latency(Suite):
         )
         rounds: int = option(20, "latency: rounds of each batch.", least=1, group=MEASURED)
         tokens: int = option(
-            32,
+            24,
             "latency: tokens of an answer.",
             flags=("--latency-tokens",),
             least=2,

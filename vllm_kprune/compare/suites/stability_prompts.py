@@ -25,7 +25,7 @@ __all__ = [
     "stability_prompts",
 ]
 
-STABILITY_TOKENS = 48  # of an answer, unless --max-tokens says otherwise
+STABILITY_TOKENS = 40  # of an answer, unless --max-tokens says otherwise
 
 _MAX_BYTES = 32 * 1024 * 1024
 _MAX_PROMPT = 20_000  # characters

@@ -42,7 +42,9 @@ from vllm_kprune.options import option
 
 __all__ = ["Translation"]
 
-_MAX_TOKENS = 256
+# A translation has at most about a token for each byte of the reference, in any tokenizer. A small
+# model that does not end its line would write on for the time of ten good answers.
+_MAX_TOKENS, _MORE_TOKENS = 256, 32
 _TOKENS = 40  # of a translated sentence, about
 _EXAMPLES = 40  # of each direction, those with the largest difference
 
@@ -152,17 +154,22 @@ class Translation(Suite):
 
 def _tasks(context: Context, sentences: Sequence[Sentence]) -> Iterator[Task]:
     options = context.options
-    chat, longest = context.missing("chat") is None, options.tokens(_MAX_TOKENS)
+    chat = context.missing("chat") is None
     for direction, usable in _usable(options, sentences):
         for sentence in usable:
-            text = sentence.texts[direction.source]
+            text, reference = (sentence.texts[end] for end in (direction.source, direction.target))
+            longest = min(_MAX_TOKENS, len(reference.encode()) + _MORE_TOKENS)
             yield Task(
                 key=f"{direction}/{sentence.id}",
                 request=prompt_request(
-                    direction, text, chat=chat, max_tokens=longest, seed=options.seed
+                    direction,
+                    text,
+                    chat=chat,
+                    max_tokens=options.tokens(longest),
+                    seed=options.seed,
                 ),
                 labels={"direction": str(direction), "source": text},
-                reference=sentence.texts[direction.target],
+                reference=reference,
             )
 
 
