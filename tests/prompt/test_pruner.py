@@ -235,14 +235,14 @@ def test_it_stops_between_steps_when_asked() -> None:
     pruner = pruner_of(byte_level_tokenizer())
     asked: list[int] = []
 
-    def third() -> bool:
+    def second() -> bool:
         asked.append(1)
-        return len(asked) == 3
+        return len(asked) == 2
 
     options = PruneOptions(target_tokens=10)
     with pytest.raises(Cancelled):
-        pruner.prune("서울의 봄은 짧다. " * 40, options, cancelled=third)
-    assert len(asked) == 3
+        pruner.prune("서울의 봄은 짧다. " * 40, options, cancelled=second)
+    assert len(asked) == 2
 
 
 def test_a_scorer_that_cannot_be_made_is_tried_once() -> None:

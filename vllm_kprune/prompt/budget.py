@@ -25,7 +25,7 @@ _EVERYWHERE = ("request", "server", "command")
 _MOST_TOKENS = 10_000_000
 _TOKENS = "a number of tokens"
 # What is left may be below the budget by the first share of the text; the second is aimed at.
-_SLACK, _BELOW = 0.018, 0.011
+_SLACK, _BELOW = 0.02, 0.011
 _MOST_COUNTS, _MOST_FITS, _MOST_PASSED = 6, 8, 500
 
 
@@ -171,7 +171,7 @@ class PieceChoice:
         """
         order = self._order(scores)
         per_size = total / max(int(self.pieces.sizes.sum()), 1)
-        slack = max(1, int(total * _SLACK))
+        slack = max(1, int(total * _SLACK) - 1)  # 1: the budget itself is rounded down
         below = total * _BELOW
         best: tuple[Booleans, str, int] | None = None
         # Below the budget, because words cost more tokens beside other neighbours, and one count
