@@ -22,7 +22,7 @@ With marks anywhere in the request, only the marked spans are pruned:
 A request is split once; everything later works on the `SplitRequest`.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeVar
@@ -43,6 +43,7 @@ ROLES = ("user", "assistant")
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _MESSAGE_TEXTS = ("content",)
 _DOCUMENT_TEXTS = ("text", "content", "contents", "body", "passage", "snippet")
+_EDGE = 16  # characters that tell whether the edge of a segment is still there
 _LONGEST_QUERY = 4096  # characters, from the end: a question usually comes last
 
 # A message or a document. Of a split request, its texts are `SplitText`.
@@ -139,7 +140,9 @@ class SplitRequest:
 
         def join(text: SplitText) -> str:
             query = text.query or self.question
-            return "".join(prune(s, query) if self._may(text, s) else s.text for s in text.segments)
+            return _together(
+                (s.text, prune(s, query) if self._may(text, s) else s.text) for s in text.segments
+            )
 
         messages, documents = self.messages, self.documents
         return RequestTexts(
@@ -162,6 +165,22 @@ class SplitRequest:
             yield from _texts_of(document, _DOCUMENT_TEXTS)
         if self.prompt is not None:
             yield self.prompt
+
+
+def _together(parts: Iterable[tuple[str, str]]) -> str:
+    """Segments before and after pruning, joined; words that did not touch before stay apart.
+
+    >>> _together([("the cat sat", "cat"), ("down", "down")])
+    'cat down'
+    """
+    found, whole = "", True
+    for before, after in parts:
+        touches = whole and before.startswith(after[:_EDGE])
+        if found[-1:].isalnum() and after[:1].isalnum() and not touches:
+            found += " "
+        found += after
+        whole = before.endswith(after[-_EDGE:])
+    return found
 
 
 def _split_text(text: str, whole: bool, marks: bool) -> SplitText:
