@@ -4,7 +4,7 @@
 "12월 27일". A phrase stays or goes as a whole, so nothing else can take its place. Links join
 neighbours, and phrases are what links join. A link never crosses an empty line.
 
->>> [n for span in linked("B N M w") for n in span]  # "under 3.4 million euros"
+>>> sorted(n for span in linked("B N M w") for n in span)  # "under 3.4 million euros"
 [1, 2, 3, 4, 5, 6]
 """
 

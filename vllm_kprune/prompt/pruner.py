@@ -49,7 +49,7 @@ class InputPruner:
 
     >>> pruner = InputPruner()
     >>> text = "The Rhine rises in the Swiss Alps and it flows into the North Sea after 1230 km."
-    >>> pruned = pruner.prune(text, keep=0.6)
+    >>> pruned = pruner.prune(text, keep=0.7)
     >>> pruned.text.strip()
     'Rhine rises Swiss Alps flows into North Sea after 1230 km'
     >>> pruned.tokens_before, pruned.tokens_after
