@@ -45,6 +45,8 @@ _WORDS: Mapping[str, str] = {
     "feb mar apr jun jul aug sep sept oct nov dec",
     "a": "am pm ad bc bce ce o'clock a.m. p.m. a.d. b.c. b.c.e. c.e.",
     "j": "per every each",
+    # p: with it, a noun is something else than without.
+    "p": "former previous next last alleged acting deputy false fake supposed so-called potential",
     "l": "row rows table figure fig fig. chapter section page pages step level version type phase "
     "part volume no. room line grade class route article apollo boeing",
 }

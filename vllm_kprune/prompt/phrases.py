@@ -39,7 +39,8 @@ _LINKS: tuple[tuple[str, str, str], ...] = (
     # no more than 2, at least 5, up to 5, under 18, to 5, by 5; 2회 이하로; 不超过10, 10以上
     ("x", _G, "[qA]"),
     ("[qwW]", _G, "h"),
-    ("q", _G, "w"),
+    ("[qp]", _G, "w"),
+    ("p", _G, "W"),
     ("[hqtyBF]", _G, f"(?:{_NUMBER}|{_KOREAN})"),
     ("A", _G, "q"),
     ("u", _G, f"t{_G}{_NUMBER}"),

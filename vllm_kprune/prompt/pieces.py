@@ -45,7 +45,7 @@ _PLAIN = "一"
 # Kinds that a token may divide; numbers, addresses and phrases stay whole.
 _SENTENCE_END = re.compile(r"(?P<line>[\n|])|\.+[.)']*")
 _ENDS_ALONE = "。！？｡।"
-_DIVISIBLE = "wWfHcCAuhqBxyt&njmlvVRXYiE!"
+_DIVISIBLE = "wWfHcCAuhqpBxyt&njmlvVRXYiE!"
 _NUMBERS = "N4kKDdZU"
 
 
