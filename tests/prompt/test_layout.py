@@ -63,7 +63,7 @@ def test_it_is_left_whole_unless_the_options_say_otherwise() -> None:
     pruner = InputPruner()
     (segment,) = pruner.prune(TABLE, keep=0.5).segments
     assert (segment.text, segment.layout, segment.exceeds) == (TABLE, "table", False)
-    (segment,) = pruner.prune(TABLE, keep=0.5, keep_layout=False).segments
+    (segment,) = pruner.prune(TABLE, keep=0.5, prune_layout=True).segments
     assert segment.text != TABLE
     assert segment.layout is None
 

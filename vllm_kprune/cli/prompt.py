@@ -163,7 +163,7 @@ def _show(pruned: PrunedPrompt) -> None:
     error_console.print(f"{before:,} tokens -> {after:,} ({share:.0%})", markup=False)
     for layout in sorted({part.layout for part in pruned.segments if part.layout}):
         error_console.print(
-            f"left whole: {_LAYOUTS[layout]}; --no-keep-layout prunes it", markup=False
+            f"left whole: {_LAYOUTS[layout]}; --prune-layout prunes it", markup=False
         )
     if any(part.exceeds for part in pruned.segments):
         error_console.print(

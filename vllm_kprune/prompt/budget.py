@@ -25,7 +25,7 @@ _EVERYWHERE = ("request", "server", "command")
 _MOST_TOKENS = 10_000_000
 _TOKENS = "a number of tokens"
 # What is left may be below the budget by the first share of the text; the second is aimed at.
-_SLACK, _BELOW = 0.02, 0.011
+_SLACK, _BELOW, _FEW = 0.02, 0.011, 32
 _MOST_COUNTS, _MOST_FITS, _MOST_PASSED = 6, 8, 500
 
 
@@ -66,9 +66,9 @@ class PruneOptions:
         "What is kept or dropped as a whole. With token, the end of a word may be dropped.",
         forms=_EVERYWHERE,
     )
-    keep_layout: bool = option(
-        True,
-        "Leave texts whole whose layout matters: code, JSON, tables and lists.",
+    prune_layout: bool = option(
+        False,
+        "Prune code, JSON, tables and lists too, which are left whole because their layout matters.",
         forms=_EVERYWHERE,
     )
     scorer: str | None = option(
@@ -176,7 +176,8 @@ class PieceChoice:
         best: tuple[Booleans, str, int] | None = None
         # Below the budget, because words cost more tokens beside other neighbours, and one count
         # more takes longer than what that loses.
-        aim, more = budget - below, 0.97
+        few = budget < _FEW  # a share of few tokens is less than one
+        aim, more = (budget, 1.0) if few else (budget - below, 0.97)
         for tried in range(_MOST_COUNTS):
             kept, more = self._fitting(order, aim / per_size, more)
             left = self.joints.text(kept)

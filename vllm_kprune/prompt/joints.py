@@ -132,7 +132,8 @@ class Joints:
         narrow = [pieces.text[n] in ".,:;'-" for n in pieces.starts[self._mark].tolist()]
         found = self._mark.copy()
         found[self._mark] = narrow
-        return found & np.append(~self._gap[1:], False) & ~np.append(self._mark[1:], True)
+        before_word = np.append(~(self._gap | self._mark)[1:], False)
+        return np.asarray(found & before_word)
 
     @cached_property
     def _ranks(self) -> Integers:

@@ -83,12 +83,12 @@ def chinese_words(run: str) -> Iterator[tuple[int, int, float]]:
     Single characters side by side are taken as one word, a name, if none of them is common; so are
     three or more characters that write sounds.
     """
-    begun, sounds, single = None, True, True
+    begun: tuple[int, int, float] | None = None
+    sounds, single = True, True
     for begin, end, nats in likeliest_parts(run, word_list("zh"), prefixes("zh")):
         foreign = _SOUNDS.issuperset(run[begin:end])
         alone = end - begin == 1 and nats > _COMMON_NATS
-        joins = begun and ((single and alone) or (sounds and foreign))
-        if begun and joins:
+        if begun and ((single and alone) or (sounds and foreign)):
             begun = (begun[0], end, max(begun[2], nats))
             sounds, single = sounds and foreign, single and alone
             continue

@@ -33,7 +33,7 @@ class PruneKeywords(TypedDict, total=False):
     keep: float
     target_tokens: int
     unit: Unit
-    keep_layout: bool
+    prune_layout: bool
     scorer: str
     force_tokens: Sequence[str]
     force_digits: bool
@@ -63,7 +63,7 @@ class InputPruner:
 
     Settings of scorers are `window` (tokens), `causal` and `precision` of `attention`, and `seed`
     of `random`. Options of a call are `keep` (0.7), `target_tokens`, `unit`, `scorer`,
-    `keep_layout`, `force_tokens`, `force_digits`, `force_first`, `force_last`, `min_tokens`,
+    `prune_layout`, `force_tokens`, `force_digits`, `force_first`, `force_last`, `min_tokens`,
     `roles` and `marks`; `kprune prompt --help` explains them. Several threads may use one object at
     once.
     """

@@ -128,7 +128,7 @@ class TextPruner:
         before = count(text) if count else len(tokens.ids)
         _check(cancelled)
         cut = self._cut(tokens, options)
-        layout = layout_of(text) if options.keep_layout else None
+        layout = None if options.prune_layout else layout_of(text)
         # Ranking is the slow part, so a text that stays whole has no scores.
         if layout or options.leaves(before):
             return cut.result(cut.choice.everything, text, None, before, before, layout)

@@ -48,7 +48,6 @@ class PrunedRequest:
     segments: int = 0
     hits: int = 0
     misses: int = 0
-    layouts: dict[str, int] = field(default_factory=dict)
     layouts: Mapping[str, int] = field(default_factory=dict)
     seconds: float = 0.0
     skipped: str | None = None
