@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from vllm_kprune.arrays import Floats
-from vllm_kprune.prompt.passage import Passage
+from vllm_kprune.prompt.cut_text import CutText
 from vllm_kprune.prompt.question import sentence_relevance
 from vllm_kprune.prompt.scorers import RandomScores, Scorer
 
@@ -24,7 +24,7 @@ class Overlap:
     uses_query = True
 
     def scores(
-        self, passage: Passage, *, query: str | None = None, cancelled: object = None
+        self, passage: CutText, *, query: str | None = None, cancelled: object = None
     ) -> Floats:
         """[pieces] relevance of the sentence, less the place in the text."""
         pieces = passage.pieces
@@ -39,7 +39,7 @@ class StopWords:
     uses_query = False
 
     def scores(
-        self, passage: Passage, *, query: str | None = None, cancelled: object = None
+        self, passage: CutText, *, query: str | None = None, cancelled: object = None
     ) -> Floats:
         """[pieces] uniform in [0, 1), 1 more for what is not frequent."""
         chance = RandomScores().scores(passage)

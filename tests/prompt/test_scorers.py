@@ -14,7 +14,7 @@ from support.published import EACH
 from tokenizers import Tokenizer
 
 from vllm_kprune.errors import KPruneError
-from vllm_kprune.prompt.passage import Passage
+from vllm_kprune.prompt.cut_text import CutText
 from vllm_kprune.prompt.pieces import cut_pieces
 from vllm_kprune.prompt.scorers import (
     DEFAULT_SCORER,
@@ -41,13 +41,13 @@ def tokenizer(folder: Path) -> Tokenizer:
     return Tokenizer.from_file(str(folder / "tokenizer.json"))
 
 
-def passage_of(tokenizer: Tokenizer, text: str) -> Passage:
+def passage_of(tokenizer: Tokenizer, text: str) -> CutText:
     encoding = tokenizer.encode(text, add_special_tokens=False)
     tokens = Tokens(text, tuple(encoding.ids), tuple(encoding.offsets))
-    return Passage(tokens, cut_pieces(text, tokens.offsets), 0.5)
+    return CutText(tokens, cut_pieces(text, tokens.offsets), 0.5)
 
 
-def by_word(scorer: Scorer, passage: Passage) -> dict[str, float]:
+def by_word(scorer: Scorer, passage: CutText) -> dict[str, float]:
     """The text of each piece and its score."""
     pieces = passage.pieces
     spans = zip(pieces.starts, pieces.ends, scorer.scores(passage).tolist(), strict=True)
@@ -79,14 +79,14 @@ def test_scores_do_not_depend_on_the_process(folder: Path, tokenizer: Tokenizer)
     code = (
         "import sys; from pathlib import Path; from tokenizers import Tokenizer\n"
         "from vllm_kprune.prompt.scorers import make_scorer\n"
-        "from vllm_kprune.prompt.passage import Passage\n"
+        "from vllm_kprune.prompt.cut_text import CutText\n"
         "from vllm_kprune.prompt.pieces import cut_pieces\n"
         "from vllm_kprune.prompt.tokens import Tokens\n"
         "folder, text, names = Path(sys.argv[1]), sys.argv[2], sys.argv[3:]\n"
         "tokenizer = Tokenizer.from_file(str(folder / 'tokenizer.json'))\n"
         "e = tokenizer.encode(text, add_special_tokens=False)\n"
         "tokens = Tokens(text, tuple(e.ids), tuple(e.offsets))\n"
-        "passage = Passage(tokens, cut_pieces(text, tokens.offsets), 0.5)\n"
+        "passage = CutText(tokens, cut_pieces(text, tokens.offsets), 0.5)\n"
         "for name in names: print(make_scorer(name, folder).scores(passage, query='Oxford')"
         ".tobytes().hex())"
     )

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.prompt_cases import UNICODE, passage_of
 
-from vllm_kprune.prompt.passage import Passage
+from vllm_kprune.prompt.cut_text import CutText
 from vllm_kprune.prompt.pruner import InputPruner
 from vllm_kprune.prompt.rarity import Rarity
 from vllm_kprune.prompt.sentences import Sentences
@@ -49,7 +49,7 @@ def test_what_is_asked_for_stays_and_what_is_not_goes_whole(language: str) -> No
 @settings(max_examples=100)
 def test_without_a_question_it_is_rarity(text: str, share: float) -> None:
     whole = passage_of(text)
-    passage = Passage(whole.tokens, whole.pieces, share)
+    passage = CutText(whole.tokens, whole.pieces, share)
     for query in (None, ""):
         assert (Sentences().scores(passage, query=query) == Rarity().scores(passage)).all()
 
@@ -58,7 +58,7 @@ def test_without_a_question_it_is_rarity(text: str, share: float) -> None:
 def test_sentences_are_ranked_before_words(share: float) -> None:
     text, question, _, _ = TEXTS["en"]
     whole = passage_of(text)
-    scores = Sentences().scores(Passage(whole.tokens, whole.pieces, share), query=question)
+    scores = Sentences().scores(CutText(whole.tokens, whole.pieces, share), query=question)
     words = ~whole.pieces.are(" \n|")
     sentences = [scores[words & (whole.pieces.sentences == n)] for n in range(4)]
     inside = sorted(range(4), key=lambda n: -float(sentences[n].min()))

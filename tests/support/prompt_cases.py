@@ -8,7 +8,7 @@ import numpy.typing as npt
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from vllm_kprune.prompt.passage import Passage
+from vllm_kprune.prompt.cut_text import CutText
 from vllm_kprune.prompt.pieces import Unit, cut_pieces
 from vllm_kprune.prompt.scorers import RandomScores, Scorer
 from vllm_kprune.prompt.text_pruner import TextPruner
@@ -47,7 +47,7 @@ class GivenScores:
 
     def scores(
         self,
-        passage: Passage,
+        passage: CutText,
         *,
         query: str | None = None,
         cancelled: Callable[[], bool] | None = None,
@@ -61,8 +61,8 @@ def pruner_of(tokenizer: Tokenizer, scorer: Scorer | None = None) -> TextPruner:
     return TextPruner(tokenizer, lambda name: scorer or RandomScores(), "test")
 
 
-def passage_of(text: str, unit: Unit = "word", ids: Sequence[int] | None = None) -> Passage:
+def passage_of(text: str, unit: Unit = "word", ids: Sequence[int] | None = None) -> CutText:
     """A text whose characters are its tokens."""
     offsets = tuple((n, n + 1) for n in range(len(text)))
     tokens = Tokens(text, tuple(range(len(text)) if ids is None else ids), offsets)
-    return Passage(tokens, cut_pieces(text, offsets, unit))
+    return CutText(tokens, cut_pieces(text, offsets, unit))

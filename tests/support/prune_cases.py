@@ -8,7 +8,7 @@ import numpy as np
 
 from support.tiny_tokenizers import byte_level_tokenizer
 from vllm_kprune.prompt.cache import SegmentCache
-from vllm_kprune.prompt.passage import Passage
+from vllm_kprune.prompt.cut_text import CutText
 from vllm_kprune.prompt.scorers import Scorer
 from vllm_kprune.prompt.segments import RequestTexts
 from vllm_kprune.prompt.text_pruner import TextPruner
@@ -32,7 +32,7 @@ class LengthScores:
 
     def scores(
         self,
-        passage: Passage,
+        passage: CutText,
         *,
         query: str | None = None,
         cancelled: Callable[[], bool] | None = None,

@@ -11,7 +11,7 @@ from functools import lru_cache
 import numpy as np
 
 from vllm_kprune.arrays import Floats
-from vllm_kprune.prompt.passage import Passage
+from vllm_kprune.prompt.cut_text import CutText
 from vllm_kprune.prompt.pieces import TextPieces
 from vllm_kprune.prompt.rarity import piece_nats
 from vllm_kprune.prompt.tokens import IsCancelled
@@ -34,7 +34,7 @@ class Question:
     uses_query = True
 
     def scores(
-        self, passage: Passage, *, query: str | None = None, cancelled: IsCancelled | None = None
+        self, passage: CutText, *, query: str | None = None, cancelled: IsCancelled | None = None
     ) -> Floats:
         """[pieces] nats; without a question those of `rarity`."""
         nats = piece_nats(passage)

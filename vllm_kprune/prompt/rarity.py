@@ -10,7 +10,7 @@ import math
 import numpy as np
 
 from vllm_kprune.arrays import Floats
-from vllm_kprune.prompt.passage import Passage
+from vllm_kprune.prompt.cut_text import CutText
 from vllm_kprune.prompt.tokens import IsCancelled
 from vllm_kprune.prompt.word_lists import UNLISTED_NATS
 
@@ -29,13 +29,13 @@ class Rarity:
     uses_query = False
 
     def scores(
-        self, passage: Passage, *, query: str | None = None, cancelled: IsCancelled | None = None
+        self, passage: CutText, *, query: str | None = None, cancelled: IsCancelled | None = None
     ) -> Floats:
         """[pieces] nats."""
         return piece_nats(passage)
 
 
-def piece_nats(passage: Passage) -> Floats:
+def piece_nats(passage: CutText) -> Floats:
     """[pieces] self-information.
 
     Up to 0.01 nats are added, so that no two pieces are equal. Multiples of the golden ratio,

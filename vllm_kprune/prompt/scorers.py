@@ -16,7 +16,7 @@ import numpy as np
 
 from vllm_kprune.arrays import Floats
 from vllm_kprune.errors import KPruneError, nearest
-from vllm_kprune.prompt.passage import Passage
+from vllm_kprune.prompt.cut_text import CutText
 from vllm_kprune.prompt.tokens import IsCancelled
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class Scorer(Protocol):
     uses_query: bool
 
     def scores(
-        self, passage: Passage, *, query: str | None = None, cancelled: IsCancelled | None = None
+        self, passage: CutText, *, query: str | None = None, cancelled: IsCancelled | None = None
     ) -> Floats:
         """[pieces] finite, higher is more important. `cancelled` is asked now and then."""
 
@@ -68,7 +68,7 @@ class RandomScores:
         self._seed = seed
 
     def scores(
-        self, passage: Passage, *, query: str | None = None, cancelled: IsCancelled | None = None
+        self, passage: CutText, *, query: str | None = None, cancelled: IsCancelled | None = None
     ) -> Floats:
         """[pieces] independent and uniform in [0, 1)."""
         # A digest and not hash(), which differs between processes. \0 keeps seed and text apart.
@@ -89,7 +89,7 @@ class Attention:
         self._layer, self._window, self._causal = layer, window, causal
 
     def scores(
-        self, passage: Passage, *, query: str | None = None, cancelled: IsCancelled | None = None
+        self, passage: CutText, *, query: str | None = None, cancelled: IsCancelled | None = None
     ) -> Floats:
         """[pieces] the mean attention that its tokens receive; that of n tokens is 1/n."""
         tokens = passage.tokens

@@ -3,7 +3,7 @@
 import numpy as np
 
 from vllm_kprune.arrays import Floats
-from vllm_kprune.prompt.passage import Passage
+from vllm_kprune.prompt.cut_text import CutText
 from vllm_kprune.prompt.question import sentence_relevance
 from vllm_kprune.prompt.rarity import piece_nats
 from vllm_kprune.prompt.tokens import IsCancelled
@@ -22,7 +22,7 @@ class Sentences:
     uses_query = True
 
     def scores(
-        self, passage: Passage, *, query: str | None = None, cancelled: IsCancelled | None = None
+        self, passage: CutText, *, query: str | None = None, cancelled: IsCancelled | None = None
     ) -> Floats:
         """[pieces] nats, a thousand less in sentences that go whole."""
         nats = piece_nats(passage)

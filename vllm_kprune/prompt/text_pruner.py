@@ -18,10 +18,10 @@ from tokenizers import Tokenizer
 from vllm_kprune.arrays import Booleans, Floats
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.prompt.budget import PieceChoice, PruneOptions
+from vllm_kprune.prompt.cut_text import CutText
 from vllm_kprune.prompt.forced import forced_pieces
 from vllm_kprune.prompt.joints import Joints
 from vllm_kprune.prompt.layout import layout_of
-from vllm_kprune.prompt.passage import Passage
 from vllm_kprune.prompt.pieces import cut_pieces
 from vllm_kprune.prompt.result import PrunedSegment
 from vllm_kprune.prompt.scorers import DEFAULT_SCORER, Scorer, ScorerSettings, make_scorer
@@ -133,7 +133,7 @@ class TextPruner:
         if layout or options.leaves(before):
             return cut.result(cut.choice.everything, text, None, before, before, layout)
         budget = options.budget(before)
-        passage = Passage(tokens, cut.choice.pieces, budget / before)
+        passage = CutText(tokens, cut.choice.pieces, budget / before)
         scorer = self.scorer(options.scorer)
         scores = scorer.scores(passage, query=query, cancelled=cancelled)
 

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from vllm_kprune.prompt.pieces import TextPieces
 from vllm_kprune.prompt.tokens import Tokens
 
-__all__ = ["Passage"]
+__all__ = ["CutText"]
 
 
 @dataclass(frozen=True, eq=False)
-class Passage:
+class CutText:
     """A text to score. `share` is about how much of its tokens may stay."""
 
     tokens: Tokens
