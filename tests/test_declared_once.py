@@ -145,4 +145,4 @@ def test_every_consumer_knows_the_options_of_its_form(name: str) -> None:
 
 def test_the_tables_of_a_server_have_no_name_twice() -> None:
     names = [one.name_in("server") for one in server_options()]
-    assert len(names) == len(set(names)) == 32
+    assert len(names) == len(set(names)) == 33

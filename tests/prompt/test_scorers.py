@@ -44,7 +44,7 @@ def tokenizer(folder: Path) -> Tokenizer:
 def passage_of(tokenizer: Tokenizer, text: str) -> CutText:
     encoding = tokenizer.encode(text, add_special_tokens=False)
     tokens = Tokens(text, tuple(encoding.ids), tuple(encoding.offsets))
-    return CutText(tokens, cut_pieces(text, tokens.offsets), 0.5)
+    return CutText(tokens, cut_pieces(text, tokens.offsets))
 
 
 def by_word(scorer: Scorer, passage: CutText) -> dict[str, float]:
@@ -86,7 +86,7 @@ def test_scores_do_not_depend_on_the_process(folder: Path, tokenizer: Tokenizer)
         "tokenizer = Tokenizer.from_file(str(folder / 'tokenizer.json'))\n"
         "e = tokenizer.encode(text, add_special_tokens=False)\n"
         "tokens = Tokens(text, tuple(e.ids), tuple(e.offsets))\n"
-        "passage = CutText(tokens, cut_pieces(text, tokens.offsets), 0.5)\n"
+        "passage = CutText(tokens, cut_pieces(text, tokens.offsets))\n"
         "for name in names: print(make_scorer(name, folder).scores(passage, query='Oxford')"
         ".tobytes().hex())"
     )

@@ -68,7 +68,7 @@ class PruneOptions:
     )
     prune_layout: bool = option(
         False,
-        "Prune code, JSON, tables and lists too, which are left whole because their layout matters.",
+        "Prune code, JSON, tables and lists too. Without it they are left whole.",
         forms=_EVERYWHERE,
     )
     scorer: str | None = option(

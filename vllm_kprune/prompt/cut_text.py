@@ -10,11 +10,10 @@ __all__ = ["CutText"]
 
 @dataclass(frozen=True, eq=False)
 class CutText:
-    """A text to score. `share` is about how much of its tokens may stay."""
+    """A text to score."""
 
     tokens: Tokens
     pieces: TextPieces
-    share: float = 1.0
 
     @property
     def text(self) -> str:

@@ -1,4 +1,9 @@
-"""The scorer `sentences`: sentences that do not matter go whole, the others lose words."""
+"""The scorer `sentences`: sentences that do not matter go whole, and the last to stay loses words.
+
+Sentences are ranked by what they share with the question (see `question`), then by their place. The
+best stay whole while there is room; in the one that does not fit, rare words stay longest. Without
+a question, or if no sentence shares anything with it, it is `rarity`.
+"""
 
 import numpy as np
 
@@ -10,13 +15,11 @@ from vllm_kprune.prompt.tokens import IsCancelled
 
 __all__ = ["Sentences"]
 
-_INSIDE = 1.0
-_GAIN_NATS = 10.0
-_DROPPED_NATS = 1000.0
+_RANK_NATS = 100.0  # more than any word has, so a better sentence is always before a rarer word
 
 
 class Sentences:
-    """Scores in nats. Without a question it is `rarity`."""
+    """Scores in nats: the information of words, less 100 for each better sentence."""
 
     name = "sentences"
     uses_query = True
@@ -24,17 +27,14 @@ class Sentences:
     def scores(
         self, passage: CutText, *, query: str | None = None, cancelled: IsCancelled | None = None
     ) -> Floats:
-        """[pieces] nats, a thousand less in sentences that go whole."""
+        """[pieces] nats; without a question those of `rarity`."""
         nats = piece_nats(passage)
         if not query or not len(nats):
             return nats
         pieces = passage.pieces
         relevance = sentence_relevance(pieces, query)
-        sizes = np.bincount(pieces.sentences, weights=pieces.sizes)
-        order = np.argsort(-relevance, kind="stable")
-        before = np.cumsum(sizes[order]) - sizes[order]
-        dropped = np.zeros(len(relevance), dtype=bool)
-        dropped[order[before >= passage.share * sizes.sum() / _INSIDE]] = True
-        return np.asarray(
-            nats + (_GAIN_NATS * relevance - _DROPPED_NATS * dropped)[pieces.sentences]
-        )
+        if not relevance.any():
+            return nats
+        rank = np.empty(len(relevance))
+        rank[np.argsort(-relevance, kind="stable")] = np.arange(len(relevance))
+        return np.asarray(nats - _RANK_NATS * rank[pieces.sentences])

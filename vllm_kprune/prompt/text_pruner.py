@@ -133,7 +133,7 @@ class TextPruner:
         if layout or options.leaves(before):
             return cut.result(cut.choice.everything, text, None, before, before, layout)
         budget = options.budget(before)
-        passage = CutText(tokens, cut.choice.pieces, budget / before)
+        passage = CutText(tokens, cut.choice.pieces)
         scorer = self.scorer(options.scorer)
         scores = scorer.scores(passage, query=query, cancelled=cancelled)
 
