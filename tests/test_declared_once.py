@@ -94,8 +94,20 @@ def declarations() -> dict[str, list[Path]]:
 
 # Other options of the same name: a command may mean another profile or corpus, the hanja of the
 # guard are not those of a vocabulary, and a reference model has a name, as a profile has.
-# A server's heads are files, too; a request names one of them.
-OWN = {"hanja", "profile", "corpus", "usage", "languages", "base", "keep", "scorer", "name", "head"}
+# The command `prompt` takes one question for a file. A server's heads are files, too; a request names one of them.
+OWN = {
+    "hanja",
+    "profile",
+    "corpus",
+    "usage",
+    "languages",
+    "base",
+    "keep",
+    "scorer",
+    "name",
+    "head",
+    "query",
+}
 
 
 @pytest.mark.parametrize("name", sorted(SHARED))

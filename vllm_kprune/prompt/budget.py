@@ -73,8 +73,8 @@ class PruneOptions:
     )
     scorer: str | None = option(
         None,
-        "What stays: sentences (the default: those that share words with the question, and in them "
-        "rare words; without a question it is rarity), rarity (rare words), question (rare words, "
+        "What stays: sentences (the default: those that share words with the question; without a "
+        "question it is rarity), rarity (rare words), question (rare words, "
         "and more of them near the question's words), attention (what tokens receive in the first "
         "layer, as in the paper) or random.",
         choices=SCORERS,
