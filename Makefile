@@ -6,6 +6,9 @@
 # make test   linters, types, tests: about 20 minutes on two cores, 2 GB and the servers' own memory
 # make test-fast  the tests of a contributor's loop: no servers, no downloads, none that take long
 # make check-v2  the guard in the V2 sampler of vLLM 0.31 to 0.33, interpreted: 10 minutes, downloads 240 MB once
+# make audit  known vulnerabilities of what is pinned, bill of materials, reproducible wheel; make lock writes hashes anew
+# make check-installs  the wheel in empty environments: PYTHONS="python3.11 python3.12", EXTRAS="compare plot"
+# make fuzz   every reader with damaged input: TARGET=profile SECONDS=3600
 # make docs   the documentation site in build/site, links and anchors checked; make docs-serve shows it
 # All set up .venv first, once. PYTHON=... picks the interpreter, TORCH_INDEX=... an index for the CPU torch.
 
@@ -16,11 +19,11 @@ BIN := .venv/bin
 STAMP := .venv/.kprune-setup-$(shell cat requirements/cpu.lock pyproject.toml packaging/vllm/pyproject.toml packaging/make_venv.py | cksum | cut -d' ' -f1)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo paper sparsity-paper check-sparsity lint bench check-v2 docs docs-serve clean
+.PHONY: help setup demo paper sparsity-paper check-sparsity lint bench check-v2 audit lock check-installs fuzz docs docs-serve clean
 .PHONY: test test-others test-checkpoint test-vocabulary test-compare test-serving test-rest test-fast test-fast-rooms test-fast-rest
 
 help:
-	@echo "make setup | demo | paper | sparsity-paper | test | test-fast | lint | bench | check-v2 | docs | docs-serve | clean   (variables: PYTHON, TORCH_INDEX)"
+	@echo "make setup | demo | paper | sparsity-paper | test | test-fast | lint | bench | check-v2 | audit | lock | check-installs | fuzz | docs | docs-serve | clean   (variables: PYTHON, TORCH_INDEX)"
 
 setup: $(STAMP)
 	@echo "setup: .venv is ready"
@@ -54,9 +57,13 @@ check-sparsity: $(STAMP) .venv-llmcompressor/.kprune
 	@.venv-llmcompressor/bin/python -m pip --disable-pip-version-check install --quiet $$(grep '^torch==' requirements/cpu.lock) '$(LLM_COMPRESSOR)' $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 	@touch $@
 
+# The lock file without hashes: with them, pip would want some for kprune itself.
+CONSTRAINTS := build/constraints.txt
+
 # What the suite `accuracy` needs, which nothing else does.
 $(BIN)/lm_eval: | $(STAMP)
-	@$(BIN)/python -m pip --disable-pip-version-check install --quiet --no-build-isolation -c requirements/cpu.lock -e '.[accuracy]'
+	@mkdir -p build && sed '/^ *--hash/d; s/ *\\$$//' requirements/cpu.lock > $(CONSTRAINTS)
+	@$(BIN)/python -m pip --disable-pip-version-check install --quiet --no-build-isolation -c $(CONSTRAINTS) -e '.[accuracy]'
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -115,6 +122,39 @@ bench: $(STAMP)
 check-v2: $(STAMP)
 	@$(BIN)/python packaging/check_v2.py $(CHECK_V2)
 
+# What checks the supply chain has an environment of its own: it must not change what it checks.
+AUDIT_STAMP := .venv-audit/.kprune-audit-$(shell cksum requirements/audit.lock | cut -d' ' -f1)
+
+$(AUDIT_STAMP):
+	@$(PYTHON) -m venv --clear .venv-audit
+	@.venv-audit/bin/python -m pip --disable-pip-version-check install --quiet -r requirements/audit.lock
+	@touch $@
+
+audit: $(STAMP) $(AUDIT_STAMP)
+	@$(BIN)/python packaging/audit.py
+
+lock: $(AUDIT_STAMP)
+	@.venv-audit/bin/python packaging/lock.py --uv .venv-audit/bin/uv
+
+PYTHONS ?= python3.11 python3.12 python3.13
+EXTRAS ?=
+
+check-installs: $(STAMP) $(AUDIT_STAMP)
+	@$(BIN)/python packaging/check_installs.py --uv .venv-audit/bin/uv $(addprefix --python ,$(PYTHONS)) $(addprefix --extra ,$(EXTRAS))
+
+# The fuzzer is installed beside .venv, and found there; where it has no wheel, damaged copies are tried instead.
+TARGET ?= all
+SECONDS ?= 600
+FUZZER := build/fuzzer
+
+$(FUZZER): requirements/fuzz.lock
+	@$(BIN)/python -m pip --disable-pip-version-check install --quiet --upgrade --no-deps --only-binary :all: --target $@ -r $< || \
+		echo "make fuzz: no atheris for this Python; damaged copies of sound input are tried instead"
+	@mkdir -p $@ && touch $@
+
+fuzz: $(STAMP) $(FUZZER)
+	@PYTHONPATH=$(FUZZER) $(BIN)/python packaging/fuzz.py --target $(TARGET) --seconds $(SECONDS)
+
 # The generator has an environment of its own: it needs nothing of kprune's.
 DOCS_STAMP := .venv-docs/.kprune-docs-$(shell cksum requirements/docs.lock | cut -d' ' -f1)
 
@@ -130,4 +170,4 @@ docs-serve: $(DOCS_STAMP)
 	@.venv-docs/bin/zensical serve
 
 clean:
-	rm -rf .venv .venv-docs .venv-llmcompressor build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-audit .venv-docs .venv-llmcompressor build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -36,9 +36,9 @@ from vllm_kprune.compare.suites import SUITES
 from vllm_kprune.demo.pairs import make_pair, serve_pair
 from vllm_kprune.demo.reference.build import demo_model
 from vllm_kprune.demo.served import Amounts, check_kept, compare_served
-from vllm_kprune.demo.servers import stops_on_sigterm
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.profile import load_profile
+from vllm_kprune.signals import ended_by_signals
 
 PROFILES = ("enko", "enkozh")
 LANGUAGES = {"enko": ("ko", "en"), "enkozh": ("ko", "en", "zh")}
@@ -71,7 +71,7 @@ def main() -> None:
     data = os.environ.get("KPRUNE_DATA")
     files = own_data(Path(data), options.output / "data", ifeval=options.ifeval) if data else {}
     reports: Reports = {}
-    with stops_on_sigterm():
+    with ended_by_signals():
         for model in options.models:
             for profile in options.profiles:
                 reports[model, profile] = run(model, profile, options, files)

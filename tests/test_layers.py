@@ -16,6 +16,7 @@ import vllm_kprune
 PACKAGE = Path(vllm_kprune.__file__).parent
 RANKS = (
     "errors",
+    "signals",
     "options",
     "progress",
     "arrays",

@@ -97,7 +97,7 @@ def _reseal(overlay: Path, model: Path, **changes: Any) -> None:
 def test_a_table_of_another_size_is_refused(model: Path) -> None:
     overlay = overlay_of(model)
     _reseal(overlay, model, original_rows=load_manifest(overlay).original_rows + 1)
-    with pytest.raises(KPruneError, match=r"expected [0-9]+ rows of whole bytes"):
+    with pytest.raises(KPruneError, match="original_rows is "):
         export_overlay(overlay, model.parent / "export")
 
 

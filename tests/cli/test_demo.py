@@ -98,10 +98,11 @@ from vllm_kprune.errors import KPruneError
 from vllm_kprune.demo import pairs
 from vllm_kprune.demo import servers
 from vllm_kprune.cli.console import say_error
+from vllm_kprune.signals import ended_by_signals
 servers._vllm_command = lambda: [sys.executable, {stand_in!r}]
 pair = Value(base=Value(folder=Path("base")), overlay=Path({overlay!r}))
 try:
-    with servers.stops_on_sigterm(), pairs.serve_pair(pair, []):
+    with ended_by_signals(), pairs.serve_pair(pair, []):
         print("ready", flush=True)
         time.sleep(600)
 except KPruneError as error:

@@ -111,8 +111,9 @@ def test_sigterm_to_the_program_stops_its_servers(stand_in: Path, tmp_path: Path
     program.write_text(f"""
 import sys, time
 from vllm_kprune.demo import servers
+from vllm_kprune.signals import ended_by_signals
 servers._vllm_command = lambda: [sys.executable, {str(tmp_path / "stand_in.py")!r}]
-with servers.stops_on_sigterm(), servers.VllmServer("model", [{str(stand_in)!r}]) as server:
+with ended_by_signals(), servers.VllmServer("model", [{str(stand_in)!r}]) as server:
     print(server.pid, flush=True)
     time.sleep(600)
 """)

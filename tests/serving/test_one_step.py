@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from shutil import copyfile
 from urllib.request import urlopen
 
 import pytest
@@ -47,7 +48,10 @@ def save_in_hub_cache(model: Path, home: Path) -> None:
     for number, file in enumerate(sorted(model.iterdir())):
         if file.is_file():
             blob = repository / "blobs" / f"{number:064x}"
-            blob.symlink_to(file.resolve())
+            if file.suffix == ".safetensors":
+                blob.symlink_to(file.resolve())
+            else:
+                copyfile(file, blob)
             (snapshot / file.name).symlink_to(Path("../../blobs") / blob.name)
 
 

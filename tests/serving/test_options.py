@@ -122,6 +122,7 @@ def test_the_help_has_a_group_that_explains_every_option(parser: Any) -> None:
         "--kprune-min-tokens", "--kprune-force-tokens", "--kprune-force-digits",
         "--kprune-prune-roles", "--kprune-pruner-cache", "--kprune-pruner-threads",
         "--kprune-pruner-strict", "--kprune-pruner-window", "--kprune-pruner-precision",
+        "--kprune-pruner-fixed", "--kprune-pruner-seconds",
         "--kprune-usage", "--kprune-usage-floor", "--kprune-usage-file",
     }  # fmt: skip
     assert all(len(action.help) > 40 for action in group._group_actions)

@@ -64,6 +64,7 @@ def pruning_of(scorer: Scorer, **values: Any) -> PromptPruning:
 def job_of(
     texts: RequestTexts | list[RequestTexts],
     scorer: Scorer,
+    /,
     *,
     min_tokens: int = 0,
     max_tokens: int = 1 << 15,

@@ -86,7 +86,7 @@ def overlay_by_hand(
         base=BaseReference(
             reference=str(base),
             path=str(base),
-            files={path.name: digest_file(path) for path in base.glob("*.safetensors*")},
+            files={path.name: digest_file(path) for path in base.glob("*") if path.is_file()},
         ),
         original_tokens=ROWS,
         original_rows=ROWS,

@@ -31,6 +31,7 @@ from vllm_kprune.errors import KPruneError
 from vllm_kprune.progress import BytesDone
 from vllm_kprune.storage.bounded import MODEL_FILE, read_object
 from vllm_kprune.storage.digest import FileDigest, digest_file, remembered_digest
+from vllm_kprune.storage.links import refuse_foreign_link
 from vllm_kprune.tokenizer.bpe import BpeTokenizer, read_tokenizer
 
 __all__ = [
@@ -161,6 +162,7 @@ def open_base(model: str | Path, revision: str | None = None) -> BaseModel:
     Every reason to refuse a model is found here, before the long work. Raises `KPruneError`.
     """
     folder = resolve_model(model, revision)
+    _refuse_links(folder)
     if not (folder / "config.json").is_file():
         raise KPruneError(f"{folder} has no config.json, so it is not a model folder")
     config = read_object(folder / "config.json", MODEL_FILE)
@@ -205,7 +207,14 @@ def _has_weights(folder: Path) -> bool:
 
 def _open_tokenizer_folder(model: str | Path, revision: str | None) -> TokenizerFolder:
     folder = resolve_model(model, revision, weights=False)
+    _refuse_links(folder)
     return TokenizerFolder(str(model), revision, folder, read_tokenizer(folder))
+
+
+def _refuse_links(folder: Path) -> None:
+    """Weights may be linked from anywhere: nothing but tensors is read of them."""
+    for name in (*CONFIG_FILES, INDEX_NAME):
+        refuse_foreign_link(folder / name)
 
 
 def _follow(

@@ -23,6 +23,7 @@ from vllm_kprune.checkpoint.manifest import (
     load_manifest,
 )
 from vllm_kprune.checkpoint.model_folder import INDEX, INDEX_NAME
+from vllm_kprune.checkpoint.origin import open_described
 from vllm_kprune.checkpoint.plan import Plan
 from vllm_kprune.checkpoint.shards import (
     RowCut,
@@ -118,7 +119,7 @@ def export_overlay(
     if it raises, nothing is kept.
 
     Raises `KPruneError` if `overlay` is not an overlay, it or its base has changed since the build,
-    or the disk has no room.
+    or the disk has no room. All of the base is read for that.
 
     >>> weights = export_overlay(overlay, output)
     >>> [shard.path.name for shard in weights.rewritten]
@@ -126,7 +127,10 @@ def export_overlay(
     """
     overlay, output = Path(overlay), Path(output)
     manifest = checked_overlay(overlay)
-    weights = weights_of_overlay(manifest, manifest.check_base(Path(base) if base else None), link)
+    described = open_described(
+        manifest, Path(base) if base else None, whole=True, progress=progress
+    )
+    weights = weights_of_overlay(manifest, described.folder, link)
     refuse_base(output, weights.base)
     with new_folder(output, REPLACED_BY_EXPORT if force else None) as folder:
         # `folder` is the scratch folder beside `output`, so this is the disk that will hold the
@@ -159,10 +163,9 @@ def checked_overlay(folder: Path) -> Manifest:
 
 def weights_of_overlay(manifest: Manifest, base: Path, link: bool = False) -> WeightsPlan:
     """What the weights of an overlay are made from. `base` is the checked folder of its base."""
-    names = [name for name in manifest.base.files if name.endswith(".safetensors")]
     tensors = frozenset(manifest.vocabulary_tensors)
     cut = RowCut(tensors, manifest.original_rows, manifest.kept_rows)
-    return plan_weights(base, names, cut, link)
+    return plan_weights(base, manifest.weight_files, cut, link)
 
 
 def weights_of_plan(plan: Plan, link: bool = False) -> WeightsPlan:

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 
 from vllm_kprune.checkpoint.base import BaseModel, TokenizerFolder, open_original_tokenizer
 from vllm_kprune.checkpoint.manifest import is_overlay, load_manifest
+from vllm_kprune.checkpoint.origin import open_described
 from vllm_kprune.checkpoint.plan import choose_tokens, evidence_sources
 from vllm_kprune.profile import LANGUAGES, Corpus, Profile
 from vllm_kprune.progress import Progress, silent
@@ -132,14 +133,15 @@ def _open(
 ) -> tuple[TokenizerFolder, Selection | None, Profile | None]:
     # First: a corpus that cannot be read is refused before a model is downloaded.
     sources = evidence_sources(profile, corpora) if profile else []
+    if profile is None and is_overlay(model):
+        manifest = load_manifest(Path(model))
+        manifest.check_files(Path(model))
+        chosen = Selection(manifest.kept_ids, manifest.reasons, {})  # coverage is not recorded
+        return open_described(manifest), chosen, manifest.profile
     base = open_original_tokenizer(model, revision, weights_if_any=True)
-    if profile is not None:
-        return base, choose_tokens(base, profile, sources, progress)[0], profile
-    if not is_overlay(model):
+    if profile is None:
         return base, None, None
-    manifest = load_manifest(Path(model))
-    # A manifest does not record coverage, and nothing here shows it.
-    return base, Selection(manifest.kept_ids, manifest.reasons, {}), manifest.profile
+    return base, choose_tokens(base, profile, sources, progress)[0], profile
 
 
 def weight_sizes(base: TokenizerFolder, kept: set[int] | None) -> dict[str, Change | None]:

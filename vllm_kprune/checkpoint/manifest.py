@@ -22,14 +22,18 @@ from pydantic import (
 )
 
 from vllm_kprune.checkpoint.manifest_form import check_form
+from vllm_kprune.checkpoint.model_folder import INDEX_NAME
+from vllm_kprune.checkpoint.unlisted import refuse_added, refuse_added_to_base
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.profile import Profile, parse_profile
+from vllm_kprune.progress import BytesDone
 from vllm_kprune.storage.bounded import Limits, read_object
 from vllm_kprune.storage.digest import FileDigest, canonical_json, digest_text, sha256_file
 from vllm_kprune.tokenizer.checks import MOST_TOKENS
 
 __all__ = [
     "EXPORT_NAME",
+    "HEAL_NAME",
     "MANIFEST_NAME",
     "SPARSITY_NAME",
     "BaseReference",
@@ -44,6 +48,8 @@ MANIFEST_NAME = "kprune.json"
 EXPORT_NAME = "kprune-export.json"
 # What `kprune sparsify` did to the weights, in a standalone checkpoint or a model of the user's.
 SPARSITY_NAME = "kprune-sparsity.json"
+# The same of `kprune heal`.
+HEAL_NAME = "kprune-heal.json"
 # A million kept ids take 8 MB.
 _LIMITS = Limits(bytes=64 << 20, values=4_000_000)
 
@@ -129,11 +135,24 @@ class Manifest(_Strict):
         (folder / MANIFEST_NAME).write_text(text + "\n", encoding="utf-8")
         return sealed
 
-    def check_base(self, path: Path | None = None) -> Path:
+    @property
+    def weight_files(self) -> tuple[str, ...]:
+        """Names of the base's weight files, sorted; an export has files of the same names."""
+        return tuple(sorted(name for name in self.base.files if name.endswith(".safetensors")))
+
+    @property
+    def index_expected(self) -> bool:
+        """Does an export have an index? A single `model.safetensors` needs none."""
+        return INDEX_NAME in self.base.files or self.weight_files != ("model.safetensors",)
+
+    def check_base(
+        self, path: Path | None = None, *, whole: bool = False, advance: BytesDone | None = None
+    ) -> Path:
         """The folder of the base weights, after checking that no file changed since the build.
 
-        `path` replaces the recorded folder if the base was moved. Raises `KPruneError` if the
-        folder is gone or a file differs.
+        `path` replaces the recorded folder if the base was moved. With `whole`, every file is read;
+        `advance` is called for each block. Raises `KPruneError` if the folder is gone, a file
+        differs, or one was added.
         """
         folder = path or Path(self.base.path)
         if not folder.is_dir():
@@ -145,16 +164,23 @@ class Manifest(_Strict):
             file = folder / name
             # Size and time suffice where the time is the recorded one, so a start reads no
             # gigabytes.
-            if not file.is_file() or not digest.matches(file):
+            if not file.is_file() or not digest.matches(file, whole=whole, advance=advance):
                 what = "changed" if file.is_file() else "is missing"
                 raise KPruneError(
                     f"{file} {what} since the overlay was built from it; restore it, "
                     "or build the overlay again"
                 )
+        refuse_added_to_base(folder, self.base.files, weights=not self.tokenizer_only)
         return folder
 
-    def check_files(self, folder: Path) -> None:
-        """Read every file of the overlay; `KPruneError` if one was edited or is missing."""
+    def check_files(self, folder: Path, name: str = MANIFEST_NAME) -> None:
+        """Read every file of the overlay or, with the other `name`, of a standalone checkpoint.
+
+        Raises `KPruneError` if one was edited, is missing or was added. Weights are not read.
+        """
+        of_export = (*self.weight_files, *([INDEX_NAME] if self.index_expected else ()))
+        more = (*of_export, SPARSITY_NAME, HEAL_NAME) if name == EXPORT_NAME else ()
+        refuse_added(folder, {*self.files, name, *more})
         for name, sha256 in self.files.items():
             file = folder / name
             if not file.is_file() or sha256_file(file) != sha256:
@@ -175,6 +201,8 @@ class Manifest(_Strict):
             raise ValueError(f"{len(self.reasons)} reasons for {len(ids)} kept ids")
         if self.tokenizer_only and (self.family or self.original_rows):
             raise ValueError("a family or rows, but no vocabulary_tensors")
+        if self.tokenizer_only and self.weight_files:
+            raise ValueError("weight files, but no vocabulary_tensors")
 
 
 def is_overlay(model: str | Path) -> bool:

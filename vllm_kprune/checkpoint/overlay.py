@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from vllm_kprune import __version__
-from vllm_kprune.checkpoint.base import BaseModel, TokenizerFolder
+from vllm_kprune.checkpoint.base import TokenizerFolder
 from vllm_kprune.checkpoint.manifest import MANIFEST_NAME, BaseReference, Evidence, Manifest
 from vllm_kprune.checkpoint.model_folder import CONFIG_FILES
+from vllm_kprune.checkpoint.origin import base_fields
 from vllm_kprune.checkpoint.plan import TokenizerPlan, make_plan, without_added_tokens
 from vllm_kprune.checkpoint.token_ids import map_ids, named_ids
 from vllm_kprune.profile import Profile, as_corpora, load_profile
@@ -21,6 +22,7 @@ from vllm_kprune.progress import Progress, silent
 from vllm_kprune.storage.bounded import LICENCE_BYTES, TEMPLATE_BYTES, read_bytes
 from vllm_kprune.storage.digest import FileDigest, sha256_file
 from vllm_kprune.storage.folders import new_folder
+from vllm_kprune.storage.links import refuse_foreign_link
 from vllm_kprune.tokenizer.prune import IdMap, prune_tokenizer
 
 __all__ = ["build_overlay", "digest_base", "write_overlay"]
@@ -113,6 +115,7 @@ def _write_files(plan: TokenizerPlan, folder: Path) -> None:
             _write_json(folder / name, _mapped_config(plan.base.read_config(name), ids, name, plan))
     for pattern in _LICENCE_FILES:
         for source in filter(Path.is_file, plan.base.folder.glob(pattern)):
+            refuse_foreign_link(source)
             (folder / source.name).write_bytes(read_bytes(source, LICENCE_BYTES))
 
 
@@ -149,8 +152,6 @@ def _manifest(plan: TokenizerPlan, folder: Path, digests: Mapping[str, FileDiges
             path=str(base.folder.absolute()),
             files=dict(digests),
         ),
-        # Ids may have gaps, so this is not the number of tokens.
-        original_tokens=max(base.tokenizer.tokens) + 1,
         kept_ids=plan.selection.kept_ids,
         reasons=plan.selection.reasons,
         evidence=tuple(
@@ -159,16 +160,5 @@ def _manifest(plan: TokenizerPlan, folder: Path, digests: Mapping[str, FileDiges
         ),
         # kprune.json is not there yet: it has a fingerprint of its own.
         files={path.name: sha256_file(path) for path in sorted(folder.iterdir())},
-        **_vocabulary_fields(base),
+        **base_fields(base),
     )
-
-
-def _vocabulary_fields(base: TokenizerFolder) -> dict[str, Any]:
-    """The fields of a manifest that only a model with weights has."""
-    if not isinstance(base, BaseModel):
-        return {}
-    return {
-        "family": base.family.architecture,
-        "original_rows": base.rows,
-        "vocabulary_tensors": tuple(info.name for info in base.vocabulary_tensors),
-    }

@@ -78,7 +78,7 @@ def read_pruned_weights(
 
 
 def _read_weights(manifest: Manifest, base: Path) -> Iterator[tuple[str, torch.Tensor]]:
-    for shard in sorted(name for name in manifest.base.files if name.endswith(".safetensors")):
+    for shard in manifest.weight_files:
         with safe_open(base / shard, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 - not a dict
                 yield name, file.get_tensor(name)

@@ -19,7 +19,7 @@ from typing import Any
 
 from tokenizers import Encoding, Tokenizer
 
-from vllm_kprune.checkpoint.base import TokenizerFolder, open_original_tokenizer
+from vllm_kprune.checkpoint.base import TokenizerFolder
 from vllm_kprune.checkpoint.export import weights_of_overlay
 from vllm_kprune.checkpoint.manifest import (
     EXPORT_NAME,
@@ -27,13 +27,15 @@ from vllm_kprune.checkpoint.manifest import (
     SPARSITY_NAME,
     Manifest,
     is_export,
+    is_overlay,
     load_manifest,
 )
 from vllm_kprune.checkpoint.model_folder import CONFIG_FILES
+from vllm_kprune.checkpoint.origin import open_described
 from vllm_kprune.checkpoint.overlay import write_overlay
 from vllm_kprune.checkpoint.plan import TokenizerPlan, make_plan, make_tokenizer_plan
 from vllm_kprune.checkpoint.token_ids import map_ids
-from vllm_kprune.checkpoint.verify_weights import compare_weights
+from vllm_kprune.checkpoint.verify_weights import compare_index, compare_weights
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.profile import LANGUAGES, Corpus, as_corpora
 from vllm_kprune.progress import Progress, silent
@@ -84,18 +86,23 @@ def verify_overlay(
     the profile's languages are used. `corpora` and `usage` are those that the overlay was built
     with, `base` is the folder of the base model if it was moved.
 
-    Raises `KPruneError` if the overlay or its base has changed since the build. A law that does not
-    hold is no error: look at `holds`.
+    Raises `KPruneError` if the overlay or its base has changed since the build; every file of both
+    is read. A law that does not hold is no error: look at `holds`.
 
     >>> laws = verify_overlay(overlay, ["a text of your own"])
     >>> [law.law for law in laws if law.holds]
     [1, 2, 3, 5, 6]
     """
     folder, own = Path(folder), as_corpora(corpora, usage)
-    exported = is_export(folder)
-    manifest = load_manifest(folder, EXPORT_NAME if exported else MANIFEST_NAME)
-    manifest.check_files(folder)
-    base_folder = manifest.check_base(Path(base) if base else None)
+    # What is served goes by kprune.json, so an overlay with both is no export.
+    exported = is_export(folder) and not is_overlay(folder)
+    name = EXPORT_NAME if exported else MANIFEST_NAME
+    manifest = load_manifest(folder, name)
+    manifest.check_files(folder, name)
+    described = open_described(
+        manifest, Path(base) if base else None, whole=True, progress=progress
+    )
+    base_folder = described.folder
     pair = _BothTokenizers(load_encoder(base_folder), load_encoder(folder), manifest)
     progress("encode and decode text", 0.0)
     results = list(pair.laws_1_and_2(texts if texts is not None else _default_texts(manifest)))
@@ -106,7 +113,7 @@ def verify_overlay(
     progress("build again", 0.0)
     results.append(_law_5(manifest, folder, base_folder, own))
     progress("compare ids", 0.0)
-    results.append(_law_6(folder, open_original_tokenizer(base_folder), pair))
+    results.append(_law_6(folder, described, pair))
     progress("compare ids", 1.0)
     return results
 
@@ -199,6 +206,7 @@ def _law_3(manifest: Manifest, folder: Path, base_folder: Path, pair: _BothToken
 def _law_4(manifest: Manifest, folder: Path, base_folder: Path, progress: Progress) -> LawResult:
     weights, sparse = weights_of_overlay(manifest, base_folder), _sparsified(folder)
     checked, found = compare_weights(weights, folder, progress, sparse)
+    found = found or compare_index(weights, folder)
     note = "tensors and rows"
     if sparse:
         note += (
@@ -230,10 +238,14 @@ def _law_5(
             "selection not repeated: the evidence here is different (--corpus, --usage, versions)"
         )
         # The files can still be written again from the recorded selection and compared.
+        reasons_differ = _required(plan.selection) != _required(manifest)
         plan = _with_selection(plan, manifest)
+    else:
+        reasons_differ = plan.selection.reasons != manifest.reasons
     with tempfile.TemporaryDirectory() as scratch:
-        again = write_overlay(plan, Path(scratch))
-    found = None
+        # The digests of the base were compared with its files just now.
+        again = write_overlay(plan, Path(scratch), digests=manifest.base.files)
+    found = "another reason for a token in kprune.json" if reasons_differ else None
     if again.kept_ids != manifest.kept_ids:
         differing = sorted(set(again.kept_ids) ^ set(manifest.kept_ids))
         found = f"another selection: {len(differing)} ids differ, first {differing[0]}"
@@ -246,6 +258,12 @@ def _law_5(
     if found is None and prune_tokenizer(parsed, sorted(parsed.tokens)) != parsed.data:
         found = "pruning the pruned tokenizer to its own tokens changes it"
     return LawResult(5, title, len(manifest.files), found, note)
+
+
+def _required(chosen: Selection | Manifest) -> dict[int, str]:
+    """The ids that evidence has no say in, with their reasons."""
+    pairs = zip(chosen.kept_ids, chosen.reasons, strict=True)
+    return {token_id: letter for token_id, letter in pairs if letter in "sbc"}
 
 
 def _with_selection(plan: TokenizerPlan, manifest: Manifest) -> TokenizerPlan:

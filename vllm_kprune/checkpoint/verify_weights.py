@@ -9,10 +9,12 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from vllm_kprune.checkpoint.export import WeightsPlan
+from vllm_kprune.checkpoint.model_folder import INDEX, INDEX_NAME
 from vllm_kprune.checkpoint.shards import BLOCK_BYTES, RowCut, Shard, StoredTensor, read_shard
 from vllm_kprune.progress import Progress, silent
+from vllm_kprune.storage.bounded import read_object
 
-__all__ = ["compare_weights"]
+__all__ = ["compare_index", "compare_weights"]
 
 
 def compare_weights(
@@ -37,6 +39,23 @@ def compare_weights(
                 return checked, f"{name}: {found}"
             checked += 1
     return checked, None
+
+
+def compare_index(weights: WeightsPlan, folder: Path) -> str | None:
+    """How the index names other files than the base's does; None if it does not.
+
+    Loaders go by it, so it can put any tensor in the place of another.
+    """
+    path, of_base = folder / INDEX_NAME, weights.base / INDEX_NAME
+    places = {t.name: shard.path.name for shard in weights.shards for t in shard.tensors}
+    if of_base.is_file():
+        places = read_object(of_base, INDEX)["weight_map"]
+    elif set(places.values()) == {"model.safetensors"}:
+        return f"{INDEX_NAME} was added" if path.exists() else None
+    if not path.is_file():
+        return f"{INDEX_NAME} is missing"
+    found = read_object(path, INDEX).get("weight_map")
+    return None if found == places else f"{INDEX_NAME}: its weight_map is another"
 
 
 def _differences(

@@ -1,7 +1,7 @@
 """The `kprune` command: its subcommands, and one line, no traceback, for a user's mistake.
 
 Exit codes: 0 done, 1 a check failed, 2 a mistake that the user can correct, 3 only partly done,
-130 Ctrl-C.
+130 Ctrl-C, 143 SIGTERM.
 """
 
 import importlib
@@ -47,8 +47,29 @@ def _root(
 
 def _register() -> None:
     for name in _COMMANDS:
-        module = importlib.import_module(f"vllm_kprune.cli.{name}")
+        try:
+            module = importlib.import_module(f"vllm_kprune.cli.{name}")
+        except ModuleNotFoundError as error:
+            if error.name != "torch":
+                raise
+            _register_without_torch(name)
+            continue
         module.register(app)
+
+
+def _register_without_torch(name: str) -> None:
+    """PyTorch comes with vLLM, which the other commands do without."""
+
+    def refuse() -> None:
+        raise KPruneError(
+            f"kprune {name} needs PyTorch, which is not installed: it comes with vLLM "
+            "(pip install 'vllm-kprune[gpu]'), or install torch"
+        )
+
+    every = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+    app.command(name, help="(Needs PyTorch, which is not installed.)", context_settings=every)(
+        refuse
+    )
 
 
 _register()
@@ -67,10 +88,6 @@ def run(arguments: Sequence[str] | None = None) -> None:
     except KPruneError as error:
         say_error(str(error))
         sys.exit(2)
-    except KeyboardInterrupt:
-        say_error("stopped")
-        # 128 + SIGINT, as shells report it.
-        sys.exit(130)
     except BrokenPipeError:
         sys.stderr.close()  # a reader such as `head` has closed the pipe; Python would complain
         sys.exit(0)

@@ -28,7 +28,6 @@ from vllm_kprune.cli.options import (
 from vllm_kprune.cli.pruning import no_collection, overlay_figures, pruning_figures, show_pruning
 from vllm_kprune.cli.typer_options import with_options
 from vllm_kprune.cli.verify import keep_if_lawful
-from vllm_kprune.demo.servers import stops_on_sigterm
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.options import REQUIRED, option
 from vllm_kprune.storage.folders import new_folder
@@ -68,8 +67,7 @@ def _run(paths: _Paths, build: BuildOptions, outcome: _Outcome) -> None:
     replaced = REPLACED_BY_EXPORT if outcome.export else MANIFEST_NAME
     weights = None
     folder_made = new_folder(output, replaced if outcome.force else None)
-    # SIGTERM first: it then leaves the blocks inside, so that the unfinished folder is removed.
-    with stops_on_sigterm(), steps() as progress, folder_made as folder:
+    with steps() as progress, folder_made as folder:
         with no_collection():
             plan = make_plan(
                 model, wanted, revision=build.revision, corpora=build.corpora, progress=progress

@@ -30,7 +30,6 @@ from vllm_kprune.demo.run import (
     stream,
     unexplained,
 )
-from vllm_kprune.demo.servers import stops_on_sigterm
 from vllm_kprune.options import option
 from vllm_kprune.profile import load_profile
 
@@ -76,20 +75,19 @@ def _run(demo: _Demo, outcome: JsonOptions) -> None:
     answer differs without a reason.
     """
     wanted, machine = load_profile(demo.profile), hardware()
-    with stops_on_sigterm():
-        with steps() as progress:
-            pair = prepare(demo.model, wanted, log=log, progress=progress)
-        log(f"starting both servers ({_EAGER_START if demo.eager else _COMPILED_START})")
-        with serve_pair(pair, ARGUMENTS, eager=demo.eager) as servers:
-            _show_samples(servers)
-            for line in resolution(demo.rounds):
-                log(line)
-            with counts() as progress:
-                report = compare_demo(servers, demo.rounds, progress)
-            found = sizes(pair, servers)
-            _show(report, pair, found, machine, demo, outcome.json_to)
-            if demo.keep:
-                _stay(servers)
+    with steps() as progress:
+        pair = prepare(demo.model, wanted, log=log, progress=progress)
+    log(f"starting both servers ({_EAGER_START if demo.eager else _COMPILED_START})")
+    with serve_pair(pair, ARGUMENTS, eager=demo.eager) as servers:
+        _show_samples(servers)
+        for line in resolution(demo.rounds):
+            log(line)
+        with counts() as progress:
+            report = compare_demo(servers, demo.rounds, progress)
+        found = sizes(pair, servers)
+        _show(report, pair, found, machine, demo, outcome.json_to)
+        if demo.keep:
+            _stay(servers)
     if unexplained(report):
         raise typer.Exit(1)
 

@@ -20,7 +20,6 @@ from vllm_kprune.cli.options import (
 )
 from vllm_kprune.cli.typer_options import with_options
 from vllm_kprune.cli.verify import keep_if_lawful
-from vllm_kprune.demo.servers import stops_on_sigterm
 from vllm_kprune.options import REQUIRED, option
 
 __all__ = ["export_figures", "register", "show_export"]
@@ -50,7 +49,7 @@ def _run(folders: _Folders, outcome: _Outcome) -> None:
     the model need not fit into memory. kprune-export.json records where it comes from.
     """
     output, base, json_to = folders.output, outcome.base, outcome.json_to
-    with stops_on_sigterm(), steps() as progress:
+    with steps() as progress:
         check = partial(keep_if_lawful, base=base, progress=progress) if outcome.verify else None
         weights = export_overlay(
             folders.overlay,

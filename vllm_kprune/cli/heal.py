@@ -10,7 +10,6 @@ from rich.table import Table
 from vllm_kprune.cli.console import error_console, estimated_steps, log, write_json
 from vllm_kprune.cli.options import ForceOptions, JsonOptions, RevisionOptions
 from vllm_kprune.cli.typer_options import with_options
-from vllm_kprune.demo.servers import stops_on_sigterm
 from vllm_kprune.heal.options import HealOptions
 from vllm_kprune.heal.record import PICTURE_NAME
 from vllm_kprune.heal.run import heal_model
@@ -55,7 +54,7 @@ def _run(paths: _Paths, options: HealOptions, outcome: _Outcome) -> None:
     types; kprune-heal.json records how it was made, and kprune-heal.svg shows the training. An
     interrupted run goes on when the command is repeated.
     """
-    with stops_on_sigterm(), estimated_steps() as progress:
+    with estimated_steps() as progress:
         record = heal_model(
             paths.model,
             paths.output,

@@ -10,7 +10,6 @@ from rich.table import Table
 from vllm_kprune.cli.console import error_console, estimated_steps, log, write_json
 from vllm_kprune.cli.options import ForceOptions, JsonOptions, RevisionOptions
 from vllm_kprune.cli.typer_options import with_options
-from vllm_kprune.demo.servers import stops_on_sigterm
 from vllm_kprune.options import REQUIRED, option
 from vllm_kprune.sparsify.options import SparsifyOptions
 from vllm_kprune.sparsify.run import sparsify_model
@@ -48,7 +47,7 @@ def _run(paths: _Paths, options: SparsifyOptions, outcome: _Outcome) -> None:
     **No time is saved in vLLM 0.32**, which has no sparse kernels: it loads and multiplies zeros
     like other numbers. Only the size of the files falls, and only once they are compressed.
     """
-    with stops_on_sigterm(), estimated_steps() as progress:
+    with estimated_steps() as progress:
         record = sparsify_model(
             paths.model,
             paths.output,

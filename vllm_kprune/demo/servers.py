@@ -2,8 +2,8 @@
 
 `kprune demo` and the live tests run real servers. A server starts in its own process group, on a
 free port, with its output in a log file. If it dies before it answers, the error has the end of its
-log. On leaving, also by Ctrl-C or SIGTERM, the whole group is stopped. This module only speaks HTTP
-and does not import vllm.
+log. On leaving, also by Ctrl-C (or SIGTERM, see `signals`), the whole group is stopped. This module
+only speaks HTTP and does not import vllm.
 """
 
 import os
@@ -13,12 +13,11 @@ import socket
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Self
 from urllib.error import URLError
 from urllib.request import ProxyHandler, build_opener
@@ -31,7 +30,6 @@ __all__ = [
     "free_port",
     "log_tail",
     "stop_group",
-    "stops_on_sigterm",
     "wait_all_ready",
 ]
 
@@ -219,26 +217,6 @@ def stop_group(process: subprocess.Popen[bytes], seconds: float = _STOP_SECONDS)
             # The group has the id of its leader (`start_new_session`).
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-
-
-@contextmanager
-def stops_on_sigterm() -> Iterator[None]:
-    """Make SIGTERM leave `with` blocks as Ctrl-C does, so that servers are stopped.
-
-    Does nothing outside the main thread, as Python allows signal handlers only there.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.signal(signal.SIGTERM, _exit_on_signal)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
-def _exit_on_signal(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + number)
 
 
 def _bin_folder() -> Path:

@@ -6,11 +6,11 @@ from importlib.metadata import version
 from typing import Any
 
 from vllm_kprune import __version__
+from vllm_kprune.checkpoint.manifest import HEAL_NAME
 from vllm_kprune.heal.notes import HealNotes
 
 __all__ = ["HEAL_NAME", "PICTURE_NAME", "heal_record"]
 
-HEAL_NAME = "kprune-heal.json"
 PICTURE_NAME = "kprune-heal.svg"
 _FORMAT = 1
 _LIBRARIES = ("torch", "transformers")

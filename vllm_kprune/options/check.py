@@ -16,6 +16,8 @@ T = TypeVar("T")
 # Characters of a text, both: before it is split at commas, or read as a number.
 _LONGEST_LIST = 1024
 _LONGEST_NUMBER = 32
+# To Python, 1_0 and digits of other scripts are numbers as well.
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
 
 def check_values(
@@ -163,7 +165,9 @@ def _as_float(value: object, text: bool) -> float | None:
     # `isinstance(True, int)` holds in Python, and `float(True)` is 1.0.
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
-    if isinstance(value, str) and (not text or len(value) > _LONGEST_NUMBER):
+    if isinstance(value, str) and (
+        not text or len(value) > _LONGEST_NUMBER or not _NUMBER.fullmatch(value.strip())
+    ):
         return None
     try:
         number = float(value)

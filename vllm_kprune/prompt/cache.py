@@ -52,6 +52,11 @@ class SegmentCache:
             self._entries.move_to_end(key)
             return entry[0]
 
+    def has(self, text: str, how: str) -> bool:
+        """Is this segment remembered? Unlike `get`, it counts nothing."""
+        with self._lock:
+            return _key(text, how) in self._entries
+
     def put(self, text: str, how: str, segment: CachedSegment) -> None:
         """Remember a pruned segment, unless it is larger than the whole cache."""
         size = len(segment.text.encode("utf-8", "surrogatepass")) + _OVERHEAD

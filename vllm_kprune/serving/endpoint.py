@@ -22,7 +22,12 @@ from vllm_kprune.serving.pruning.break_even import NEVER, BreakEven, settle
 from vllm_kprune.serving.pruning.endpoint import preview
 from vllm_kprune.serving.pruning.hooks import pruning_of
 from vllm_kprune.serving.pruning.service import PromptPruning
-from vllm_kprune.serving.request_options import GUARD_NAMES, HEAD_KEY, PRUNE_NAMES
+from vllm_kprune.serving.request_options import (
+    GUARD_NAMES,
+    HEAD_KEY,
+    PRUNE_NAMES,
+    UNFIXED_NAMES,
+)
 from vllm_kprune.serving.settings import settings_of
 from vllm_kprune.serving.usage.endpoint import answer, usage_status, usage_view
 
@@ -161,6 +166,7 @@ def pruner_status(
     if pruning is None or pruning.settings is None or pruning.ranker is None:
         return {"available": False}
     default, cache = pruning.settings.default, pruning.cache
+    options = UNFIXED_NAMES if pruning.settings.fixed else PRUNE_NAMES
     return {
         "available": True,
         "ranker": pruning.ranker.name,
@@ -168,8 +174,10 @@ def pruner_status(
         "default": {**asdict(default), "options": _shown_options(default.options)},
         "min_tokens": None if pruning.min_tokens >= NEVER else pruning.min_tokens,
         "break_even": measured.as_dict() if measured else None,
-        "cache": {"bytes": cache.bytes, "max_bytes": cache.max_bytes, "segments": len(cache)},
-        "request_options": [PREFIX + name for name in PRUNE_NAMES],
+        # In steps: exact bytes would tell how long a neighbour's text is.
+        "cache": {"max_bytes": cache.max_bytes, "filled": _in_steps(cache.bytes, cache.max_bytes)},
+        "fixed": pruning.settings.fixed,
+        "request_options": [PREFIX + name for name in options],
     }
 
 
@@ -178,10 +186,25 @@ def _shown_options(options: PruneOptions) -> dict[str, Any]:
     return {k: v for k, v in asdict(options).items() if k not in ("min_tokens", "scorer")}
 
 
+def _in_steps(part: int, whole: int) -> float:
+    """A share, in steps of a sixteenth.
+
+    >>> _in_steps(5, 16 * 4)
+    0.0625
+    """
+    return part * 16 // whole / 16 if whole else 0.0
+
+
 def _public_name(base: BaseReference) -> str:
     """The base as a hub id, or the last part of a local folder."""
-    local = base.reference == base.path or Path(base.reference).expanduser().is_absolute()
-    return Path(base.reference).name if local or "\\" in base.reference else base.reference
+    folder = Path(base.path)
+    # A relative path such as models/mine looks like a hub id. Only the hub's folders are snapshots.
+    of_hub = folder.parent.name == "snapshots" and "/" in base.reference
+    repository = f"models--{base.reference.replace('/', '--')}"
+    if of_hub and folder.parent.parent.name == repository:
+        return base.reference
+    name = Path(base.reference.replace("\\", "/")).name
+    return folder.name if name in ("", "..") else name
 
 
 def _vocabulary_bytes(manifest: Manifest, base: Path) -> dict[str, int] | None:
@@ -198,9 +221,7 @@ def _vocabulary_bytes(manifest: Manifest, base: Path) -> dict[str, int] | None:
 
 def _stored_bytes(manifest: Manifest, base: Path) -> Iterator[int]:
     wanted = set(manifest.vocabulary_tensors)
-    for name in manifest.base.files:
-        if not name.endswith(".safetensors"):
-            continue
+    for name in manifest.weight_files:
         with safe_open(base / name, framework="pt", device="cpu") as file:
             for key in wanted & set(file.keys()):
                 yield file.get_tensor(key).nbytes  # memory-mapped: nothing is read

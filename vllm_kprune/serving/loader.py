@@ -16,9 +16,8 @@ from typing import Any
 import torch
 from vllm.model_executor.model_loader import DefaultModelLoader, register_model_loader
 
-from vllm_kprune.checkpoint.manifest import Manifest, is_overlay, load_manifest
+from vllm_kprune.checkpoint.manifest import is_overlay, load_manifest
 from vllm_kprune.checkpoint.rows import prune_weights
-from vllm_kprune.errors import KPruneError
 from vllm_kprune.serving.activation import LOAD_FORMAT
 from vllm_kprune.serving.compat.engine import stream_weights
 
@@ -48,7 +47,6 @@ class KPruneModelLoader(DefaultModelLoader):
             return
         manifest = load_manifest(Path(model_config.model))
         base = manifest.check_base(_folder(model_config))
-        _refuse_unlisted(base, manifest)
         # One tensor at a time. A list would hold the whole base in memory.
         yield from prune_weights(stream_weights(self, base, model), manifest)
 
@@ -56,15 +54,3 @@ class KPruneModelLoader(DefaultModelLoader):
 def _folder(model_config: Any) -> Path | None:
     weights = model_config.model_weights
     return Path(weights) if weights else None
-
-
-def _refuse_unlisted(base: Path, manifest: Manifest) -> None:
-    """Without an index vLLM reads every *.safetensors file, also one that was added later."""
-    if (base / "model.safetensors.index.json").is_file():
-        return
-    found = {path.name for path in base.glob("*.safetensors")}
-    if extra := sorted(found - set(manifest.base.files)):
-        raise KPruneError(
-            f"{base / extra[0]} was not there when the overlay was built; move it away, "
-            "or build the overlay again"
-        )

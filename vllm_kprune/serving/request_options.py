@@ -20,6 +20,7 @@ __all__ = [
     "HEAD_KEY",
     "HEAD_OPTIONS",
     "PRUNE_NAMES",
+    "UNFIXED_NAMES",
     "of_guard",
     "of_pruner",
 ]
@@ -32,6 +33,8 @@ ADMITTED = "kprune"
 GUARD_OPTIONS = (*options_of(GuardPolicy, FORM), *options_of(GuardOptions, FORM))
 GUARD_NAMES = tuple(one.name_in(FORM) or "" for one in GUARD_OPTIONS)
 PRUNE_NAMES = tuple(one.name_in(FORM) or "" for one in prune_options(FORM))
+# What a request may say of pruning where the server has fixed it.
+UNFIXED_NAMES = ("marks", "strict")
 HEAD_OPTIONS = options_of(HeadChoice, FORM)
 HEAD_KEY = f"{PREFIX}head"
 _KNOWN = (*(PREFIX + name for name in (*GUARD_NAMES, *PRUNE_NAMES)), HEAD_KEY)

@@ -6,6 +6,7 @@ from pathlib import Path
 from vllm_kprune.checkpoint.shards import copy_file
 from vllm_kprune.progress import Progress
 from vllm_kprune.sparsify.body import ModelBody
+from vllm_kprune.storage.links import refuse_foreign_link
 
 __all__ = ["copy_other_files", "copy_shards", "missing_bytes", "sync_file"]
 
@@ -55,5 +56,6 @@ def copy_other_files(body: ModelBody, folder: Path) -> None:
     for path in body.base.folder.iterdir():
         if path.name.startswith(".") or path.suffix in _LEFT_OUT or not path.is_file():
             continue
+        refuse_foreign_link(path)
         if path.stat().st_size <= _LARGEST_OTHER_FILE:
             copy_file(path, folder / path.name)

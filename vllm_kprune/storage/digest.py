@@ -39,13 +39,17 @@ class FileDigest(BaseModel):
     mtime_ns: int
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
-    def matches(self, path: Path) -> bool:
-        """Has the file `path` this content? Reads it only if its modification time differs."""
+    def matches(self, path: Path, *, whole: bool = False, advance: BytesDone | None = None) -> bool:
+        """Has the file `path` this content?
+
+        Without `whole`, it is read only if its modification time differs.
+        """
         stat = path.stat()
         if stat.st_size != self.size:
             return False
         # An edit that keeps size and time is not noticed: that is the price of quick starts.
-        return stat.st_mtime_ns == self.mtime_ns or sha256_file(path) == self.sha256
+        unread = stat.st_mtime_ns == self.mtime_ns and not whole
+        return unread or sha256_file(path, advance) == self.sha256
 
 
 def sha256_file(path: Path, advance: BytesDone | None = None) -> str:

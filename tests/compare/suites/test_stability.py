@@ -1,6 +1,7 @@
 """The suite `stability`, with endpoints whose flaws are known."""
 
 import csv
+import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -68,6 +69,38 @@ def test_a_file_that_is_none_of_the_benchmarks_is_a_mistake(content: bytes, tmp_
     if content:
         with pytest.raises(KPruneError, match="--benchmark"):
             stability_prompts(("ko",), tmp_path)
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    "case", ["pipe", "device", "huge", "columns", "cells", "cell", "nul", "files"]
+)
+def test_a_hostile_file_of_the_benchmark_is_refused_in_little_time(
+    case: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "ko.csv"
+    if case == "pipe":
+        os.mkfifo(path)
+    elif case == "device":
+        path.symlink_to("/dev/zero")
+    elif case == "huge":
+        with path.open("wb") as stream:
+            stream.truncate(3 << 30)
+    elif case == "files":
+        for number in range(1_001):
+            (tmp_path / f"{number}.csv").touch()
+    else:
+        header = "prompt,language"
+        more = {
+            "columns": f"{header}{',x' * 200}",
+            "cells": f"{header}\n{',' * 4_000_000}",
+            "cell": f"{header}\n{'x' * 140_000},ko",
+            "nul": f"{header}\n\0,\0\n,",
+        }[case]
+        path.write_text(more)
+    with pytest.raises(KPruneError, match="--benchmark") as caught:
+        stability_prompts(("ko",), tmp_path)
+    assert len(str(caught.value)) < 500
 
 
 def test_equal_endpoints_are_equal_in_everything(tmp_path: Path) -> None:

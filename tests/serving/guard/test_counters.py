@@ -16,6 +16,7 @@ from vllm_kprune.serving.guard.counters import (
     CounterFile,
     explain_dead_end,
     read_totals,
+    well_known_labels,
 )
 from vllm_kprune.serving.guard.metrics import GuardCollector, show_counts
 from vllm_kprune.serving.options import COUNTER_FOLDER
@@ -46,6 +47,16 @@ def test_labels_beyond_the_first_32_are_counted_as_other(tmp_path: Path) -> None
     assert len(totals) == 33
     assert totals["other"]["requests"] == 8
     assert totals["set 31"]["requests"] == 1
+
+
+def test_odd_sets_leave_their_labels_to_those_that_are_expected(tmp_path: Path) -> None:
+    file = CounterFile(tmp_path, [*well_known_labels(), "th+hanja"])
+    for n in range(200):
+        file.slot(f"set {n}")
+    for label in ("en+ko", "ko+hanja", "en+ja", "fr", f"{REASONING}en+ko", "th+hanja"):
+        assert file.slot(label) > 0
+    assert file.slot("ar+cs+de") == 0
+    assert len({file.slot(label) for label in well_known_labels()}) == len({*well_known_labels()})
 
 
 def test_a_process_without_a_folder_counts_for_itself() -> None:

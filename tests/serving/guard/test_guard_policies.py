@@ -16,7 +16,9 @@ from vllm_kprune.serving.compat.requests import prepare_requests
 from vllm_kprune.serving.compat.seams_requests import ADD_REQUEST
 from vllm_kprune.serving.guard import prepared
 from vllm_kprune.serving.guard.admission import admit, to_prepare
+from vllm_kprune.serving.guard.hooks import _to_prepare
 from vllm_kprune.serving.guard.requests import Guards
+from vllm_kprune.serving.options import COUNTER_FOLDER
 
 pytestmark = pytest.mark.usefixtures("vllm_ready")
 
@@ -82,7 +84,8 @@ def test_a_server_builds_in_a_thread_and_leaves_the_parameters_alone(
 
     def noted(config: Any, params: Any) -> Any:
         slow = to_prepare(config, params)
-        return slow and (lambda: (threads.append(threading.current_thread().name), slow()))
+        build = slow and (lambda: (threads.append(threading.current_thread().name), slow()))
+        return build and prepared.in_turn(build)
 
     add = prepare_requests(noted)[ADD_REQUEST]
     llm, params = SimpleNamespace(vllm_config=engine.config), asking("δ")
@@ -106,12 +109,44 @@ def test_a_policy_that_leaves_no_token_is_the_clients_mistake(
 
     monkeypatch.setattr(AutomatonSpec, "build", refuse)
     assert built == []
-    add = prepare_requests(to_prepare)[ADD_REQUEST]
+    add = prepare_requests(_to_prepare)[ADD_REQUEST]
+    monkeypatch.setenv(COUNTER_FOLDER, "somewhere")  # this server has a guard
     llm = SimpleNamespace(vllm_config=engine.config)
     from vllm.exceptions import VLLMValidationError
 
     with pytest.raises(VLLMValidationError, match="leaves none"):
         asyncio.run(add(None, llm, "r", [1], asking("ε")))
+
+
+def test_new_policies_are_built_one_after_the_other_and_few_may_wait(
+    engine: Engine, built: list[str]
+) -> None:
+    """Whoever sends many of them gets HTTP 503; vLLM's own threads stay free."""
+    from vllm.exceptions import RetryableRequestError
+
+    let_go, begun = threading.Event(), threading.Event()
+
+    def slow() -> None:
+        begun.set()
+        assert let_go.wait(20)
+
+    async def run() -> None:
+        tasks = [asyncio.create_task(prepared.in_turn(slow)) for _ in range(16)]
+        assert await asyncio.to_thread(begun.wait, 20)
+        assert await asyncio.to_thread(lambda: 7) == 7
+        with pytest.raises(RetryableRequestError, match="16 requests wait for guards"):
+            await prepared.in_turn(slow)
+        tasks.pop().cancel()  # a client that leaves makes room
+        await asyncio.sleep(0.01)
+        tasks.append(
+            asyncio.create_task(prepared.in_turn(lambda: admit(engine.config, asking("ζ"))))
+        )
+        let_go.set()
+        await asyncio.gather(*tasks)
+
+    asyncio.run(run())
+    assert built == ["ζ"]
+    assert not prepared._waiting
 
 
 def test_only_a_few_policies_are_remembered(

@@ -169,6 +169,6 @@ def test_the_status_has_defaults_and_cache_but_no_path() -> None:
     assert status["default"]["options"]["keep"] == 0.8
     assert status["default"]["roles"] == ["user", "assistant"]
     assert (status["min_tokens"], status["break_even"]) == (300, None)
-    assert status["cache"] == {"bytes": 0, "max_bytes": 1 << 20, "segments": 0}
+    assert status["cache"] == {"max_bytes": 1 << 20, "filled": 0.0}
     assert "kprune_keep" in status["request_options"]
     assert "kprune_prune_roles" in status["request_options"]

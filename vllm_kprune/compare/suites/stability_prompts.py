@@ -6,6 +6,8 @@ al. 2024) consists of CSV files with the columns `prompt` and `language`.
 """
 
 import csv
+import io
+import itertools
 import json
 import random
 from collections.abc import Iterator, Sequence
@@ -15,6 +17,7 @@ from pathlib import Path
 
 from vllm_kprune.compare.endpoint.messages import Request
 from vllm_kprune.errors import KPruneError
+from vllm_kprune.storage.bounded import read_text
 
 __all__ = [
     "STABILITY_TOKENS",
@@ -27,7 +30,9 @@ __all__ = [
 
 STABILITY_TOKENS = 40  # of an answer, unless --max-tokens says otherwise
 
-_MAX_BYTES = 32 * 1024 * 1024
+_MAX_BYTES = 8 << 20  # a file of the benchmark has 300 kB
+_MOST_FILES = 1_000
+_MOST_COLUMNS = 100
 _MAX_PROMPT = 20_000  # characters
 # The format for models without a chat template.
 _COMPLETIONS = {
@@ -114,15 +119,13 @@ def _own(languages: Sequence[str]) -> Iterator[Prompt]:
 
 
 def _benchmark(folder: Path, languages: Sequence[str]) -> Iterator[Prompt]:
-    paths = sorted(folder.rglob("*.csv")) if folder.is_dir() else []
+    found = folder.rglob("*.csv") if folder.is_dir() else ()
+    paths = sorted(itertools.islice(found, _MOST_FILES + 1))
     if not paths:
         raise KPruneError(f"--benchmark: {folder} has no .csv files")
+    if len(paths) > _MOST_FILES:
+        raise KPruneError(f"--benchmark: {folder} has more than {_MOST_FILES:,} .csv files")
     for path in paths:
-        if path.stat().st_size > _MAX_BYTES:
-            raise KPruneError(
-                f"--benchmark: {path} is larger than {_MAX_BYTES >> 20} MiB, which no file of the "
-                "benchmark is"
-            )
         kind = "/".join(path.relative_to(folder).with_suffix("").parts)
         for number, (language, text) in enumerate(_rows(path), 1):
             if language in languages:
@@ -134,14 +137,23 @@ def _benchmark(folder: Path, languages: Sequence[str]) -> Iterator[Prompt]:
 
 def _rows(path: Path) -> Iterator[tuple[str, str]]:
     try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            for row in csv.DictReader(stream):
-                text, language = row.get("prompt"), row.get("language")
-                if not text or not language or len(text) > _MAX_PROMPT:
-                    raise KPruneError(
-                        f"--benchmark: {path} has a row without `prompt` and `language`, "
-                        f"or one of more than {_MAX_PROMPT:,} characters"
-                    )
-                yield language.strip().lower(), text
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise KPruneError(f"--benchmark: {path} is not a CSV file in UTF-8 ({error})") from None
+        text = read_text(path, _MAX_BYTES).removeprefix("\ufeff")
+    except KPruneError as error:
+        raise KPruneError(f"--benchmark: {error}") from None
+    try:
+        reader = csv.DictReader(io.StringIO(text, newline=""))
+        names = reader.fieldnames or ()
+        if len(names) > _MOST_COLUMNS:
+            raise KPruneError(
+                f"--benchmark: {path} has {len(names):,} columns, expected at most {_MOST_COLUMNS}"
+            )
+        for row in reader:
+            prompt, language = row.get("prompt"), row.get("language")
+            if not prompt or not language or len(prompt) > _MAX_PROMPT:
+                raise KPruneError(
+                    f"--benchmark: {path} has a row without `prompt` and `language`, "
+                    f"or one of more than {_MAX_PROMPT:,} characters"
+                )
+            yield language.strip().lower(), prompt
+    except csv.Error as error:
+        raise KPruneError(f"--benchmark: {path} is not a CSV file ({error})") from None

@@ -63,7 +63,7 @@ def prune_online(pruning_of: PruningOf) -> Wraps:
         with client_errors():
             # Only this is inside `client_errors`: what vLLM raises while rendering keeps its
             # meaning.
-            prepared = await pruning.prune([texts], _options_of(request))
+            prepared = await pruning.prune([texts], _options_of(request), _salt(request))
         (pruned,) = prepared.texts
         with _documents_replaced(request, pruned.documents):
             conversation, inputs = await original(online, request, pruned.messages, *rest, **how)
@@ -86,7 +86,7 @@ def prune_online(pruning_of: PruningOf) -> Wraps:
         if getattr(request, "suffix", None) is not None:  # fill in the middle: a rendered template
             options = _only_marks(options)
         with client_errors():
-            prepared = await pruning.prune(_prompt_texts(prompts), options)
+            prepared = await pruning.prune(_prompt_texts(prompts), options, _salt(request))
         inputs = await original(online, request, _with_texts(prompts, prepared), *rest, **how)
         pruning.rendered(prepared, _tokens(inputs))
         return inputs
@@ -115,10 +115,13 @@ def prune_offline(pruning_of: PruningOf) -> Wraps:
             # vLLM's own idea of what is one prompt: a list of ids is one, a list of texts is
             # several.
             given = list(prompt_to_seq(prompts))
-            prompts = [
-                _with_texts([prompt], pruning.prune_blocking(_prompt_texts([prompt]), options))[0]
-                for prompt, options in _with_options(given, params)
-            ]
+
+            def prune(prompt: Any, options: Mapping[str, Any]) -> Any:
+                salt = prompt.get("cache_salt") if isinstance(prompt, Mapping) else None
+                prepared = pruning.prune_blocking(_prompt_texts([prompt]), options, salt)
+                return _with_texts([prompt], prepared)[0]
+
+            prompts = [prune(prompt, options) for prompt, options in _with_options(given, params)]
         return original(llm, prompts, params, *rest, **how)
 
     def chats(
@@ -202,6 +205,11 @@ def accepts_key(args: Any, headers: Any) -> bool:
 
     tokens = [key for key in (getattr(args, "api_key", None) or [envs.VLLM_API_KEY]) if key]
     return not tokens or AuthenticationMiddleware(None, tokens).verify_token(headers)
+
+
+def _salt(request: Any) -> str | None:
+    """What keeps vLLM's prefix cache of one tenant apart from others, and our cache as well."""
+    return getattr(request, "cache_salt", None)
 
 
 def _options_of(request: Any) -> Mapping[str, Any]:

@@ -4,10 +4,9 @@ Each function gives wraps for `installer.hook`. The error of a check is the answ
 HTTP 400 from a server, the exception from `LLM`.
 """
 
-import asyncio
 import functools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -135,8 +134,8 @@ def admit_requests(admit: Callable[[Any, Any], None]) -> Wraps:
     return {seams_requests.PROCESS_INPUTS: process}
 
 
-def prepare_requests(to_prepare: Callable[[Any, Any], Callable[[], None] | None]) -> Wraps:
-    """Run what `to_prepare(vllm_config, params)` gives in a thread, before a server admits.
+def prepare_requests(to_prepare: Callable[[Any, Any], Awaitable[None] | None]) -> Wraps:
+    """Await what `to_prepare(vllm_config, params)` gives, before a server admits a request.
 
     Admission itself runs on the event loop. `LLM` has none, and waits for it.
     """
@@ -154,7 +153,7 @@ def prepare_requests(to_prepare: Callable[[Any, Any], Callable[[], None] | None]
         if hasattr(params, "extra_args"):
             with client_errors():
                 if slow := to_prepare(engine.vllm_config, params):
-                    await asyncio.to_thread(slow)
+                    await slow
         return await original(engine, request_id, prompt, params, *rest, **how)
 
     return {seams_requests.ADD_REQUEST: add}

@@ -6,11 +6,13 @@ the counts are in files (see `counter_files`).
 
 import time
 from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from vllm_kprune.profile import LANGUAGES
 from vllm_kprune.serving.counter_files import all_records, new_records
 
 __all__ = [
@@ -19,6 +21,7 @@ __all__ = [
     "CounterFile",
     "explain_dead_end",
     "read_totals",
+    "well_known_labels",
 ]
 
 COUNTERS = ("requests", "changed_steps", "dead_ends")
@@ -26,24 +29,27 @@ OTHER = "other"
 # How labels of what is counted in a model's reasoning begin; the rest is the policy's label.
 REASONING = "reasoning:"
 _KIND = "counters"
-_SETS = 32
+# Labels that nobody expects: requests choose them, and each is a time series in Prometheus.
+_MOST_OTHERS = 32
 _JUST_BEFORE_SECONDS = 5.0
-# A file is _SETS + 1 of these, 96 bytes each, written by one process through `mmap` and read by
-# another.
+# A file has a few hundred of these, 96 bytes each, written by one process through `mmap` and read
+# by another.
 _RECORD = np.dtype(
     [("label", "S64"), *((name, "<u8") for name in COUNTERS), ("dead_end_at", "<f8")]
 )
 
 
 class CounterFile:
-    """This process's counts, by label: the first 32 by name, all others as "other" (slot 0).
+    """This process's counts, by label: `expected` and 32 more by name, others as "other" (slot 0).
 
-    Without a folder it counts in memory only.
+    Labels of reasoning count on their own. Without a folder it counts in memory only.
     """
 
-    def __init__(self, folder: Path | None) -> None:
+    def __init__(self, folder: Path | None, expected: Iterable[str] = ()) -> None:
         self._slots: dict[str, int] = {}
-        self._records = new_records(folder, _KIND, _RECORD, _SETS + 1)
+        self._expected, self._others = frozenset(expected), 0
+        most = 2 * len(self._expected) + _MOST_OTHERS
+        self._records = new_records(folder, _KIND, _RECORD, most + 1)
         self._records["label"][0] = OTHER.encode()
 
     @property
@@ -53,9 +59,11 @@ class CounterFile:
 
     def slot(self, label: str) -> int:
         """The slot of a label, which it gets at its first use."""
-        if label not in self._slots and len(self._slots) < _SETS:
-            # Slot 0 is "other". Requests name their languages, so the number of labels must have a
-            # bound: each is a time series in Prometheus.
+        is_expected = label.removeprefix(REASONING) in self._expected
+        if label not in self._slots and (is_expected or self._others < _MOST_OTHERS):
+            # Odd sets that a client makes up must not take the names of those that people use.
+            self._others += not is_expected
+            # Slot 0 is "other".
             self._slots[label] = len(self._slots) + 1
             # May cut a character in two, which is why readers decode with `errors="replace"`.
             self._records["label"][self._slots[label]] = label.encode()[:64]
@@ -74,6 +82,14 @@ class CounterFile:
         self._records[counter][grown] = totals[grown]
         if counter == "dead_ends":
             self._records["dead_end_at"][grown] = time.time()
+
+
+def well_known_labels() -> Iterator[str]:
+    """Labels of single languages, of each with English, and of these with Chinese."""
+    for code in LANGUAGES:
+        for others in ((), ("en",), ("en", "zh")):
+            label = "+".join(sorted({code, *others}))
+            yield from (label, f"{label}+hanja") if code == "ko" else (label,)
 
 
 def read_totals(folder: Path | None) -> dict[str, dict[str, int]]:

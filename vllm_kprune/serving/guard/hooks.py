@@ -5,7 +5,7 @@ The guard itself is a logits processor of the engine (`processor`, added by `att
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from vllm_kprune.serving.compat import requests, seams_requests
@@ -65,12 +65,16 @@ def _admit(config: Any, params: Any) -> None:
         admit(config, params)
 
 
-def _to_prepare(config: Any, params: Any) -> Callable[[], None] | None:
+def _to_prepare(config: Any, params: Any) -> Awaitable[None] | None:
     if not _is_guarded():
         return None
     from vllm_kprune.serving.guard.admission import to_prepare
 
-    return to_prepare(config, params)
+    if (build := to_prepare(config, params)) is None:
+        return None
+    from vllm_kprune.serving.guard.prepared import in_turn
+
+    return in_turn(build)
 
 
 def _note_tools(request: Any, params: Any) -> None:

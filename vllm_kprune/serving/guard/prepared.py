@@ -4,10 +4,16 @@ A new policy takes 20 to 60 ms to build; in a worker, all requests of the engine
 So the front end builds it when it admits the first request that needs it and leaves it in kprune's
 cache, from where workers read it in a few milliseconds. A worker that finds none there (another
 machine, a read-only cache) builds it.
+
+Clients choose policies, so each request can bring a new one. They are built in a thread of their
+own, one after the other, and few may wait: whoever sends many delays nobody else's known policies,
+nor what vLLM does in its own threads.
 """
 
+import asyncio
 from collections import OrderedDict
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import lru_cache, partial
 from pathlib import Path
 from threading import Lock
@@ -15,16 +21,18 @@ from typing import Any
 
 from vllm_kprune.guard.spelling import TokenSpellings, load_spellings
 from vllm_kprune.guard.stored import AutomatonSpec, keep_automaton
+from vllm_kprune.serving.compat.prompts import server_error
 from vllm_kprune.serving.guard.attach import engine_markers, tokenizer_folder
 from vllm_kprune.serving.guard.markers import Markers
 from vllm_kprune.serving.guard.settings import Policies, ResolvedEscapes, request_policies
 from vllm_kprune.serving.settings import settings_of
 from vllm_kprune.storage.cache import cache_dir
 
-__all__ = ["automaton_spec", "guard_cache", "unprepared"]
+__all__ = ["automaton_spec", "guard_cache", "in_turn", "unprepared"]
 
 # As many as there are files.
 _MOST_REMEMBERED = 64
+_MOST_WAITING = 16  # each takes up to 90 ms
 
 
 def automaton_spec(policies: Policies, markers: Markers, num_rows: int) -> AutomatonSpec | None:
@@ -53,6 +61,28 @@ def unprepared(config: Any, extra_args: Any, escapes: ResolvedEscapes) -> Callab
         return None
     key = model.tokenizer, model.tokenizer_revision, guard_cache(), spec
     return None if key in _kept else partial(_keep, *key)
+
+
+async def in_turn(build: Callable[[], None]) -> None:
+    """Run `build` in the thread that builds guards; HTTP 503 if too many wait for it already."""
+    if len(_waiting) >= _MOST_WAITING:
+        raise server_error(
+            f"{len(_waiting)} requests wait for guards that nobody has asked for before; try again",
+            busy=True,
+        )
+    future: Future[None] = _builder().submit(build)
+    _waiting.add(future)
+    future.add_done_callback(_waiting.discard)
+    # A caller that leaves cancels it, if it has not begun.
+    await asyncio.wrap_future(future)
+
+
+@lru_cache(maxsize=1)
+def _builder() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(1, "kprune-guard")
+
+
+_waiting: set[Future[None]] = set()
 
 
 def guard_cache() -> Path:

@@ -14,13 +14,14 @@ from vllm_kprune.guard.policy import GuardPolicy
 from vllm_kprune.serving.compat.engine import is_last_stage, tensor_parallel_rank
 from vllm_kprune.serving.compat.processors import V1LogitsProcessor, V2LogitsProcessor
 from vllm_kprune.serving.counter_files import counter_folder
-from vllm_kprune.serving.guard.counters import CounterFile
+from vllm_kprune.serving.guard.counters import CounterFile, well_known_labels
 from vllm_kprune.serving.guard.live import is_sharded
 from vllm_kprune.serving.guard.requests import Guards
 from vllm_kprune.serving.guard.rows import GuardedRows
 from vllm_kprune.serving.guard.settings import GuardSettings, request_policies
 from vllm_kprune.serving.guard.slots import GuardedSlots
 from vllm_kprune.serving.guard.tally import Tally
+from vllm_kprune.serving.settings import settings_of
 
 __all__ = ["LanguageGuard"]
 
@@ -44,7 +45,7 @@ class LanguageGuard(V1LogitsProcessor, V2LogitsProcessor):
         # The second argument tells the runners apart; vLLM passes it by position on both.
         device = where if isinstance(where, torch.device) else where.device
         tally = Tally(
-            CounterFile(counter_folder()),
+            CounterFile(counter_folder(), _expected_labels(vllm_config)),
             device,
             rank=tensor_parallel_rank(),
             is_sharded=is_sharded,
@@ -94,3 +95,9 @@ class LanguageGuard(V1LogitsProcessor, V2LogitsProcessor):
         if self._rows:
             return self._rows.apply(logits)
         return self._slots.apply(logits, ctx) if self._slots else logits
+
+
+def _expected_labels(vllm_config: Any) -> tuple[str, ...]:
+    policies = settings_of(vllm_config).guard.policies
+    configured = [one.label for one in (policies.answer, policies.reasoning) if one]
+    return (*well_known_labels(), *configured)

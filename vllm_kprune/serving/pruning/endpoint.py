@@ -16,6 +16,7 @@ from fastapi import Request, Response
 
 from vllm_kprune.errors import KPruneError, nearest, shown
 from vllm_kprune.prompt.budget import PruneOptions
+from vllm_kprune.prompt.cache import SegmentCache
 from vllm_kprune.prompt.result import PrunedSegment
 from vllm_kprune.prompt.segments import RequestTexts, SplitRequest
 from vllm_kprune.serving.compat.prompts import accepts_key
@@ -48,7 +49,8 @@ async def preview(request: Request) -> Response:
     try:
         split, asked = read_body(pruning, await _read(request))
         answer = await pruning.worker.run(
-            lambda cancelled: Preview(pruning, asked)(split, cancelled)
+            lambda cancelled: Preview(pruning, asked)(split, cancelled),
+            pruning.job([split], asked).expected_seconds,
         )
     except KPruneError as error:
         return error_response(400, str(error))
@@ -118,8 +120,14 @@ class Preview:
         job = self.pruning.job([split], replace(self.asked, min_tokens=0))
         # The answer has an entry for each piece, so its limit is lower than that of a prompt.
         job.max_tokens = min(job.max_tokens, _MOST_TOKENS)
-        if job.unfit():
-            raise KPruneError(f"more than {job.max_tokens} tokens to prune; send a shorter text")
+        assert self.pruning.settings
+        # Nothing is taken from the cache here, so everything counts.
+        job.most_seconds, job.cache = self.pruning.settings.seconds, SegmentCache(0)
+        if reason := job.unfit():
+            most = f"more than {job.max_tokens} tokens to prune"
+            if reason == "too_costly":
+                most = f"ranking would take more than {job.most_seconds:g} s with this scorer"
+            raise KPruneError(f"{most}; send a shorter text")
 
         def record(text: str, options: PruneOptions, query: str | None) -> str:
             pruned = job.prune(text, options, query, cancelled)

@@ -4,6 +4,7 @@ Each segment is pruned by itself, from its own text and the options alone. So a 
 same tokens in every request, and vLLM's prefix cache still finds them.
 """
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,7 @@ from vllm_kprune.prompt.segments import RequestTexts, Segment, SplitRequest
 from vllm_kprune.prompt.text_pruner import TextPruner
 from vllm_kprune.prompt.tokens import Cancelled, CountTokens, IsCancelled, Tokens
 from vllm_kprune.serving.compat import logger
+from vllm_kprune.serving.pruning.cost import ranking_seconds
 from vllm_kprune.serving.pruning.settings import RequestOptions
 
 __all__ = ["PruneJob", "PrunedRequest", "ScorerUnavailable"]
@@ -38,8 +40,8 @@ class PrunedRequest:
 
     Tokens are the target model's. `segments` counts those that were shortened, `hits` and `misses`
     look-ups in the cache. `layouts` counts segments that were left whole for their layout, by what
-    they are. `skipped` says why nothing was pruned, or is None: `below_break_even` or
-    `too_long`.
+    they are. `skipped` says why nothing was pruned, or is None: `below_break_even`, `too_long` or
+    `too_costly`.
     """
 
     texts: Sequence[RequestTexts]
@@ -64,8 +66,10 @@ class PruneJob:
 
     `count` counts tokens as the target does; None if that is as the ranker does.
 
-    Nothing is pruned below `min_tokens`, where it would not pay, or above `max_tokens`, where it
-    would keep all other requests waiting.
+    Nothing is pruned below `min_tokens`, where it would not pay, or where it would keep all other
+    requests waiting: above `max_tokens`, or if ranking would take longer than `most_seconds`.
+    Segments of requests with another `salt` are not looked up in the cache, because the time of a
+    hit would tell that somebody else sent the same text.
     """
 
     requests: Sequence[SplitRequest]
@@ -75,6 +79,9 @@ class PruneJob:
     pruner: TextPruner
     cache: SegmentCache
     count: CountTokens | None
+    most_seconds: float = math.inf
+    window: int | None = None
+    salt: str | None = None
     _sizes: dict[str, int] = field(default_factory=dict)
     _tokens: dict[str, Tokens] = field(default_factory=dict)
 
@@ -96,7 +103,16 @@ class PruneJob:
         tokens = sum(map(self.size, wanted))
         if tokens > self.max_tokens:
             return "too_long"
-        return "below_break_even" if tokens < self.min_tokens else None
+        if tokens < self.min_tokens:
+            return "below_break_even"
+        is_bounded = math.isfinite(self.most_seconds)
+        return "too_costly" if is_bounded and self._ranking_seconds() > self.most_seconds else None
+
+    @property
+    def expected_seconds(self) -> float:
+        """About how long ranking takes, before any token is counted: four bytes for each."""
+        sizes = (len(text.encode(errors="surrogatepass")) // 4 for text, _ in self.wanted)
+        return sum(ranking_seconds(size, self._scorer_name, self.window) for size in sizes)
 
     def walk(self, prune: PruneSegment) -> list[RequestTexts]:
         """The texts with `prune(…)` in place of every segment that is not kept whole."""
@@ -157,6 +173,28 @@ class PruneJob:
         assert self.count
         return self._sizes.get(text) or self.count(text)
 
+    def _ranking_seconds(self) -> float:
+        """About how long it takes to rank what is not in the cache."""
+        seconds = 0.0
+
+        def add(text: str, options: PruneOptions, query: str | None) -> str:
+            nonlocal seconds
+            if not self.cache.has(text, self._how(options, query)):
+                seconds += ranking_seconds(self.size(text), self._scorer_name, self.window)
+            return text
+
+        self.walk(add)
+        return seconds
+
+    def _how(self, options: PruneOptions, query: str | None) -> str:
+        # Everything that decides what is kept, as text: `options` is a frozen dataclass, whose
+        # `repr` has every field. The pruner needs no place in it, because a cache has only one.
+        return repr((options, query, self.salt))
+
+    @property
+    def _scorer_name(self) -> str:
+        return self.asked.request.options.scorer or self.pruner.default_scorer
+
     def _options(self, segment: Segment) -> PruneOptions | None:
         """How a segment is pruned; None if it is kept whole."""
         options = self.asked.request.options.marked(segment.keep)
@@ -204,9 +242,7 @@ class PruneJob:
         # Between segments; inside one, the pruner asks.
         if cancelled():
             raise Cancelled
-        # Everything that decides what is kept, as text: `options` is a frozen dataclass, whose
-        # `repr` has every field. The pruner needs no place in it, because a cache has only one.
-        how = repr((options, query))
+        how = self._how(options, query)
         found = self.cache.get(text, how)
         tally.hits += found is not None
         tally.misses += found is None

@@ -63,3 +63,19 @@ class PrunerOptions:
         "of 512 tokens or more in half the time, with rounding (int8).",
         forms=["server"],
     )
+    pruner_fixed: bool = option(
+        False,
+        "Requests cannot choose how they are pruned: one that gives a scorer, a rate or another "
+        "option of the pruner, also in a mark, is answered with HTTP 400.",
+        forms=["server"],
+    )
+    pruner_seconds: float = option(
+        2.0,
+        "A request whose ranking would take longer than this on one CPU core, estimated from its "
+        "tokens and its scorer, is sent unpruned.",
+        noun="seconds",
+        least=0.01,
+        most=600,
+        metavar="SECONDS",
+        forms=["server"],
+    )

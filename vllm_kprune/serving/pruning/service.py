@@ -21,7 +21,7 @@ from vllm_kprune.errors import KPruneError
 from vllm_kprune.prompt.cache import SegmentCache
 from vllm_kprune.prompt.layer_config import Precision
 from vllm_kprune.prompt.scorers import DEFAULT_SCORER
-from vllm_kprune.prompt.segments import RequestTexts, SplitRequest
+from vllm_kprune.prompt.segments import MarkError, RequestTexts, SplitRequest
 from vllm_kprune.prompt.text_pruner import TextPruner
 from vllm_kprune.prompt.tokens import CountTokens, control_tokens, encode
 from vllm_kprune.serving.compat import logger
@@ -102,13 +102,23 @@ class PromptPruning:
         assert self.settings
         return Worker(self.settings.threads)
 
-    async def prune(self, texts: Sequence[RequestTexts], extra_args: Mapping[str, Any]) -> Prepared:
-        """Return what to render. Raises `KPruneError` for bad options and malformed marks."""
-        job = self._begin(texts, extra_args)
+    async def prune(
+        self,
+        texts: Sequence[RequestTexts],
+        extra_args: Mapping[str, Any],
+        salt: str | None = None,
+    ) -> Prepared:
+        """Return what to render; `salt` is the request's `cache_salt`.
+
+        Raises `KPruneError` for bad options and malformed marks.
+        """
+        job = self._begin(texts, extra_args, salt)
         if isinstance(job, Prepared):
             return job
+        assert self.settings
+        job.most_seconds = self.settings.seconds
         try:
-            pruned = await self.worker.run(job)
+            pruned = await self.worker.run(job, job.expected_seconds)
         # The client is gone. It is no `Exception`, so the next clauses would not see it.
         except asyncio.CancelledError:
             prune_metrics().count("cancelled")
@@ -120,10 +130,13 @@ class PromptPruning:
         return self._done(pruned)
 
     def prune_blocking(
-        self, texts: Sequence[RequestTexts], extra_args: Mapping[str, Any]
+        self,
+        texts: Sequence[RequestTexts],
+        extra_args: Mapping[str, Any],
+        salt: str | None = None,
     ) -> Prepared:
-        """Do the same outside an event loop."""
-        job = self._begin(texts, extra_args)
+        """Do the same outside an event loop, where nobody else waits: whatever it costs."""
+        job = self._begin(texts, extra_args, salt)
         if isinstance(job, Prepared):
             return job
         try:
@@ -136,10 +149,11 @@ class PromptPruning:
 
     def job(self, requests: Sequence[SplitRequest], asked: RequestOptions) -> PruneJob:
         """The job that the worker runs for a request."""
-        assert self.ranker
+        assert self.settings and self.ranker
         least = self.min_tokens if asked.min_tokens is None else asked.min_tokens
-        pruner, most = self.ranker.pruner, self.max_tokens
-        return PruneJob(requests, asked, least, most, pruner, self.cache, self.target_count)
+        pruner, most, window = self.ranker.pruner, self.max_tokens, self.settings.window
+        count = self.target_count
+        return PruneJob(requests, asked, least, most, pruner, self.cache, count, window=window)
 
     def count(self, text: str) -> int:
         """The number of tokens of `text`, as the target counts them."""
@@ -157,7 +171,7 @@ class PromptPruning:
             report.add(seen, pruned)
 
     def _begin(
-        self, texts: Sequence[RequestTexts], extra_args: Mapping[str, Any]
+        self, texts: Sequence[RequestTexts], extra_args: Mapping[str, Any], salt: str | None
     ) -> PruneJob | Prepared:
         """The job of a request, or its texts without marks if there is nothing to prune."""
         asked = request_options(self.settings, extra_args)
@@ -167,6 +181,7 @@ class PromptPruning:
         if asked.off or not requests:
             return _unpruned(requests)
         job = self.job(requests, asked)
+        job.salt = salt
         if job.wanted:
             return job
         if not asked.request.options.does_nothing:
@@ -203,10 +218,14 @@ class PromptPruning:
 def split_at_marks(texts: Sequence[RequestTexts], asked: RequestOptions) -> list[SplitRequest]:
     """Split the texts of a request at their marks: once, before anything else is done with them.
 
-    Raises `MarkError` for malformed marks, which is the client's mistake even if nothing is pruned.
+    Raises `MarkError` for malformed marks, which is the client's mistake even if nothing is pruned,
+    and for a rate in a mark where the server's pruner is fixed.
     """
     request = asked.request
-    return [one.split(request.roles, marks=request.marks) for one in texts]
+    split = [one.split(request.roles, marks=request.marks) for one in texts]
+    if asked.fixed and any(segment.keep is not None for one in split for segment in one.prunable()):
+        raise MarkError('this server\'s input pruner is fixed; write <kprune>, without keep="…"')
+    return split
 
 
 def make_pruning(renderer: Any) -> PromptPruning:

@@ -16,7 +16,7 @@ from vllm_kprune.prompt.options import PruneRequest, parse_prune_request, prune_
 from vllm_kprune.serving.options import FLAG_PREFIX, FORM, PREFIX
 from vllm_kprune.serving.pruning.options import PrunerOptions
 from vllm_kprune.serving.request_options import FORM as REQUEST
-from vllm_kprune.serving.request_options import of_pruner
+from vllm_kprune.serving.request_options import UNFIXED_NAMES, of_pruner
 
 __all__ = [
     "UNMEASURED_MIN_TOKENS",
@@ -36,6 +36,8 @@ _MIN_TOKENS = "min_tokens"
 class PrunerSettings:
     """`ranker` is a folder, a hub id or "self"; `min_tokens` None is to be measured.
 
+    `fixed`: requests cannot choose. `seconds`: about how long ranking one request may take.
+
     A request with fewer tokens to prune than `min_tokens` is left alone. That counts all of its
     segments together, so the `min_tokens` of each in `default` is 0.
     """
@@ -47,15 +49,21 @@ class PrunerSettings:
     threads: int
     window: int | None
     precision: Precision
+    fixed: bool = False
+    seconds: float = 2.0
 
 
 @dataclass(frozen=True)
 class RequestOptions:
-    """What one request gets. `min_tokens` None: the server's. `off`: not even marked spans."""
+    """What one request gets. `min_tokens` None: the server's. `off`: not even marked spans.
+
+    `fixed`: marks cannot name a rate.
+    """
 
     request: PruneRequest
     min_tokens: int | None = None
     off: bool = False
+    fixed: bool = False
 
 
 def pruner_settings(values: Mapping[str, Any]) -> PrunerSettings | None:
@@ -77,6 +85,8 @@ def pruner_settings(values: Mapping[str, Any]) -> PrunerSettings | None:
         threads=server.pruner_threads or _default_threads(),
         window=server.pruner_window,
         precision=server.pruner_precision,
+        fixed=server.pruner_fixed,
+        seconds=server.pruner_seconds,
     )
 
 
@@ -97,12 +107,17 @@ def request_options(
                 f"vllm_xargs: {PREFIX}{asked[0]}: this server has no input pruner; "
                 "it needs --kprune-input-pruner MODEL, or self for the served model"
             )
+    fixed = settings is not None and settings.fixed
+    if fixed and (asked := sorted(given.keys() - set(UNFIXED_NAMES))):
+        raise KPruneError(
+            f"vllm_xargs: this server's input pruner is fixed; leave {PREFIX}{asked[0]} out"
+        )
     default = settings.default if settings else PruneRequest()
     try:
         request, least = _parsed(given, default, REQUEST)
     except KPruneError as error:
         raise KPruneError(f"vllm_xargs: {error}") from None
-    return RequestOptions(request, least, off or settings is None)
+    return RequestOptions(request, least, off or settings is None, fixed)
 
 
 def _parsed(
