@@ -90,7 +90,7 @@ def least_extra(parsed: BpeTokenizer, rates: TokenRates, kept_ids: Sequence[int]
     kept = frozenset(kept_ids)
     used = np.flatnonzero(rates.per_million).tolist()
     lost = [(i, _lost_steps(parsed, i, kept)) for i in used if i not in kept]
-    return sum(rates.per_million[i] * steps for i, steps in lost) / 1e6
+    return sum(float(rates.per_million[i]) * steps for i, steps in lost) / 1e6
 
 
 def _lost_steps(parsed: BpeTokenizer, token_id: int, kept: AbstractSet[int]) -> int:
