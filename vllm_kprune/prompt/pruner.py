@@ -51,9 +51,9 @@ class InputPruner:
     >>> text = "The Rhine rises in the Swiss Alps and it flows into the North Sea after 1230 km."
     >>> pruned = pruner.prune(text, keep=0.7)
     >>> pruned.text.strip()
-    'Rhine rises Swiss Alps flows into North Sea after 1230 km'
+    'Rhine rises Swiss Alps it flows into North Sea after 1230 km'
     >>> pruned.tokens_before, pruned.tokens_after
-    (18, 11)
+    (18, 12)
 
     Give the folder or hub id of the model that will read the prompt, or of another one, to count in
     its tokens and to protect its control tokens:
