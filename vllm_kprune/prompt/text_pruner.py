@@ -121,7 +121,8 @@ class TextPruner:
         `query` is the question, for scorers that use it. `count` counts tokens as the target model
         does. `tokens` are those of the text, if the caller has them. The text is left whole if its
         layout matters (see `layout`), or if dropping would spell a control token that was not there
-        before. Raises `Cancelled` once `cancelled`, which is asked between steps, is true.
+        before, or make it longer. Raises `Cancelled` once `cancelled`, which is asked between
+        steps, is true.
         """
         tokens = tokens or self.tokenize(text)
         # Two counts: limits and reports are in the target's tokens, sizes in the ranker's.
@@ -143,8 +144,10 @@ class TextPruner:
             return count(left) if count else len(encode(self.tokenizer, left))
 
         kept, left, after = cut.choice.choose(scores, budget, before, measure)
-        # `<start` + `_of_turn>` would open a turn once the text between the two is dropped.
-        if len(self._control.find(left)) > len(self._control.find(text)):
+        # `<start` + `_of_turn>` would open a turn once the text between the two is dropped. And the
+        # one word that is left of two can have more tokens than both, at the beginning of a text.
+        opens = len(self._control.find(left)) > len(self._control.find(text))
+        if opens or after > before:
             kept, left, after = cut.choice.everything, text, before
         return cut.result(kept, left, scores, before, after, budget=budget)
 
