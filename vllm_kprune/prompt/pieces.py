@@ -42,9 +42,9 @@ _SINGLE = re.compile(
 # search reads them as `_PLAIN`.
 _MANY_FLAGS = regex.compile(r"\p{Regional_Indicator}{64,}")
 _PLAIN = "一"
-# Kinds that a token may divide; numbers, addresses and phrases stay whole.
 _SENTENCE_END = re.compile(r"(?P<line>[\n|])|\.+[.)']*")
 _ENDS_ALONE = "。！？｡।"
+# Kinds that a token may divide; numbers, addresses and phrases stay whole.
 _DIVISIBLE = "wWfHcCAuhqpBxyt&njmlvVRXYiE!"
 _NUMBERS = "N4kKDdZU"
 
@@ -181,7 +181,7 @@ def _owners(
     if not len(starts):
         return np.zeros(len(spans), dtype=np.int64)
     at = np.maximum(np.searchsorted(starts, spans[:, 0], side="right") - 1, 0)
-    blank = np.isin(kinds[at], np.frombuffer(b" \n|", dtype=np.uint8))
+    blank = np.isin(kinds[at], np.frombuffer(GAPS.encode(), dtype=np.uint8))
     return np.asarray(at + (blank & (spans[:, 1] > ends[at])))
 
 
