@@ -158,7 +158,8 @@ def make_method(spec: str, default_ranker: Path, candidates: Candidates, seed: i
 
     pruner = TextPruner(_tokenizer(folder), make, name)
     label = name + (f"/{unit}" if unit else "") + (f"@{folder.name}" if ranker else "")
-    return Method(label, pruner, unit or "token", getattr(pruner.scorer(), "uses_query", False))
+    unit = unit or ("token" if name == BASELINE else "word")
+    return Method(label, pruner, unit, getattr(pruner.scorer(), "uses_query", False))
 
 
 @cache

@@ -122,6 +122,9 @@ curl http://localhost:8000/kprune/prune -H 'Content-Type: application/json' -d '
 ```
 
 `start` and `end` are character positions in `text`. `forced` pieces stay whatever their score.
+Blanks between words are pieces too. Where there is none between two words that did not touch,
+`kept` has a blank that is in no piece. `left_whole` is `code`, `json`, `table` or `list` for a text
+that was not pruned because its layout matters, otherwise null.
 Send either `prompt` (one text), or `messages` with optional `documents`. The other keys are the
 [request options](server.md#request-options) without their prefix, except `strict` and
 `min_tokens`. At most 1 MiB and 32,768 tokens are taken.

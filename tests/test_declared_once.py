@@ -94,8 +94,21 @@ def declarations() -> dict[str, list[Path]]:
 
 # Other options of the same name: a command may mean another profile or corpus, the hanja of the
 # guard are not those of a vocabulary, and a reference model has a name, as a profile has.
-# A server's heads are files, too; a request names one of them.
-OWN = {"hanja", "profile", "corpus", "usage", "languages", "base", "keep", "scorer", "name", "head"}
+# The command `prompt` takes one question for a file. A server's heads are files, too; a request
+# names one of them.
+OWN = {
+    "hanja",
+    "profile",
+    "corpus",
+    "usage",
+    "languages",
+    "base",
+    "keep",
+    "scorer",
+    "name",
+    "head",
+    "query",
+}
 
 
 @pytest.mark.parametrize("name", sorted(SHARED))
@@ -145,4 +158,4 @@ def test_every_consumer_knows_the_options_of_its_form(name: str) -> None:
 
 def test_the_tables_of_a_server_have_no_name_twice() -> None:
     names = [one.name_in("server") for one in server_options()]
-    assert len(names) == len(set(names)) == 34
+    assert len(names) == len(set(names)) == 35

@@ -113,7 +113,7 @@ def test_the_text_cannot_bring_a_script_into_the_page(
         (["--unit", "line"], "--unit: got 'line', expected token or word"),
         (
             ["--scorer", "best"],
-            "--scorer: got 'best', expected rarity, question, attention or random",
+            "--scorer: got 'best', expected sentences, rarity, question, attention or random",
         ),
         (["--target-tokens", "0"], "expected a number of tokens from 1"),
         (["--target-tokens", "9", "--keep", "0.5"], "give one of them"),
@@ -157,7 +157,9 @@ def test_a_scorer_and_a_question_that_do_not_go_together_are_said(
     code, _, err = run("prompt", file, "--ranker", model, "--scorer", "question")
     assert code == 0
     assert "without --query" in err
-    assert "does not look at --query" in run("prompt", file, "--ranker", model, "--query", "x")[2]
+    rarity = run("prompt", file, "--ranker", model, "--scorer", "rarity", "--query", "x")
+    assert "does not look at --query" in rarity[2]
+    assert "--query" not in run("prompt", file, "--ranker", model)[2]
     both = run("prompt", file, "--ranker", model, "--scorer", "question", "--query", "cat?")
     assert "--query" not in both[2]
 
@@ -170,6 +172,6 @@ def test_page_and_command_count_the_same_and_say_how(
     before, after = re.findall(r"(\d+) tokens -> (\d+) ", err)[0]
     html = page.read_text(encoding="utf-8")
     assert f"<b>{before}</b> tokens → <b>{after}</b>" in html
-    assert f"ranked by rarity, tokens of {model.name}" in html
+    assert f"ranked by sentences, tokens of {model.name}" in html
     (tmp_path / "plain").touch()
     assert page.stat().st_mode == (tmp_path / "plain").stat().st_mode

@@ -58,7 +58,7 @@ def test_keep_replaces_a_target_of_the_server() -> None:
         ({"target_tokens": 1.5}, "expected a number of tokens from 1 to 10,000,000"),
         ({"min_tokens": -1}, "expected a number of tokens from 0"),
         ({"unit": "sentence"}, "expected token or word"),
-        ({"scorer": "best"}, "expected rarity, question, attention or random"),
+        ({"scorer": "best"}, "expected sentences, rarity, question, attention or random"),
         ({"force_tokens": ["a"] * 65}, "got 65 values, expected at most 64"),
         ({"force_tokens": ""}, "1 to 64 characters"),
         ({"force_digits": "perhaps"}, "expected true or false"),

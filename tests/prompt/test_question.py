@@ -3,14 +3,13 @@
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.prompt_cases import passage_of
 
 from vllm_kprune.prompt.question import Question, sentence_relevance
 from vllm_kprune.prompt.rarity import Rarity
-from vllm_kprune.prompt.scorers import Tokens
 
 ENGLISH = (
     "The castle was built by a duke in the north. It burned down twice. "
@@ -18,31 +17,28 @@ ENGLISH = (
 )
 
 
-def tokens_of(text: str) -> Tokens:
-    """Every character as a token."""
-    return Tokens(text, tuple(range(len(text))), tuple((n, n + 1) for n in range(len(text))))
-
-
 def mean(text: str, part: str, query: str) -> float:
-    """Mean relevance of the tokens of a part of a text."""
-    relevance = sentence_relevance(tokens_of(text), query)
+    """Mean relevance of the words of a part of a text."""
+    pieces = passage_of(text).pieces
+    relevance = sentence_relevance(pieces, query)[pieces.sentences]
     start = text.index(part)
-    return float(relevance[start : start + len(part)].mean())
+    inside = (pieces.ends > start) & (pieces.starts < start + len(part))
+    return float(relevance[inside].mean())
 
 
 @settings(max_examples=200)
 @given(st.text(), st.text())
 def test_relevance_is_a_share_and_only_ever_adds_to_rarity(text: str, query: str) -> None:
-    tokens = tokens_of(text)
-    relevance = sentence_relevance(tokens, query) if text else np.zeros(0)
+    passage = passage_of(text)
+    relevance = sentence_relevance(passage.pieces, query)
     assert ((relevance >= 0) & (relevance <= 1 + 1e-9)).all()
-    assert (Question().scores(tokens, query=query) >= Rarity().scores(tokens)).all()
+    assert (Question().scores(passage, query=query) >= Rarity().scores(passage)).all()
 
 
 def test_without_a_question_it_is_rarity() -> None:
-    tokens = tokens_of(ENGLISH)
-    assert (Question().scores(tokens) == Rarity().scores(tokens)).all()
-    assert (Question().scores(tokens, query="?") == Rarity().scores(tokens)).all()
+    passage = passage_of(ENGLISH)
+    assert (Question().scores(passage) == Rarity().scores(passage)).all()
+    assert (Question().scores(passage, query="?") == Rarity().scores(passage)).all()
 
 
 def test_a_sentence_with_the_questions_words_matters_more_than_the_others() -> None:
@@ -83,11 +79,11 @@ def test_relevance_is_the_same_in_every_process() -> None:
     code = (
         "import sys\n"
         "from vllm_kprune.prompt.question import sentence_relevance\n"
-        "from vllm_kprune.prompt.tokens import Tokens\n"
+        "from vllm_kprune.prompt.pieces import cut_pieces\n"
         "text = sys.argv[1]\n"
         "for n in range(1, 12):\n"
         "    words = ' '.join(text.split()[:n])\n"
-        "    print(sentence_relevance(Tokens(words, (1,), ((0, 5),)), text).tobytes().hex())"
+        "    print(sentence_relevance(cut_pieces(words, ()), text).tobytes().hex())"
     )
     outputs = {
         subprocess.run(

@@ -25,7 +25,7 @@ def short(segment: Segment) -> str:
 
 
 def prune_prompt(prompt: str, prune: Short, *, marks: bool = True) -> str | None:
-    return RequestTexts(prompt=prompt).split(marks=marks).replaced(prune).prompt
+    return RequestTexts(prompt=prompt).split(marks=marks).replaced(lambda s, query: prune(s)).prompt
 
 
 def prune_messages(
@@ -33,11 +33,16 @@ def prune_messages(
 ) -> Any:
     """The messages of a chat; `documents` may be given, and `marks`."""
     documents = how.pop("documents", None)
-    return RequestTexts(messages, documents).split(roles, **how).replaced(prune).messages
+    return (
+        RequestTexts(messages, documents)
+        .split(roles, **how)
+        .replaced(lambda s, query: prune(s))
+        .messages
+    )
 
 
 def prune_documents(documents: Sequence[Any], prune: Short, messages: Sequence[Any] = ()) -> Any:
-    return RequestTexts(messages, documents).split().replaced(prune).documents
+    return RequestTexts(messages, documents).split().replaced(lambda s, query: prune(s)).documents
 
 
 MARKED_DOCUMENT = [{"text": "<kprune>x</kprune>"}]
@@ -202,3 +207,34 @@ def test_marks_count_where_they_are_taken_away() -> None:
     assert pruned == [{"content": [{"type": "text", "text": "[x|None]y"}], "text": "long"}]
     chat = [{"role": "user", "content": "U1", "text": "<kprune>"}, {"role": "user", "content": "Q"}]
     assert prune_messages(chat, short)[0] == {**chat[0], "content": "[U1|None]"}
+
+
+def test_a_segment_is_pruned_for_the_same_question_in_every_later_turn() -> None:
+    turns = [
+        ("system", "Be brief."),
+        ("user", "A report on whales."),
+        ("assistant", "Thanks."),
+        ("user", "How large are they?"),
+        ("assistant", "Up to 30 m."),
+        ("user", "<kprune>More of it.</kprune> How old?"),
+        ("assistant", "90 years."),
+        ("user", "And where?"),
+    ]
+    chat = [{"role": role, "content": text} for role, text in turns]
+    asked: dict[str, set[str | None]] = {}
+    for end in (4, 6, 8):
+        for marks in (True, False):
+            split = RequestTexts(chat[:end], [{"text": "doc"}]).split(marks=marks)
+
+            def note(segment: Segment, query: str | None, marks: bool = marks) -> str:
+                asked.setdefault(f"{marks} {segment.text}", set()).add(query)
+                return segment.text
+
+            split.replaced(note)
+    assert asked["False A report on whales."] == asked["False Thanks."] == {"How large are they?"}
+    assert asked["True More of it."] == {" How old?"}
+    assert asked["False doc"] == {
+        "How large are they?",
+        "<kprune>More of it.</kprune> How old?",
+        "And where?",
+    }

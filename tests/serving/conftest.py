@@ -85,6 +85,10 @@ def servers(
     template.write_text(CHAT_TEMPLATE)
     arguments += ["--chat-template", str(template), "--enable-prompt-tokens-details"]
     arguments += ["--kprune-input-pruner", "self", "--kprune-pruner-cache", "1"]
+    arguments += [
+        "--kprune-pruner-seconds",
+        "60",
+    ]  # one test cancels a long one
     own = {"original": ["auto"], "pruned": ["0", "--kprune-usage"]}
     with ExitStack() as stack:
         both = [

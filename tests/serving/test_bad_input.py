@@ -23,7 +23,7 @@ CASES = {
     "pruner that is not there": "--kprune-input-pruner",
     "pruner that cannot rank": "has no tokenizer.json",
     "keep without a pruner": "--kprune-keep needs --kprune-input-pruner MODEL, or self",
-    "unknown scorer": "scorer: got 'best', expected rarity, question, attention or random",
+    "unknown scorer": "expected sentences, rarity, question, attention or random",
     "unknown plugin": "no vLLM plugin 'kprun'; did you mean 'kprune'?",
     "edited manifest": "kprune.json was edited (its fingerprint does not match); build it again",
     "broken manifest": "is not readable JSON",

@@ -118,6 +118,7 @@ def test_the_help_has_a_group_that_explains_every_option(parser: Any) -> None:
         "--kprune-escapes", "--kprune-latin",
         "--kprune-guard-fixed", "--kprune-think-languages",
         "--kprune-input-pruner", "--kprune-keep", "--kprune-scorer", "--kprune-unit",
+        "--kprune-prune-layout",
         "--kprune-min-tokens", "--kprune-force-tokens", "--kprune-force-digits",
         "--kprune-prune-roles", "--kprune-pruner-cache", "--kprune-pruner-threads",
         "--kprune-pruner-strict", "--kprune-pruner-window", "--kprune-pruner-precision",

@@ -146,9 +146,14 @@ def fuzz_body(data: bytes) -> None:
     split, asked = read_body(_pruning(), parse_json(data, _BODY))
     answer = json.loads(Preview(_pruning(), asked)(split, lambda: False).decode())
     for segment in answer["segments"]:
-        rest = iter(segment["text"])
-        assert all(character in rest for character in segment["kept"])
+        assert _is_part(segment["kept"], segment["text"])
         assert 0 <= segment["tokens"]["kept"] <= segment["tokens"]["original"]
+
+
+def _is_part(part: str, whole: str) -> bool:
+    """A blank may be put between what did not touch in the text."""
+    rest = iter(whole)
+    return all(character in rest for character in part.replace(" ", ""))
 
 
 def fuzz_pruner(data: bytes) -> None:
@@ -157,8 +162,7 @@ def fuzz_pruner(data: bytes) -> None:
     options = parse_prune_request({"keep": (data[:1] or b"\x80")[0] / 256 or 1.0}).options
     pruner = _pruning().ranker.pruner
     pruned = pruner.prune(text, options, cancelled=lambda: False)
-    rest = iter(text)
-    assert all(character in rest for character in pruned.text)
+    assert _is_part(pruned.text, text)
     assert pruned.tokens_after <= pruned.tokens_before
     again = pruner.prune(text, options, cancelled=lambda: False)
     assert again.text == pruned.text

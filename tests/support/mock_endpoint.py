@@ -111,7 +111,11 @@ def _handler(mock: MockEndpoint) -> type[BaseHTTPRequestHandler]:
             self.send(407, {})
 
         def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            length = int(self.headers["content-length"])
+            sent = self.rfile.read(length)
+            if len(sent) < length:  # the client went away in the middle of its request
+                return
+            body = json.loads(sent)
             with mock.counted() as number:
                 with mock.lock:
                     mock.visited.append(self.path)

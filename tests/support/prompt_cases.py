@@ -8,8 +8,11 @@ import numpy.typing as npt
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from vllm_kprune.prompt.scorers import RandomScores, Scorer, Tokens
+from vllm_kprune.prompt.cut_text import CutText
+from vllm_kprune.prompt.pieces import Unit, cut_pieces
+from vllm_kprune.prompt.scorers import RandomScores, Scorer
 from vllm_kprune.prompt.text_pruner import TextPruner
+from vllm_kprune.prompt.tokens import Tokens
 
 HARD = (
     *("👩‍👩‍👧‍👦", "🏳️‍🌈", "👍🏽", "🇰🇷🇺🇸", "1️⃣", "e\u0301", "\u0301", "\u200d", "\ufe0f"),
@@ -34,7 +37,7 @@ def random_text(rng: random.Random) -> str:
 
 
 class GivenScores:
-    """The scores that a test chose, for a text whose tokens it knows."""
+    """The scores that a test chose, for a text whose tokens it knows: a piece has their mean."""
 
     name = "given"
     uses_query = False
@@ -44,15 +47,22 @@ class GivenScores:
 
     def scores(
         self,
-        tokens: Tokens,
+        passage: CutText,
         *,
         query: str | None = None,
         cancelled: Callable[[], bool] | None = None,
-    ) -> npt.NDArray[np.float32]:
-        assert len(tokens.ids) == len(self._scores)
-        return np.array(self._scores, dtype=np.float32)
+    ) -> npt.NDArray[np.float64]:
+        assert len(passage.tokens.ids) == len(self._scores)
+        return passage.pieces.means(np.array(self._scores, dtype=np.float32))
 
 
 def pruner_of(tokenizer: Tokenizer, scorer: Scorer | None = None) -> TextPruner:
     """A pruner with one scorer, by default one of random scores."""
     return TextPruner(tokenizer, lambda name: scorer or RandomScores(), "test")
+
+
+def passage_of(text: str, unit: Unit = "word", ids: Sequence[int] | None = None) -> CutText:
+    """A text whose characters are its tokens."""
+    offsets = tuple((n, n + 1) for n in range(len(text)))
+    tokens = Tokens(text, tuple(range(len(text)) if ids is None else ids), offsets)
+    return CutText(tokens, cut_pieces(text, offsets, unit))

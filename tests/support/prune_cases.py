@@ -8,7 +8,8 @@ import numpy as np
 
 from support.tiny_tokenizers import byte_level_tokenizer
 from vllm_kprune.prompt.cache import SegmentCache
-from vllm_kprune.prompt.scorers import Scorer, Tokens
+from vllm_kprune.prompt.cut_text import CutText
+from vllm_kprune.prompt.scorers import Scorer
 from vllm_kprune.prompt.segments import RequestTexts
 from vllm_kprune.prompt.text_pruner import TextPruner
 from vllm_kprune.serving.pruning.job import PruneJob
@@ -31,15 +32,16 @@ class LengthScores:
 
     def scores(
         self,
-        tokens: Tokens,
+        passage: CutText,
         *,
         query: str | None = None,
         cancelled: Callable[[], bool] | None = None,
     ) -> Any:
-        self.asked.append((tokens.text, query))
+        self.asked.append((passage.text, query))
         assert cancelled
         self.before(cancelled)
-        return np.array([end - begin for begin, end in tokens.offsets], dtype=np.float32)
+        lengths = [end - begin for begin, end in passage.tokens.offsets]
+        return passage.pieces.means(np.array(lengths, dtype=np.float32))
 
 
 def pruner_of(scorer: Scorer) -> TextPruner:
@@ -81,7 +83,7 @@ def job_of(
         max_tokens,
         pruner,
         SegmentCache(1 << 20) if cache is None else cache,
-        lambda text: len(pruner.tokenize(text).ids),
+        None,
     )
 
 

@@ -10,7 +10,7 @@ not those it was built from. File names in it cannot lead out of their folder.
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -202,7 +202,7 @@ class Manifest(_Strict):
         # fingerprint everywhere. Neither is trusted, since `check_base` looks at the content.
         place = {"reference": True, "revision": True, "path": True}
         times = {name: {"mtime_ns"} for name in self.base.files}
-        skipped = {"fingerprint": True, "base": {**place, "files": times}}
+        skipped: dict[str, Any] = {"fingerprint": True, "base": {**place, "files": times}}
         content = self.model_dump(mode="json", exclude=skipped)
         return digest_text(canonical_json(content))
 

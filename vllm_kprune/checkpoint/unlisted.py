@@ -20,10 +20,13 @@ def refuse_added(folder: Path, listed: Collection[str]) -> None:
     """Raise `KPruneError` for an entry of a folder that is neither `listed` nor a document."""
     for path in sorted(folder.iterdir()):
         if path.name not in listed and not _is_harmless(path):
-            raise KPruneError(
-                f"{folder / shown(path.name)[1:-1]} was added since the overlay was built; move it "
-                "away, or build the overlay again"
-            )
+            raise _added(folder / shown(path.name)[1:-1])
+
+
+def _added(path: Path) -> KPruneError:
+    return KPruneError(
+        f"{path} was added since the overlay was built; move it away, or build the overlay again"
+    )
 
 
 def _is_harmless(path: Path) -> bool:
@@ -38,10 +41,7 @@ def refuse_added_to_base(folder: Path, recorded: Collection[str], *, weights: bo
     """
     for name in _that_count(folder, recorded, weights):
         if name not in recorded and (folder / name).is_file():
-            raise KPruneError(
-                f"{folder / name} was added since the overlay was built; move it away, or build "
-                "the overlay again"
-            )
+            raise _added(folder / name)
 
 
 def _that_count(folder: Path, recorded: Collection[str], weights: bool) -> Iterator[str]:

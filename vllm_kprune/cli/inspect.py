@@ -84,7 +84,7 @@ def _run(model: _Model, measured: _Measured, outputs: _Outputs) -> None:
 
     A second table tells how many more tokens each genre needs: chat, law, code and others, on short
     samples that come with kprune. For your own files it also names the missing tokens that cost
-    most; `keep` in a profile, or the file as --corpus, keeps them.
+    most; the file as --corpus keeps them.
     """
     if model.profile is None and (measured.needs_profile or outputs.plot):
         raise KPruneError(

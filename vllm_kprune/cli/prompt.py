@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from vllm_kprune.options import option
 from vllm_kprune.prompt.budget import PruneOptions
 from vllm_kprune.prompt.options import parse_prune_request
 from vllm_kprune.prompt.pruner import InputPruner
-from vllm_kprune.prompt.result import PrunedPrompt
+from vllm_kprune.prompt.result import PrunedPiece, PrunedPrompt
 from vllm_kprune.prompt.scorers import DEFAULT_SCORER, Scorer
 
 __all__ = ["register"]
@@ -30,6 +31,7 @@ _DEMO_MODEL = "gemma-3-270m"
 _MOST_BYTES = 2_000_000  # 450,000 tokens take 12 s and 770 MB
 # From cold to hot, in the 256 colours that all terminals share.
 _HEAT = (240, 246, 252, 229, 221, 214)
+_LAYOUTS = {"code": "code", "json": "JSON", "table": "a table", "list": "a list"}
 _DROPPED = Style(color="color(131)", strike=True, dim=True)
 
 
@@ -72,7 +74,8 @@ def _run(source: _Input, given: dict[str, Any], output: _Output) -> None:
     text = _read(source.file)
     scorer = given.get("scorer", DEFAULT_SCORER)
     pruner = InputPruner(_ranker(source.ranker, source.revision), scorer=scorer)
-    _say_of_query(pruner.scorer, source.query)
+    if "scorer" in given or source.query:
+        _say_of_query(pruner.scorer, source.query)
     pruned = pruner.prune(text, query=source.query, **given)
     if output.html:
         how = f"{pruner.scorer.name}, tokens of {_name(source.ranker)}"
@@ -103,11 +106,11 @@ def _check_files(file: Path | None, html: Path | None, json_to: str | None) -> N
 def _say_of_query(scorer: Scorer, query: str | None) -> None:
     if scorer.uses_query and not query:
         error_console.print(
-            f"scorer {scorer.name} without --query ranks as {DEFAULT_SCORER} does", markup=False
+            f"scorer {scorer.name} without --query ranks as rarity does", markup=False
         )
     if query and not scorer.uses_query:
         error_console.print(
-            f"scorer {scorer.name} does not look at --query; --scorer question does", markup=False
+            f"scorer {scorer.name} does not look at --query; --scorer sentences does", markup=False
         )
 
 
@@ -146,6 +149,7 @@ def _figures(pruned: PrunedPrompt) -> dict[str, Any]:
         "tokens_before": pruned.tokens_before,
         "tokens_after": pruned.tokens_after,
         "text": pruned.text,
+        "left_whole": [part.layout for part in pruned.segments],
         "segments": [
             [asdict(piece) for piece in segment.list_pieces()] for segment in pruned.segments
         ],
@@ -157,6 +161,15 @@ def _show(pruned: PrunedPrompt) -> None:
     output_console.print(Text.assemble(*_styled(pruned)), soft_wrap=True)
     share = after / before if before else 1.0
     error_console.print(f"{before:,} tokens -> {after:,} ({share:.0%})", markup=False)
+    for layout in sorted({part.layout for part in pruned.segments if part.layout}):
+        error_console.print(
+            f"left whole: {_LAYOUTS[layout]}; --prune-layout prunes it", markup=False
+        )
+    if any(part.exceeds for part in pruned.segments):
+        error_console.print(
+            "more is kept than asked for: text that must stay, or a single piece, is larger",
+            markup=False,
+        )
 
 
 def _styled(pruned: PrunedPrompt) -> Iterator[tuple[str, Style] | str]:
@@ -165,10 +178,15 @@ def _styled(pruned: PrunedPrompt) -> Iterator[tuple[str, Style] | str]:
         if isinstance(part, str):
             yield part
             continue
-        for piece in part.list_pieces():
-            if coloured:
-                # A heat of 1.0 would be one past the last colour.
-                heat = _HEAT[min(int(piece.heat * len(_HEAT)), len(_HEAT) - 1)]
-                yield piece.text, Style(color=f"color({heat})") if piece.kept else _DROPPED
-            else:
-                yield piece.text if piece.kept else f"[-{piece.text}-]"
+        if coloured:
+            yield from map(_coloured, part.list_pieces())
+            continue
+        for kept, pieces in groupby(part.list_pieces(), lambda piece: piece.kept):
+            text = "".join(piece.text for piece in pieces)
+            yield text if kept else f"[-{text}-]"
+
+
+def _coloured(piece: PrunedPiece) -> tuple[str, Style]:
+    # A heat of 1.0 would be one past the last colour.
+    heat = _HEAT[min(int(piece.heat * len(_HEAT)), len(_HEAT) - 1)]
+    return piece.text, Style(color=f"color({heat})") if piece.kept else _DROPPED

@@ -104,7 +104,7 @@ class _Asking:
         chance = random.Random(f"{self._context.options.seed} {self._suite}")
         indices = list(range(len(self._tasks)))
         chance.shuffle(indices)
-        yield from indices
+        return iter(indices)
 
     async def _work(self, turns: Iterator[int]) -> None:
         for index in turns:

@@ -1,36 +1,39 @@
 """Choose which pieces of a text to keep: the best ones that fit into a budget of tokens.
 
 The paper (LitePruner, section 2, algorithm 1) keeps the k % of tokens with the highest scores. Here
-pieces may be larger than a token, some stay in any case (`forced`), and `separators` adds what
-keeps words and numbers apart. So the budget of the best pieces is lowered until everything fits.
+pieces may be larger than a token, some stay in any case (`forced`), and `joints` adds what keeps
+words apart. The budget is a bound: what is left is counted, and it is never above.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cached_property
+from fractions import Fraction
 
 import numpy as np
-import numpy.typing as npt
 
-from vllm_kprune.arrays import Booleans
+from vllm_kprune.arrays import Booleans, Floats, Integers
 from vllm_kprune.options import option
+from vllm_kprune.prompt.joints import Joints
+from vllm_kprune.prompt.kinds import GAPS
 from vllm_kprune.prompt.pieces import TextPieces, Unit
 from vllm_kprune.prompt.scorers import DEFAULT_SCORER, SCORERS
-from vllm_kprune.prompt.separators import Separators
 
 __all__ = ["PieceChoice", "PruneOptions"]
 
 _EVERYWHERE = ("request", "server", "command")
 _MOST_TOKENS = 10_000_000
 _TOKENS = "a number of tokens"
+# What is left may be below the budget by the first share of the text; the second is aimed at.
+_SLACK, _BELOW, _FEW = 0.02, 0.011, 32
+_MOST_COUNTS, _MOST_FITS, _MOST_PASSED = 6, 8, 500
 
 
 @dataclass(frozen=True)
 class PruneOptions:
     """How much of a text to keep, and what stays in any case.
 
-    `keep` is a share of the ranker's tokens. `target_tokens`, if given, replaces it: at most so
+    `keep` is a share of the tokens, and a bound. `target_tokens`, if given, replaces it: at most so
     many tokens stay. `force_tokens` are texts that stay wherever they occur ("\\n", "?").
     `force_first` and `force_last` count tokens. Whatever is forced stays, even beyond the budget. A
     text of fewer than `min_tokens` tokens is not pruned. `scorer` None: the pruner's default.
@@ -58,12 +61,22 @@ class PruneOptions:
         metavar="N",
         forms=["request", "command"],
     )
-    unit: Unit = option("token", "What is kept or dropped as a whole.", forms=_EVERYWHERE)
+    unit: Unit = option(
+        "word",
+        "What is kept or dropped as a whole. With token, the end of a word may be dropped.",
+        forms=_EVERYWHERE,
+    )
+    prune_layout: bool = option(
+        False,
+        "Prune code, JSON, tables and lists too. Without it they are left whole.",
+        forms=_EVERYWHERE,
+    )
     scorer: str | None = option(
         None,
-        f"How tokens are ranked: {DEFAULT_SCORER} (the default: rare words stay), question (the "
-        "same, and what shares words with the question stays too), attention (what tokens receive "
-        "in the first layer, as in the paper) or random.",
+        "What stays: sentences (the default: those that share words with the question; without a "
+        "question it is rarity), rarity (rare words), question (rare words, "
+        "and more of them near the question's words), attention (what tokens receive in the first "
+        "layer, as in the paper) or random.",
         choices=SCORERS,
         default_text=DEFAULT_SCORER,
         forms=_EVERYWHERE,
@@ -124,104 +137,125 @@ class PruneOptions:
             return tokens <= self.target_tokens
         return self.keep >= 1 or tokens == 0
 
+    def budget(self, tokens: int) -> int:
+        """How many of a text's tokens may be left: at least 1, and never above the share.
+
+        >>> PruneOptions(keep=0.56).budget(100), int(0.57 * 100)
+        (56, 56)
+        """
+        if self.target_tokens is not None:
+            return min(self.target_tokens, tokens)
+        # The share as it was written: 0.57 is a float below 57 / 100.
+        return max(1, int(Fraction(repr(float(self.keep))) * tokens))
+
 
 @dataclass(frozen=True, eq=False)
 class PieceChoice:
     """Chooses pieces of one text. `forced`: [pieces] those that stay in any case.
 
-    "Order" below is [pieces] their numbers, the most important first.
+    "Order" below is [pieces] their numbers, the most important first, without blanks.
     """
 
     pieces: TextPieces
     forced: Booleans
-    separators: Separators
+    joints: Joints
 
     def choose(
-        self,
-        scores: npt.NDArray[np.float32],
-        options: PruneOptions,
-        count_kept: Callable[[Booleans], int],
-    ) -> Booleans:
-        """[pieces] Which pieces to keep, by [tokens] `scores`.
+        self, scores: Floats, budget: int, total: int, count: Callable[[str], int]
+    ) -> tuple[Booleans, str, int]:
+        """[pieces] those to keep, by [pieces] `scores`; what is left; and its number of tokens.
 
-        `count_kept` counts the tokens of what is left, as the target does. It is asked only for
-        `target_tokens`; a share is one of the ranker's tokens.
+        At most `budget` of the text's `total` tokens are left, as `count` counts them, unless more
+        is forced or no piece is as small. Counting takes as long as all the rest, so sizes before
+        pruning say what will fit, and the count corrects them: mostly one is enough.
         """
-        # Stable: of equal scores the earlier piece comes first, on every machine.
-        order = np.argsort(-self.pieces.means(scores), kind="stable")
-        total = len(self.pieces.of_token)
-        most = options.target_tokens
-        if most is not None:
-            return self._largest_fitting(order, total, lambda kept: count_kept(kept) <= most)
-        # Rounding of floats: 0.07 * 100 is 7.000000000000001, so 8 tokens may stay, not 7.
-        return self._within(order, math.ceil(options.keep * total))
+        order = self._order(scores)
+        per_size = total / max(int(self.pieces.sizes.sum()), 1)
+        slack = max(1, int(total * _SLACK) - 1)  # 1: the budget itself is rounded down
+        below = total * _BELOW
+        best: tuple[Booleans, str, int] | None = None
+        # Below the budget, because words cost more tokens beside other neighbours, and one count
+        # more takes longer than what that loses.
+        few = budget < _FEW  # a share of few tokens is less than one
+        aim, more = (budget, 1.0) if few else (budget - below, 0.97)
+        for tried in range(_MOST_COUNTS):
+            kept, more = self._fitting(order, aim / per_size, more)
+            left = self.joints.text(kept)
+            used = count(left)
+            if used <= budget and (best is None or used > best[2]):
+                best = kept, left, used
+            near = used >= budget - slack
+            if (used <= budget and (near or kept.all())) or aim <= 0:
+                break
+            if best is None and tried > 1:
+                aim /= 2  # the text is nothing like its sizes
+            else:
+                aim += budget - below / 2 - used
+        return best or (kept, left, used)
 
     @property
     def everything(self) -> Booleans:
         """[pieces] All of them."""
         return np.ones(len(self.pieces.starts), dtype=bool)
 
-    @cached_property
-    def _sizes(self) -> npt.NDArray[np.int64]:
-        return self.pieces.sizes
+    def _order(self, scores: Floats) -> Integers:
+        if self.pieces.continues.any():
+            scores = scores.copy()
+            # Never the end of a word without its beginning: no part ranks above the one before it.
+            for n in np.flatnonzero(self.pieces.continues).tolist():
+                scores[n] = min(scores[n], scores[n - 1])
+        # Stable: of equal scores the earlier piece comes first, on every machine.
+        order = np.argsort(-scores, kind="stable")
+        return np.asarray(order[~(self.pieces.are(GAPS) | self.forced)[order]])
 
-    def _within(self, order: npt.NDArray[np.intp], budget: int) -> Booleans:
-        """The best pieces and their separators, in `budget` tokens of the ranker."""
+    def _fitting(self, order: Integers, most: float, more: float) -> tuple[Booleans, float]:
+        """The best pieces, and what joins them, in about `most` tokens of the ranker.
 
-        def fits(kept: Booleans) -> bool:
-            return int(self._sizes[kept].sum()) <= budget
-
-        kept = self._separated(order, budget)
-        # The whole budget was tried just now, hence - 1.
-        return kept if fits(kept) else self._largest_fitting(order, budget - 1, fits)
-
-    def _largest_fitting(
-        self, order: npt.NDArray[np.intp], high: int, fits: Callable[[Booleans], bool]
-    ) -> Booleans:
-        """The pieces of the largest budget up to `high` that fits, found by bisection.
-
-        Whether a budget fits is nearly, not strictly, monotonic: one more word may need one
-        separator less. Then a smaller budget that fits is found, which is good enough.
+        What joins pieces comes on top, and marks are lost with their words, so `more` times `most`
+        is tried first; the second result is what it should have been.
         """
-        # Budget 0 is what is forced, or a single piece: it is the answer even if it does not fit.
-        found, low = self._separated(order, 0), 0
-        while low < high:
-            # + 1 rounds up. Otherwise low = 4, high = 5 would try 4 for ever.
-            budget = (low + high + 1) // 2
-            kept = self._separated(order, budget)
-            if fits(kept):
-                found, low = kept, budget
+        found: tuple[Booleans, float, float] | None = None
+        room, low, high = most * more, (0.0, 0.0), (math.inf, 0.0)
+        for _ in range(_MOST_FITS):
+            kept = self.joints.joined(self._best(order, room), self.forced)
+            if not kept.any():
+                kept[order[:1]] = True  # a mark alone, which has lost its words
+            size = self.joints.size(kept)
+            if size <= most and (found is None or size > found[1]):
+                found = kept, size, room
+            if size <= most:
+                low = room, size
             else:
-                high = budget - 1
-        return found
+                high = room, size
+            near = size > most * 0.997 - 1
+            if (size <= most and (near or kept.all())) or high[0] - low[0] < 1:
+                break
+            if math.isinf(high[0]):
+                room += most - size
+            else:
+                # The line through the nearest rooms, one that fits and one that does not.
+                part = (most - low[1]) / max(high[1] - low[1], 1e-9)
+                room = low[0] + min(max(part, 0.1), 0.95) * (high[0] - low[0])
+        if found is None:
+            return kept, more
+        return found[0], found[2] / most if most > 0 else more
 
-    def _separated(self, order: npt.NDArray[np.intp], budget: int) -> Booleans:
-        return self.separators.added(self._best(order, budget))
-
-    def _best(self, order: npt.NDArray[np.intp], budget: int) -> Booleans:
-        """The forced pieces, and the best of the others that fit into `budget` tokens."""
+    def _best(self, order: Integers, most: float) -> Booleans:
+        """The forced pieces, and the best of the others that fit into `most` tokens."""
         kept = self.forced.copy()
-        order = order[~kept[order]]
-        # Negative if more is forced than the budget has.
-        room = budget - int(self._sizes[kept].sum())
-        sizes = self._sizes[order]
-        # The usual case, tokens: none is too large for the room that is left, so a slice will do.
-        if (sizes <= 1).all():
-            kept[order[: max(room, 0)]] = True
-        else:
-            _fill(kept, order, sizes, room)
+        sizes = self.pieces.sizes
+        room = most - int(sizes[kept].sum())  # negative if more is forced than there is room for
+        filled = int(np.searchsorted(np.cumsum(sizes[order]), room, side="right"))
+        kept[order[:filled]] = True
+        room -= int(sizes[order[:filled]].sum())
+        # Pieces that are too large for the room are passed over.
+        rest = order[filled : filled + _MOST_PASSED]
+        while room > 0 and len(small := np.flatnonzero(sizes[rest] <= room)):
+            kept[rest[small[0]]] = True
+            room -= int(sizes[rest[small[0]]])
+            rest = rest[small[0] + 1 :]
+        for n in np.flatnonzero(self.pieces.continues).tolist():
+            kept[n] &= kept[n - 1] | self.forced[n]
         if not kept.any():  # no prompt may become empty: its best piece stays, however large
             kept[order[:1]] = True
         return kept
-
-
-def _fill(
-    kept: Booleans, order: npt.NDArray[np.intp], sizes: npt.NDArray[np.int64], room: int
-) -> None:
-    """Keep pieces in order while there is room, passing over those that are too large for it."""
-    for piece, size in zip(order.tolist(), sizes.tolist(), strict=True):
-        if room <= 0:
-            break
-        if size <= room:
-            kept[piece] = True
-            room -= size

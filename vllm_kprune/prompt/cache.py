@@ -13,11 +13,15 @@ _OVERHEAD = 512
 
 @dataclass(frozen=True)
 class CachedSegment:
-    """What is left of a segment, and its number of tokens before and after."""
+    """What is left of a segment, its number of tokens before and after, and its layout.
+
+    `layout` is what the segment is if it was left whole for that, or None.
+    """
 
     text: str
     tokens_before: int
     tokens_after: int
+    layout: str | None = None
 
 
 class SegmentCache:

@@ -31,6 +31,14 @@ class PruneRequest:
         metavar="user,assistant",
         forms={"request": "prune_roles", "server": "prune_roles"},
     )
+    query: str | None = option(
+        None,
+        "The question that all parts are pruned for, instead of a user message: for prompts that "
+        "are no chat, and to prune documents alike in several turns. Only for scorers that use it.",
+        noun="a text",
+        most=4096,
+        forms=["request"],
+    )
     marks: bool = option(
         True, "Read <kprune> marks; when off, they are ordinary text.", forms=["request"]
     )
@@ -64,7 +72,7 @@ def parse_prune_request(
     text = form != "server"
     values = check_values(prune_options(form), given, form=form, prefix=prefix, text=text)
     # A new field of PruneRequest has to be named here too; all others go to PruneOptions.
-    own = {key: values.pop(key) for key in ("roles", "marks", "strict") if key in values}
+    own = {key: values.pop(key) for key in ("roles", "query", "marks", "strict") if key in values}
     if "keep" in values and "target_tokens" in values:
         raise KPruneError("keep and target_tokens: give one of them")
     # A target comes before a share, so the server's target would silence the request's `keep`.

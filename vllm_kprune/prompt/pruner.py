@@ -1,8 +1,8 @@
 """Prune prompts and chats from Python, without vLLM.
 
-A long prompt loses its least important tokens before a model reads it, by the rules of a server:
-characters and numbers stay whole, words stay apart, and `<kprune>` marks and roles choose what may
-be pruned. Nothing is cached here, and failures are raised.
+A long prompt loses its least important words before a model reads it, by the rules of a server:
+phrases stay whole, words stay apart, and `<kprune>` marks and roles choose what may be pruned.
+Nothing is cached here, and failures are raised.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,6 +33,7 @@ class PruneKeywords(TypedDict, total=False):
     keep: float
     target_tokens: int
     unit: Unit
+    prune_layout: bool
     scorer: str
     force_tokens: Sequence[str]
     force_digits: bool
@@ -48,22 +49,23 @@ class InputPruner:
 
     >>> pruner = InputPruner()
     >>> text = "The Rhine rises in the Swiss Alps and it flows into the North Sea after 1230 km."
-    >>> pruned = pruner.prune(text, keep=0.6)
+    >>> pruned = pruner.prune(text, keep=0.7)
     >>> pruned.text.strip()
-    'Rhine rises Swiss Alps flows into North Sea after 1230 km'
+    'Rhine rises Swiss Alps it flows into North Sea after 1230 km'
     >>> pruned.tokens_before, pruned.tokens_after
-    (18, 11)
+    (18, 12)
 
     Give the folder or hub id of the model that will read the prompt, or of another one, to count in
     its tokens and to protect its control tokens:
 
         pruner = InputPruner("google/gemma-3-270m")
-        pruner.prune_messages(messages, keep=0.5, unit="word").messages
+        pruner.prune_messages(messages, keep=0.5).messages
 
     Settings of scorers are `window` (tokens), `causal` and `precision` of `attention`, and `seed`
     of `random`. Options of a call are `keep` (0.7), `target_tokens`, `unit`, `scorer`,
-    `force_tokens`, `force_digits`, `force_first`, `force_last`, `min_tokens`, `roles` and `marks`;
-    `kprune prompt --help` explains them. Several threads may use one object at once.
+    `prune_layout`, `force_tokens`, `force_digits`, `force_first`, `force_last`, `min_tokens`,
+    `roles` and `marks`; `kprune prompt --help` explains them. Several threads may use one object at
+    once.
     """
 
     def __init__(
@@ -123,17 +125,18 @@ class InputPruner:
     ) -> PrunedMessages:
         """Prune a chat: its marked spans, or the turns before the last user message and documents.
 
-        Messages are OpenAI's: a `role`, and a `content` that is a text or a list of parts. The last
-        user message is the `query` unless one is given. Raises `KPruneError` as `prune` does.
+        Messages are OpenAI's: a `role`, and a `content` that is a text or a list of parts. Unless a
+        `query` is given, a message is pruned for the user message that follows it, and documents
+        for the last one. Raises `KPruneError` as `prune` does.
         """
         request = _checked(options)
         split = RequestTexts(messages, documents).split(request.roles, marks=request.marks)
-        # Not `query or …`: an empty query says that there is no question.
-        asked = split.question if query is None else query
         segments: list[PrunedSegment] = []
 
-        def prune(segment: Segment) -> str:
-            segments.append(self._segment(segment, request, asked))
+        def prune(segment: Segment, asked: str | None) -> str:
+            # Not `query or …`: an empty query says that there is no question.
+            wanted = asked if query is None else query
+            segments.append(self._segment(segment, request, wanted))
             return segments[-1].text
 
         texts = split.replaced(prune)

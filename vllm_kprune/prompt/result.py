@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from vllm_kprune.prompt.kinds import GAPS
 from vllm_kprune.prompt.pieces import TextPieces
 from vllm_kprune.prompt.tokens import Tokens
 
@@ -37,31 +38,35 @@ class PrunedPiece:
 class PrunedSegment:
     """A segment and what is left of it.
 
-    `scores`: [tokens] float32, higher is more important; None if nothing had to be ranked.
+    `piece_scores`: [pieces] higher is more important; None if nothing had to be ranked.
     `piece_kept`, `piece_forced`: [pieces]. `tokens_before` and `tokens_after` are counted as the
-    target does if a count was given, otherwise as the ranker does.
+    target does if a count was given, otherwise as the ranker does. `layout`: why the text was left
+    whole (`code`, `json`, `table` or `list`), or None. `budget`: the most tokens that may be left;
+    None if nothing had to be dropped.
     """
 
     original: str
     text: str
     tokens: Tokens
     pieces: TextPieces
-    scores: npt.NDArray[np.float32] | None
+    piece_scores: npt.NDArray[np.float64] | None
     piece_kept: npt.NDArray[np.bool_]
     piece_forced: npt.NDArray[np.bool_]
     tokens_before: int
     tokens_after: int
+    layout: str | None = None
+    budget: int | None = None
+
+    @property
+    def exceeds(self) -> bool:
+        """True if more is left than the options allow: what is forced, or a single large piece."""
+        return self.budget is not None and self.tokens_after > self.budget
 
     @property
     def kept(self) -> npt.NDArray[np.bool_]:
         """[tokens] True for those that were kept."""
         # Indexed by the piece of each token: [pieces] becomes [tokens].
         return self.piece_kept[self.pieces.of_token]
-
-    @property
-    def piece_scores(self) -> npt.NDArray[np.float64] | None:
-        """[pieces] mean score of each piece's tokens; None if nothing was ranked."""
-        return None if self.scores is None else self.pieces.means(self.scores)
 
     def list_pieces(self) -> list[PrunedPiece]:
         """The pieces in order, as objects. Slow for long texts, which nobody looks at."""
@@ -96,9 +101,17 @@ class PrunedSegment:
         heat[order] = 1 - (np.cumsum(sizes[order]) - sizes[order]) / total
         # Forced pieces use up the budget first, so the others come in later than their score says.
         order = order[np.argsort(~self.piece_forced[order], kind="stable")]
-        # An estimate: separators, and large pieces that are passed over, are not foreseen.
+        # An estimate: what joins words, and large pieces that are passed over, are not foreseen.
         kept_from[order] = np.cumsum(sizes[order]) / total
         kept_from[self.piece_forced] = 0.0
+        # Blanks come with the words beside them.
+        blank = np.flatnonzero(self.pieces.are(GAPS))
+        for values, best in ((kept_from, np.minimum), (heat, np.maximum)):
+            before, after = (
+                values[np.maximum(blank - 1, 0)],
+                values[np.minimum(blank + 1, len(heat) - 1)],
+            )
+            values[blank] = best(before, after)
         return heat, kept_from
 
 

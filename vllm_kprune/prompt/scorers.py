@@ -1,10 +1,10 @@
-"""Scorers say which tokens of a prompt matter. All of them have one interface, `Scorer`.
+"""Scorers say which pieces of a prompt matter. All of them have one interface, `Scorer`.
 
-`rarity` needs no weights: rare words stay, because frequent ones can be guessed. `attention` is
-LitePruner's score (section 2): the attention that a token receives in the first layer of a small
-model. `random` is the baseline. These three prune a passage alike in every prompt, so prefix caches
-hit; `question` depends on what is asked. benchmarks/litepruner_quality.py measures which is best.
-Making a scorer reads only what it needs from the model's folder.
+`rarity` needs no weights: rare words stay, because frequent ones can be guessed. `sentences` and
+`question` also look at the question, and are `rarity` without one. `attention` is LitePruner's
+score (section 2): the attention that a token receives in the first layer of a small model. `random`
+is the baseline. benchmarks/litepruner_quality.py measures which is best. Making a scorer reads only
+what it needs from the model's folder.
 """
 
 import hashlib
@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, TypedDict, Unpack
 
 import numpy as np
-import numpy.typing as npt
 
+from vllm_kprune.arrays import Floats
 from vllm_kprune.errors import KPruneError, nearest
-from vllm_kprune.prompt.tokens import IsCancelled, Tokens
+from vllm_kprune.prompt.cut_text import CutText
+from vllm_kprune.prompt.tokens import IsCancelled
 
 if TYPE_CHECKING:
     from vllm_kprune.prompt.layer_config import Precision
@@ -29,11 +30,8 @@ __all__ = [
     "RandomScores",
     "Scorer",
     "ScorerSettings",
-    "Tokens",
     "make_scorer",
 ]
-
-Scores = npt.NDArray[np.float32]
 
 
 class Scorer(Protocol):
@@ -46,9 +44,9 @@ class Scorer(Protocol):
     uses_query: bool
 
     def scores(
-        self, tokens: Tokens, *, query: str | None = None, cancelled: IsCancelled | None = None
-    ) -> Scores:
-        """[tokens] finite, higher is more important. `cancelled` is asked now and then."""
+        self, passage: CutText, *, query: str | None = None, cancelled: IsCancelled | None = None
+    ) -> Floats:
+        """[pieces] finite, higher is more important. `cancelled` is asked now and then."""
 
 
 class ScorerSettings(TypedDict, total=False):
@@ -70,13 +68,13 @@ class RandomScores:
         self._seed = seed
 
     def scores(
-        self, tokens: Tokens, *, query: str | None = None, cancelled: IsCancelled | None = None
-    ) -> Scores:
-        """[tokens] independent and uniform in [0, 1)."""
+        self, passage: CutText, *, query: str | None = None, cancelled: IsCancelled | None = None
+    ) -> Floats:
+        """[pieces] independent and uniform in [0, 1)."""
         # A digest and not hash(), which differs between processes. \0 keeps seed and text apart.
-        text = f"{self._seed}\0{tokens.text}".encode(errors="surrogatepass")
+        text = f"{self._seed}\0{passage.text}".encode(errors="surrogatepass")
         seed = int.from_bytes(hashlib.blake2b(text, digest_size=16).digest())
-        return np.random.default_rng(seed).random(len(tokens.ids), dtype=np.float32)
+        return np.random.default_rng(seed).random(len(passage.pieces.starts))
 
 
 class Attention:
@@ -91,18 +89,19 @@ class Attention:
         self._layer, self._window, self._causal = layer, window, causal
 
     def scores(
-        self, tokens: Tokens, *, query: str | None = None, cancelled: IsCancelled | None = None
-    ) -> Scores:
-        """[tokens] attention received; the mean of a prompt of n tokens is 1/n."""
+        self, passage: CutText, *, query: str | None = None, cancelled: IsCancelled | None = None
+    ) -> Floats:
+        """[pieces] the mean attention that its tokens receive; that of n tokens is 1/n."""
+        tokens = passage.tokens
         if not tokens.ids:
-            return np.zeros(0, dtype=np.float32)
+            return np.zeros(len(passage.pieces.starts))
         # Image tokens have no embedding. Row 0 will do: they are control tokens and stay anyway.
         rows = self._layer.rows
         ids = [token_id if token_id < rows else 0 for token_id in tokens.ids]
         [received] = self._layer.received_attention(
             [ids], causal=self._causal, window=self._window, cancelled=cancelled
         )
-        return received
+        return passage.pieces.means(received)
 
 
 def _make_random(folder: Path | None, settings: ScorerSettings) -> Scorer:
@@ -134,14 +133,21 @@ def _make_question(folder: Path | None, settings: ScorerSettings) -> Scorer:
     return Question()
 
 
+def _make_sentences(folder: Path | None, settings: ScorerSettings) -> Scorer:
+    from vllm_kprune.prompt.sentences import Sentences
+
+    return Sentences()
+
+
 _MAKERS: Mapping[str, Callable[[Path | None, ScorerSettings], Scorer]] = {
+    "sentences": _make_sentences,
     "rarity": _make_rarity,
     "question": _make_question,
     "attention": _make_attention,
     "random": _make_random,
 }
 SCORERS: tuple[str, ...] = tuple(_MAKERS)
-DEFAULT_SCORER = "rarity"
+DEFAULT_SCORER = "sentences"
 
 
 def make_scorer(name: str, folder: Path | None, **settings: Unpack[ScorerSettings]) -> Scorer:

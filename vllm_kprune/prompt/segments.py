@@ -16,14 +16,14 @@ With marks anywhere in the request, only the marked spans are pruned:
 [Segment(text='a long text', marked=True, keep=0.5)]
 >>> split.question
 'Read . Who wrote it?'
->>> split.replaced(lambda segment: "a text").messages[1]["content"]
+>>> split.replaced(lambda segment, query: "a text").messages[1]["content"]
 'Read a text. Who wrote it?'
 
 A request is split once; everything later works on the `SplitRequest`.
 """
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -43,6 +43,7 @@ ROLES = ("user", "assistant")
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _MESSAGE_TEXTS = ("content",)
 _DOCUMENT_TEXTS = ("text", "content", "contents", "body", "passage", "snippet")
+_EDGE = 16  # characters that tell whether the edge of a segment is still there
 _LONGEST_QUERY = 4096  # characters, from the end: a question usually comes last
 
 # A message or a document. Of a split request, its texts are `SplitText`.
@@ -75,10 +76,14 @@ class RequestTexts:
 
 @dataclass(frozen=True)
 class SplitText:
-    """A text cut at its marks. `whole`: it may be pruned if nothing in the request is marked."""
+    """A text cut at its marks. `whole`: it may be pruned if nothing in the request is marked.
+
+    `query` is the question that it is pruned for.
+    """
 
     segments: tuple[Segment, ...]
     whole: bool
+    query: str | None = None
 
     @property
     def unmarked(self) -> str:
@@ -125,12 +130,19 @@ class SplitRequest:
         text = self.prompt
         return [] if text is None else [(s, self._may(text, s)) for s in text.segments]
 
-    def replaced(self, prune: Callable[[Segment], str]) -> RequestTexts:
-        """The request without marks and with `prune(segment)` for each prunable segment."""
+    def replaced(self, prune: Callable[[Segment, str | None], str]) -> RequestTexts:
+        """The request without marks and with `prune(segment, query)` for each prunable segment.
+
+        `query` is the question of the turn in which the segment is pruned first: of a message with
+        marks what it says outside them, of others the next user message. So it is the same in
+        every later turn of a chat, and prefix caches hit. Documents are pruned for the last one.
+        """
 
         def join(text: SplitText) -> str:
-            parts = (prune(s) if self._may(text, s) else s.text for s in text.segments)
-            return "".join(parts)
+            query = text.query or self.question
+            return _together(
+                (s.text, prune(s, query) if self._may(text, s) else s.text) for s in text.segments
+            )
 
         messages, documents = self.messages, self.documents
         return RequestTexts(
@@ -141,7 +153,7 @@ class SplitRequest:
 
     def without_marks(self) -> RequestTexts:
         """The request with its marks removed and nothing pruned."""
-        return self.replaced(lambda segment: segment.text)
+        return self.replaced(lambda segment, query: segment.text)
 
     def _may(self, text: SplitText, segment: Segment) -> bool:
         return segment.marked or (text.whole and not self.marked)
@@ -153,6 +165,22 @@ class SplitRequest:
             yield from _texts_of(document, _DOCUMENT_TEXTS)
         if self.prompt is not None:
             yield self.prompt
+
+
+def _together(parts: Iterable[tuple[str, str]]) -> str:
+    """Segments before and after pruning, joined; words that did not touch before stay apart.
+
+    >>> _together([("the cat sat", "cat"), ("down", "down")])
+    'cat down'
+    """
+    found, whole = "", True
+    for before, after in parts:
+        touches = whole and before.startswith(after[:_EDGE])
+        if found[-1:].isalnum() and after[:1].isalnum() and not touches:
+            found += " "
+        found += after
+        whole = before.endswith(after[-_EDGE:])
+    return found
 
 
 def _split_text(text: str, whole: bool, marks: bool) -> SplitText:
@@ -173,7 +201,25 @@ def _split_messages(
             return _split_text(text, whole, marks)
 
         found.append(_with_texts(message, split, _MESSAGE_TEXTS, str))
-    return found
+    return _with_queries(found)
+
+
+def _with_queries(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The messages, each text with the question that it is pruned for."""
+    found: list[dict[str, Any]] = []
+    following = ""
+    for message in reversed(messages):
+        texts = _texts_of(message, _MESSAGE_TEXTS)
+        own = "\n".join(text.unmarked for text in texts) if message.get("role") == "user" else ""
+        marked = any(segment.marked for text in texts for segment in text.segments)
+        query = (own if marked and own.strip() else following)[-_LONGEST_QUERY:] or None
+
+        def asked(text: SplitText, query: str | None = query) -> SplitText:
+            return replace(text, query=query)
+
+        found.append(_with_texts(message, asked, _MESSAGE_TEXTS, SplitText))
+        following = own if own.strip() else following
+    return found[::-1]
 
 
 def _split_documents(documents: Sequence[Part], marks: bool) -> list[dict[str, Any]]:

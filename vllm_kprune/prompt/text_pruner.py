@@ -2,8 +2,8 @@
 
 This is LitePruner's algorithm 1 (section 2), with pieces for tokens. Text goes in and text comes
 out, so the target model may have another tokenizer than the ranker. What is kept is cut out of the
-text, never decoded from ids, so it is a subsequence of the text's characters. Marks and chats are
-not known here; see `pruner` for the class that users call.
+text, never decoded from ids: all that is ever put in is a blank. Marks and chats are not known
+here; see `pruner` for the class that users call.
 """
 
 from collections.abc import Callable, Iterable
@@ -13,17 +13,18 @@ from pathlib import Path
 from threading import Lock
 from typing import Unpack
 
-import numpy as np
-import numpy.typing as npt
 from tokenizers import Tokenizer
 
+from vllm_kprune.arrays import Booleans, Floats
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.prompt.budget import PieceChoice, PruneOptions
+from vllm_kprune.prompt.cut_text import CutText
 from vllm_kprune.prompt.forced import forced_pieces
+from vllm_kprune.prompt.joints import Joints
+from vllm_kprune.prompt.layout import layout_of
 from vllm_kprune.prompt.pieces import cut_pieces
 from vllm_kprune.prompt.result import PrunedSegment
 from vllm_kprune.prompt.scorers import DEFAULT_SCORER, Scorer, ScorerSettings, make_scorer
-from vllm_kprune.prompt.separators import Separators
 from vllm_kprune.prompt.tokens import (
     Cancelled,
     ControlTokens,
@@ -112,42 +113,48 @@ class TextPruner:
         *,
         query: str | None = None,
         count: CountTokens | None = None,
+        tokens: Tokens | None = None,
         cancelled: IsCancelled | None = None,
     ) -> PrunedSegment:
         """Drop the least important tokens of `text`.
 
         `query` is the question, for scorers that use it. `count` counts tokens as the target model
-        does. The text is left whole if dropping would spell a control token that was not there
-        before. Raises `Cancelled` once `cancelled`, which is asked between steps, is true.
+        does. `tokens` are those of the text, if the caller has them. The text is left whole if its
+        layout matters (see `layout`), or if dropping would spell a control token that was not there
+        before, or make it longer. Raises `Cancelled` once `cancelled`, which is asked between
+        steps, is true.
         """
-        tokens = self.tokenize(text)
-        # Two counts: limits and reports are in the target's tokens, scores in the ranker's.
+        tokens = tokens or self.tokenize(text)
+        # Two counts: limits and reports are in the target's tokens, sizes in the ranker's.
         before = count(text) if count else len(tokens.ids)
         _check(cancelled)
         cut = self._cut(tokens, options)
+        layout = None if options.prune_layout else layout_of(text)
         # Ranking is the slow part, so a text that stays whole has no scores.
-        if options.leaves(before):
-            return cut.result(cut.choice.everything, text, None, before, before)
-        scores = self.scorer(options.scorer).scores(tokens, query=query, cancelled=cancelled)
+        if layout or options.leaves(before):
+            return cut.result(cut.choice.everything, text, None, before, before, layout)
+        budget = options.budget(before)
+        passage = CutText(tokens, cut.choice.pieces)
+        scorer = self.scorer(options.scorer)
+        scores = scorer.scores(passage, query=query, cancelled=cancelled)
 
         def measure(left: str) -> int:
             _check(cancelled)
             # Encoded anew: across a gap, other tokens may arise than those that were kept.
-            return count(left) if count else len(self.tokenize(left).ids)
+            return count(left) if count else len(encode(self.tokenizer, left))
 
-        kept = cut.choice.choose(scores, options, lambda kept: measure(cut.text_of(kept)))
-        left = cut.text_of(kept)
-        # `<start` + `_of_turn>` would open a turn once the text between the two is dropped.
-        if len(self._control.find(left)) > len(self._control.find(text)):
-            kept, left = cut.choice.everything, text
-        return cut.result(kept, left, scores, before, measure(left))
+        kept, left, after = cut.choice.choose(scores, budget, before, measure)
+        # `<start` + `_of_turn>` would open a turn once the text between the two is dropped. And the
+        # one word that is left of two can have more tokens than both, at the beginning of a text.
+        opens = len(self._control.find(left)) > len(self._control.find(text))
+        if opens or after > before:
+            kept, left, after = cut.choice.everything, text, before
+        return cut.result(kept, left, scores, before, after, budget=budget)
 
     def _cut(self, tokens: Tokens, options: PruneOptions) -> "_Cut":
         pieces = cut_pieces(tokens.text, tokens.offsets, options.unit)
-        separators = Separators(tokens.text, pieces)
-        # What separates forced pieces is forced too, so that every budget has it.
-        forced = separators.added(forced_pieces(tokens, pieces, options, self._control))
-        return _Cut(tokens, PieceChoice(pieces, forced, separators))
+        forced = forced_pieces(tokens, pieces, options, self._control)
+        return _Cut(tokens, PieceChoice(pieces, forced, Joints(pieces)))
 
 
 def _check(cancelled: IsCancelled | None) -> None:
@@ -162,25 +169,26 @@ class _Cut:
     tokens: Tokens
     choice: PieceChoice
 
-    def text_of(self, kept: npt.NDArray[np.bool_]) -> str:
-        return self.choice.pieces.join(self.tokens.text, kept)
-
     def result(
         self,
-        kept: npt.NDArray[np.bool_],
+        kept: Booleans,
         left: str,
-        scores: npt.NDArray[np.float32] | None,
+        scores: Floats | None,
         before: int,
         after: int,
+        layout: str | None = None,
+        budget: int | None = None,
     ) -> PrunedSegment:
         return PrunedSegment(
             original=self.tokens.text,
             text=left,
             tokens=self.tokens,
             pieces=self.choice.pieces,
-            scores=scores,
+            piece_scores=scores,
             piece_kept=kept,
             piece_forced=self.choice.forced,
             tokens_before=before,
             tokens_after=after,
+            layout=layout,
+            budget=budget,
         )

@@ -1,13 +1,15 @@
 """Word lists with frequencies (`wordfreq`), and the language of a text by its frequent words."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from functools import cache
+from unicodedata import normalize
 
-__all__ = ["LANGUAGES", "list_for", "word_list"]
+__all__ = ["UNLISTED_NATS", "Languages", "guess", "language_of", "prefixes", "word_list"]
 
 # The languages of each script that wordfreq has, the likeliest first.
-LANGUAGES: Mapping[str, Sequence[str]] = {
+_LANGUAGES: Mapping[str, Sequence[str]] = {
     "Latin": (
         *("en", "es", "fr", "de", "pt", "it", "nl", "pl", "id", "vi"),
         *("tr", "sv", "ro", "cs", "da", "nb", "fi", "hu", "ca"),
@@ -20,30 +22,75 @@ LANGUAGES: Mapping[str, Sequence[str]] = {
     "Bengali": ("bn",),
     "Tamil": ("ta",),
     "Han": ("zh", "ja"),
-    "Hiragana": ("ja",),
-    "Katakana": ("ja",),
     "Hangul": ("ko",),
 }
+_RANGES: Mapping[str, str] = {
+    "Latin": "A-Za-z\u00aa\u00ba\u00c0-\u024f\u1e00-\u1eff",
+    "Cyrillic": "\u0400-\u052f",
+    "Arabic": "\u0600-\u06ff\u0750-\u077f\ufb50-\ufdff\ufe70-\ufeff",
+    "Devanagari": "\u0900-\u097f",
+    "Greek": "\u0370-\u03ff\u1f00-\u1fff",
+    "Hebrew": "\u0590-\u05ff",
+    "Bengali": "\u0980-\u09ff",
+    "Tamil": "\u0b80-\u0bff",
+    "Han": "\u3400-\u4dbf\u4e00-\u9fff",
+    "Hangul": "\u1100-\u11ff\u3130-\u318f\uac00-\ud7af",
+}
+_LETTERS = {script: re.compile(f"[{letters}]") for script, letters in _RANGES.items()}
+_WORDS = {
+    script: re.compile(f"[{_RANGES[script]}]+(?:['’][{_RANGES[script]}]+)?")
+    for script in ("Latin", "Cyrillic", "Arabic")
+}
+_HIRAGANA = re.compile("[\u3041-\u3096]")
+UNLISTED_NATS = 16.0  # the lists end at 13.8
 _CENTIBEL = math.log(10) / 100  # in nats; the unit of wordfreq's lists
-# How many words of a list, and of the text, are looked at to guess the language.
-_GUESS_LIST, _GUESS_WORDS = 300, 2000
+# How many words of a list, and characters of the text, are looked at to guess the language.
+_GUESS_LIST, _GUESS_CHARACTERS = 300, 4_000
+# English has more than half of its words among the 300, other languages below a sixth. Then the
+# other lists need not be read, which takes a fifth of a second.
+_SURELY_ENGLISH = 0.35
+
+Languages = tuple[tuple[str, str], ...]
+"""The language of each script that has a list, in the order of `_LANGUAGES`."""
 
 
-def list_for(script: str, words: Sequence[str], japanese: bool) -> Mapping[str, float] | None:
-    """The list of the language that the words of one script are in; None if there is no list.
+def guess(text: str) -> Languages:
+    """The likeliest language of each script in a text, by its beginning.
 
-    Of several languages it is the one whose frequent words cover most of the text.
+    >>> dict(guess("Der Rhein ist ein Fluss und die Elbe auch."))["Latin"]
+    'de'
     """
-    languages = LANGUAGES.get(script, ())
-    # Chinese and Japanese share most characters, so kana nearby decide (see `find_words`).
-    if script == "Han":
-        return word_list("ja") if japanese else word_list("zh")
-    if len(languages) < 2:
-        return word_list(languages[0]) if languages else None
-    sample = [word.lower() for word in words[:_GUESS_WORDS]]
-    known = {language: sum(map(_frequent(language).__contains__, sample)) for language in languages}
+    sample = normalize("NFC", text[:_GUESS_CHARACTERS])
+    found = []
+    for script, languages in _LANGUAGES.items():
+        if script == "Han":
+            # Chinese and Japanese share most characters, so kana nearby decide.
+            kana, han = len(_HIRAGANA.findall(sample)), len(_LETTERS["Han"].findall(sample))
+            found.append((script, "ja" if 4 * kana > han else "zh"))
+        elif len(languages) > 1 and (words := _WORDS[script].findall(sample)):
+            found.append((script, _likeliest([word.lower() for word in words], languages)))
+        else:
+            found.append((script, languages[0]))
+    return tuple(found)
+
+
+def _likeliest(words: Sequence[str], languages: Sequence[str]) -> str:
+    if languages[0] == "en":
+        known = sum(map(_frequent("en").__contains__, words))
+        if known > _SURELY_ENGLISH * len(words):
+            return "en"
+    counts = {one: sum(map(_frequent(one).__contains__, words)) for one in languages}
     # Of equal counts, `max` takes the first: where no frequent word is known, Latin is English.
-    return word_list(max(languages, key=known.__getitem__))
+    return max(counts, key=counts.__getitem__)
+
+
+def language_of(word: str, languages: Languages) -> str | None:
+    """The language of a word by its first letter that has one; None if its script has no list."""
+    for letter in word:
+        for script, language in languages:
+            if _LETTERS[script].match(letter):
+                return language
+    return None
 
 
 @cache
@@ -60,6 +107,13 @@ def word_list(language: str) -> Mapping[str, float]:
     return {word: centibels * _CENTIBEL for centibels, group in groups for word in group}
 
 
+@cache
+def prefixes(language: str) -> frozenset[str]:
+    """What the words of a language's list begin with, themselves left out."""
+    return frozenset(word[:end] for word in word_list(language) for end in range(1, len(word)))
+
+
+@cache
 def _groups(language: str) -> Sequence[Sequence[str]]:
     """Words grouped by frequency, from 1 down, in steps of a centibel."""
     import wordfreq

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("vllm_ready")
 HALF = {"kprune_keep": 0.5}
 PAST = {"role": "user", "content": LONG}
 LAST = {"role": "user", "content": "Where?"}
-SHORT = " cat sat the mat and other cats there"  # what half of `LONG` is
+SHORT = "cat sat the mat other cats there "  # what half of `LONG` is
 
 
 @pytest.fixture(scope="module")

@@ -61,16 +61,18 @@ def main():
         error = str(raised)
     text = "The captain of the last ship was a man who had never been at sea before. " * 6
     half = {"kprune_keep": 0.5, "kprune_min_tokens": 0}
-    each = [SamplingParams(max_tokens=1, extra_args=args) for args in (half, None)]
+    # A chat is pruned for the message that follows.
+    asked = {**half, "kprune_query": "Who?"}
+    each = [SamplingParams(max_tokens=1, extra_args=args) for args in (asked, None, half)]
     chat = [{"role": "user", "content": text}, {"role": "user", "content": "Who?"}]
     template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\\n{% endfor %}"
     pruned = {
         "text": text,
         "generate": [
             (one.prompt, one.prompt_token_ids)
-            for one in llm.generate([text, f"<kprune>{text}</kprune>"], each)
+            for one in llm.generate([text, f"<kprune>{text}</kprune>"], each[:2])
         ],
-        "chat": llm.chat(chat, each[0], chat_template=template)[0].prompt,
+        "chat": llm.chat(chat, each[2], chat_template=template)[0].prompt,
     }
     answer = {
         "pruned": pruned,

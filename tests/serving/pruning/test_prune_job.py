@@ -80,7 +80,7 @@ def test_marks_take_the_place_of_the_defaults_and_name_their_own_rate() -> None:
 def test_target_tokens_are_shared_by_all_segments(target: int) -> None:
     prompts = [RequestTexts(prompt=LONG * n) for n in (1, 3)]
     pruned = run(prompts, target_tokens=target)
-    assert pruned.tokens_after <= max(target, 2)  # a token of each stays
+    assert pruned.tokens_after <= max(target, 4)  # a word of each stays
     if target >= 20:
         assert pruned.tokens_after >= target - 4
 

@@ -277,7 +277,7 @@ def test_metrics_count_requests_tokens_and_the_cache(api: OpenAI, server: VllmSe
         ({"kprune_kep": 0.5}, "unknown option 'kprune_kep'; did you mean 'kprune_keep'"),
         ({"kprune_keep": 1.5}, "keep: got 1.5, expected a share of the tokens"),
         ({"kprune_unit": "byte"}, "unit: got 'byte', expected token or word"),
-        ({"kprune_scorer": "best"}, "expected rarity, question, attention or random"),
+        ({"kprune_scorer": "best"}, "expected sentences, rarity, question, attention or random"),
         ({"kprune_prune_roles": "god"}, "expected user, assistant, system, developer or tool"),
         ({"kprune_keep": 0.5, "kprune_languages": "kx"}, "unknown 'kx'"),
     ],

@@ -54,7 +54,10 @@ def test_the_servers_options_are_the_defaults_of_requests() -> None:
             "keep: got '1.5', expected a share of the tokens, above 0 and at most 1, or off",
         ),
         ({"keep": 0}, "keep: got 0"),
-        ({"scorer": "best"}, "scorer: got 'best', expected rarity, question, attention or random"),
+        (
+            {"scorer": "best"},
+            "scorer: got 'best', expected sentences, rarity, question, attention or random",
+        ),
         ({"unit": "byte"}, "unit: got 'byte', expected token or word"),
         (
             {"min_tokens": "often"},
@@ -103,7 +106,10 @@ def test_a_request_changes_what_it_names() -> None:
         ({"kprune_keep": [0.5]}, "keep: got [0.5]"),
         ({"kprune_keep": 0.5, "kprune_target_tokens": 9}, "give one of them"),
         ({"kprune_min_tokens": "auto"}, "min_tokens: got 'auto', expected a number"),
-        ({"kprune_scorer": "x" * 10_000}, "expected rarity, question, attention or random"),
+        (
+            {"kprune_scorer": "x" * 10_000},
+            "expected sentences, rarity, question, attention or random",
+        ),
         ({"kprune_marks": "maybe"}, "marks: got 'maybe', expected true or false"),
         ({"kprune_" + "x" * 10_000: 1}, "unknown option 'kprune_xxx"),
     ],

@@ -171,8 +171,9 @@ async def _rank(pruning: PromptPruning, text: str) -> None:
     assert pruning.ranker
     # Not by a `PruneJob`, whose cache would answer the second run.
     pruner, options = pruning.ranker.pruner, PruneOptions(keep=KEEP)
+    count, query = pruning.target_count, _TEXT
     await pruning.worker.run(
-        lambda cancelled: pruner.prune(text, options, count=pruning.count, cancelled=cancelled)
+        lambda cancelled: pruner.prune(text, options, query=query, count=count, cancelled=cancelled)
     )
 
 

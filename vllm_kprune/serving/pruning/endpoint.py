@@ -130,9 +130,7 @@ class Preview:
             raise KPruneError(f"{most}; send a shorter text")
 
         def record(text: str, options: PruneOptions, query: str | None) -> str:
-            pruned = job.pruner.prune(
-                text, options, query=query, count=job.size, cancelled=cancelled
-            )
+            pruned = job.prune(text, options, query, cancelled)
             self._segments.append(_described(pruned, options))
             return pruned.text
 
@@ -161,6 +159,7 @@ def _described(pruned: PrunedSegment, options: PruneOptions) -> dict[str, Any]:
         "keep": options.keep if options.target_tokens is None else None,
         "target_tokens": options.target_tokens,
         "tokens": {"original": pruned.tokens_before, "kept": pruned.tokens_after},
+        "left_whole": pruned.layout,
         "pieces": _pieces(pruned),
     }
 

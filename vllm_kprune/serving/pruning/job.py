@@ -6,17 +6,18 @@ same tokens in every request, and vLLM's prefix cache still finds them.
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.prompt.budget import PruneOptions
 from vllm_kprune.prompt.cache import CachedSegment, SegmentCache
+from vllm_kprune.prompt.result import PrunedSegment
 from vllm_kprune.prompt.scorers import Scorer
 from vllm_kprune.prompt.segments import RequestTexts, Segment, SplitRequest
 from vllm_kprune.prompt.text_pruner import TextPruner
-from vllm_kprune.prompt.tokens import Cancelled, CountTokens, IsCancelled
+from vllm_kprune.prompt.tokens import Cancelled, CountTokens, IsCancelled, Tokens
 from vllm_kprune.serving.compat import logger
 from vllm_kprune.serving.pruning.cost import ranking_seconds
 from vllm_kprune.serving.pruning.settings import RequestOptions
@@ -38,8 +39,9 @@ class PrunedRequest:
     """The texts of a request after its job, and what the job did.
 
     Tokens are the target model's. `segments` counts those that were shortened, `hits` and `misses`
-    look-ups in the cache. `skipped` says why nothing was pruned, or is None: `below_break_even`,
-    `too_long` or `too_costly`.
+    look-ups in the cache. `layouts` counts segments that were left whole for their layout, by what
+    they are. `skipped` says why nothing was pruned, or is None: `below_break_even`, `too_long` or
+    `too_costly`.
     """
 
     texts: Sequence[RequestTexts]
@@ -48,6 +50,7 @@ class PrunedRequest:
     segments: int = 0
     hits: int = 0
     misses: int = 0
+    layouts: Mapping[str, int] = field(default_factory=dict)
     seconds: float = 0.0
     skipped: str | None = None
 
@@ -61,6 +64,8 @@ class PrunedRequest:
 class PruneJob:
     """One request: its texts, split at their marks, its options, and what prunes them.
 
+    `count` counts tokens as the target does; None if that is as the ranker does.
+
     Nothing is pruned below `min_tokens`, where it would not pay, or where it would keep all other
     requests waiting: above `max_tokens`, or if ranking would take longer than `most_seconds`.
     Segments of requests with another `salt` are not looked up in the cache, because the time of a
@@ -73,11 +78,12 @@ class PruneJob:
     max_tokens: int
     pruner: TextPruner
     cache: SegmentCache
-    count: CountTokens
+    count: CountTokens | None
     most_seconds: float = math.inf
     window: int | None = None
     salt: str | None = None
     _sizes: dict[str, int] = field(default_factory=dict)
+    _tokens: dict[str, Tokens] = field(default_factory=dict)
 
     def __call__(self, cancelled: IsCancelled) -> PrunedRequest:
         """Prune. Raises `Cancelled` once `cancelled`, which is asked now and then, is true."""
@@ -111,15 +117,17 @@ class PruneJob:
     def walk(self, prune: PruneSegment) -> list[RequestTexts]:
         """The texts with `prune(…)` in place of every segment that is not kept whole."""
         share = self._target_share()
+        uses_query, given = self._scorer().uses_query, self.asked.request.query
 
         def pruned(request: SplitRequest) -> RequestTexts:
-            query = self._query(request)
-
-            def one(segment: Segment) -> str:
+            def one(segment: Segment, query: str | None) -> str:
                 options = self._options(segment)
                 if options is None:
                     return segment.text
-                return prune(segment.text, self._sized(segment.text, options, share), query)
+                # None for the other scorers, so that a document is found in the cache whatever is
+                # asked about it. An empty query says that there is no question.
+                asked = (query if given is None else given or None) if uses_query else None
+                return prune(segment.text, self._sized(segment.text, options, share), asked)
 
             return request.replaced(one)
 
@@ -134,28 +142,49 @@ class PruneJob:
 
     def size(self, text: str) -> int:
         """Tokens of the target, counted once for each text of the request."""
+        if self.count is None:
+            return len(self.tokens(text).ids)
         if text not in self._sizes:
             self._sizes[text] = self.count(text)
         return self._sizes[text]
 
+    def tokens(self, text: str) -> Tokens:
+        """The ranker's tokens, found once for each text: it takes as long as ranking them."""
+        if text not in self._tokens:
+            self._tokens[text] = self.pruner.tokenize(text)
+        return self._tokens[text]
+
+    def prune(
+        self, text: str, options: PruneOptions, query: str | None, cancelled: IsCancelled
+    ) -> PrunedSegment:
+        """Prune a segment of this request."""
+        # What is left is counted once, so it is not remembered.
+        count = None if self.count is None else self._counted
+        return self.pruner.prune(
+            text,
+            options,
+            query=query,
+            count=count,
+            tokens=self.tokens(text),
+            cancelled=cancelled,
+        )
+
+    def _counted(self, text: str) -> int:
+        assert self.count
+        return self._sizes.get(text) or self.count(text)
+
     def _ranking_seconds(self) -> float:
         """About how long it takes to rank what is not in the cache."""
-        share, seconds = self._target_share(), 0.0
-        for request in self.requests:
-            query = self._query(request)
-            for segment in request.prunable():
-                if (options := self._options(segment)) is None:
-                    continue
-                how = self._how(self._sized(segment.text, options, share), query)
-                if not self.cache.has(segment.text, how):
-                    size = self.size(segment.text)
-                    seconds += ranking_seconds(size, self._scorer_name, self.window)
-        return seconds
+        seconds = 0.0
 
-    def _query(self, request: SplitRequest) -> str | None:
-        # None for the other scorers, so that a document is found in the cache whatever is asked
-        # about it.
-        return request.question if self._scorer().uses_query else None
+        def add(text: str, options: PruneOptions, query: str | None) -> str:
+            nonlocal seconds
+            if not self.cache.has(text, self._how(options, query)):
+                seconds += ranking_seconds(self.size(text), self._scorer_name, self.window)
+            return text
+
+        self.walk(add)
+        return seconds
 
     def _how(self, options: PruneOptions, query: str | None) -> str:
         # Everything that decides what is kept, as text: `options` is a frozen dataclass, whose
@@ -218,15 +247,16 @@ class PruneJob:
         tally.hits += found is not None
         tally.misses += found is None
         if found is None:
-            pruned = self.pruner.prune(
-                text, options, query=query, count=self.size, cancelled=cancelled
-            )
-            found = CachedSegment(pruned.text, pruned.tokens_before, pruned.tokens_after)
+            pruned = self.prune(text, options, query, cancelled)
+            sizes = pruned.tokens_before, pruned.tokens_after
+            found = CachedSegment(pruned.text, *sizes, pruned.layout)
             self.cache.put(text, how, found)
         tally.tokens_before += found.tokens_before
         tally.tokens_after += found.tokens_after
         # A bool counts as 0 or 1. A segment that was left whole is not counted.
         tally.segments += found.text != text
+        if found.layout:
+            tally.layouts[found.layout] = tally.layouts.get(found.layout, 0) + 1
         return found.text
 
 
@@ -239,3 +269,4 @@ class _Tally:
     segments: int = 0
     hits: int = 0
     misses: int = 0
+    layouts: dict[str, int] = field(default_factory=dict)

@@ -56,6 +56,11 @@ class PruneMetrics:
             "kprune_prune_kept_tokens", "Prompt tokens of pruned requests that the model saw"
         )
         self._segments = Counter("kprune_prune_segments", "Segments that were shortened")
+        self._whole = Counter(
+            "kprune_prune_segments_left_whole",
+            "Segments that were left whole because their layout matters, by what they are",
+            ["layout"],
+        )
         self._cache = Counter(
             "kprune_prune_cache_lookups", "Look-ups of segments in the cache", ["result"]
         )
@@ -83,6 +88,8 @@ class PruneMetrics:
             return
         self.count("pruned")
         self._segments.inc(pruned.segments)
+        for layout, segments in pruned.layouts.items():
+            self._whole.labels(layout).inc(segments)
         self._seconds.observe(pruned.seconds)
 
     def rendered(self, seen: int, pruned: PrunedRequest) -> None:

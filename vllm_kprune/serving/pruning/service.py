@@ -92,7 +92,7 @@ class PromptPruning:
             self.min_tokens = settings.min_tokens
         self.cache = SegmentCache(settings.cache_bytes if settings else 0)
         self.max_tokens = max_tokens
-        self._count = count
+        self.target_count = count
         # Name of an exception's class -> when it was last logged, by the monotonic clock.
         self._last_logged: dict[str, float] = {}
 
@@ -152,12 +152,13 @@ class PromptPruning:
         assert self.settings and self.ranker
         least = self.min_tokens if asked.min_tokens is None else asked.min_tokens
         pruner, most, window = self.ranker.pruner, self.max_tokens, self.settings.window
-        return PruneJob(requests, asked, least, most, pruner, self.cache, self.count, window=window)
+        count = self.target_count
+        return PruneJob(requests, asked, least, most, pruner, self.cache, count, window=window)
 
     def count(self, text: str) -> int:
         """The number of tokens of `text`, as the target counts them."""
-        if self._count:
-            return self._count(text)
+        if self.target_count:
+            return self.target_count(text)
         assert self.ranker
         return len(self.ranker.pruner.tokenize(text).ids)
 
