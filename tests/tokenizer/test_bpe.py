@@ -100,6 +100,41 @@ def test_a_token_that_several_merges_make_joins_with_those_that_bpe_takes() -> N
     assert joined.keys() == {0, 1, 2, 5, 4} == parsed.derivation_ids(4)
 
 
+@pytest.mark.parametrize("kind", sorted(TINY))
+def test_the_last_merge_is_the_last_step_of_the_derivation(kind: str) -> None:
+    parsed = parse_tokenizer(data_of(TINY[kind]()))
+    for token_id, token in parsed.tokens.items():
+        parts = parsed.last_merge(token_id)
+        if parts is None:
+            built = token in parsed.vocab and len(token) > 1
+            assert not built or list(parsed.derivation(token))[-1] != token
+            continue
+        left, right = (parsed.tokens[part] for part in parts)
+        assert left + right == token
+        steps = parsed.derivation_ids(token_id)
+        assert steps == {
+            *parsed.derivation_ids(parts[0]),
+            *parsed.derivation_ids(parts[1]),
+            token_id,
+        }
+
+
+@pytest.mark.parametrize(
+    ("merges", "parts"),
+    [
+        ([["t", "h"], ["h", "e"], ["th", "e"], ["t", "he"]], (3, 2)),
+        ([["h", "e"], ["t", "h"], ["th", "e"], ["t", "he"]], (0, 5)),
+        # Neither is reached: h e comes first, and no merge goes on from there.
+        ([["h", "e"], ["t", "h"], ["th", "e"], ["th", "e"]], None),
+    ],
+)
+def test_of_several_merges_the_ranks_choose(
+    merges: list[list[str]], parts: tuple[int, int] | None
+) -> None:
+    parsed = parse_tokenizer(toy(merges=merges))
+    assert parsed.last_merge(4) == parts == parsed.last_merge(4)
+
+
 def test_a_merge_with_nothing_does_not_make_joining_endless() -> None:
     vocab = {"": 6, "t": 0, "h": 1, "e": 2, "th": 3, "the": 4, "he": 5}
     parsed = parse_tokenizer(toy(vocab=vocab, merges=[["", "t"], ["t", "h"], ["th", ""]]))

@@ -83,6 +83,6 @@ def test_steps_tell_how_many_tokens_a_text_needs_more(kind: str) -> None:
 
 
 def _closed(parsed: BpeTokenizer, ids: Sequence[int]) -> set[int]:
-    """The ids whose ancestors are all among them."""
-    known = set(ids)
-    return {i for i in ids if known.issuperset(merge_steps(parsed, [i]).steps.tolist())}
+    """The ids whose ancestors are all among them or are characters."""
+    known = {*ids, *(i for i, token in parsed.tokens.items() if len(token) == 1)}
+    return {i for i in ids if known.issuperset(parsed.derivation_ids(i))}

@@ -7,6 +7,7 @@ byte-level ones (GPT-2's alphabet; Qwen, Llama-3, Aya) and byte-fallback ones (G
 WordPiece models have no merges and are refused.
 """
 
+import functools
 import itertools
 from collections.abc import Iterator, KeysView, Mapping, Sequence
 from dataclasses import dataclass
@@ -107,16 +108,20 @@ class BpeTokenizer:
         the token's borders, or the token would not be there. So these ancestors are all that a
         pruned tokenizer needs to build it.
         """
+        yield from token
+        yield from (left + right for left, right in self._replay(token))
+
+    def _replay(self, token: str) -> Iterator[tuple[str, str]]:
+        """The merges that BPE applies to the characters of `token`, in this order."""
         rank, never = self._ranks.get, len(self.merges)
         parts = list(token)
-        yield from parts
         scores = [rank(pair, never) for pair in itertools.pairwise(parts)]
         # The leftmost of equal ranks is next, as in BPE: of aaa, the first two merge.
         while scores and (best := min(scores)) < never:
             at = scores.index(best)
+            yield parts[at], parts[at + 1]
             # Merge, then look up only the two pairs that changed: long tokens would take a second.
             parts[at : at + 2] = [parts[at] + parts[at + 1]]
-            yield parts[at]
             # Parts a b c d have the scores ab bc cd. Once b and c are merged, bc goes, the score in
             # its place is of (bc, d), and the one before it of (a, bc).
             del scores[at]
@@ -134,18 +139,29 @@ class BpeTokenizer:
         parts = self.derivation(token) if token in self.vocab else ()
         return dict.fromkeys(self.vocab[part] for part in parts if part in self.vocab).keys()
 
+    def last_merge(self, token_id: int) -> tuple[int, int] | None:
+        """The two parts of a token's last merge; None for what merges do not build.
+
+        Its ancestors are these two and theirs. If only one merge makes a token, it is that one;
+        among several it depends on the ranks, so they are replayed, once.
+        """
+        token, known = self.tokens[token_id], self._last_merges
+        if token in known and known[token] is None:
+            left, right = functools.reduce(lambda _, pair: pair, self._replay(token), ("", ""))
+            built = left + right == token and left in self.vocab and right in self.vocab
+            known[token] = (self.vocab[left], self.vocab[right]) if built else ()
+        return known.get(token) or None
+
     def join(self, joined: dict[int, None], token_id: int) -> None:
         """Add a token to the ordered set `joined`, after those of its ancestors that are missing.
 
-        `joined` must have the ancestors of all its tokens; it has them afterwards too. If only one
-        merge makes a token, that is its last step, so its ancestors are its two parts and theirs,
-        and the merges need not be replayed.
+        `joined` must have the ancestors of all its tokens; it has them afterwards too.
         """
         # A stack, because a token of n characters can have n steps, and recursion has a limit.
         waiting = [] if token_id in joined else [token_id]
         while waiting:
             at = waiting[-1]
-            parts = self.only_merges.get(self.tokens[at])
+            parts = self.last_merge(at)
             missing = next((part for part in parts or () if part not in joined), None)
             if missing is not None:
                 waiting.append(missing)
@@ -155,16 +171,18 @@ class BpeTokenizer:
             joined[waiting.pop()] = None
 
     @cached_property
-    def only_merges(self) -> Mapping[str, tuple[int, int]]:
-        """Token -> ids of its two parts, for tokens that only one merge makes."""
-        parts: dict[str, tuple[int, int] | None] = {}
+    def _last_merges(self) -> dict[str, "tuple[int, int] | tuple[()] | None"]:
+        """Token -> ids of its two parts; empty for what merges do not build, None if not yet known.
+
+        Written by `last_merge`.
+        """
+        parts: dict[str, tuple[int, int] | tuple[()] | None] = {}
         for left, right in self.merges:
             made, known = left + right, left in self.vocab and right in self.vocab
             # An empty part would make a token its own ancestor, and `join` would never end.
             only = known and left and right and made not in parts
-            # None also for what two merges make: which of them BPE takes depends on the ranks.
             parts[made] = (self.vocab[left], self.vocab[right]) if only else None
-        return {made: both for made, both in parts.items() if both}
+        return parts
 
 
 def _byte_name(value: int, vocab: Mapping[str, int]) -> str:

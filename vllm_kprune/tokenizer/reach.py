@@ -15,8 +15,10 @@ A token without a witness counts as unreachable, though a text that was not trie
 import itertools
 from collections.abc import Iterable, Iterator
 
+import numpy as np
 from tokenizers import Tokenizer
 
+from vllm_kprune.tokenizer.apart import ApartEncoder
 from vllm_kprune.tokenizer.bpe import BpeTokenizer
 from vllm_kprune.tokenizer.utf8 import character_length, is_continuation, unfinished
 
@@ -41,12 +43,17 @@ def unreachable_ids(parsed: BpeTokenizer, tokenizer: Tokenizer, ids: Iterable[in
     ids = [i for i in ids if i not in parsed.byte_ids]
     # First each token's own text, in large batches; witnesses only for the few that are left.
     doubtful: list[int] = []
+    encoder = ApartEncoder.of(tokenizer)
     for start in range(0, len(ids), _BATCH):
         batch = ids[start : start + _BATCH]
         # Half a character becomes U+FFFD, so its token is not found here and gets witnesses below.
         texts = [parsed.token_bytes(i).decode(errors="replace") for i in batch]
-        encoded = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        doubtful += [i for i, e in zip(batch, encoded, strict=True) if i not in e.ids]
+        found, lengths = encoder.encode(texts)
+        wanted = np.array(batch, dtype=np.int64)
+        # For each id, is it among those of its own text?
+        owners = np.repeat(np.arange(len(batch)), lengths)
+        hits = np.bincount(owners[found == wanted[owners]], minlength=len(batch))
+        doubtful += wanted[hits == 0].tolist()
     return [i for i in doubtful if not _has_witness(tokenizer, i, parsed.token_bytes(i))]
 
 

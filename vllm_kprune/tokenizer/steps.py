@@ -22,9 +22,10 @@ __all__ = ["MergeSteps", "merge_steps"]
 
 @dataclass(frozen=True)
 class MergeSteps:
-    """Pairs of a token (`owners`) and the result of a merge on the way to it (`steps`), as ids.
+    """Pairs of a token (`owners`) and a step on the way to it (`steps`), as ids.
 
-    The last step of a token is the token itself. A result that is needed twice occurs twice.
+    The last step of a token is the token itself. A step that is needed twice occurs twice, and a
+    character that is spelled in n bytes without its token occurs n - 1 times.
     """
 
     owners: npt.NDArray[np.int64]
@@ -40,10 +41,9 @@ class MergeSteps:
         return MergeSteps(self.owners[found], self.steps[found])
 
     def uses(self, rates: Floats) -> Floats:
-        """How often each id is needed, if tokens occur as in `rates` (both float64 [ids]).
+        """How many tokens more are needed without each id, if tokens occur as in `rates`.
 
-        Not counted are characters that must be spelled in bytes, and neighbours that then merge
-        differently.
+        Both are float64 [ids]. Not counted are neighbours that then merge differently.
         """
         uses: Floats = np.bincount(
             self.steps, weights=rates[self.owners], minlength=len(rates)
@@ -54,21 +54,38 @@ class MergeSteps:
 def merge_steps(parsed: BpeTokenizer, ids: Iterable[int]) -> MergeSteps:
     """The steps of the tokens `ids`."""
     known: dict[int, tuple[int, ...]] = {}
-    # Short ones first, so that the parts of a token are known before it.
-    for token in sorted(parsed.vocab, key=len):
-        known[parsed.vocab[token]] = _steps(parsed, token, known)
-    wanted = [(i, known[i]) for i in ids if i in known]
+    wanted = [(i, _steps(parsed, i, known)) for i in ids]
     counts = [len(steps) for _, steps in wanted]
     flat = itertools.chain.from_iterable(steps for _, steps in wanted)
     owners = np.repeat(np.array([i for i, _ in wanted], np.int64), counts)
     return MergeSteps(owners, np.fromiter(flat, np.int64, sum(counts)))
 
 
-def _steps(parsed: BpeTokenizer, token: str, known: dict[int, tuple[int, ...]]) -> tuple[int, ...]:
-    parts = parsed.only_merges.get(token)
-    if parts and parts[0] in known and parts[1] in known:
-        # As in `BpeTokenizer.join`: a single merge makes it, so that is its last step.
-        return (*known[parts[0]], *known[parts[1]], parsed.vocab[token])
-    # A derivation begins with the token's characters, which are no merges.
+def _steps(
+    parsed: BpeTokenizer, token_id: int, known: dict[int, tuple[int, ...]]
+) -> tuple[int, ...]:
+    waiting = [token_id]
+    while waiting:
+        at = waiting[-1]
+        parts = () if at in known else parsed.last_merge(at) or ()
+        if unknown := [part for part in parts if part not in known]:
+            waiting += unknown
+            continue
+        if at not in known:
+            before = itertools.chain.from_iterable(known[part] for part in parts)
+            known[at] = (*before, at) if parts else _spelled(parsed, at)
+        waiting.pop()
+    return known[token_id]
+
+
+def _spelled(parsed: BpeTokenizer, token_id: int) -> tuple[int, ...]:
+    """The steps of a token that no merge makes."""
+    token = parsed.tokens[token_id]
+    if token_id in parsed.byte_ids or token_id in parsed.added_ids:
+        return ()
+    if len(token) == 1:
+        # Without it, a character becomes its bytes, as it stands in the vocabulary: "▁" has three.
+        return (token_id,) * (len(token.encode()) - 1)
+    # A word that is looked up whole. Without it, BPE gets as far as merges go.
     made = itertools.islice(parsed.derivation(token), len(token), None)
-    return tuple(parsed.vocab[step] for step in made if step in parsed.vocab)
+    return (*(parsed.vocab[step] for step in made if step in parsed.vocab), token_id)

@@ -43,7 +43,9 @@ def balanced_weights(
     return best
 
 
-def places(losses: Floats, budgets: Floats, ranking: npt.NDArray[np.int64]) -> Floats:
+def places(
+    losses: Floats, budgets: Floats, ranking: npt.NDArray[np.int64]
+) -> npt.NDArray[np.int64]:
     """For each source, how much of a ranking it takes until what is left is within its budget.
 
     Of the losses 5, 3 and 1 per million, in this order, a budget of 2 leaves the last:
@@ -51,8 +53,8 @@ def places(losses: Floats, budgets: Floats, ranking: npt.NDArray[np.int64]) -> F
     >>> places(np.array([[5.0, 1.0, 3.0]]), np.array([2.0]), np.array([0, 2, 1])).tolist()
     [2]
     """
-    ordered = losses[:, ranking]
-    # left[n]: what is lost without the tokens from n on. It falls, so its negative can be searched.
-    left = np.cumsum(ordered[:, ::-1], axis=1)[:, ::-1]
-    found = [np.searchsorted(-row, -budget) for row, budget in zip(left, budgets, strict=True)]
-    return np.array(found, dtype=np.int64)
+    # Row by row, what is lost without the last token, the last two, and so on: it rises. As many of
+    # these as are within the budget can be left out.
+    left = np.cumsum(losses[:, ranking[::-1]], axis=1)
+    fit = [np.searchsorted(row, most, "right") for row, most in zip(left, budgets, strict=True)]
+    return len(ranking) - np.array(fit, dtype=np.int64)

@@ -116,8 +116,8 @@ def _encode(
 def expected_extra(losses: Floats, least_sizes: _Ids, sizes: _Ids) -> Floats:
     """Roughly what each of `sizes` costs each source: shares of extra tokens [sources, sizes].
 
-    `losses` are `Evidence.losses` [sources, ids]: an id costs at every size that lacks it, so one
-    cumulative sum serves all sizes.
+    `losses` are `WeighedEvidence.losses` [sources, ids]: an id costs at every size that lacks it,
+    so one cumulative sum serves all sizes.
     """
     order = np.argsort(least_sizes, kind="stable")
     # Three ids cost 5, 3 and 2 per million and need the sizes 10, 20 and 20. `gained` is 0, 5, 8,

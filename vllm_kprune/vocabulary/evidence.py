@@ -9,7 +9,6 @@ tokens of that source), so a long corpus does not outweigh a short one.
 
 import hashlib
 import importlib.metadata
-import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,18 +16,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import regex
 import zstandard
-from tokenizers import Encoding, Tokenizer
+from tokenizers import Tokenizer
 
 from vllm_kprune.arrays import Floats
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.profile import LANGUAGES, Corpus, Profile, UsageFile
 from vllm_kprune.storage.digest import sha256_file
+from vllm_kprune.tokenizer.apart import ApartEncoder
 from vllm_kprune.tokenizer.encoder import raise_failure
 from vllm_kprune.vocabulary.batches import WeightedText, weighted_batches
 from vllm_kprune.vocabulary.corpus import read_corpus
-from vllm_kprune.vocabulary.genres import Table, profile_tables
+from vllm_kprune.vocabulary.genres import GenreTable, profile_tables
 from vllm_kprune.vocabulary.usage import TokenUsage, read_usage
 from vllm_kprune.vocabulary.wordlists import GROUP_WORDS, word_forms, word_frequencies
 
@@ -84,10 +85,10 @@ def profile_sources(profile: Profile, corpora: Sequence[Corpus] = ()) -> list[So
     lists = [LANGUAGES[code].wordlist for code in profile.languages]
     sources = [_wordlist_source(name) for name in lists if name]
     if "en" in profile.languages:
-        sources.append(_table_source(Table("English text", "english")))
+        sources.append(_table_source(GenreTable("English text", "english")))
     elif "code" not in profile.genres:
         # The English table without its words.
-        sources.append(_table_source(Table("marks", "english"), wanted=_MARKS.fullmatch))
+        sources.append(_table_source(GenreTable("marks", "english"), wanted=_MARKS.fullmatch))
     sources += [_table_source(table) for table in profile_tables(profile)]
     return sources + [_own_source(one) for one in corpora]
 
@@ -98,10 +99,9 @@ def count_source(tokenizer: Tokenizer, source: Source, size: int) -> TokenRates:
         return _rates(source, source.usage.counts(size))
     counts = np.zeros(size)
     total = 0
+    encoder = ApartEncoder.of(tokenizer)
     for batch in weighted_batches(source.texts()):
-        encodings = _encoded(tokenizer, batch, source.name)
-        lengths = [len(encoding) for encoding in encodings]
-        ids = np.fromiter(itertools.chain.from_iterable(e.ids for e in encodings), dtype=np.int64)
+        ids, lengths = _encoded(encoder, batch, source.name)
         weights = np.repeat([weight for _, weight in batch], lengths)
         # Each token counts as often as its text does.
         counts += np.bincount(ids, weights=weights, minlength=size)
@@ -134,10 +134,10 @@ def check_usage(sources: Iterable[Source], folder: Path) -> None:
 
 
 def _encoded(
-    tokenizer: Tokenizer, batch: Sequence[WeightedText], source: str
-) -> Sequence[Encoding]:
+    encoder: ApartEncoder, batch: Sequence[WeightedText], source: str
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
     try:
-        return tokenizer.encode_batch_fast([t for t, _ in batch], add_special_tokens=False)
+        return encoder.encode([text for text, _ in batch])
     except BaseException as error:
         raise_failure(error, f"the tokenizer fails on {source}")
         raise
@@ -156,7 +156,7 @@ def _wordlist_source(language: str) -> Source:
     )
 
 
-def _table_source(table: Table, wanted: Callable[[str], Any] = bool) -> Source:
+def _table_source(table: GenreTable, wanted: Callable[[str], Any] = bool) -> Source:
     """Pieces of running text with their rates; `packaging/words` says where they were counted."""
     path = _TABLES / f"{table.file}.json.zst"
     content = path.read_bytes() if table.file else b""

@@ -18,7 +18,7 @@ import zstandard
 from vllm_kprune.vocabulary.batches import WeightedText
 from vllm_kprune.vocabulary.wordlists import word_frequencies
 
-__all__ = ["HANJA_WORDS", "chat_texts", "hanja_texts"]
+__all__ = ["HANJA_WORDS", "chat_texts", "hanja_character_texts", "hanja_texts"]
 
 HANJA_WORDS = Path(__file__).parent / "words" / "hanja-words.json.zst"
 
@@ -81,16 +81,36 @@ def hanja_texts() -> Iterator[WeightedText]:
 
     Which spelling of a reading is meant is not known, so its frequency is divided equally.
     """
+    words = _hanja_words()
+    for word, share in words.items():
+        for before, part in _HANJA_SHARES:
+            yield before + word, share * part
+    for character, share in _characters(words).items():
+        yield character, share * _CHARACTERS
+
+
+def hanja_character_texts() -> Iterator[WeightedText]:
+    """The characters of these words alone: for profiles that keep only parts of them."""
+    for character, share in _characters(_hanja_words()).items():
+        for before, part in _HANJA_SHARES:
+            yield before + character, share * part
+
+
+def _hanja_words() -> dict[str, float]:
     with zstandard.open(HANJA_WORDS, "rt", encoding="utf-8") as stream:
         spellings: dict[str, list[str]] = json.load(stream)
     readings = word_frequencies("ko")
-    characters: dict[str, float] = defaultdict(float)
+    found: dict[str, float] = defaultdict(float)
     for reading, words in spellings.items():
-        share = readings.get(reading, 0.0) / len(words)
-        for word in words if share else ():
-            for before, part in _HANJA_SHARES:
-                yield before + word, share * part
-            for character in word:
-                characters[character] += share
-    for character, share in characters.items():
-        yield character, share * _CHARACTERS
+        if share := readings.get(reading, 0.0) / len(words):
+            for word in words:
+                found[word] += share
+    return found
+
+
+def _characters(words: Mapping[str, float]) -> Mapping[str, float]:
+    found: dict[str, float] = defaultdict(float)
+    for word, share in words.items():
+        for character in word:
+            found[character] += share
+    return found

@@ -22,7 +22,7 @@ from vllm_kprune.tokenizer.bpe import BpeTokenizer
 from vllm_kprune.tokenizer.reach import unreachable_ids
 from vllm_kprune.vocabulary.evidence import TokenRates
 from vllm_kprune.vocabulary.scripts import ScriptJudge
-from vllm_kprune.vocabulary.strength import Evidence, in_order, weigh_evidence
+from vllm_kprune.vocabulary.strength import WeighedEvidence, in_order, weigh_evidence
 
 __all__ = ["NEVER", "REASONS", "Ranking", "Selection", "rank_tokens", "select_everything"]
 
@@ -90,7 +90,7 @@ class Ranking:
 
     parsed: BpeTokenizer
     rates: tuple[TokenRates, ...]
-    evidence: Evidence
+    evidence: WeighedEvidence
     required: Mapping[int, str]
     ranked: tuple[int, ...]
     joining: tuple[int, ...]

@@ -28,7 +28,7 @@ from vllm_kprune.tokenizer.steps import merge_steps
 from vllm_kprune.vocabulary.balance import balanced_weights
 from vllm_kprune.vocabulary.evidence import TokenRates
 
-__all__ = ["Evidence", "in_order", "weigh_evidence"]
+__all__ = ["WeighedEvidence", "in_order", "weigh_evidence"]
 
 # Chosen with the tokenizers of Qwen3, Llama-3.1, Gemma-3 and Aya Expanse, on Korean, English and
 # code that the evidence does not contain (benchmarks/selection.py).
@@ -48,7 +48,7 @@ _WORD = regex.compile(r"[^\p{L}\p{N}]*(\p{L}+)")
 
 
 @dataclass(frozen=True)
-class Evidence:
+class WeighedEvidence:
     """What sources lose with each token that is dropped, and how strong that makes the token.
 
     `losses`: for each source, the extra tokens per million of its own for an id that is not kept
@@ -69,7 +69,7 @@ class Evidence:
 
 def weigh_evidence(
     parsed: BpeTokenizer, rates: Sequence[TokenRates], ids: Sequence[int], required: Iterable[int]
-) -> Evidence:
+) -> WeighedEvidence:
     """Weigh the tokens `ids`, which evidence decides on; `required` are kept besides."""
     size = max(parsed.tokens) + 1
     candidates = np.array(ids, dtype=np.int64)
@@ -91,7 +91,7 @@ def weigh_evidence(
     shape = (len(rates), size)
     losses = np.array([steps.uses(one.per_million) for one in rates]).reshape(shape)
     tokens = np.array([one.per_million[allowed].sum() for one in rates])
-    evidence = Evidence(losses, tokens, np.zeros(size))
+    evidence = WeighedEvidence(losses, tokens, np.zeros(size))
     weights = balanced_weights(
         losses,
         evidence.budgets(rates, _BALANCED_AT),
