@@ -33,9 +33,7 @@ __all__ = ["Memory", "Side", "cache_tokens"]
 _CACHE_CONFIG = re.compile(r"^vllm:cache_config_info\{([^\n]{0,20000})\}", re.M)
 _LABEL = re.compile(r'(\w{1,100})="([^"\\]{0,1000})"')
 _MOST_ROWS = 1 << 24
-_AS_STORED = (
-    "Weights are counted in the type of their files, whatever --dtype makes of it."
-)
+_AS_STORED = "Weights are counted in the type of their files, whatever --dtype makes of it."
 # An overlay adds a few MB of its own files to those of its base.
 _MARGIN = 0.02
 
