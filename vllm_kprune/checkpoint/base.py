@@ -111,9 +111,19 @@ class BaseModel(TokenizerFolder):
 
     @property
     def vocabulary_tensors(self) -> tuple[StoredTensor, ...]:
-        """The embedding, and the LM head if the checkpoint stores one: [rows, hidden]."""
+        """All tensors with a row for each token, which are cut: [rows, hidden]."""
+        return (*self.embedding_and_head, *self.copies)
+
+    @property
+    def embedding_and_head(self) -> tuple[StoredTensor, ...]:
+        """The embedding, and the LM head if the checkpoint stores one."""
         names = (self.family.embedding, self.family.head)
         return tuple(self.tensors[name] for name in names if name in self.tensors)
+
+    @property
+    def copies(self) -> tuple[StoredTensor, ...]:
+        """Further embeddings and heads, those of MTP layers, which a plain decode does not read."""
+        return tuple(self.tensors[name] for name in self.family.copies_in(self.tensors))
 
     @property
     def dtype(self) -> str | None:
@@ -233,13 +243,15 @@ def _follow(
 
 
 def _check_vocabulary(tensors: Mapping[str, StoredTensor], family: Family, folder: Path) -> None:
-    for name in (family.embedding, family.head):
+    copies = family.copies_in(tensors)
+    for name in (family.embedding, family.head, *copies):
         _refuse_companions(name, tensors, folder)
     if family.embedding not in tensors:
         named = " or ".join((family.embedding, *(embedding for embedding, _ in family.spellings)))
         raise KPruneError(f"{folder}: no tensor {named}, the embedding of its family")
     embedding = tensors[family.embedding]
-    for info in (embedding, tensors.get(family.head, embedding)):
+    known = [tensors[name] for name in (family.head, *copies) if name in tensors]
+    for info in (embedding, *known):
         if len(info.shape) != 2 or 0 in info.shape or info.dtype not in _PLAIN_DTYPES:
             raise KPruneError(
                 f"{folder}: {info.name} is {info.dtype}{list(info.shape)}; expected a plain "
@@ -250,6 +262,15 @@ def _check_vocabulary(tensors: Mapping[str, StoredTensor], family: Family, folde
             raise KPruneError(
                 f"{folder}: {info.name} has {info.shape[0]} rows, {embedding.name} has "
                 f"{embedding.shape[0]}"
+            )
+    names = {info.name for info in (embedding, *known)}
+    for name, info in tensors.items():
+        # Left whole, it would go by the ids of the original.
+        if info.shape == embedding.shape and name not in names:
+            raise KPruneError(
+                f"{folder}: {name} has the shape of the embedding {embedding.name}, "
+                f"{list(info.shape)}, but {family.architecture} is not known to have another; "
+                "please report it with the model's name"
             )
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from vllm_kprune.checkpoint.base import BaseModel, TokenizerFolder, open_original_tokenizer
+from vllm_kprune.checkpoint.families import Family
 from vllm_kprune.checkpoint.manifest import is_overlay, load_manifest
 from vllm_kprune.checkpoint.origin import open_described
 from vllm_kprune.checkpoint.plan import choose_tokens, evidence_sources
@@ -27,7 +28,7 @@ from vllm_kprune.vocabulary.scripts import main_script
 from vllm_kprune.vocabulary.selection import REASONS, Selection
 from vllm_kprune.vocabulary.wordlists import word_forms
 
-__all__ = ["Change", "Inspection", "KeptToken", "inspect_model", "weight_sizes"]
+__all__ = ["Change", "FamilyEvidence", "Inspection", "KeptToken", "inspect_model", "weight_sizes"]
 
 # Texts, not words: each is a group of neighbouring words in one form. Frequent ones come first, so
 # what is left out weighs little.
@@ -64,6 +65,21 @@ class KeptToken:
 
 
 @dataclass(frozen=True)
+class FamilyEvidence:
+    """A model's class, published models of it, and what tests show or do not show, in words."""
+
+    architecture: str
+    models: str
+    shown: tuple[str, ...]
+    assumed: tuple[str, ...]
+
+    @classmethod
+    def of(cls, family: Family) -> "FamilyEvidence":
+        """What the table of families says."""
+        return cls(family.architecture, family.models, family.shown, family.assumed)
+
+
+@dataclass(frozen=True)
 class Inspection:
     """What `kprune inspect` shows: `tokens`, `by_script` and `by_reason` count tokens.
 
@@ -72,11 +88,13 @@ class Inspection:
     them where reading weights is the only cost. All sizes are None for a tokenizer without a model.
     `tokens_per_character` has an entry for each language and each of the user's texts. `genres` and
     `texts` tell what the pruned vocabulary costs the samples of each genre, and the user's texts;
-    they are empty where nothing is pruned.
+    they are empty where nothing is pruned. `family` tells what was tested of the model's class; it
+    is None for a tokenizer without a model.
     """
 
     model: str
     profile: str | None
+    family: FamilyEvidence | None
     tokens: Change
     parameters: Change | None
     bytes: Change | None
@@ -121,6 +139,7 @@ def inspect_model(
     return Inspection(
         model=model,
         profile=profile.name if profile else None,
+        family=FamilyEvidence.of(base.family) if isinstance(base, BaseModel) else None,
         tokens=Change(len(base.tokenizer.tokens), len(kept) if kept is not None else None),
         by_script=_by_script(base, kept),
         by_reason=selection.by_reason() if selection else {},
@@ -159,10 +178,12 @@ def weight_sizes(base: TokenizerFolder, kept: set[int] | None) -> dict[str, Chan
     """
     if not isinstance(base, BaseModel):
         return dict.fromkeys(_SIZES)
-    vocabulary = base.vocabulary_tensors
+    vocabulary = base.embedding_and_head
     if base.tied:
         # A checkpoint may store the head of a tied pair as well, but memory holds it once.
         vocabulary = vocabulary[:1]
+    head = vocabulary[-1].bytes
+    vocabulary += base.copies
     counted = {info.name for info in vocabulary}
     rest = [
         info
@@ -172,7 +193,6 @@ def weight_sizes(base: TokenizerFolder, kept: set[int] | None) -> dict[str, Chan
     parameters, size = sum(i.parameters for i in rest), sum(i.bytes for i in rest)
     rows_bytes = sum(info.bytes for info in vocabulary)
     rows_parameters = sum(info.parameters for info in vocabulary)
-    head = vocabulary[-1].bytes
     # All that a step reads of an embedding is a row for each token.
     step = size - rows_bytes + head
     before = (parameters, size, rows_bytes, size, step)

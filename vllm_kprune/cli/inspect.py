@@ -9,7 +9,13 @@ from rich.markup import escape
 from rich.table import Table
 
 from vllm_kprune.checkpoint.curve import measure_curve
-from vllm_kprune.checkpoint.inspection import Change, Inspection, KeptToken, inspect_model
+from vllm_kprune.checkpoint.inspection import (
+    Change,
+    FamilyEvidence,
+    Inspection,
+    KeptToken,
+    inspect_model,
+)
 from vllm_kprune.cli.console import output_console, steps, write_json
 from vllm_kprune.cli.cost import cost_table, show_dearest
 from vllm_kprune.cli.curve import check_plot, curve_table, plot_curve
@@ -172,11 +178,20 @@ def _show(result: Inspection) -> None:
         for reason, count in result.by_reason.items():
             table.add_row(f"kept: {reason}", "", f"{count:,}", "")
     output_console.print(table)
+    if result.family:
+        _show_family(result.family)
     if result.genres or result.texts:
         output_console.print(cost_table(result))
     for name, cost in result.texts.items():
         if cost.dearest:
             show_dearest(name, cost)
+
+
+def _show_family(family: FamilyEvidence) -> None:
+    lines = [f"{family.architecture} ({family.models})"]
+    lines += [f"  shown: {one}" for one in family.shown]
+    lines += [f"  assumed: {one}" for one in family.assumed]
+    output_console.print("\n".join(lines), markup=False, highlight=False)
 
 
 def _row(table: Table, name: str, change: Change | None, scale: float = 1, digits: int = 0) -> None:

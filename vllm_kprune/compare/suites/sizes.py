@@ -42,7 +42,10 @@ def predicted_ratio(original: ModelSize, pruned: ModelSize) -> float:
 
 
 def _size(base: BaseModel, tokens: int, rows: int) -> ModelSize:
-    matrices = base.vocabulary_tensors[:1] if base.tied else base.vocabulary_tensors
+    matrices = base.embedding_and_head[:1] if base.tied else base.embedding_and_head
+    # The LM head comes last; tied, it is the only one.
+    head_bytes = matrices[-1].bytes // base.rows * rows
+    matrices += base.copies
     names = {info.name for info in base.vocabulary_tensors}
     body = [info for info in base.tensors.values() if info.name not in names]
     body_bytes = sum(info.bytes for info in body)
@@ -54,5 +57,5 @@ def _size(base: BaseModel, tokens: int, rows: int) -> ModelSize:
         parameters=sum(info.parameters for info in body)
         + sum(rows * info.shape[1] for info in matrices),
         weight_bytes=body_bytes + sum(kept_bytes),
-        step_bytes=body_bytes + kept_bytes[-1],  # the LM head comes last; tied, it is the only one
+        step_bytes=body_bytes + head_bytes,
     )
