@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 from tokenizers import Tokenizer
 
 from support.tiny_tokenizers import TINY
+from vllm_kprune.checkpoint.families import FAMILIES
 
 # Loud enough for the logits to differ: the default of 0.02 leaves them near zero.
 _SIZES = {
@@ -231,3 +233,19 @@ ARCHITECTURES: Mapping[str, TinyArchitecture] = {
         "gemma2": ("Gemma2ForCausalLM", "Gemma2Config", "byte_fallback", True, 0, _GEMMA),
     }.items()
 }  # fmt: skip
+
+# Sparsifying, healing and analysing work on the decoder layers, whatever the vocabulary. The first
+# are tried at every run, the others repeat them on classes whose layers are much alike.
+_TRIED_FIRST = (
+    "qwen2-tied", "qwen2-untied", "qwen3-untied", "qwen3-tied", "qwen3-moe", "gemma3-text",
+    "gemma3-multimodal", "llama-3.1", "llama-3.2", "aya-23", "aya-expanse", "cohere-untied",
+)  # fmt: skip
+BODIES = [
+    pytest.param(name, marks=[] if name in _TRIED_FIRST else pytest.mark.exhaustive, id=name)
+    for name, tiny in ARCHITECTURES.items()
+    if FAMILIES[tiny.architecture].body_refused is None
+]
+# Models in memory must not have fused experts, so these are tried from a folder alone.
+MIXTURES = ("qwen3-moe", "deepseek-v3", "qwen3-next", "gpt-oss")
+# Not run in vLLM's CPU build; the rows of their families say why.
+NOT_SERVED: tuple[str, ...] = ()

@@ -15,8 +15,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vllm_kprune.errors import KPruneError, shown
+from vllm_kprune.tokenizer.bpe import NOT_BPE
 
 __all__ = ["FAMILIES", "REFUSED", "Family", "find_family", "implied_ids", "with_implied_ids"]
+
+
+_MTP_NOT_RUN = "MTP layers, whose vocabulary is pruned too, were never run"
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,8 @@ class Family:
 
     `models` are published models of the class. Each class is tested with a tiny random model in
     transformers; `not_served` says why none was served with vLLM's CPU build, and `real` names
-    published weights that were run.
+    published weights that were run. `body_refused` says why the commands that work on decoder
+    layers (sparsify, heal, analyze) refuse the class.
     """
 
     architecture: str
@@ -44,6 +49,7 @@ class Family:
     copies: str | None = None
     not_served: str | None = None
     real: str | None = None
+    body_refused: str | None = None
 
     @property
     def shown(self) -> tuple[str, ...]:
@@ -61,11 +67,8 @@ class Family:
         return (
             f"{others} behave as the tiny model does",
             *([f"vLLM: {self.not_served}"] if self.not_served else []),
-            *(
-                ["MTP layers, whose vocabulary is pruned too, were never run"]
-                if self.copies
-                else []
-            ),
+            *([f"sparsify, heal, analyze: {self.body_refused}"] if self.body_refused else []),
+            *([_MTP_NOT_RUN] if self.copies else []),
         )
 
     def copies_in(self, tensors: Iterable[str]) -> tuple[str, ...]:
@@ -145,7 +148,11 @@ FAMILIES: Mapping[str, Family] = {
                 "text_config": _GEMMA_IDS,
             },
         ),
-        Family("GptOssForCausalLM", "gpt-oss"),
+        Family(
+            "GptOssForCausalLM",
+            "gpt-oss",
+            body_refused="its experts are fused tensors with biases, which kprune knows nothing of",
+        ),
         Family("HyperCLOVAXForCausalLM", "HyperCLOVA X SEED Think", implied_ids=_LLAMA_IDS),
         Family(
             "LlamaForCausalLM",
@@ -184,16 +191,18 @@ FAMILIES: Mapping[str, Family] = {
     )
 }
 
-_NO_BPE = "its tokenizer is {}, which has no merges; see docs/models.md"
 _OWN_CODE = "its published models need code of their own, which kprune does not run"
 # Known, and refused for a reason that the table cannot remove.
 REFUSED: Mapping[str, str] = {
     **dict.fromkeys(
         ("T5ForConditionalGeneration", "T5EncoderModel", "MT5ForConditionalGeneration",
          "XLMRobertaModel", "XLMRobertaForMaskedLM"),
-        _NO_BPE.format("Unigram"),
+        f"its tokenizer is Unigram: {NOT_BPE['Unigram']}",
     ),
-    **dict.fromkeys(("BertModel", "BertForMaskedLM"), _NO_BPE.format("WordPiece")),
+    **dict.fromkeys(
+        ("BertModel", "BertForMaskedLM"),
+        f"its tokenizer is WordPiece: {NOT_BPE['WordPiece']}",
+    ),
     **dict.fromkeys(
         ("Gemma3nForCausalLM", "Gemma3nForConditionalGeneration"),
         "each layer has a vocabulary of its own, which kprune does not prune",
