@@ -153,6 +153,8 @@ _DEEPSEEK = {
     "topk_group": 1,
     "moe_intermediate_size": 16,
     "num_mtp_layers": 0,
+    "scoring_func": "sigmoid",
+    "topk_method": "noaux_tc",
 }
 _LINEAR = {
     "layer_types": ["linear_attention", "full_attention"],
@@ -248,4 +250,4 @@ BODIES = [
 # Models in memory must not have fused experts, so these are tried from a folder alone.
 MIXTURES = ("qwen3-moe", "deepseek-v3", "qwen3-next", "gpt-oss")
 # Not run in vLLM's CPU build; the rows of their families say why.
-NOT_SERVED: tuple[str, ...] = ()
+NOT_SERVED = ("qwen3-next", "deepseek-v3", "gpt-oss", "ministral", "ministral3")

@@ -97,6 +97,7 @@ class Family:
 _GEMMA_IDS = {"pad_token_id": 0, "eos_token_id": 1, "bos_token_id": 2}
 _COHERE_IDS = {"pad_token_id": 0, "bos_token_id": 5, "eos_token_id": 255_001}
 
+_NOT_RUN = "not run with this class"
 _LLAMA_IDS = {"bos_token_id": 1, "eos_token_id": 2}
 # MTP layers come after the decoder layers and repeat embedding and head.
 _MTP = r"model\.layers\.\d+\.(embed_tokens|shared_head\.head)\.weight"
@@ -121,6 +122,7 @@ FAMILIES: Mapping[str, Family] = {
             "DeepSeek-V3, DeepSeek-R1, Kanana-2",
             implied_ids={"bos_token_id": 0, "eos_token_id": 1},
             copies=_MTP,
+            not_served=_NOT_RUN,
         ),
         Family(
             "Exaone4ForCausalLM", "EXAONE-4", implied_ids={"bos_token_id": 0, "eos_token_id": 2}
@@ -151,6 +153,7 @@ FAMILIES: Mapping[str, Family] = {
         Family(
             "GptOssForCausalLM",
             "gpt-oss",
+            not_served=_NOT_RUN,
             body_refused="its experts are fused tensors with biases, which kprune knows nothing of",
         ),
         Family("HyperCLOVAXForCausalLM", "HyperCLOVA X SEED Think", implied_ids=_LLAMA_IDS),
@@ -159,11 +162,12 @@ FAMILIES: Mapping[str, Family] = {
             "Llama-3, Kanana-1.5, HyperCLOVA X SEED Text",
             implied_ids=_LLAMA_IDS,
         ),
-        Family("MinistralForCausalLM", "Ministral 8B", implied_ids=_LLAMA_IDS),
+        Family("MinistralForCausalLM", "Ministral 8B", implied_ids=_LLAMA_IDS, not_served=_NOT_RUN),
         Family(
             "Ministral3ForCausalLM",
             "the text models of Ministral 3",
             implied_ids={**_LLAMA_IDS, "pad_token_id": 11},
+            not_served=_NOT_RUN,
         ),
         Family("MistralForCausalLM", "Mistral 7B, Mistral-Nemo", implied_ids=_LLAMA_IDS),
         Family(
@@ -177,7 +181,11 @@ FAMILIES: Mapping[str, Family] = {
         Family("Qwen2ForCausalLM", "Qwen2, Qwen2.5", real="Qwen2.5-Coder 1.5B"),
         Family("Qwen3ForCausalLM", "Qwen3"),
         Family("Qwen3MoeForCausalLM", "Qwen3-MoE"),
-        Family("Qwen3NextForCausalLM", "Qwen3-Next"),
+        Family(
+            "Qwen3NextForCausalLM",
+            "Qwen3-Next",
+            not_served="its CPU build has linear attention in bfloat16 only, too coarse to compare",
+        ),
         Family(
             "SmolLM3ForCausalLM",
             "SmolLM3",

@@ -87,6 +87,7 @@ def _run(model: _Model, measured: _Measured, outputs: _Outputs) -> None:
     vocabulary, or of the LM head alone (vllm serve --kprune-head). Both read as few bytes in a
     decode step. Sizes count a tied LM head once. Tokens per character are measured on word lists,
     and on your own files with --text. A tokenizer without a model has no sizes in memory.
+    Below the table it says what tests show for the model's family, and what is assumed.
 
     A second table tells how many more tokens each genre needs: chat, law, code and others, on short
     samples that come with kprune. For your own files it also names the missing tokens that cost
