@@ -11,8 +11,8 @@ from support.tiny_architectures import ARCHITECTURES, NOT_SERVED
 from vllm_kprune.checkpoint.base import open_base
 from vllm_kprune.checkpoint.export import export_overlay
 from vllm_kprune.checkpoint.families import FAMILIES, REFUSED, find_family, with_implied_ids
-from vllm_kprune.checkpoint.inspection import Change, weight_sizes
 from vllm_kprune.checkpoint.overlay import build_overlay
+from vllm_kprune.checkpoint.sizes import Change, weight_sizes
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.profile import Profile
 
@@ -96,10 +96,10 @@ def test_embedding_and_head_of_mtp_layers_lose_the_same_rows(tmp_path: Path) -> 
 def test_what_mtp_layers_hold_is_counted_but_not_read_in_a_step(tmp_path: Path) -> None:
     with_tensors(tmp_path / "original", *MTP)
     base = open_base(tmp_path / "original")
-    sizes = weight_sizes(base, None)
+    sizes = weight_sizes(base)
     matrix = base.rows * 64 * 4
-    assert sizes["vocabulary_bytes"] == Change(4 * matrix)
-    assert sizes["bytes"].original - sizes["step_bytes"].original == 3 * matrix
+    assert sizes.vocabulary_bytes == Change(4 * matrix)
+    assert sizes.bytes.original - sizes.step_bytes.original == 3 * matrix
 
 
 def test_an_embedding_that_the_family_is_not_known_to_have_is_refused(tmp_path: Path) -> None:
