@@ -39,8 +39,9 @@ class WeightSizes:
     """Weights as stored, before and after pruning; all but `parameters` in bytes.
 
     `bytes` is the whole model, `vocabulary_bytes` its embedding and LM head, those of MTP layers
-    included, and `step_bytes` what a plain decode step at batch 1 reads. `head_bytes` is the whole model if only the head is pruned: the
-    embedding stays, so a tied head is a copy of the kept rows.
+    included, and `step_bytes` what a plain decode step at batch 1 reads. `head_bytes` is the whole
+    model if only the head is pruned: the embedding stays, so a tied head is a copy of the kept
+    rows.
     """
 
     parameters: Change
