@@ -6,6 +6,7 @@ English, Korean and Chinese have full tables; of other languages only negations 
 """
 
 from collections.abc import Mapping
+from functools import lru_cache
 
 import regex
 
@@ -101,7 +102,8 @@ def korean_kind(word: str) -> str:
 
     k is a number that still wants its unit: 8만, 120만.
     """
-    if found := _KOREAN_NUMBER.fullmatch(word):
+    # A word of letters alone is no number; to know that takes far less time than the search.
+    if not word.isalpha() and (found := _KOREAN_NUMBER.fullmatch(word)):
         if found["date"]:
             return "D" if not found["rest"] else "d"
         return "k" if found["bare"] else "K"
@@ -129,6 +131,7 @@ _CHINESE: Mapping[str, str] = {
 _NUMERAL = regex.compile("[〇零一二三四五六七八九十百千万萬亿億兆两兩半几幾廿卅]+")
 
 
+@lru_cache(maxsize=50_000)
 def chinese_kind(word: str) -> str:
     """The kind of a Chinese word."""
     if kind := _CHINESE.get(word):

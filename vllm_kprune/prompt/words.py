@@ -75,11 +75,14 @@ _Part = tuple[int, int, str, float, Sequence[tuple[str, float]]]
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A piece of text, cut: length, kind and nats of each part, and its words' stems with nats."""
+    """A piece of text, cut: length, kind and nats of each part, and its words' stems with nats.
 
-    lengths: Sequence[int]
+    `lengths` are int64, `nats` float64: bytes, because those of many chunks can be joined at once.
+    """
+
+    lengths: bytes
     kinds: str
-    nats: Sequence[float]
+    nats: bytes
     stems: Mapping[str, float]
 
 
@@ -103,8 +106,8 @@ class Words:
 def read(text: str) -> Words:
     """Cut a text, with the word lists of its languages."""
     chunks = _lexicon(guess(text)).chunks(text)
-    lengths = np.fromiter(chain.from_iterable([c.lengths for c in chunks]), np.int64)
-    nats = np.fromiter(chain.from_iterable([c.nats for c in chunks]), np.float64)
+    lengths = np.frombuffer(b"".join([c.lengths for c in chunks]), np.int64)
+    nats = np.frombuffer(b"".join([c.nats for c in chunks]), np.float64)
     ends = np.cumsum(lengths)
     return Words(text, ends - lengths, ends, "".join([c.kinds for c in chunks]), nats, chunks)
 
@@ -124,12 +127,14 @@ class Lexicon:
 
     def chunks(self, text: str) -> list[Chunk]:
         """The chunks of a text, in order."""
-        known, found = self._known.get, []
-        for chunk in _CHUNK.findall(text):
-            found.append(known(chunk) or self._add(chunk))
-        return found
+        texts = _CHUNK.findall(text)
+        found = list(map(self._known.get, texts))
+        return [one or self._add(chunk) for one, chunk in zip(found, texts, strict=True)]
 
     def _add(self, chunk: str) -> Chunk:
+        # It may stand earlier in the same text.
+        if known := self._known.get(chunk):
+            return known
         cut = _chunk(self._cut(chunk))
         if len(chunk) <= _LONGEST_REMEMBERED:
             # Emptied at once, which is simpler than to forget the oldest.
@@ -218,8 +223,9 @@ class Lexicon:
 
 def _chunk(parts: Iterator[_Part]) -> Chunk:
     begins, ends, kinds, nats, stems = zip(*parts, strict=True)
-    lengths = [end - begin for begin, end in zip(begins, ends, strict=True)]
-    return Chunk(tuple(lengths), "".join(kinds), nats, dict(chain.from_iterable(stems)))
+    lengths = np.subtract(ends, begins, dtype=np.int64).tobytes()
+    nats_of = np.array(nats, dtype=np.float64).tobytes()
+    return Chunk(lengths, "".join(kinds), nats_of, dict(chain.from_iterable(stems)))
 
 
 def _composed(chunk: str) -> tuple[str, Sequence[int]]:
