@@ -1,7 +1,7 @@
 """The likeliest words of a run: the quick search finds what the search of all divisions finds."""
 
 import math
-from itertools import combinations
+from itertools import combinations, pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -28,7 +28,7 @@ def nats_of(part: str) -> float:
 def test_no_division_has_fewer_nats(run: str) -> None:
     def price(cuts: tuple[int, ...]) -> float:
         edges = (0, *cuts, len(run))
-        return sum(nats_of(run[a:b]) for a, b in zip(edges, edges[1:], strict=False))
+        return sum(nats_of(run[a:b]) for a, b in pairwise(edges))
 
     inner = range(1, len(run))
     least = min(price(cuts) for n in range(len(run)) for cuts in combinations(inner, n))

@@ -5,6 +5,7 @@ belongs together: a number and its unit, "no more than" and its number, a negati
 English, Korean and Chinese have full tables; of other languages only negations are known.
 """
 
+import re
 from collections.abc import Mapping
 from functools import lru_cache
 
@@ -76,8 +77,8 @@ def latin_kind(word: str) -> str:
 
 # Korean words are eojeol: a noun or verb with its particles and endings. H is any, v negates the
 # next and V the one before; R is the dependent noun of "can"; E a bound after its number, F before.
-_KOREAN: Mapping[str, "regex.Pattern[str]"] = {
-    kind: regex.compile(pattern)
+_KOREAN: Mapping[str, "re.Pattern[str]"] = {
+    kind: re.compile(pattern)
     for kind, pattern in {
         "v": "안|못",
         "V": "(?:않|없|아니|못하|못했|못한|못할|못해|말아|말고|말라|마라|마세요|마십시오|모르).*",
