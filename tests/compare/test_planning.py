@@ -49,8 +49,8 @@ def test_requests_that_run_alone_take_longer_than_those_among_others() -> None:
     # 10 of 70 alone, each half as long, and a minute of waiting.
     assert speed.minutes(Amount(10, 70, 30, alone=10, pause_seconds=60)) == 2.0
     exactness, latency = (SUITES[name].amount(CommonOptions()) for name in ("exactness", "latency"))
-    assert exactness and exactness.together == exactness.requests == 40
-    assert latency and (latency.alone, latency.requests) == (16, 144)
+    assert exactness and exactness.together == exactness.requests == 60
+    assert latency and (latency.alone, latency.requests) == (10, 90)
 
 
 def test_a_plan_is_printed_and_nothing_is_kept(

@@ -10,10 +10,10 @@ from vllm_kprune.errors import KPruneError
 from vllm_kprune.guard.policy import GuardPolicy
 from vllm_kprune.profile import shipped_profiles
 from vllm_kprune.prompt.scorers import DEFAULT_SCORER, SCORERS
+from vllm_kprune.serving.command import named_plugins
 from vllm_kprune.serving.options import (
     VocabularyOptions,
     given_options,
-    named_plugins,
     read_values,
     server_options,
 )

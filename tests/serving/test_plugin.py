@@ -13,7 +13,7 @@ import pytest
 
 from vllm_kprune.serving import command, plugin
 from vllm_kprune.serving.compat.imports import wrap
-from vllm_kprune.serving.options import NAMED
+from vllm_kprune.serving.environment import NAMED
 
 # Prints the resolved configuration of a model, field by field, as vLLM's own code makes it.
 _RESOLVE = """

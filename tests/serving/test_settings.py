@@ -10,8 +10,8 @@ from support.guard_engines import Engine
 
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.serving import settings as settings_module
+from vllm_kprune.serving.environment import COUNTER_FOLDER, NAMED
 from vllm_kprune.serving.guard.attach import attach_guard, check_beam_search, check_request
-from vllm_kprune.serving.options import COUNTER_FOLDER, NAMED
 from vllm_kprune.serving.settings import (
     GUARD_CLASS_PATH,
     ServerSettings,

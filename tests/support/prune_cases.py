@@ -13,7 +13,8 @@ from vllm_kprune.prompt.scorers import Scorer
 from vllm_kprune.prompt.segments import RequestTexts
 from vllm_kprune.prompt.text_pruner import TextPruner
 from vllm_kprune.serving.pruning.job import PruneJob
-from vllm_kprune.serving.pruning.service import PromptPruning, Ranker, split_at_marks
+from vllm_kprune.serving.pruning.ranker import Ranker
+from vllm_kprune.serving.pruning.service import PromptPruning, split_at_marks
 from vllm_kprune.serving.pruning.settings import PrunerSettings, request_options
 from vllm_kprune.serving.settings import resolve_settings
 

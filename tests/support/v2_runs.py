@@ -24,11 +24,11 @@ from support.v2_judge import Judge, spell
 from support.v2_runner import V2Runner, speculative_config
 from support.v2_traffic import Kind, Traffic
 from vllm_kprune.guard.phases import ReasoningTokens
+from vllm_kprune.serving.environment import COUNTER_FOLDER
 from vllm_kprune.serving.guard.admission import admit
 from vllm_kprune.serving.guard.counters import REASONING, read_totals
 from vllm_kprune.serving.guard.markers import Markers
 from vllm_kprune.serving.guard.settings import request_policies
-from vllm_kprune.serving.options import COUNTER_FOLDER
 from vllm_kprune.serving.request_options import ADMITTED
 from vllm_kprune.serving.settings import attach_settings, settings_of
 

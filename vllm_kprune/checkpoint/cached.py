@@ -7,6 +7,7 @@ an entry of its own. Nothing here removes old entries.
 
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -25,7 +26,9 @@ from vllm_kprune.storage.digest import FileDigest, canonical_json, digest_text
 from vllm_kprune.storage.folders import new_folder
 from vllm_kprune.vocabulary.evidence import Source
 
-__all__ = ["CachedOverlay", "cached_overlay", "entry_name"]
+__all__ = ["CachedOverlay", "cached_overlay", "entry_name", "find_overlay"]
+
+_MOST_ENTRIES = 1000  # that are looked at: each manifest is read
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,19 @@ def cached_overlay(
                 manifest = write_overlay(plan, folder, progress, digests)
     # No `check_base`: the entry's name contains the digests that were just taken of these files.
     return CachedOverlay(target, manifest, base)
+
+
+def find_overlay(fingerprint: str) -> Path | None:
+    """The newest overlay in the cache with this fingerprint and its base in place, if any."""
+    found = (path for path in (cache_dir() / "overlays").glob("[!.]*") if is_overlay(path))
+    newest = sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
+    for folder in newest[:_MOST_ENTRIES]:
+        with suppress(KPruneError):
+            manifest = load_manifest(folder)
+            if manifest.fingerprint == fingerprint and Path(manifest.base.path).is_dir():
+                manifest.check_files(folder)
+                return folder
+    return None
 
 
 def entry_name(

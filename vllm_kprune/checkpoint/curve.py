@@ -11,9 +11,9 @@ from pathlib import Path
 
 from tokenizers import Tokenizer
 
-from vllm_kprune.checkpoint.base import TokenizerFolder, open_original_tokenizer
-from vllm_kprune.checkpoint.inspection import weight_sizes
+from vllm_kprune.checkpoint.base import BaseModel, TokenizerFolder, open_original_tokenizer
 from vllm_kprune.checkpoint.plan import count_evidence, evidence_sources
+from vllm_kprune.checkpoint.sizes import weight_sizes
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.profile import Corpus, Profile
 from vllm_kprune.progress import Progress, ShareDone, silent
@@ -123,7 +123,9 @@ def _point(
     extra: Sequence[float],
     sources: Sequence[Source],
 ) -> CurvePoint:
-    size = weight_sizes(base, set(kept_ids))["vocabulary_bytes"]
+    size = None
+    if isinstance(base, BaseModel):
+        size = weight_sizes(base, sum(i < base.rows for i in kept_ids)).vocabulary_bytes
     named = {s.name: round(share, 6) for s, share in zip(sources, extra, strict=True)}
     kept_bytes = None if size is None or size.pruned is None else int(size.pruned)
     return CurvePoint(len(kept_ids), kept_bytes, named)

@@ -6,7 +6,7 @@ measured on word lists in the forms of running text, weighted by frequency, or o
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -15,6 +15,7 @@ from vllm_kprune.checkpoint.base import BaseModel, TokenizerFolder, open_origina
 from vllm_kprune.checkpoint.manifest import is_overlay, load_manifest
 from vllm_kprune.checkpoint.origin import open_described
 from vllm_kprune.checkpoint.plan import choose_tokens, evidence_sources
+from vllm_kprune.checkpoint.sizes import Change, WeightSizes, weight_sizes
 from vllm_kprune.profile import LANGUAGES, Corpus, Profile
 from vllm_kprune.progress import Progress, silent
 from vllm_kprune.tokenizer.encoder import load_encoder
@@ -27,29 +28,11 @@ from vllm_kprune.vocabulary.scripts import main_script
 from vllm_kprune.vocabulary.selection import REASONS, Selection
 from vllm_kprune.vocabulary.wordlists import word_forms
 
-__all__ = ["Change", "Inspection", "KeptToken", "inspect_model", "weight_sizes"]
+__all__ = ["Inspection", "KeptToken", "inspect_model"]
 
 # Texts, not words: each is a group of neighbouring words in one form. Frequent ones come first, so
 # what is left out weighs little.
 _WORD_GROUPS = 10_000
-
-
-_SIZES = ("parameters", "bytes", "vocabulary_bytes", "head_bytes", "step_bytes")
-
-
-@dataclass(frozen=True)
-class Change:
-    """A number for the original, and for the pruned model if there is one."""
-
-    original: float
-    pruned: float | None = None
-
-    @property
-    def ratio(self) -> float | None:
-        """Pruned divided by original; None if that is not known."""
-        if self.pruned is None or not self.original:
-            return None
-        return self.pruned / self.original
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +50,7 @@ class KeptToken:
 class Inspection:
     """What `kprune inspect` shows: `tokens`, `by_script` and `by_reason` count tokens.
 
-    `bytes` are those of the weights in memory, `head_bytes` the same if only the LM head is pruned,
-    `step_bytes` what a decode step at batch 1 reads in either case; its time is proportional to
-    them where reading weights is the only cost. All sizes are None for a tokenizer without a model.
+    Parameters and bytes are those of `WeightSizes`, or None for a tokenizer without a model.
     `tokens_per_character` has an entry for each language and each of the user's texts. `genres` and
     `texts` tell what the pruned vocabulary costs the samples of each genre, and the user's texts;
     they are empty where nothing is pruned.
@@ -128,7 +109,7 @@ def inspect_model(
         genres=genres,
         texts=costs,
         kept=tuple(_kept_tokens(base, selection)) if selection else (),
-        **weight_sizes(base, kept),
+        **_sizes(base, kept),
     )
 
 
@@ -152,43 +133,11 @@ def _open(
     return base, choose_tokens(base, profile, sources, progress)[0], profile
 
 
-def weight_sizes(base: TokenizerFolder, kept: set[int] | None) -> dict[str, Change | None]:
-    """The sizes of an `Inspection`; a tied head counts once.
-
-    For a tokenizer without a model, each is None.
-    """
+def _sizes(base: TokenizerFolder, kept: set[int] | None) -> dict[str, Change | None]:
     if not isinstance(base, BaseModel):
-        return dict.fromkeys(_SIZES)
-    vocabulary = base.vocabulary_tensors
-    if base.tied:
-        # A checkpoint may store the head of a tied pair as well, but memory holds it once.
-        vocabulary = vocabulary[:1]
-    counted = {info.name for info in vocabulary}
-    rest = [
-        info
-        for name, info in base.tensors.items()
-        if name in counted or info not in base.vocabulary_tensors
-    ]
-    parameters, size = sum(i.parameters for i in rest), sum(i.bytes for i in rest)
-    rows_bytes = sum(info.bytes for info in vocabulary)
-    rows_parameters = sum(info.parameters for info in vocabulary)
-    head = vocabulary[-1].bytes
-    # All that a step reads of an embedding is a row for each token.
-    step = size - rows_bytes + head
-    before = (parameters, size, rows_bytes, size, step)
-    if kept is None:
-        return dict(zip(_SIZES, map(Change, before), strict=True))
-    # Rows without a token (padding of the embedding) count as gone too.
-    gone = 1 - sum(i < base.rows for i in kept) / base.rows
-    after = (
-        parameters - round(rows_parameters * gone),
-        size - round(rows_bytes * gone),
-        rows_bytes - round(rows_bytes * gone),
-        # A tied head is the embedding, whose rows stay: the kept ones are copied.
-        size + round(head * (1 - gone)) if base.tied else size - round(head * gone),
-        step - round(head * gone),
-    )
-    return dict(zip(_SIZES, map(Change, before, after), strict=True))
+        return dict.fromkeys(one.name for one in fields(WeightSizes))
+    rows = None if kept is None else sum(i < base.rows for i in kept)
+    return vars(weight_sizes(base, rows))
 
 
 def _kept_tokens(base: TokenizerFolder, selection: Selection) -> Iterator[KeptToken]:

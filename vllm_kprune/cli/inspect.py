@@ -9,7 +9,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from vllm_kprune.checkpoint.curve import measure_curve
-from vllm_kprune.checkpoint.inspection import Change, Inspection, KeptToken, inspect_model
+from vllm_kprune.checkpoint.inspection import Inspection, KeptToken, inspect_model
+from vllm_kprune.checkpoint.sizes import Change
 from vllm_kprune.cli.console import output_console, steps, write_json
 from vllm_kprune.cli.cost import cost_table, show_dearest
 from vllm_kprune.cli.curve import check_plot, curve_table, plot_curve

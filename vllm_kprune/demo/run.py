@@ -13,11 +13,11 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from vllm_kprune.checkpoint.manifest import is_overlay, load_manifest
+from vllm_kprune.checkpoint.sizes import weight_sizes
 from vllm_kprune.compare.options import CommonOptions
 from vllm_kprune.compare.planning import finds
 from vllm_kprune.compare.report.document import Report
 from vllm_kprune.compare.run import SuiteProgress
-from vllm_kprune.compare.suites.sizes import model_sizes, predicted_ratio
 from vllm_kprune.demo.pairs import ModelPair, Servers, make_pair
 from vllm_kprune.demo.reference.build import demo_model
 from vllm_kprune.demo.served import Amounts, amounts_of, compare_served
@@ -95,13 +95,15 @@ def resolution(rounds: int) -> Iterator[str]:
 
 def sizes(pair: ModelPair, servers: Servers) -> Sizes:
     """The sizes, from the headers of the model's files and from the start of the servers."""
-    original, pruned = model_sizes(pair.base, pair.manifest)
+    manifest = pair.manifest
+    found = weight_sizes(pair.base, len(manifest.kept_rows))
+    parameters, step = found.parameters, found.step_bytes
     first, second = (server.ready_seconds for server in servers)
     return Sizes(
-        tokens=(original.tokens, pruned.tokens),
-        parameters=(original.parameters, pruned.parameters),
+        tokens=(manifest.original_tokens, len(manifest.kept_ids)),
+        parameters=(int(parameters.original), int(parameters.last)),
         ready_seconds=(first, second),
-        predicted_ratio=predicted_ratio(original, pruned),
+        predicted_ratio=step.original / step.last,
     )
 
 

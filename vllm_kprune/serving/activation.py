@@ -76,7 +76,7 @@ def _prune_heads(engine_args: Any, settings: ServerSettings) -> None:
 
 def _check_pruner(engine_args: Any, settings: ServerSettings) -> None:
     """Load the ranker, which stays loaded, so that mistakes come before a long build or start."""
-    from vllm_kprune.serving.pruning.service import load_ranker
+    from vllm_kprune.serving.pruning.ranker import load_ranker
 
     assert settings.pruner
     base = settings.vocabulary.base

@@ -11,17 +11,20 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from vllm_kprune.errors import KPruneError, shown
+from vllm_kprune.errors import KPruneError, nearest, shown
 from vllm_kprune.serving.compat import features, seams_engine
 from vllm_kprune.serving.compat.installer import Wraps, require
 
 if TYPE_CHECKING:
     from vllm_kprune.serving.settings import ServerSettings
 
-__all__ = ["command_wraps", "refuse_flags_in_vain"]
+__all__ = ["command_wraps", "named_plugins", "refuse_flags_in_vain"]
+
+_PLUGIN_GROUPS = ("vllm.general_plugins", "vllm.endpoint_plugins")
 
 
 def command_wraps() -> Wraps:
@@ -68,8 +71,9 @@ def _settle(args: argparse.Namespace) -> None:
     vLLM hands the parsed arguments to further API servers. These load plugins only while they make
     engine arguments of them, which is too late for `from_cli_args` to be ours there.
     """
+    from vllm_kprune.serving.environment import NAMED
     from vllm_kprune.serving.guard.markers import remember_serving
-    from vllm_kprune.serving.options import KEY, NAMED, given_options, named_plugins
+    from vllm_kprune.serving.options import KEY, given_options
 
     remember_serving(args)
     if names := named_plugins(args):
@@ -84,6 +88,17 @@ def _settle(args: argparse.Namespace) -> None:
         # A flag wins over the same option in `--additional-config`.
         args.additional_config = {**extra, KEY: {**ours, **given}}
     _add_headers(args)
+
+
+def named_plugins(args: argparse.Namespace) -> tuple[str, ...]:
+    """The plugins named with `--plugin`; `KPruneError` for one that is not installed."""
+    given = getattr(args, "plugin", None) or []
+    names = tuple(name.strip() for item in given for name in item.split(","))
+    installed = {point.name for group in _PLUGIN_GROUPS for point in entry_points(group=group)}
+    for name in names:
+        if name not in installed:
+            raise KPruneError(f"--plugin: no vLLM plugin '{name}'; {nearest(name, installed)}")
+    return names
 
 
 def _add_headers(args: argparse.Namespace) -> None:

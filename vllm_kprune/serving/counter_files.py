@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from vllm_kprune.serving.options import COUNTER_FOLDER
+from vllm_kprune.serving.environment import COUNTER_FOLDER
 from vllm_kprune.storage.folders import new_file
 
 __all__ = ["all_records", "counter_folder", "ensure_folder", "new_records"]

@@ -12,12 +12,11 @@ import argparse
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 from vllm_kprune.checkpoint.head import MOST_PROFILES
-from vllm_kprune.errors import KPruneError, nearest, shown
+from vllm_kprune.errors import KPruneError, shown
 from vllm_kprune.options import (
     Option,
     add_arguments,
@@ -31,14 +30,10 @@ from vllm_kprune.profile import LANGUAGE_NAMES, CorpusOptions, Sizing
 from vllm_kprune.vocabulary.usage import LEAST_FLOOR
 
 __all__ = [
-    "COUNTER_FOLDER",
     "FLAG_PREFIX",
     "FORM",
-    "HEAD_PROFILES",
     "KEY",
-    "NAMED",
     "PREFIX",
-    "USAGE_ROWS",
     "GuardOptions",
     "HeadChoice",
     "UsageOptions",
@@ -46,27 +41,16 @@ __all__ = [
     "add_options",
     "flag",
     "given_options",
-    "named_plugins",
     "read_values",
     "server_options",
 ]
 
 KEY = "kprune"
-# The plugins named with --plugin, for this process and the API servers that it starts. It has no
-# VLLM_ prefix because vLLM warns of, or refuses, variables with that prefix that it does not know.
-NAMED = "KPRUNE_ENDPOINT_PLUGINS"
-# The folder of this server's counter files, in the environment of its processes (see `counters`).
-COUNTER_FOLDER = "KPRUNE_COUNTERS"
-# The profiles of this server's pruned head and their rows, for processes that count requests.
-HEAD_PROFILES = "KPRUNE_HEAD_PROFILES"
-# How many token ids this server counts in its answers, for processes that count them.
-USAGE_ROWS = "KPRUNE_USAGE_ROWS"
 # Of our options in a request's `vllm_xargs`, and on the command line.
 PREFIX = "kprune_"
 FLAG_PREFIX = "--kprune-"
 # The form of options (see `vllm_kprune.options`) that a server has.
 FORM = "server"
-_PLUGIN_GROUPS = ("vllm.general_plugins", "vllm.endpoint_plugins")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,17 +249,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def given_options(args: argparse.Namespace) -> dict[str, Any]:
     """The `--kprune-*` options that were given, by their names without the prefix."""
     return given_arguments(args, server_options(), form=FORM, dest=PREFIX)
-
-
-def named_plugins(args: argparse.Namespace) -> tuple[str, ...]:
-    """The plugins named with `--plugin`; `KPruneError` for one that is not installed."""
-    given = getattr(args, "plugin", None) or []
-    names = tuple(name.strip() for item in given for name in item.split(","))
-    installed = {point.name for group in _PLUGIN_GROUPS for point in entry_points(group=group)}
-    for name in names:
-        if name not in installed:
-            raise KPruneError(f"--plugin: no vLLM plugin '{name}'; {nearest(name, installed)}")
-    return names
 
 
 def read_values(additional_config: Any) -> dict[str, Any]:

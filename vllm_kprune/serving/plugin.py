@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vllm_kprune.serving.command import command_wraps, refuse_flags_in_vain
-from vllm_kprune.serving.compat import requests, seams_engine, seams_requests
+from vllm_kprune.serving.compat import requests, seams_engine, seams_routes
 from vllm_kprune.serving.compat.engine import endpoint_plugins_allowed, settle_tied_head
 from vllm_kprune.serving.compat.installer import Wraps, hook, installer
 from vllm_kprune.serving.guard.hooks import guard_wraps
@@ -42,7 +42,7 @@ def all_wraps() -> Wraps:
         **command_wraps(),
         seams_engine.CREATE_ENGINE_CONFIG: _create_engine_config,
         seams_engine.CREATE_MODEL_CONFIG: _create_model_config,
-        seams_requests.LOAD_ENDPOINTS: _load_endpoint_plugins,
+        seams_routes.LOAD_ENDPOINTS: _load_endpoint_plugins,
         **requests.at_start(_require_engine_features),
         **requests.check_adapter_requests(_check_adapter),
         **requests.check_adapter_loads(_check_adapter),
@@ -121,7 +121,7 @@ def _require_engine_features(config: Any) -> None:
 
 
 def _load_endpoint_plugins(original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    from vllm_kprune.serving.options import NAMED
+    from vllm_kprune.serving.environment import NAMED
 
     # From the environment, which the other API servers of this server inherit.
     named = os.environ.get(NAMED)

@@ -18,12 +18,12 @@ from vllm_kprune.checkpoint.head import HeadRows
 from vllm_kprune.checkpoint.manifest import is_overlay
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.options import make, options_of
+from vllm_kprune.serving.environment import NAMED
 from vllm_kprune.serving.guard.settings import GuardSettings, guard_settings
 from vllm_kprune.serving.options import (
     FLAG_PREFIX,
     FORM,
     KEY,
-    NAMED,
     UsageOptions,
     VocabularyOptions,
     read_values,

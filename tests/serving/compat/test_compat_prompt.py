@@ -15,7 +15,7 @@ from support.tiny_models import CHAT_TEMPLATE
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.serving.compat import prompts as compat_prompt
 from vllm_kprune.serving.compat import seams_prompts
-from vllm_kprune.serving.options import NAMED
+from vllm_kprune.serving.environment import NAMED
 from vllm_kprune.serving.pruning import hooks as prune_hooks
 from vllm_kprune.serving.pruning.metrics import RequestReport, current_report
 from vllm_kprune.serving.pruning.service import PromptPruning

@@ -11,9 +11,9 @@ from support.guard_engines import NUM_ROWS, Engine, sampling_params
 from support.tiny_folders import read, save_model, write_json
 
 from vllm_kprune.guard.stored import AutomatonSpec
+from vllm_kprune.serving.environment import COUNTER_FOLDER, NAMED
 from vllm_kprune.serving.guard.admission import admit, admitted, note_tools
 from vllm_kprune.serving.guard.requests import Guards
-from vllm_kprune.serving.options import COUNTER_FOLDER, NAMED
 from vllm_kprune.serving.request_options import ADMITTED
 
 pytestmark = pytest.mark.usefixtures("vllm_ready")

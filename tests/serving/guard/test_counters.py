@@ -11,6 +11,7 @@ import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
 from vllm_kprune.serving.counter_files import counter_folder
+from vllm_kprune.serving.environment import COUNTER_FOLDER
 from vllm_kprune.serving.guard.counters import (
     REASONING,
     CounterFile,
@@ -19,7 +20,6 @@ from vllm_kprune.serving.guard.counters import (
     well_known_labels,
 )
 from vllm_kprune.serving.guard.metrics import GuardCollector, show_counts
-from vllm_kprune.serving.options import COUNTER_FOLDER
 
 
 def count(folder: Path | None, label: str, **numbers: int) -> CounterFile:
@@ -70,7 +70,7 @@ def test_the_folder_is_made_once_named_in_the_environment_and_goes_with_its_make
     code = """
 import json, os
 from vllm_kprune.serving.counter_files import counter_folder, ensure_folder
-from vllm_kprune.serving.options import COUNTER_FOLDER
+from vllm_kprune.serving.environment import COUNTER_FOLDER
 made = ensure_folder()
 assert ensure_folder() == counter_folder() == made
 if not (child := os.fork()):

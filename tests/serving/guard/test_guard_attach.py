@@ -9,9 +9,9 @@ import pytest
 from support.guard_engines import Engine
 
 from vllm_kprune.errors import KPruneError
+from vllm_kprune.serving.environment import COUNTER_FOLDER, NAMED
 from vllm_kprune.serving.guard import attach as guard_attach
 from vllm_kprune.serving.guard.attach import attach_guard, check_beam_search, check_request
-from vllm_kprune.serving.options import COUNTER_FOLDER, NAMED
 from vllm_kprune.serving.settings import GUARD_CLASS_PATH, settings_of
 
 pytestmark = pytest.mark.usefixtures("vllm_ready")

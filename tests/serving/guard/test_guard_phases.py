@@ -12,12 +12,12 @@ from support.guard_engines import NUM_ROWS, PROMPTS, Engine, sampling_params, sp
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.guard.phases import ReasoningTokens, build_phases
 from vllm_kprune.guard.policy import GuardPolicy, parse_policy
+from vllm_kprune.serving.environment import COUNTER_FOLDER
 from vllm_kprune.serving.guard.attach import attach_guard, check_request
 from vllm_kprune.serving.guard.counters import REASONING, read_totals
 from vllm_kprune.serving.guard.markers import SERVED_WITH, Markers, find_markers
 from vllm_kprune.serving.guard.requests import Guards
 from vllm_kprune.serving.guard.settings import GuardSettings, Policies, request_policies
-from vllm_kprune.serving.options import COUNTER_FOLDER
 from vllm_kprune.serving.settings import attach_settings, resolve_settings, settings_of
 
 pytestmark = pytest.mark.usefixtures("vllm_ready")

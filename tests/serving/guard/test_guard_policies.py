@@ -14,11 +14,11 @@ from vllm_kprune.errors import KPruneError
 from vllm_kprune.guard.stored import AutomatonSpec
 from vllm_kprune.serving.compat.requests import prepare_requests
 from vllm_kprune.serving.compat.seams_requests import ADD_REQUEST
+from vllm_kprune.serving.environment import COUNTER_FOLDER
 from vllm_kprune.serving.guard import prepared
 from vllm_kprune.serving.guard.admission import admit, to_prepare
 from vllm_kprune.serving.guard.hooks import _to_prepare
 from vllm_kprune.serving.guard.requests import Guards
-from vllm_kprune.serving.options import COUNTER_FOLDER
 
 pytestmark = pytest.mark.usefixtures("vllm_ready")
 

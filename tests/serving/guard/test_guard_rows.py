@@ -23,9 +23,9 @@ from support.guard_engines import (
     sampling_params,
 )
 
+from vllm_kprune.serving.environment import COUNTER_FOLDER
 from vllm_kprune.serving.guard import requests as guard_requests
 from vllm_kprune.serving.guard.counters import read_totals
-from vllm_kprune.serving.options import COUNTER_FOLDER
 
 pytestmark = pytest.mark.usefixtures("vllm_ready")
 

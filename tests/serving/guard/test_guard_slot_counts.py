@@ -15,9 +15,9 @@ import torch
 from support.guard_engines import NUM_ROWS, PROMPTS, REQUEST_OPTIONS, Engine, expected_refusals
 from support.slot_runner import SLOTS, Runner, pick
 
+from vllm_kprune.serving.environment import COUNTER_FOLDER
 from vllm_kprune.serving.guard.counters import CounterFile, read_totals
 from vllm_kprune.serving.guard.tally import Tally
-from vllm_kprune.serving.options import COUNTER_FOLDER
 
 pytestmark = pytest.mark.usefixtures("vllm_ready")
 

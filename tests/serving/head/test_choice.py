@@ -10,11 +10,11 @@ from prometheus_client import REGISTRY
 from vllm_kprune.checkpoint.head import HeadRows, order_rows
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.serving.endpoint import head_status
+from vllm_kprune.serving.environment import HEAD_PROFILES
 from vllm_kprune.serving.guard.attach import refuse_beam_options
 from vllm_kprune.serving.head import counts, hooks
 from vllm_kprune.serving.head.rows import check_choice
 from vllm_kprune.serving.head.state import serve_profiles, take_profiles
-from vllm_kprune.serving.options import HEAD_PROFILES
 from vllm_kprune.serving.settings import ServerSettings, attach_settings
 
 

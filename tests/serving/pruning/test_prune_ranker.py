@@ -10,8 +10,9 @@ from support.tiny_models import OverlayMaker
 from support.tiny_tokenizers import byte_fallback_tokenizer, byte_level_tokenizer
 
 from vllm_kprune.errors import KPruneError
-from vllm_kprune.serving.pruning import service as prune_service
-from vllm_kprune.serving.pruning.service import load_ranker, make_pruning
+from vllm_kprune.serving.pruning import ranker as prune_ranker
+from vllm_kprune.serving.pruning.ranker import load_ranker
+from vllm_kprune.serving.pruning.service import make_pruning
 
 pytestmark = pytest.mark.usefixtures("vllm_ready")
 
@@ -93,7 +94,7 @@ def test_tokens_are_counted_as_the_served_model_counts_them(
 def test_a_tokenizer_that_cannot_be_copied_leaves_the_rankers_counts(
     folders: dict[str, Path], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prune_service.logger, "propagate", True)
+    monkeypatch.setattr(prune_ranker.logger, "propagate", True)
     options = {"input_pruner": str(folders["other"]), "scorer": "random"}
     pruning = make_pruning(renderer(folders["served"], SimpleNamespace(), **options))
     expected = len(byte_fallback_tokenizer().encode(LONG, add_special_tokens=False).ids)

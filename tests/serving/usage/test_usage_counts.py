@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vllm_kprune.serving.options import COUNTER_FOLDER, USAGE_ROWS
+from vllm_kprune.serving.environment import COUNTER_FOLDER, USAGE_ROWS
 from vllm_kprune.serving.usage import counts
 from vllm_kprune.serving.usage.counts import Totals, UsageCounts, process_counts, released
 

@@ -14,7 +14,7 @@ from support.tiny_folders import save_model
 from vllm_kprune.checkpoint.manifest import load_manifest
 from vllm_kprune.checkpoint.overlay import build_overlay
 from vllm_kprune.profile import Profile
-from vllm_kprune.serving.options import COUNTER_FOLDER, NAMED
+from vllm_kprune.serving.environment import COUNTER_FOLDER, NAMED
 from vllm_kprune.serving.usage.counts import UsageCounts
 from vllm_kprune.serving.usage.endpoint import UsageView, usage_status, usage_view
 from vllm_kprune.storage.digest import sha256_file

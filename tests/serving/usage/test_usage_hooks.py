@@ -13,7 +13,7 @@ from support.tiny_folders import save_model
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.serving.compat import features
 from vllm_kprune.serving.compat.sources import installed_sources
-from vllm_kprune.serving.options import COUNTER_FOLDER, NAMED, USAGE_ROWS
+from vllm_kprune.serving.environment import COUNTER_FOLDER, NAMED, USAGE_ROWS
 
 pytestmark = pytest.mark.usefixtures("vllm_ready")
 

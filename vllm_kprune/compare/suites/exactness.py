@@ -37,8 +37,8 @@ from vllm_kprune.errors import KPruneError
 
 __all__ = ["Exactness"]
 
-_TOKENS, _MAX_TOKENS = 24, 64  # of an answer: by default, and whatever --max-tokens says
-_PROMPTS = 40  # without --limit: beginnings of texts, and prompts for stability
+_TOKENS, _MAX_TOKENS = 16, 64  # of an answer: by default, and whatever --max-tokens says
+_PROMPTS = 60  # without --limit: beginnings of texts, and prompts for stability
 _SAME = Metric("same", "greedy answers identical or tied", "share", "neither", 0.01)
 _IDENTICAL = Metric("identical", "greedy answers identical", "share", "neither", 0.01)
 # The smallest margin that sixty prompts can confirm, and only if none of them differs.

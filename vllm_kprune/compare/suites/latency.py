@@ -56,7 +56,7 @@ class Latency(Suite):
             least_items=1,
             group=MEASURED,
         )
-        rounds: int = option(16, "latency: rounds of each batch.", least=1, group=MEASURED)
+        rounds: int = option(10, "latency: rounds of each batch.", least=1, group=MEASURED)
         tokens: int = option(
             24,
             "latency: tokens of an answer.",

@@ -1,36 +1,39 @@
 """Memory of both sides: weights on disk and loaded, vocabulary, processes, KV cache.
 
-Each metric has its own source, or else a reason why it is not measured. Weights come from the
-headers of the model folders (named by the user, or reported by a server on this machine at
-`/v1/models`), the vocabulary from `/kprune`, the capacity of the KV cache from `/metrics`, and
-process memory from the operating system if the server is on this machine. Nothing is sampled, so
-nothing has an interval. An overlay needs the weight files of its base, which count for it too.
+Each metric has its own source, or else a reason why it is not measured. Weights and vocabulary come
+from the headers of the files in the model folders (see `model_folders`). `/kprune` tells which rows
+of a head that is pruned alone are loaded, and the size of the vocabulary if a folder is unknown.
+The capacity of the KV cache comes from `/metrics`, and process memory from the operating system if
+the server is on this machine. Nothing is sampled, so nothing has an interval. An overlay needs the
+weight files of its base, which count for it too.
 """
 
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 import numpy as np
 
 from vllm_kprune.checkpoint.base import open_base
 from vllm_kprune.checkpoint.manifest import is_overlay, load_manifest
+from vllm_kprune.checkpoint.sizes import weight_sizes
 from vllm_kprune.compare.endpoint.messages import Endpoint, same_endpoint
 from vllm_kprune.compare.measurements import Measurement, Metric, SuiteResult
 from vllm_kprune.compare.options import CommonOptions
 from vllm_kprune.compare.run import Amount, Context, Suite
 from vllm_kprune.compare.suites.model_folders import FolderUnknown, model_folder
 from vllm_kprune.compare.suites.server_memory import tree_memory
-from vllm_kprune.compare.suites.sizes import model_sizes
 from vllm_kprune.errors import KPruneError
 
 __all__ = ["Memory", "Side", "cache_tokens"]
 
 _CACHE_CONFIG = re.compile(r"^vllm:cache_config_info\{([^\n]{0,20000})\}", re.M)
 _LABEL = re.compile(r'(\w{1,100})="([^"\\]{0,1000})"')
+_MOST_ROWS = 1 << 24
+_AS_STORED = "Weights are counted in the type of their files, whatever --dtype makes of it."
 # An overlay adds a few MB of its own files to those of its base.
 _MARGIN = 0.02
 
@@ -77,7 +80,7 @@ class Memory(Suite):
                 continue
             sides = [np.array([[float(size)]]) for size in sizes]
             measurements.append(Measurement(row.metric, ("model",), sides[0], sides[1]))
-        return SuiteResult(self.name, tuple(measurements), (), unavailable)
+        return SuiteResult(self.name, tuple(measurements), (), unavailable, (_AS_STORED,))
 
 
 @dataclass(frozen=True)
@@ -140,16 +143,16 @@ def _look_up(row: _MemoryMetric, original: Side, pruned: Side) -> list[int] | st
 
 def _side(context: Context, number: int) -> Side:
     client = context.clients[number]
-    kprune, metrics = (context.wait(client.get(path)) for path in ("/kprune", "/metrics"))
+    metrics = context.wait(client.get("/metrics"))
     try:
         folder: Path | FolderUnknown = model_folder(context, number)
     except FolderUnknown as error:
         folder = error
-    return Side(client.endpoint, folder, kprune, metrics)
+    return Side(client.endpoint, folder, context.get(number, "/kprune"), metrics)
 
 
 def _loaded(original: Side, pruned: Side) -> tuple[int, int]:
-    return _loaded_bytes(_folder(original)), _loaded_bytes(_folder(pruned))
+    return _stored(original).weights, _stored(pruned).weights
 
 
 def _on_disk(original: Side, pruned: Side) -> tuple[int, int]:
@@ -157,8 +160,14 @@ def _on_disk(original: Side, pruned: Side) -> tuple[int, int]:
 
 
 def _vocabulary(original: Side, pruned: Side) -> tuple[int, int]:
-    status = pruned.kprune if isinstance(pruned.kprune, dict) else {}
-    known = status.get("vocabulary_bytes")
+    try:
+        return _stored(original).vocabulary, _stored(pruned).vocabulary
+    except FolderUnknown:
+        return _told_vocabulary(pruned.kprune)  # it knows both sizes
+
+
+def _told_vocabulary(status: Any) -> tuple[int, int]:
+    known = status.get("vocabulary_bytes") if isinstance(status, dict) else None
     if not isinstance(known, dict):
         raise KPruneError("/kprune of the pruned endpoint does not report vocabulary sizes")
     before, after = known.get("original"), known.get("kept")
@@ -208,12 +217,31 @@ def _folder(side: Side) -> Path:
     return side.folder
 
 
-def _loaded_bytes(folder: Path) -> int:
-    if not is_overlay(folder):
-        return sum(info.bytes for info in open_base(str(folder)).tensors.values())
-    manifest = load_manifest(folder)
-    # [1] is the pruned model. The overlay has no weights: those of its base are loaded in part.
-    return model_sizes(open_base(str(manifest.check_base())), manifest)[1].weight_bytes
+class _Stored(NamedTuple):
+    """The bytes of what a server loads, in the type that its files have."""
+
+    weights: int
+    vocabulary: int
+
+
+def _stored(side: Side) -> _Stored:
+    folder = _folder(side)
+    if is_overlay(folder):
+        manifest = load_manifest(folder)
+        # The overlay has no weights: those of its base are loaded in part.
+        sizes = weight_sizes(open_base(str(manifest.check_base())), len(manifest.kept_rows))
+        return _Stored(int(sizes.bytes.last), int(sizes.vocabulary_bytes.last))
+    sizes = weight_sizes(open_base(str(folder)), _head_rows(side.kprune))
+    added = int(sizes.head_bytes.last - sizes.bytes.original)  # less than 0 for an untied head
+    return _Stored(int(sizes.bytes.original) + added, int(sizes.vocabulary_bytes.original) + added)
+
+
+def _head_rows(status: Any) -> int | None:
+    """The rows of a head that is pruned alone, from `/kprune`; None where it is whole."""
+    head = status.get("head") if isinstance(status, dict) else None
+    rows = head.get("rows") if isinstance(head, dict) else None
+    kept = rows.get("kept") if isinstance(rows, dict) else None
+    return kept if isinstance(kept, int) and 0 < kept <= _MOST_ROWS else None
 
 
 def _disk_bytes(folder: Path) -> int:

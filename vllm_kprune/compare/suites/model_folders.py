@@ -7,7 +7,8 @@ is an absolute path, or a plain relative path below the current folder that cont
 from pathlib import Path
 from typing import Any
 
-from vllm_kprune.checkpoint.manifest import is_overlay
+from vllm_kprune.checkpoint.cached import find_overlay
+from vllm_kprune.checkpoint.manifest import is_overlay, load_manifest
 from vllm_kprune.compare.endpoint.client import Client
 from vllm_kprune.compare.run import Context
 from vllm_kprune.errors import KPruneError, shown
@@ -22,10 +23,37 @@ class FolderUnknown(KPruneError):
 
 
 def model_folder(context: Context, side: int) -> Path:
-    """The folder of a side's model, as named by the user or reported by a server on this machine.
+    """The folder that a side serves, as named by the user or reported by a server on this machine.
 
-    vLLM reports it as `root` at `/v1/models`. Raises `FolderUnknown` if there is neither.
+    vLLM reports it as `root` at `/v1/models`, as it was named on the command line. If a profile was
+    named as well, the server runs an overlay of that folder: it is found by its fingerprint, which
+    `/kprune` tells, in kprune's cache. Raises `FolderUnknown` if there is no such folder.
     """
+    fingerprint = _served_fingerprint(context.get(side, "/kprune"))
+    if fingerprint is None:
+        return _named_or_reported(context, side)
+    option = f"{context.clients[side].endpoint.option}-folder"
+    try:
+        folder = _named_or_reported(context, side)
+        if is_overlay(folder) and load_manifest(folder).fingerprint == fingerprint:
+            return folder
+    except FolderUnknown:
+        pass  # a name on the hub, say: its overlay is in the cache all the same
+    if found := find_overlay(fingerprint):
+        return found
+    raise FolderUnknown(
+        f"the {context.clients[side].endpoint.name} server runs the overlay {fingerprint[:12]}, "
+        f"which is not in kprune's cache here; name its folder with {option}"
+    )
+
+
+def _served_fingerprint(status: Any) -> str | None:
+    """The fingerprint of the overlay that a server says it runs; None if it runs none."""
+    known = status.get("fingerprint") if isinstance(status, dict) else None
+    return known if isinstance(known, str) and status.get("active") is True else None
+
+
+def _named_or_reported(context: Context, side: int) -> Path:
     options, client = context.options, context.clients[side]
     if named := (options.original_folder, options.pruned_folder)[side]:
         return named

@@ -15,12 +15,21 @@ from vllm_kprune.serving.compat import (
     seams_parsers,
     seams_prompts,
     seams_requests,
+    seams_routes,
 )
 from vllm_kprune.serving.compat.seam import Seam
 
 __all__ = ["SEAMS", "seam_rows"]
 
-_PARTS = (*(seams_engine, seams_head, seams_requests, seams_guard, seams_parsers, seams_prompts),)
+_PARTS = (
+    seams_engine,
+    seams_head,
+    seams_requests,
+    seams_routes,
+    seams_guard,
+    seams_parsers,
+    seams_prompts,
+)
 # By type, so that a new row needs no second entry here.
 SEAMS = tuple(value for part in _PARTS for value in vars(part).values() if isinstance(value, Seam))
 

@@ -1,4 +1,4 @@
-"""How a server takes requests in and answers them: checks, LoRA adapters, metrics, routes.
+"""How a server takes requests in and answers them: checks, LoRA adapters, metrics.
 
 Rows of the table in `seams`.
 """
@@ -12,7 +12,6 @@ from vllm_kprune.serving.compat.features import (
     OFFLINE,
     ONLINE,
     REQUESTS,
-    ROUTES,
     USAGE,
     at,
     reads,
@@ -25,9 +24,6 @@ __all__ = [
     "ADD_REQUEST",
     "ANSWER",
     "ANSWER_IDS",
-    "API_KEY",
-    "ATTACH_ROUTER",
-    "AUTHENTICATION",
     "BEAM_SEARCH",
     "CHAT_BEAMS",
     "CHAT_PARAMS",
@@ -35,15 +31,12 @@ __all__ = [
     "CHECK_LORA_LOAD",
     "COMPLETION_BEAMS",
     "COMPLETION_XARGS",
-    "ENDPOINT",
     "ERROR_RESPONSE",
     "FINISH_REQUEST",
     "GENERATION_ERROR",
     "GRACEFUL_ERROR",
-    "INIT_STATE",
     "INPUT_CONFIG",
     "INPUT_PROCESSOR",
-    "LOAD_ENDPOINTS",
     "LORA_REQUEST",
     "PARAMS_OF_STRUCTURE",
     "PROCESS_INPUTS",
@@ -55,7 +48,6 @@ __all__ = [
     "VALIDATE_LORA",
     "VALIDATE_PARAMS",
     "VALIDATION_ERROR",
-    "VERIFY_TOKEN",
 ]
 
 # Requests
@@ -261,47 +253,4 @@ ADAPTER_PATH = seam(
 )
 LORA_REQUEST = reads(
     LORA, "vllm.lora.request:LoRARequest", "lora_path", lost="the folder of an adapter"
-)
-
-# HTTP routes
-
-LOAD_ENDPOINTS = seam(
-    ROUTES, "vllm.plugins:load_endpoint_plugins", Use.WRAPS, lost="`--plugin kprune`"
-)
-_ENDPOINT = "vllm.plugins.endpoint_plugins.interface:EndpointPlugin"
-ATTACH_ROUTER = seam(
-    ROUTES,
-    f"{_ENDPOINT}.attach_router",
-    Use.OVERRIDES,
-    "self, app",
-    lost="kprune's HTTP routes",
-)
-INIT_STATE = seam(
-    ROUTES,
-    f"{_ENDPOINT}.init_state",
-    Use.OVERRIDES,
-    "self, engine_client, state, args",
-    binding="async",
-    lost="kprune's HTTP routes",
-)
-ENDPOINT = reads(ROUTES, _ENDPOINT, *("name", "required_tasks"), lost="kprune's HTTP routes")
-_KEY_LOST = "the API key of `POST /kprune/prune` and `GET /kprune/usage`"
-AUTHENTICATION = seam(
-    ROUTES,
-    "vllm.entrypoints.serve.middleware.authenticate:AuthenticationMiddleware",
-    Use.CALLS,
-    "app, tokens",
-    lost=_KEY_LOST,
-)
-VERIFY_TOKEN = seam(
-    ROUTES,
-    "vllm.entrypoints.serve.middleware.authenticate:AuthenticationMiddleware.verify_token",
-    Use.CALLS,
-    "self, headers",
-    lost=_KEY_LOST,
-)
-API_KEY = reads(
-    ROUTES,
-    "vllm.envs:VLLM_API_KEY",
-    lost=_KEY_LOST,
 )

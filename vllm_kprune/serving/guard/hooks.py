@@ -10,8 +10,9 @@ from typing import Any
 
 from vllm_kprune.serving.compat import requests, seams_requests
 from vllm_kprune.serving.compat.installer import Wraps
+from vllm_kprune.serving.environment import COUNTER_FOLDER, HEAD_PROFILES
 from vllm_kprune.serving.guard.runner_hooks import runner_wraps
-from vllm_kprune.serving.options import COUNTER_FOLDER, HEAD_PROFILES, PREFIX
+from vllm_kprune.serving.options import PREFIX
 
 __all__ = ["guard_wraps"]
 

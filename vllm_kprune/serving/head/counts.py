@@ -12,7 +12,7 @@ from typing import Any
 from prometheus_client import Counter, Gauge
 
 from vllm_kprune.checkpoint.head import HeadRows
-from vllm_kprune.serving.options import HEAD_PROFILES
+from vllm_kprune.serving.environment import HEAD_PROFILES
 from vllm_kprune.serving.request_options import HEAD_KEY
 
 __all__ = ["count_request", "note_profiles", "show_requests"]

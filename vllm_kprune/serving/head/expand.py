@@ -29,9 +29,10 @@ def expand(logits: Any, inverse: Any) -> Any:
 
     `inverse` is what `inverse_order` gave for these columns. One pass: each id reads its column.
     """
-    if logits.device.type != "cpu":
-        return logits.index_select(1, inverse)
-    return expand_each(logits, {0: inverse}, [0] * len(logits))
+    if logits.device.type == "cpu":
+        # Not slower than index_select, and twice as fast with two threads, of which that uses one.
+        return logits.gather(1, inverse.expand(len(logits), -1))
+    return logits.index_select(1, inverse)
 
 
 def expand_each(logits: Any, inverses: Mapping[int, Any], which: Sequence[int]) -> Any:

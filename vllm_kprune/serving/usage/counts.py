@@ -19,7 +19,7 @@ from filelock import FileLock
 
 from vllm_kprune.serving.compat import logger
 from vllm_kprune.serving.counter_files import all_records, counter_folder, new_records
-from vllm_kprune.serving.options import USAGE_ROWS
+from vllm_kprune.serving.environment import USAGE_ROWS
 from vllm_kprune.storage.folders import new_file
 
 __all__ = ["Totals", "UsageCounts", "process_counts", "released"]

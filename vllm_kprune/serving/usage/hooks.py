@@ -9,7 +9,7 @@ from typing import Any
 
 from vllm_kprune.serving.compat import requests
 from vllm_kprune.serving.compat.installer import Wraps
-from vllm_kprune.serving.options import USAGE_ROWS
+from vllm_kprune.serving.environment import USAGE_ROWS
 
 __all__ = ["start_counting", "tokenizer_file", "usage_wraps"]
 

@@ -6,11 +6,9 @@ import pytest
 
 from vllm_kprune.checkpoint.base import BaseModel
 from vllm_kprune.checkpoint.families import FAMILIES
-from vllm_kprune.checkpoint.manifest import BaseReference, Manifest
 from vllm_kprune.checkpoint.shards import StoredTensor
+from vllm_kprune.checkpoint.sizes import Change, weight_sizes
 from vllm_kprune.compare.endpoint.token_times import token_times
-from vllm_kprune.compare.suites.sizes import model_sizes, predicted_ratio
-from vllm_kprune.profile import Profile
 from vllm_kprune.tokenizer.bpe import BpeTokenizer
 
 ROWS, HIDDEN, BODY = 100, 8, 400
@@ -39,44 +37,25 @@ def base(*, tied: bool, stored_head: bool) -> BaseModel:
     )
 
 
-def manifest(kept: tuple[int, ...]) -> Manifest:
-    return Manifest(
-        kprune_version="0",
-        family="LlamaForCausalLM",
-        profile=Profile(name="half"),
-        base=BaseReference(reference="m", path="m", files={}),
-        original_tokens=ROWS + 1,
-        original_rows=ROWS,
-        kept_ids=kept,
-        reasons="s" * len(kept),
-        vocabulary_tensors=("model.embed_tokens.weight",),
-        files={},
-    )
-
-
-HALF = manifest((*range(50), ROWS))
-
-
 @pytest.mark.parametrize("stored_head", [False, True])
 def test_tied_weights_are_counted_once_even_when_stored_twice(stored_head: bool) -> None:
-    original, pruned = model_sizes(base(tied=True, stored_head=stored_head), HALF)
-    assert (original.tokens, original.rows) == (101, 100)
-    assert (pruned.tokens, pruned.rows) == (51, 50)
-    assert (original.parameters, pruned.parameters) == (1200, 800)
-    assert (original.weight_bytes, pruned.weight_bytes) == (2400, 1600)
-    assert predicted_ratio(original, pruned) == 1.5
+    found = weight_sizes(base(tied=True, stored_head=stored_head), 50)
+    assert found.parameters == Change(1200, 800)
+    assert found.bytes == found.step_bytes == Change(2400, 1600)
+    assert found.vocabulary_bytes == Change(1600, 800)
+    assert found.head_bytes == Change(2400, 3200)  # the kept rows are a copy
 
 
 def test_of_an_untied_model_a_step_reads_the_head_but_not_the_embedding() -> None:
-    original, pruned = model_sizes(base(tied=False, stored_head=True), HALF)
-    assert (original.parameters, pruned.parameters) == (2000, 1200)
-    assert (original.weight_bytes, pruned.weight_bytes) == (4000, 2400)
-    assert (original.step_bytes, pruned.step_bytes) == (2400, 1600)
+    found = weight_sizes(base(tied=False, stored_head=True), 50)
+    assert found.parameters == Change(2000, 1200)
+    assert found.bytes == Change(4000, 2400)
+    assert found.step_bytes == Change(2400, 1600)
+    assert found.head_bytes == Change(4000, 3200)
 
 
 def test_keeping_everything_predicts_no_gain() -> None:
-    everything = manifest(tuple(range(ROWS + 1)))
-    assert predicted_ratio(*model_sizes(base(tied=True, stored_head=False), everything)) == 1
+    assert weight_sizes(base(tied=True, stored_head=False), ROWS).step_bytes.ratio == 1
 
 
 def test_a_step_is_the_time_between_tokens_of_the_same_sequence() -> None:
