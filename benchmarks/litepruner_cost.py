@@ -108,7 +108,7 @@ def measured(
 
 
 def prefill(folder: Path, tokens: int = 1024) -> dict[str, float]:
-    """Reading a prompt in transformers, bfloat16 as stored, in one thread."""
+    """Reading a prompt in transformers, in float32 and one thread."""
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()

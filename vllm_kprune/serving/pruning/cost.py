@@ -19,7 +19,7 @@ __all__ = ["KEEP", "NEVER", "Line", "break_even_tokens", "ranking_seconds"]
 NEVER = 10_000_000  # more tokens than any prompt has
 KEEP = 0.7
 # For a token: to rank it; with `attention`, and for each token that it looks at.
-_TOKEN_SECONDS = 12e-6
+_TOKEN_SECONDS = 20e-6
 _ATTENTION_SECONDS, _SEEN_SECONDS = 20e-6, 30e-9
 # Scorers whose work grows with the square of a segment's length.
 _QUADRATIC = frozenset({"attention"})
@@ -45,7 +45,7 @@ def ranking_seconds(tokens: int, scorer: str, window: int | None = None) -> floa
     """About how many seconds one segment of so many tokens takes.
 
     >>> round(ranking_seconds(4096, "rarity"), 2), round(ranking_seconds(4096, "attention"), 2)
-    (0.05, 0.63)
+    (0.08, 0.67)
     """
     if scorer not in _QUADRATIC:
         return _TOKEN_SECONDS * tokens
