@@ -127,7 +127,10 @@ def test_other_files_are_the_overlays_and_nothing_takes_it_for_an_overlay(model:
     (model / "modeling_evil.py").write_text("raise SystemExit")
     export = exported(model)
     overlay, files = contents(model.parent / "overlay"), contents(export)
-    assert files.pop(EXPORT_NAME) == overlay.pop(MANIFEST_NAME)
+    record, manifest = json.loads(files.pop(EXPORT_NAME)), json.loads(overlay.pop(MANIFEST_NAME))
+    assert record["base"].pop("path") == record["base"].pop("reference") == "model"
+    assert manifest["base"].pop("path") == manifest["base"].pop("reference") == str(model)
+    assert record == manifest
     del files["model.safetensors"]
     assert files == overlay
     assert "LICENSE" in files

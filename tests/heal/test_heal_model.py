@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from support.heal_cases import Healed, heal_options
 from support.tiny_exports import stored
+from support.tiny_folders import contents
 from transformers import AutoModelForCausalLM
 
 from vllm_kprune.checkpoint.manifest import EXPORT_NAME
@@ -103,6 +104,9 @@ def test_the_result_has_the_same_files_a_record_and_a_picture(
     assert losses(record, "distillation")[-1] < losses(record, "distillation")[0]
     assert {file["file"] for file in record["texts"]} == {text.name}
     assert record["base"]["files"].keys() >= {"config.json", "tokenizer.json"}
+    # Neither the folder of the model, of its text, nor of its original is told.
+    root = str(text.parent.parent).encode()
+    assert not [name for name, content in contents(output).items() if root in content]
     loaded = AutoModelForCausalLM.from_pretrained(output).eval()
     with torch.no_grad():
         assert bool(torch.isfinite(loaded(torch.arange(20)[None]).logits).all())

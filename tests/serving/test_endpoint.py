@@ -66,28 +66,3 @@ def test_the_plugin_keeps_vllms_protocol() -> None:
     from vllm_kprune.serving.endpoint import register
 
     assert isinstance(register(), EndpointPlugin)
-
-
-@pytest.mark.parametrize(
-    ("reference", "path", "public"),
-    [
-        ("models/secret/mine", "/home/me/models/secret/mine", "mine"),
-        ("models/mine", "/home/me/models/mine", "mine"),
-        ("./mine", "/home/me/mine", "mine"),
-        ("..", "/home/me", "me"),
-        (".", "/home/me", "me"),
-        ("/home/me/mine", "/home/me/mine", "mine"),
-        ("~/mine", "/home/me/mine", "mine"),
-        (r"C:\models\mine", "/mnt/c/models/mine", "mine"),
-        ("org/name", "/hub/models--org--name/snapshots/0123", "org/name"),
-        ("models/mine", "/hub/models--org--name/snapshots/0123", "mine"),
-        ("name", "/hub/models--name/snapshots/0123", "name"),
-    ],
-)
-def test_of_the_base_only_a_hub_id_or_a_last_name_is_told(
-    reference: str, path: str, public: str
-) -> None:
-    from vllm_kprune.checkpoint.manifest import BaseReference
-    from vllm_kprune.serving.endpoint import _public_name
-
-    assert _public_name(BaseReference(reference=reference, path=path, files={})) == public

@@ -6,6 +6,7 @@ A conftest imports them by name.
 import os
 import random
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ import torch
 from support.tiny_architectures import ARCHITECTURES
 from support.tiny_tokenizers import SENTENCES
 
-__all__ = ["one_thread", "own_cache", "saved", "text", "unsynced"]
+__all__ = ["cache", "cached_in", "one_thread", "own_cache", "saved", "text", "unsynced"]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -26,10 +27,24 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The cache of these tests, which knows the digests and places of their models."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@contextmanager
+def cached_in(folder: Path) -> Iterator[None]:
+    """For fixtures that are made once, before `own_cache`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("KPRUNE_CACHE", str(folder))
+        yield
+
+
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Digests of files are remembered in the test's own folder."""
-    monkeypatch.setenv("KPRUNE_CACHE", str(tmp_path / "cache"))
+def own_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is read from the user's cache, or written there."""
+    monkeypatch.setenv("KPRUNE_CACHE", str(cache))
 
 
 @pytest.fixture(autouse=True)

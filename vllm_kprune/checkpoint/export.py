@@ -24,6 +24,7 @@ from vllm_kprune.checkpoint.manifest import (
 )
 from vllm_kprune.checkpoint.model_folder import INDEX, INDEX_NAME
 from vllm_kprune.checkpoint.origin import open_described
+from vllm_kprune.checkpoint.places import remember_place
 from vllm_kprune.checkpoint.plan import Plan
 from vllm_kprune.checkpoint.shards import (
     RowCut,
@@ -212,6 +213,9 @@ def write_standalone(plan: WeightsPlan, folder: Path, progress: Progress = silen
     if index := _index(plan):
         text = json.dumps(index, ensure_ascii=False, indent=2)
         (folder / INDEX_NAME).write_text(text + "\n", encoding="utf-8")
+    manifest = load_manifest(folder)
+    remember_place(manifest.base.contents, Path(manifest.base.path))
+    manifest.without_place().write(folder)
     (folder / MANIFEST_NAME).rename(folder / EXPORT_NAME)
 
 

@@ -23,6 +23,7 @@ from pydantic import (
 
 from vllm_kprune.checkpoint.manifest_form import check_form
 from vllm_kprune.checkpoint.model_folder import INDEX_NAME
+from vllm_kprune.checkpoint.places import find_place, public_name
 from vllm_kprune.checkpoint.unlisted import refuse_added, refuse_added_to_base
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.profile import Profile, parse_profile
@@ -74,12 +75,20 @@ class _Strict(BaseModel):
 
 
 class BaseReference(_Strict):
-    """The model that an overlay prunes: its name as the user gave it, its folder, and its files."""
+    """The model that an overlay prunes: its name as the user gave it, its folder, and its files.
+
+    In an export, `reference` and `path` are its public name (see `places`).
+    """
 
     reference: str
     revision: str | None = None
     path: str
     files: dict[PlainName, FileDigest]
+
+    @property
+    def contents(self) -> dict[str, str]:
+        """The SHA-256 of each file."""
+        return {name: digest.sha256 for name, digest in self.files.items()}
 
 
 class Evidence(_Strict):
@@ -140,6 +149,12 @@ class Manifest(_Strict):
         """Names of the base's weight files, sorted; an export has files of the same names."""
         return tuple(sorted(name for name in self.base.files if name.endswith(".safetensors")))
 
+    def without_place(self) -> "Manifest":
+        """The same, with the public name of the base instead of its folder."""
+        name = public_name(self.base.reference, Path(self.base.path))
+        base = self.base.model_copy(update={"reference": name, "path": name})
+        return self.model_copy(update={"base": base})
+
     @property
     def index_expected(self) -> bool:
         """Does an export have an index? A single `model.safetensors` needs none."""
@@ -160,13 +175,14 @@ class Manifest(_Strict):
         `advance` is called for each block. Raises `KPruneError` if the folder is gone, a file
         differs, or one was added.
         """
-        folder = path or Path(self.base.path)
-        if not folder.is_dir():
+        folder = path or find_place(self.base.path, self.base.contents)
+        if folder is None or not folder.is_dir():
             remedy = (
                 f"give its folder with {option} FOLDER" if option else "name it where it is now"
             )
             raise KPruneError(
-                f"the base model is not at {folder} any more; {remedy}, or build the overlay again"
+                f"the base model is not at {path or self.base.path} any more; {remedy}, or build "
+                "the overlay again"
             )
         for name, digest in self.base.files.items():
             file = folder / name

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from vllm_kprune.checkpoint.base import BaseModel
 from vllm_kprune.checkpoint.manifest import EXPORT_NAME, is_export, load_manifest
-from vllm_kprune.errors import KPruneError, shown
+from vllm_kprune.checkpoint.places import find_place
+from vllm_kprune.errors import KPruneError
 from vllm_kprune.sparsify.body import ModelBody, open_body
 from vllm_kprune.sparsify.record import SPARSITY_NAME
 from vllm_kprune.storage.bounded import NOTES, read_object
@@ -55,21 +56,23 @@ def find_teacher(student: ModelBody, teacher: str | Path | None, revision: str |
 def _origin(folder: Path) -> Path:
     """The folder of the model that a pruned one was made from; an export says it best."""
     if is_export(folder):
-        path: object = load_manifest(folder, EXPORT_NAME).base.path
+        base = load_manifest(folder, EXPORT_NAME).base
+        found = find_place(base.path, base.contents)
     elif (folder / SPARSITY_NAME).is_file():
-        base = read_object(folder / SPARSITY_NAME, NOTES).get("base")
-        path = base.get("path") if isinstance(base, dict) else None
+        record = read_object(folder / SPARSITY_NAME, NOTES).get("base")
+        files = record.get("files") if isinstance(record, dict) else None
+        found = find_place("", files) if isinstance(files, dict) else None
     else:
         raise KPruneError(
             f"{folder} does not say what it was made from; name the original with --teacher, or "
             "use --distillation 0"
         )
-    if not isinstance(path, str) or not Path(path).is_dir():
+    if found is None:
         raise KPruneError(
-            f"the original of {folder} is not at {shown(path)} any more; give its folder with "
-            "--teacher, or use --distillation 0"
+            f"the original of {folder} is not where it was, or was never here; give its folder "
+            "with --teacher, or use --distillation 0"
         )
-    return Path(path)
+    return found
 
 
 def _same_tokens(student: BaseModel, teacher: BaseModel, ids: Sequence[int]) -> bool:

@@ -14,7 +14,8 @@ from fastapi import FastAPI, Request
 from safetensors import safe_open
 
 from vllm_kprune import __version__
-from vllm_kprune.checkpoint.manifest import BaseReference, Manifest, is_overlay, load_manifest
+from vllm_kprune.checkpoint.manifest import Manifest, is_overlay, load_manifest
+from vllm_kprune.checkpoint.places import public_name
 from vllm_kprune.prompt.budget import PruneOptions
 from vllm_kprune.serving.compat import vllm_version
 from vllm_kprune.serving.options import PREFIX
@@ -107,7 +108,10 @@ def server_status(model: str, base: Path | None = None) -> dict[str, Any]:
         "rows": {"original": manifest.original_rows, "kept": len(manifest.kept_rows)},
         "vocabulary_bytes": _vocabulary_bytes(manifest, base or Path(manifest.base.path)),
         "fingerprint": manifest.fingerprint,
-        "base": {"model": _public_name(manifest.base), "revision": manifest.base.revision},
+        "base": {
+            "model": public_name(manifest.base.reference, Path(manifest.base.path)),
+            "revision": manifest.base.revision,
+        },
         "built_with": manifest.kprune_version,
         "versions": versions,
     }
@@ -194,18 +198,6 @@ def _in_steps(part: int, whole: int) -> float:
     0.0625
     """
     return part * 16 // whole / 16 if whole else 0.0
-
-
-def _public_name(base: BaseReference) -> str:
-    """The base as a hub id, or the last part of a local folder."""
-    folder = Path(base.path)
-    # A relative path such as models/mine looks like a hub id. Only the hub's folders are snapshots.
-    of_hub = folder.parent.name == "snapshots" and "/" in base.reference
-    repository = f"models--{base.reference.replace('/', '--')}"
-    if of_hub and folder.parent.parent.name == repository:
-        return base.reference
-    name = Path(base.reference.replace("\\", "/")).name
-    return folder.name if name in ("", "..") else name
 
 
 def _vocabulary_bytes(manifest: Manifest, base: Path) -> dict[str, int] | None:

@@ -16,6 +16,7 @@ from vllm_kprune import __version__
 from vllm_kprune.checkpoint.base import BaseModel
 from vllm_kprune.checkpoint.manifest import SPARSITY_NAME
 from vllm_kprune.checkpoint.overlay import digest_base
+from vllm_kprune.checkpoint.places import public_name, remember_place
 from vllm_kprune.errors import KPruneError, shown
 from vllm_kprune.progress import Progress
 from vllm_kprune.storage.bounded import NOTES, read_object
@@ -108,14 +109,12 @@ def _changed_setting(old: Any, new: Mapping[str, Any]) -> str | None:
 
 
 def described_base(base: BaseModel, progress: Progress) -> dict[str, Any]:
-    """Name, folder and SHA-256 of every file of a model, as records have them."""
+    """Public name and SHA-256 of every file of a model, as records have them."""
     digests = digest_base(base, progress, memory=cache_dir() / "digests")
-    return {
-        "reference": base.reference,
-        "revision": base.revision,
-        "path": str(base.folder.absolute()),
-        "files": {name: digest.sha256 for name, digest in digests.items()},
-    }
+    files = {name: digest.sha256 for name, digest in digests.items()}
+    remember_place(files, base.folder)
+    name = public_name(base.reference, base.folder.absolute())
+    return {"reference": name, "revision": base.revision, "files": files}
 
 
 def sparsity_record(notes: RunNotes, device: str) -> dict[str, Any]:
