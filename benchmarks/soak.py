@@ -82,7 +82,8 @@ class Soak:
             self.found["requests"] += 1
             self.found[f"requests: {asked.kind}"] += 1
             self.seconds.setdefault(asked.kind, []).append(answer.seconds)
-            if asked.body in self.greedy:
+            # The body of a cancelled request can be that of a whole one.
+            if asked.body in self.greedy and asked.stop_after is None:
                 self.answers.setdefault(asked.body, []).append(answer)
         if answer.status != asked.wanted:
             self.note("wrong status", asked, f"{answer.status}, expected {asked.wanted}")
