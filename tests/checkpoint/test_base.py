@@ -1,6 +1,7 @@
 """A model folder is checked before any long work; a refusal names its reason."""
 
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -229,3 +230,11 @@ def test_a_hub_id_is_found_in_the_local_cache_with_its_revision(offline: Path) -
     assert (base.reference, base.revision) == ("org/model", "v1")
     with pytest.raises(KPruneError, match="neither a folder"):
         open_base("org/model", "v2")
+
+
+def test_hidden_weight_files_are_none(model: Path) -> None:
+    shutil.copy(model / "model.safetensors", model / ".best-3.safetensors")
+    assert open_base(str(model)).shards == ("model.safetensors",)
+    (model / "model.safetensors").unlink()
+    with pytest.raises(KPruneError, match=r"holds no \*\.safetensors weights"):
+        open_base(str(model))

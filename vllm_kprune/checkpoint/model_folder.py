@@ -94,7 +94,8 @@ def weight_files(folder: Path) -> tuple[str, ...]:
         # Only shards that the index names: a folder may hold other safetensors files besides.
         names = sorted({_file_name(name, index) for name in weight_map.values()})
     else:
-        names = sorted(path.name for path in folder.glob("*.safetensors"))
+        # Hidden files are no weights for vLLM either; `heal` leaves some meanwhile.
+        names = sorted(path.name for path in folder.glob("[!.]*.safetensors"))
     for name in names:
         # An index is input from outside: a name must not lead out of the folder.
         if Path(name).name != name or not (folder / name).is_file():
