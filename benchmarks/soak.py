@@ -226,6 +226,7 @@ def growth(samples: Sequence[tuple[float, int]]) -> dict[str, Any]:
         "mb_per_hour": round(float(slope), 3),
         "interval": [round(float(low), 3), round(float(high), 3)],
         "mb": round(float(mb.mean()), 1),
+        "mb_over_time": [round(float(one), 1) for one in mb],
         "peak_mb": round(float(kept[:, 1].max() / 1e6), 1),
     }
 
