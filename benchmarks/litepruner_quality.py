@@ -231,7 +231,9 @@ class Study:
 
     def row(self, label: str, keep: float, against: str) -> dict:
         """Mean outcome and its difference to a baseline, with 95 % intervals over passages."""
-        own, base = self.values[label, keep], self.values[against, keep]
+        # The whole passage is the same at every rate.
+        own = self.values[label, keep]
+        base = self.values["whole", 1.0] if against == "whole" else self.values[against, keep]
         differences = [a - b for a, b in zip(own, base, strict=True)]
         low, high = bootstrap(differences)
         mean = np.concatenate(own).mean(axis=0)

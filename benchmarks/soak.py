@@ -12,7 +12,8 @@ request that was asked is asked once more, alone. Counted are:
 - characters that the request's guard does not allow;
 - greedy answers that are not those that the same requests get alone. Two batches may round
   differently, so an answer may differ from where the two best tokens are as good as one another;
-- the memory of the server's processes: its slope, with a 95 % interval, after a fifth of the time.
+- the memory that the server's processes share with nobody (USS): its slope, with a 95 % interval,
+  after a fifth of the time, for all and for each.
 
 No request has a `seed`: vLLM 0.32's CPU engine dies of one whose prompt is read in several chunks.
 The exit code is 1 if anything but memory is above zero, or if memory certainly grows by more than
@@ -29,13 +30,14 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 from soak_traffic import Answer, Asked, draw, foreign, send
 
-from vllm_kprune.compare.suites.server_memory import tree_memory
 from vllm_kprune.demo.reference.build import demo_model
 from vllm_kprune.demo.servers import VllmServer, log_tail
 
@@ -59,7 +61,7 @@ class Soak:
         self.seconds: dict[str, list[float]] = {}
         self.found: Counter[str] = Counter()
         self.examples: list[str] = []
-        self.memory: list[tuple[float, int]] = []
+        self.memory: list[tuple[float, dict[str, int]]] = []
 
     def next(self) -> Asked:
         """The next request. Once there are enough greedy ones, they come again."""
@@ -82,7 +84,8 @@ class Soak:
             self.found["requests"] += 1
             self.found[f"requests: {asked.kind}"] += 1
             self.seconds.setdefault(asked.kind, []).append(answer.seconds)
-            if asked.body in self.greedy:
+            # The body of a cancelled request can be that of a whole one.
+            if asked.body in self.greedy and asked.stop_after is None:
                 self.answers.setdefault(asked.body, []).append(answer)
         if answer.status != asked.wanted:
             self.note("wrong status", asked, f"{answer.status}, expected {asked.wanted}")
@@ -153,8 +156,7 @@ def _drive(soak: Soak, seconds: float, at_once: int) -> None:
     with ThreadPoolExecutor(at_once) as pool:
         running = [pool.submit(ask_on) for _ in range(at_once)]
         while time.monotonic() < end and not all(one.done() for one in running):
-            memory = tree_memory(soak.server.pid)
-            soak.memory.append((time.monotonic(), memory.bytes if memory else 0))
+            soak.memory.append((time.monotonic(), _private_bytes(soak.server.pid)))
             if "EngineDeadError" in log_tail(soak.server.log, lines=50):
                 soak.found["engine died"] += 1
                 stopped.set()
@@ -175,8 +177,25 @@ def _summary(soak: Soak, options: argparse.Namespace) -> dict[str, Any]:
         "counts": {k: v for k, v in sorted(soak.found.items()) if k not in bad},
         "distinct_greedy_requests": len(soak.greedy),
         "seconds": {kind: _quantiles(times) for kind, times in sorted(soak.seconds.items())},
-        "memory": growth(soak.memory),
+        "memory": growth([(second, sum(sizes.values())) for second, sizes in soak.memory]),
+        "memory_by_process": {
+            name: growth([(second, sizes[name]) for second, sizes in soak.memory if name in sizes])
+            for name in soak.memory[-1][1]
+        },
     }
+
+
+def _private_bytes(pid: int) -> dict[str, int]:
+    """The bytes of each of a server's processes that no other process maps.
+
+    Shared pages are divided among those that map them, so they would tell of the neighbours.
+    """
+    found = {}
+    root = psutil.Process(pid)
+    for process in (root, *root.children(recursive=True)):
+        with suppress(psutil.Error):
+            found[f"{process.name()} {process.pid}"] = process.memory_full_info().uss
+    return found
 
 
 def _quantiles(times: Sequence[float]) -> Mapping[str, float]:
@@ -207,6 +226,7 @@ def growth(samples: Sequence[tuple[float, int]]) -> dict[str, Any]:
         "mb_per_hour": round(float(slope), 3),
         "interval": [round(float(low), 3), round(float(high), 3)],
         "mb": round(float(mb.mean()), 1),
+        "mb_over_time": [round(float(one), 1) for one in mb],
         "peak_mb": round(float(kept[:, 1].max() / 1e6), 1),
     }
 

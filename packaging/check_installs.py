@@ -41,6 +41,8 @@ def main() -> int:
     parser.add_argument("--keep", type=Path, help="also leave the wheel in this folder")
     parser.add_argument("--json", type=Path, help="also write the rows here")
     args = parser.parse_args()
+    # Absolute, because commands run in another folder.
+    uv = str(Path(args.uv).absolute()) if Path(args.uv).is_file() else args.uv
     extras = args.extra or ["", *sorted(known_extras() & IMPORTS.keys())]
     with tempfile.TemporaryDirectory(prefix="kprune-installs-") as scratch:
         wheel = reproducible_wheel(Path(scratch))
@@ -50,7 +52,7 @@ def main() -> int:
         rows = []
         for python in args.python or [sys.executable]:
             for extra in extras:
-                rows.append(installed(args.uv, python, wheel, extra, Path(scratch) / "env"))
+                rows.append(installed(uv, python, wheel, extra, Path(scratch) / "env"))
                 sys.stdout.write("{python:16} {extra:10} {outcome}\n".format(**rows[-1]))
                 sys.stdout.flush()
     if args.json:

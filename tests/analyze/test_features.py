@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from support.tiny_architectures import ARCHITECTURES
+from support.tiny_architectures import ARCHITECTURES, BODIES, MIXTURES
 from support.tiny_tokenizers import SENTENCES
 
 from vllm_kprune.analyze import layers as layers_module
@@ -129,10 +129,10 @@ def hidden_states(folder: Path, prompts: list[LanguagePrompt]) -> Any:
     return model, np.array(found).swapaxes(0, 1)
 
 
-DENSE = [name for name in ARCHITECTURES if name != "qwen3-moe"]
+DENSE = [name for name in ARCHITECTURES if name not in MIXTURES]
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", BODIES)
 @pytest.mark.slow
 def test_embeddings_are_mean_hidden_states(saved: Saved, name: str) -> None:
     prompts = prompts_of(saved(name))

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from support.tiny_architectures import ARCHITECTURES
+from support.tiny_architectures import BODIES
 from support.tiny_tokenizers import SENTENCES
 from torch import nn
 
@@ -60,7 +60,11 @@ def expert_counts(model: Any, prompts: list[LanguagePrompt]) -> Any:
     return counts
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+# The others have experts beside dense layers, shared ones, or (Phi) gate and up in one matrix.
+COUNTED = [one for one in BODIES if one.id not in ("deepseek-v3", "qwen3-next", "phi4")]
+
+
+@pytest.mark.parametrize("name", COUNTED)
 def test_counts_are_those_of_the_whole_model(saved: Saved, name: str) -> None:
     from transformers import AutoModelForCausalLM
 

@@ -1,6 +1,7 @@
 """A model folder is checked before any long work; a refusal names its reason."""
 
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from support.tiny_folders import edit, read, save_model, save_weights, write_jso
 from support.tiny_tokenizers import TINY
 
 from vllm_kprune.checkpoint.base import open_base
+from vllm_kprune.checkpoint.manifest import load_manifest
 from vllm_kprune.checkpoint.model_folder import resolve_model
 from vllm_kprune.checkpoint.overlay import build_overlay
 from vllm_kprune.checkpoint.rows import read_pruned_weights
@@ -229,3 +231,14 @@ def test_a_hub_id_is_found_in_the_local_cache_with_its_revision(offline: Path) -
     assert (base.reference, base.revision) == ("org/model", "v1")
     with pytest.raises(KPruneError, match="neither a folder"):
         open_base("org/model", "v2")
+
+
+def test_hidden_weight_files_are_none(model: Path) -> None:
+    shutil.copy(model / "model.safetensors", model / ".best-3.safetensors")
+    assert open_base(str(model)).shards == ("model.safetensors",)
+    # Nor is one taken for an added file of a base afterwards.
+    build_overlay(model, Profile(name="th", languages=("th",), code=False), model.parent / "out")
+    assert load_manifest(model.parent / "out").check_base() == model
+    (model / "model.safetensors").unlink()
+    with pytest.raises(KPruneError, match=r"holds no \*\.safetensors weights"):
+        open_base(str(model))

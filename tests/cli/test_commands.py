@@ -144,6 +144,16 @@ def test_inspect_of_a_base_model_needs_no_profile(run: Command, model: Path) -> 
     code, out, _ = run("inspect", model)
     assert code == 0
     assert "Hangul tokens" in out and "tokens per character, en" in out
+    lines = [line.split(": ")[0] for line in out.splitlines()]
+    assert "Gemma3ForCausalLM (Gemma-3 270M and 1B)" in out
+    assert (lines.count("  shown"), lines.count("  assumed")) == (2, 1)
+
+
+def test_inspect_tells_as_json_what_tests_show_for_the_family(run: Command, model: Path) -> None:
+    _, out, _ = run("inspect", model, "--json", "-")
+    family = json.loads(out)["family"]
+    assert family["architecture"] == "Gemma3ForCausalLM"
+    assert family["shown"] and family["assumed"]
 
 
 def test_inspect_with_a_profile_writes_nothing(

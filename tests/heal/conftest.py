@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from support.heal_cases import Healed, heal_options
-from support.small_runs import cache, cached_in, one_thread, own_cache, saved, text, unsynced
+from support.small_runs import cached_in, one_thread, own_cache, saved, shared_cache, text, unsynced
 from support.sparsify_cases import small_options
 
 from vllm_kprune.checkpoint.export import export_overlay
@@ -15,19 +15,22 @@ from vllm_kprune.heal.run import heal_model
 from vllm_kprune.profile import Profile
 from vllm_kprune.sparsify.run import sparsify_model
 
-__all__ = ["cache", "one_thread", "own_cache", "saved", "text", "unsynced"]
+__all__ = ["one_thread", "own_cache", "saved", "shared_cache", "text", "unsynced"]
 
 
 @pytest.fixture(scope="session")
 def sparse(
-    saved: Callable[[str], Path], text: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory
+    saved: Callable[[str], Path],
+    text: Path,
+    shared_cache: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[[str], Path]:
     """A function that gives a tiny architecture, half of whose weights are zero."""
     root = tmp_path_factory.mktemp("sparse")
 
     def make(name: str) -> Path:
         if not (root / name).is_dir():
-            with cached_in(cache):
+            with cached_in(shared_cache):
                 sparsify_model(saved(name), root / name, small_options("magnitude", text))
         return root / name
 
@@ -36,21 +39,24 @@ def sparse(
 
 @pytest.fixture(scope="session")
 def export(
-    saved: Callable[[str], Path], text: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory
+    saved: Callable[[str], Path],
+    text: Path,
+    shared_cache: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     """A Qwen3 with a tied head whose vocabulary was pruned."""
     root = tmp_path_factory.mktemp("export")
     profile = Profile(name="thai", languages=("th",), genres=())
     build_overlay(saved("qwen3-tied"), profile, root / "overlay", corpora=[text])
-    with cached_in(cache):
+    with cached_in(shared_cache):
         export_overlay(root / "overlay", root / "export")
     return root / "export"
 
 
 @pytest.fixture(scope="session")
-def sparse_export(export: Path, text: Path, cache: Path) -> Path:
+def sparse_export(export: Path, text: Path, shared_cache: Path) -> Path:
     """The same, sparsified too."""
-    with cached_in(cache):
+    with cached_in(shared_cache):
         sparsify_model(export, export.parent / "sparse", small_options("magnitude", text))
     return export.parent / "sparse"
 

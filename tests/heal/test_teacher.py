@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support.tiny_architectures import ARCHITECTURES
+from support.tiny_architectures import BODIES
 from support.tiny_folders import edit
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
@@ -24,7 +24,7 @@ Saved = Callable[[str], Path]
 CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("name", sorted(ARCHITECTURES))
+@pytest.mark.parametrize("name", BODIES)
 def test_the_network_gives_the_logits_of_transformers(name: str, saved: Saved) -> None:
     body = open_body(saved(name))
     ours = load_text_model(body, CPU)

@@ -4,6 +4,7 @@ import csv
 import gzip
 import json
 import os
+import re
 from collections.abc import Callable
 from functools import cache
 from itertools import islice
@@ -16,6 +17,7 @@ from support.meaning import PHRASES, broken, fused, headless
 from support.prompt_cases import passage_of, pruner_of
 from tokenizers import Tokenizer
 
+from vllm_kprune.prompt import phrases
 from vllm_kprune.prompt.budget import PruneOptions
 from vllm_kprune.prompt.pieces import cut_pieces
 from vllm_kprune.prompt.rarity import Rarity
@@ -135,6 +137,21 @@ def real_texts(language: str) -> list[str]:
         articles = json.load(stream)["data"]
     paragraphs = (p["context"] for article in articles for p in article["paragraphs"])
     return list(islice(paragraphs, 100, 140))
+
+
+KINDS = "wWfHNn4MkKDdUqhtyBFxXpPYAuamljvVREZcCibes&o-~.,()' \n|"
+
+
+@given(st.text(st.sampled_from(KINDS + "NwHx    "), max_size=40))
+def test_links_are_those_of_the_patterns_as_they_are_written(kinds: str) -> None:
+    """A look-behind is slow, so most patterns are searched without one."""
+    wanted = {
+        part
+        for before, between, after in phrases._LINKS
+        for match in re.finditer(f"(?<={before}){between}(?={after})", kinds)
+        for part in range(match.start(), match.end() + 1)
+    }
+    assert {part for span in phrases.linked(kinds) for part in span} == wanted
 
 
 @pytest.mark.skipif("KPRUNE_DATA" not in os.environ, reason="KPRUNE_DATA names no real text")

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.small_runs import cache, one_thread, own_cache, saved, text, unsynced
+from support.small_runs import one_thread, own_cache, saved, shared_cache, text, unsynced
 from support.sparsify_cases import Sparsified, small_options
 
 from vllm_kprune.sparsify.run import sparsify_model
 
-__all__ = ["cache", "one_thread", "own_cache", "saved", "text", "unsynced"]
+__all__ = ["one_thread", "own_cache", "saved", "shared_cache", "text", "unsynced"]
 
 
 @pytest.fixture

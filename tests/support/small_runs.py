@@ -15,7 +15,7 @@ import torch
 from support.tiny_architectures import ARCHITECTURES
 from support.tiny_tokenizers import SENTENCES
 
-__all__ = ["cache", "cached_in", "one_thread", "own_cache", "saved", "text", "unsynced"]
+__all__ = ["cached_in", "one_thread", "own_cache", "saved", "shared_cache", "text", "unsynced"]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -28,7 +28,7 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The cache of these tests, which knows the digests and places of their models."""
     return tmp_path_factory.mktemp("cache")
 
@@ -42,9 +42,9 @@ def cached_in(folder: Path) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def own_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def own_cache(shared_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is read from the user's cache, or written there."""
-    monkeypatch.setenv("KPRUNE_CACHE", str(cache))
+    monkeypatch.setenv("KPRUNE_CACHE", str(shared_cache))
 
 
 @pytest.fixture(autouse=True)

@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 from tokenizers import Tokenizer
 
 from support.tiny_tokenizers import TINY
+from vllm_kprune.checkpoint.families import FAMILIES
 
 # Loud enough for the logits to differ: the default of 0.02 leaves them near zero.
 _SIZES = {
@@ -137,6 +139,31 @@ def _save_processor(folder: Path) -> None:
 _HEAD_DIM = {"head_dim": 32}  # the least that vLLM can serve on a CPU
 _EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
 _GEMMA = {**_HEAD_DIM, **_SLIDING, "query_pre_attn_scalar": 32}
+_DEEPSEEK = {
+    "num_key_value_heads": 2,
+    "q_lora_rank": 24,
+    "kv_lora_rank": 32,
+    "qk_nope_head_dim": 32,
+    "qk_rope_head_dim": 16,
+    "v_head_dim": 32,
+    "first_k_dense_replace": 1,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "n_group": 2,
+    "topk_group": 1,
+    "moe_intermediate_size": 16,
+    "num_mtp_layers": 0,
+    "scoring_func": "sigmoid",
+    "topk_method": "noaux_tc",
+}
+_LINEAR = {
+    "layer_types": ["linear_attention", "full_attention"],
+    "linear_key_head_dim": 32,
+    "linear_value_head_dim": 32,
+    "linear_num_key_heads": 1,
+    "linear_num_value_heads": 2,
+    "shared_expert_intermediate_size": 16,
+}
 
 ARCHITECTURES: Mapping[str, TinyArchitecture] = {
     name: TinyArchitecture(*values)  # type: ignore[arg-type]
@@ -163,6 +190,64 @@ ARCHITECTURES: Mapping[str, TinyArchitecture] = {
             "Cohere2ForCausalLM", "Cohere2Config", "byte_level", True, 5,
             {**_SLIDING, "logit_scale": 1.0}, True,
         ),
+        "command-r-plus": (
+            "CohereForCausalLM", "CohereConfig", "byte_level", True, 0,
+            {"use_qk_norm": True, "logit_scale": 0.8},
+        ),
         "cohere-untied": ("CohereForCausalLM", "CohereConfig", "byte_level", False, 0, {}),
+        # Mistral-Nemo's heads are wider than hidden size and number of heads say.
+        "mistral-nemo": (
+            "MistralForCausalLM", "MistralConfig", "byte_level", False, 0, {"head_dim": 64}, True,
+        ),
+        "ministral": (
+            "MinistralForCausalLM", "MinistralConfig", "byte_level", False, 0,
+            {**_HEAD_DIM, **_SLIDING},
+        ),
+        "ministral3": (
+            "Ministral3ForCausalLM", "Ministral3Config", "byte_level", False, 0, _HEAD_DIM,
+        ),
+        "deepseek-v3": (
+            "DeepseekV3ForCausalLM", "DeepseekV3Config", "byte_level", False, 27, _DEEPSEEK, True,
+        ),
+        "gpt-oss": (
+            "GptOssForCausalLM", "GptOssConfig", "byte_level", False, 27,
+            {**_HEAD_DIM, **_SLIDING, "num_local_experts": 4, "num_experts_per_tok": 2},
+        ),
+        "exaone4": (
+            "Exaone4ForCausalLM", "Exaone4Config", "byte_level", False, 0,
+            {**_HEAD_DIM, **_SLIDING},
+        ),
+        "exaone4-tied": ("Exaone4ForCausalLM", "Exaone4Config", "byte_level", True, 0, _HEAD_DIM),
+        "hyperclovax": (
+            "HyperCLOVAXForCausalLM", "HyperCLOVAXConfig", "byte_level", False, 27,
+            {
+                "attention_multiplier": 0.2, "embedding_multiplier": 2.0, "logits_scaling": 0.5,
+                "residual_multiplier": 0.7,
+            },
+        ),
+        "phi4": ("Phi3ForCausalLM", "Phi3Config", "byte_level", False, 27, {}),
+        "olmo2": ("Olmo2ForCausalLM", "Olmo2Config", "byte_level", False, 27, {}),
+        "smollm3": ("SmolLM3ForCausalLM", "SmolLM3Config", "byte_level", True, 0, {}),
+        "qwen3-next": (
+            "Qwen3NextForCausalLM", "Qwen3NextConfig", "byte_level", False, 27,
+            {**_HEAD_DIM, **_EXPERTS, **_LINEAR}, True,
+        ),
+        "gemma2": ("Gemma2ForCausalLM", "Gemma2Config", "byte_fallback", True, 0, _GEMMA),
     }.items()
 }  # fmt: skip
+
+# Sparsifying, healing and analysing work on the decoder layers, whatever the vocabulary. The first
+# are tried at every run, the others repeat them on classes whose layers are much alike.
+_TRIED_FIRST = (
+    "qwen2-tied", "qwen2-untied", "qwen3-untied", "qwen3-tied", "qwen3-moe", "gemma3-text",
+    "gemma3-multimodal", "llama-3.1", "llama-3.2", "aya-23", "aya-expanse", "cohere-untied",
+)  # fmt: skip
+BODIES = [
+    pytest.param(name, marks=[] if name in _TRIED_FIRST else pytest.mark.exhaustive, id=name)
+    for name, tiny in ARCHITECTURES.items()
+    if FAMILIES[tiny.architecture].body_refused is None
+]
+# Models in memory must not have fused experts, so these are tried from a folder alone.
+MIXTURES = ("qwen3-moe", "deepseek-v3", "qwen3-next", "gpt-oss")
+# Not run in vLLM's CPU build; the rows of their families say why.
+NOT_SERVED = ("qwen3-next", "deepseek-v3", "gpt-oss", "ministral", "ministral3")

@@ -27,6 +27,11 @@ def prune_whole_model(model: Any, ids: torch.Tensor, method: str, share: float) 
     return found
 
 
+def _is_pruned(name: str, module: torch.nn.Module) -> bool:
+    # A single row that weighs the shared expert, as a router does.
+    return isinstance(module, torch.nn.Linear) and not name.endswith("shared_expert_gate")
+
+
 def _caught(
     model: Any, layer: Any, ids: torch.Tensor
 ) -> Iterator[tuple[str, torch.Tensor, torch.Tensor]]:
@@ -36,7 +41,7 @@ def _caught(
     def keep(name: str) -> Callable[..., None]:
         return lambda module, args: inputs.setdefault(name, []).append(args)
 
-    linear = {n: m for n, m in layer.named_modules() if isinstance(m, torch.nn.Linear)}
+    linear = {n: m for n, m in layer.named_modules() if _is_pruned(n, m)}
     experts = getattr(layer.mlp, "experts", None)
     watched = {**linear, **({"mlp.experts": experts} if experts is not None else {})}
     hooks = [module.register_forward_pre_hook(keep(name)) for name, module in watched.items()]

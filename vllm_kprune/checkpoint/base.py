@@ -27,6 +27,7 @@ from vllm_kprune.checkpoint.model_folder import (
     weight_files,
 )
 from vllm_kprune.checkpoint.shards import StoredTensor, read_shard
+from vllm_kprune.checkpoint.vocabulary_tensors import check_rows, check_vocabulary
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.progress import BytesDone
 from vllm_kprune.storage.bounded import MODEL_FILE, read_object
@@ -42,10 +43,6 @@ __all__ = [
     "open_original_tokenizer",
 ]
 
-# float8 is plain too, as long as no scales come with it (`_refuse_companions`): rows are moved as
-# bytes.
-_PLAIN_DTYPES = {"F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2"}
-_MOST_WITHOUT_ROW = 16
 _DTYPE_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
@@ -111,9 +108,19 @@ class BaseModel(TokenizerFolder):
 
     @property
     def vocabulary_tensors(self) -> tuple[StoredTensor, ...]:
-        """The embedding, and the LM head if the checkpoint stores one: [rows, hidden]."""
+        """All tensors with a row for each token, which are cut: [rows, hidden]."""
+        return (*self.embedding_and_head, *self.copies)
+
+    @property
+    def embedding_and_head(self) -> tuple[StoredTensor, ...]:
+        """The embedding, and the LM head if the checkpoint stores one."""
         names = (self.family.embedding, self.family.head)
         return tuple(self.tensors[name] for name in names if name in self.tensors)
+
+    @property
+    def copies(self) -> tuple[StoredTensor, ...]:
+        """Further embeddings and heads, those of MTP layers, which a plain decode does not read."""
+        return tuple(self.tensors[name] for name in self.family.copies_in(self.tensors))
 
     @property
     def dtype(self) -> str | None:
@@ -174,9 +181,9 @@ def open_base(model: str | Path, revision: str | None = None) -> BaseModel:
             f"{folder / 'config.json'}: no '{family.text_config}', which {family.architecture} has"
         )
     family = family.spelled_in(tensors)
-    _check_vocabulary(tensors, family, folder)
+    check_vocabulary(tensors, family, folder)
     tokenizer = read_tokenizer(folder)
-    _check_rows(tensors[family.embedding], tokenizer, folder)
+    check_rows(tensors[family.embedding], tokenizer, folder)
     return BaseModel(str(model), revision, folder, tokenizer, config, family, tensors, shards)
 
 
@@ -230,54 +237,3 @@ def _follow(
     # build is put back, so that a build from an overlay records the same origin.
     base = open_folder(manifest.check_base(), None)
     return replace(base, reference=manifest.base.reference, revision=manifest.base.revision)
-
-
-def _check_vocabulary(tensors: Mapping[str, StoredTensor], family: Family, folder: Path) -> None:
-    for name in (family.embedding, family.head):
-        _refuse_companions(name, tensors, folder)
-    if family.embedding not in tensors:
-        named = " or ".join((family.embedding, *(embedding for embedding, _ in family.spellings)))
-        raise KPruneError(f"{folder}: no tensor {named}, the embedding of its family")
-    embedding = tensors[family.embedding]
-    for info in (embedding, tensors.get(family.head, embedding)):
-        if len(info.shape) != 2 or 0 in info.shape or info.dtype not in _PLAIN_DTYPES:
-            raise KPruneError(
-                f"{folder}: {info.name} is {info.dtype}{list(info.shape)}; expected a plain "
-                "[rows, hidden] tensor"
-            )
-        # One list of rows cuts both tensors.
-        if info.shape[0] != embedding.shape[0]:
-            raise KPruneError(
-                f"{folder}: {info.name} has {info.shape[0]} rows, {embedding.name} has "
-                f"{embedding.shape[0]}"
-            )
-
-
-def _check_rows(embedding: StoredTensor, tokenizer: BpeTokenizer, folder: Path) -> None:
-    """Refuse a tokenizer of another model: besides added tokens, hardly any lack a row."""
-    rows = embedding.shape[0]
-    without = sum(i >= rows for i in tokenizer.vocab.values() if i not in tokenizer.added_ids)
-    if without > _MOST_WITHOUT_ROW:
-        raise KPruneError(
-            f"{folder}: {embedding.name} has {rows} rows, too few for {without} tokens of the "
-            "tokenizer; is tokenizer.json that of another model?"
-        )
-
-
-def _refuse_companions(name: str, tensors: Mapping[str, StoredTensor], folder: Path) -> None:
-    """Refuse what a quantised layer stores with its weight: scales, zero points, packed numbers.
-
-    Formats differ in the names, but all of them put these tensors into the layer, as they do a
-    bias.
-    """
-    # The dot stays: "lm_head." finds lm_head.weight_scale, but not lm_head_2.weight.
-    stem = name.removesuffix("weight")
-    for other in sorted(tensors):
-        if other == name or not other.startswith(stem):
-            continue
-        if other == stem + "bias":
-            raise KPruneError(f"{folder}: {other}: kprune does not prune a bias of the vocabulary")
-        raise KPruneError(
-            f"{folder}: {name} is quantised ({other}), so its rows cannot be gathered; "
-            "use a checkpoint whose embedding and head are plain"
-        )

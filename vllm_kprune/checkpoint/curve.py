@@ -123,9 +123,9 @@ def _point(
     extra: Sequence[float],
     sources: Sequence[Source],
 ) -> CurvePoint:
-    size = None
+    kept_bytes = None
     if isinstance(base, BaseModel):
-        size = weight_sizes(base, sum(i < base.rows for i in kept_ids)).vocabulary_bytes
+        rows = sum(i < base.rows for i in kept_ids)
+        kept_bytes = int(weight_sizes(base, rows).vocabulary_bytes.last)
     named = {s.name: round(share, 6) for s, share in zip(sources, extra, strict=True)}
-    kept_bytes = None if size is None or size.pruned is None else int(size.pruned)
     return CurvePoint(len(kept_ids), kept_bytes, named)

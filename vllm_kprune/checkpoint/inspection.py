@@ -12,6 +12,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from vllm_kprune.checkpoint.base import BaseModel, TokenizerFolder, open_original_tokenizer
+from vllm_kprune.checkpoint.families import Family
 from vllm_kprune.checkpoint.manifest import is_overlay, load_manifest
 from vllm_kprune.checkpoint.origin import open_described
 from vllm_kprune.checkpoint.plan import choose_tokens, evidence_sources
@@ -28,7 +29,7 @@ from vllm_kprune.vocabulary.scripts import main_script
 from vllm_kprune.vocabulary.selection import REASONS, Selection
 from vllm_kprune.vocabulary.wordlists import word_forms
 
-__all__ = ["Inspection", "KeptToken", "inspect_model"]
+__all__ = ["FamilyEvidence", "Inspection", "KeptToken", "inspect_model"]
 
 # Texts, not words: each is a group of neighbouring words in one form. Frequent ones come first, so
 # what is left out weighs little.
@@ -47,17 +48,34 @@ class KeptToken:
 
 
 @dataclass(frozen=True)
+class FamilyEvidence:
+    """A model's class, published models of it, and what tests show or do not show, in words."""
+
+    architecture: str
+    models: str
+    shown: tuple[str, ...]
+    assumed: tuple[str, ...]
+
+    @classmethod
+    def of(cls, family: Family) -> "FamilyEvidence":
+        """What the table of families says."""
+        return cls(family.architecture, family.models, family.shown, family.assumed)
+
+
+@dataclass(frozen=True)
 class Inspection:
     """What `kprune inspect` shows: `tokens`, `by_script` and `by_reason` count tokens.
 
     Parameters and bytes are those of `WeightSizes`, or None for a tokenizer without a model.
     `tokens_per_character` has an entry for each language and each of the user's texts. `genres` and
     `texts` tell what the pruned vocabulary costs the samples of each genre, and the user's texts;
-    they are empty where nothing is pruned.
+    they are empty where nothing is pruned. `family` tells what was tested of the model's class; it
+    is None for a tokenizer without a model.
     """
 
     model: str
     profile: str | None
+    family: FamilyEvidence | None
     tokens: Change
     parameters: Change | None
     bytes: Change | None
@@ -102,6 +120,7 @@ def inspect_model(
     return Inspection(
         model=model,
         profile=profile.name if profile else None,
+        family=FamilyEvidence.of(base.family) if isinstance(base, BaseModel) else None,
         tokens=Change(len(base.tokenizer.tokens), len(kept) if kept is not None else None),
         by_script=_by_script(base, kept),
         by_reason=selection.by_reason() if selection else {},

@@ -14,6 +14,7 @@ __all__ = [
     "INDEX_NAME",
     "has_weights",
     "resolve_model",
+    "unindexed_weight_files",
     "weight_files",
 ]
 
@@ -81,6 +82,14 @@ def _file_name(name: object, index: Path) -> str:
     return name
 
 
+def unindexed_weight_files(folder: Path) -> list[str]:
+    """The names of what loaders take for weights where no index names them, sorted.
+
+    Hidden files are none, for vLLM as well; `heal` keeps its state in some.
+    """
+    return sorted(path.name for path in folder.glob("[!.]*.safetensors"))
+
+
 def weight_files(folder: Path) -> tuple[str, ...]:
     """Names of a folder's safetensors files.
 
@@ -94,7 +103,7 @@ def weight_files(folder: Path) -> tuple[str, ...]:
         # Only shards that the index names: a folder may hold other safetensors files besides.
         names = sorted({_file_name(name, index) for name in weight_map.values()})
     else:
-        names = sorted(path.name for path in folder.glob("*.safetensors"))
+        names = unindexed_weight_files(folder)
     for name in names:
         # An index is input from outside: a name must not lead out of the folder.
         if Path(name).name != name or not (folder / name).is_file():

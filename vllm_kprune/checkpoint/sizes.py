@@ -38,9 +38,10 @@ class Change:
 class WeightSizes:
     """Weights as stored, before and after pruning; all but `parameters` in bytes.
 
-    `bytes` is the whole model, `vocabulary_bytes` its embedding and LM head, and `step_bytes` what
-    a decode step at batch 1 reads. `head_bytes` is the whole model if only the head is pruned: the
-    embedding stays, so a tied head is a copy of the kept rows.
+    `bytes` is the whole model, `vocabulary_bytes` its embedding and LM head, those of MTP layers
+    included, and `step_bytes` what a plain decode step at batch 1 reads. `head_bytes` is the whole
+    model if only the head is pruned: the embedding stays, so a tied head is a copy of the kept
+    rows.
     """
 
     parameters: Change
@@ -55,7 +56,8 @@ def weight_sizes(base: BaseModel, rows: int | None = None) -> WeightSizes:
 
     Rows without a token, which pad the embedding, count for the original.
     """
-    matrices = base.vocabulary_tensors[:1] if base.tied else base.vocabulary_tensors
+    # Those of MTP layers come first: a plain decode step does not read them.
+    matrices = (*base.copies, *base.embedding_and_head[: 1 if base.tied else 2])
     names = {info.name for info in base.vocabulary_tensors}
     body = [info for name, info in base.tensors.items() if name not in names]
     body_bytes, width = sum(info.bytes for info in body), sum(info.shape[1] for info in matrices)

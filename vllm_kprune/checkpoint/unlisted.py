@@ -8,7 +8,7 @@ of the one that was pruned. Documents and pictures stay possible, since no progr
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from vllm_kprune.checkpoint.model_folder import CONFIG_FILES, INDEX_NAME
+from vllm_kprune.checkpoint.model_folder import CONFIG_FILES, INDEX_NAME, unindexed_weight_files
 from vllm_kprune.errors import KPruneError, shown
 
 __all__ = ["refuse_added", "refuse_added_to_base"]
@@ -50,4 +50,4 @@ def _that_count(folder: Path, recorded: Collection[str], weights: bool) -> Itera
         yield INDEX_NAME
         # With an index, files that it does not name are nobody's.
         if INDEX_NAME not in recorded:
-            yield from sorted(path.name for path in folder.glob("*.safetensors"))
+            yield from unindexed_weight_files(folder)

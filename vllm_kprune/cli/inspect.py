@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from vllm_kprune.checkpoint.curve import measure_curve
-from vllm_kprune.checkpoint.inspection import Inspection, KeptToken, inspect_model
+from vllm_kprune.checkpoint.inspection import FamilyEvidence, Inspection, KeptToken, inspect_model
 from vllm_kprune.checkpoint.sizes import Change
 from vllm_kprune.cli.console import output_console, steps, write_json
 from vllm_kprune.cli.cost import cost_table, show_dearest
@@ -82,6 +82,7 @@ def _run(model: _Model, measured: _Measured, outputs: _Outputs) -> None:
     vocabulary, or of the LM head alone (vllm serve --kprune-head). Both read as few bytes in a
     decode step. Sizes count a tied LM head once. Tokens per character are measured on word lists,
     and on your own files with --text. A tokenizer without a model has no sizes in memory.
+    Below the table it says what tests show for the model's family, and what is assumed.
 
     A second table tells how many more tokens each genre needs: chat, law, code and others, on short
     samples that come with kprune. For your own files it also names the missing tokens that cost
@@ -173,11 +174,20 @@ def _show(result: Inspection) -> None:
         for reason, count in result.by_reason.items():
             table.add_row(f"kept: {reason}", "", f"{count:,}", "")
     output_console.print(table)
+    if result.family:
+        _show_family(result.family)
     if result.genres or result.texts:
         output_console.print(cost_table(result))
     for name, cost in result.texts.items():
         if cost.dearest:
             show_dearest(name, cost)
+
+
+def _show_family(family: FamilyEvidence) -> None:
+    lines = [f"{family.architecture} ({family.models})"]
+    lines += [f"  shown: {one}" for one in family.shown]
+    lines += [f"  assumed: {one}" for one in family.assumed]
+    output_console.print("\n".join(lines), markup=False, highlight=False)
 
 
 def _row(table: Table, name: str, change: Change | None, scale: float = 1, digits: int = 0) -> None:

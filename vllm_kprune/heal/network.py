@@ -45,7 +45,8 @@ class TextModel:
     def head(self) -> Head:
         """The LM head, with what the family does to the logits."""
         config = self.causal.config
-        scale = float(getattr(config, "logit_scale", 1.0))
+        # Cohere's name of the factor, and that of HyperCLOVA X.
+        scale = float(getattr(config, "logit_scale", getattr(config, "logits_scaling", 1.0)))
         return Head(
             self.causal.lm_head.weight, scale, getattr(config, "final_logit_softcapping", None)
         )

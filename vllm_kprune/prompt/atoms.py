@@ -46,6 +46,8 @@ _ATOM = regex.compile(
 _NUMBER = regex.compile(
     r"[+\-−–±~≈<>≤≥\p{Sc}#.]*\p{N}(?:[\p{N}.,:/~\-–−+×÷=*^%°]*)(?:\p{L}{0,4}[²³]?/?\p{L}{0,3})[%‰°℃℉′″\p{Sc}+]*[CFK]?"
 )
+_SHORT = regex.compile(rf"(?:{_TITLES}|\p{{L}})\.")
+_PUNCTUATION, _DIGIT = regex.compile(r"\p{P}"), regex.compile(r"\p{N}")
 _YEAR = re.compile("(?:1[0-9]|20)[0-9]{2}")
 _IDENTIFIER = re.compile(r"[._/\\:@#=]|->")
 _MARKS = {
@@ -65,20 +67,27 @@ def atoms(chunk: str) -> Iterator[tuple[int, int, str]]:
     >>> [("(-5°C)"[a:b], kind) for a, b, kind in atoms("(-5°C)")]
     [('(', '('), ('-5°C', 'N'), (')', ')')]
     """
-    for match in _ATOM.finditer(chunk):
-        yield match.start(), match.end(), _kind(str(match.lastgroup), match[0])
+    # Most chunks are a word, or a word and a mark, which the pattern takes long to find out.
+    if chunk.isalpha():
+        yield 0, len(chunk), _kind("word", chunk)
+    elif chunk[-1] in ",.;" and chunk[:-1].isalpha() and not _SHORT.fullmatch(chunk):
+        yield 0, len(chunk) - 1, _kind("word", chunk[:-1])
+        yield len(chunk) - 1, len(chunk), _MARKS[chunk[-1]]
+    else:
+        for match in _ATOM.finditer(chunk):
+            yield match.start(), match.end(), _kind(str(match.lastgroup), match[0])
 
 
 def _kind(group: str, atom: str) -> str:
     if group == "mark":
-        return _MARKS.get(atom[0], "'" if regex.match(r"\p{P}", atom) else "s")
+        return _MARKS.get(atom[0]) or ("'" if _PUNCTUATION.match(atom) else "s")
     if group in ("address", "unit"):
         return "U" if group == "address" else "s"
     if HANGUL.search(atom):
         return korean_kind(atom)
     if group == "short":
         return ENGLISH.get(atom.lower(), "W")
-    if regex.search(r"\p{N}", atom):
+    if not atom.isalpha() and _DIGIT.search(atom):
         if _YEAR.fullmatch(atom):
             return "4"
         return "N" if _NUMBER.fullmatch(atom) else "U"

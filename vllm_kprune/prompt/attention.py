@@ -131,6 +131,7 @@ def received(
     rounded = precision == "int8" and length >= _ROUNDED_FROM
     products = Int8Products(centred=softcap is None) if rounded else ExactProducts()
     logits = _Logits(products, softcap)
+    place, hidden = None, None
     for keys, table in _head_groups(prompt, heads):
         for start in range(queries.start, queries.stop, block):
             if cancelled is not None and cancelled():
@@ -142,7 +143,10 @@ def received(
                 products.set_keys(keys, asking)
             first, last = mask.span(start, stop, length)
             products.set_queries(asking, first, last)
-            hidden = mask.hidden(start, stop, first, last)
+            # It depends on relative positions only: with a window, most blocks have the same.
+            here = (first - start, last - start, stop - start)
+            if here != place:
+                place, hidden = here, mask.hidden(start, stop, first, last)
             for powers, totals in logits.powers(asking.shape[:2], last - first, hidden):
                 # [keys, rows] @ [rows]: divides each row by its sum and adds it to the columns.
                 sums[first:last].addmv_(powers.T, totals.reciprocal_())

@@ -250,10 +250,12 @@ class PieceChoice:
         room -= int(sizes[order[:filled]].sum())
         # Pieces that are too large for the room are passed over.
         rest = order[filled : filled + _MOST_PASSED]
-        while room > 0 and len(small := np.flatnonzero(sizes[rest] <= room)):
-            kept[rest[small[0]]] = True
-            room -= int(sizes[rest[small[0]]])
-            rest = rest[small[0] + 1 :]
+        for n, size in zip(rest, sizes[rest].tolist(), strict=True):
+            if room <= 0:
+                break
+            if size <= room:
+                kept[n] = True
+                room -= size
         for n in np.flatnonzero(self.pieces.continues).tolist():
             kept[n] &= kept[n - 1] | self.forced[n]
         if not kept.any():  # no prompt may become empty: its best piece stays, however large

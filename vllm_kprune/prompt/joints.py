@@ -13,6 +13,7 @@ in pairs, dashes, commas, and the end of a sentence when nothing of the sentence
 'tackles 118 team'
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -68,10 +69,9 @@ class Joints:
         kept = kept.copy()
         kept[len(kept) - 1 - best[(need & (best >= 0)) | blank] % _MANY] = True
         # A blank that is put in costs a token, so it may not take the place of a single one.
-        costs = self.pieces.sizes + self.pieces.are("()'")  # a bracket alone is worth less
-        until = np.concatenate([[0], np.cumsum(costs)])
-        single = until[right] - until[left + 1] <= 1
-        for n in np.flatnonzero(need & (best < 0) & single).tolist():
+        none = np.flatnonzero(need & (best < 0))
+        single = self._until[right[none]] - self._until[left[none] + 1] <= 1
+        for n in none[single].tolist():
             kept[left[n] : right[n]] = True
         return kept
 
@@ -107,6 +107,12 @@ class Joints:
     @cached_property
     def _gap(self) -> Booleans:
         return self.pieces.are(GAPS)
+
+    @cached_property
+    def _until(self) -> Integers:
+        """[pieces + 1] what all pieces before one would cost."""
+        costs = self.pieces.sizes + self.pieces.are("()'")  # a bracket alone is worth less
+        return np.concatenate([[0], np.cumsum(costs)])
 
     @cached_property
     def _words(self) -> bool:
@@ -148,16 +154,22 @@ class Joints:
         """[pieces] `kept` without the marks that have lost their words."""
         before, after = self._neighbours
         whole = np.append(kept, False)
-        pieces = self.pieces
-        lost = pieces.are("(") & ~whole[after]
-        lost |= pieces.are("),") & ~whole[before]
-        lost |= pieces.are("-'") & ~(whole[before] & whole[after])
-        words = np.bincount(self._sentence, weights=kept & ~self._mark)
-        lost |= pieces.are(".") & (words[self._sentence] == 0)
-        kept = kept & ~lost
+        opening, closing, both, ends = self._marks
+        lost = np.concatenate(
+            [
+                opening[~whole[after[opening]]],
+                closing[~whole[before[closing]]],
+                both[~(whole[before[both]] & whole[after[both]])],
+            ]
+        )
+        # Words in each sentence, of those that have an end.
+        words = np.bincount(self._sentence[kept & ~self._mark], minlength=self._sentences)
+        kept = kept.copy()
+        kept[lost] = False
+        kept[ends[words[self._sentence[ends]] == 0]] = False
         first, last = self._pairs
-        both = kept[first] & kept[last]
-        kept[first], kept[last] = both, both
+        pair = kept[first] & kept[last]
+        kept[first], kept[last] = pair, pair
         return kept if forced is None else kept | forced
 
     @cached_property
@@ -178,6 +190,15 @@ class Joints:
         return pairs[:, 0], pairs[:, 1]
 
     @cached_property
+    def _marks(self) -> Sequence[Integers]:
+        """Places of marks that go with the word after, before, or both, and with the sentence."""
+        return [np.flatnonzero(self.pieces.are(kinds)) for kinds in ("(", "),", "-'", ".")]
+
+    @cached_property
     def _sentence(self) -> Integers:
         """[pieces] the number of the sentence that each is in."""
         return self.pieces.sentences
+
+    @cached_property
+    def _sentences(self) -> int:
+        return int(self._sentence[-1]) + 1 if len(self._sentence) else 0

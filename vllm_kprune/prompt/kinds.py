@@ -5,7 +5,9 @@ belongs together: a number and its unit, "no more than" and its number, a negati
 English, Korean and Chinese have full tables; of other languages only negations are known.
 """
 
+import re
 from collections.abc import Mapping
+from functools import lru_cache
 
 import regex
 
@@ -75,8 +77,8 @@ def latin_kind(word: str) -> str:
 
 # Korean words are eojeol: a noun or verb with its particles and endings. H is any, v negates the
 # next and V the one before; R is the dependent noun of "can"; E a bound after its number, F before.
-_KOREAN: Mapping[str, "regex.Pattern[str]"] = {
-    kind: regex.compile(pattern)
+_KOREAN: Mapping[str, "re.Pattern[str]"] = {
+    kind: re.compile(pattern)
     for kind, pattern in {
         "v": "안|못",
         "V": "(?:않|없|아니|못하|못했|못한|못할|못해|말아|말고|말라|마라|마세요|마십시오|모르).*",
@@ -101,7 +103,8 @@ def korean_kind(word: str) -> str:
 
     k is a number that still wants its unit: 8만, 120만.
     """
-    if found := _KOREAN_NUMBER.fullmatch(word):
+    # A word of letters alone is no number; to know that takes far less time than the search.
+    if not word.isalpha() and (found := _KOREAN_NUMBER.fullmatch(word)):
         if found["date"]:
             return "D" if not found["rest"] else "d"
         return "k" if found["bare"] else "K"
@@ -129,6 +132,7 @@ _CHINESE: Mapping[str, str] = {
 _NUMERAL = regex.compile("[〇零一二三四五六七八九十百千万萬亿億兆两兩半几幾廿卅]+")
 
 
+@lru_cache(maxsize=50_000)
 def chinese_kind(word: str) -> str:
     """The kind of a Chinese word."""
     if kind := _CHINESE.get(word):

@@ -22,7 +22,7 @@ _JSON = re.compile(r'\s*(?:\{\s*"[^"\n]{1,200}"\s*:|\[\s*[\[{"\d-])')
 _TABLE_LINE = re.compile(r"(?:[^|\n]*(?<!<)\|(?!>)){2}.*|[^\t\n]+(?:\t+[^\t\n]+){2,}")
 _LIST_LINE = re.compile(r"\s*(?:[-*+•◦▪‣·] |\[[ xX]\] |(?:\d{1,3}|[a-zA-Z])[.)] |[①-⑳])")
 _CODE_LINE = re.compile(
-    r"\s*(?:.*[;{}]\s*$|[)\]}]+[;,]?\s*$|(?://|/\*|\*/|\#!|\#include|--\s|<[/!?a-zA-Z][^>]*>)"
+    r"\s*(?:[)\]}]+[;,]?\s*$|(?://|/\*|\*/|\#!|\#include|--\s|<[/!?a-zA-Z][^>]*>)"
     r"|(?:def|class|async def|for|while|if|elif|else|try|except|with|match|case)\b.*:\s*(?:\#.*)?$"
     r"|(?:import|from)\s+[\w.]+(?:\s+import\b.*|\s+as\s+\w+)?\s*$|return\b.{0,60}[\w)\]}\"']$|@\w+"
     r"|(?:const|let|var|func|fn|pub|static|public|private|export|package|using|SELECT|INSERT)\s.*[=({;]"
@@ -53,7 +53,9 @@ def layout_of(text: str) -> str | None:
 
 def _is_code(lines: Sequence[str]) -> bool:
     """True if a quarter of the lines can only be code, and most of the others may be."""
-    sure = [bool(_CODE_LINE.match(line)) for line in lines]
+    sure = [
+        line.rstrip().endswith((";", "{", "}")) or bool(_CODE_LINE.match(line)) for line in lines
+    ]
     maybe = [one or line[:1] in " \t#" for one, line in zip(sure, lines, strict=True)]
     return sum(sure) > _SURE * len(lines) and sum(maybe) > _MOST * len(lines)
 
@@ -71,7 +73,10 @@ def _csv(line: str) -> bool:
 
 
 _KINDS: Mapping[str, Callable[[str], object]] = {
-    "table": lambda line: _TABLE_LINE.fullmatch(line) or _csv(line),
+    # Most lines have neither mark, and then the slow search is not needed.
+    "table": lambda line: (
+        (("|" in line or "\t" in line) and _TABLE_LINE.fullmatch(line)) or _csv(line)
+    ),
     "json": _JSON_LINE.fullmatch,
     "list": _LIST_LINE.match,
 }

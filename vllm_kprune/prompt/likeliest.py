@@ -6,7 +6,7 @@ the lowest sum for the first n letters. With ab = 9, a = 5 and b = 6 nats, "ab" 
 """
 
 import math
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 
 from vllm_kprune.prompt.word_lists import UNLISTED_NATS, prefixes, word_list
 
@@ -16,6 +16,9 @@ _LONGEST = 8  # characters of a listed word that is written without spaces
 # Each further letter of an unlisted word. Without this price, any 8 letters would be one unlisted
 # word for 16 nats, less than two listed words of 9.
 _UNLISTED_LETTER_NATS = 12.0
+_RARE_NATS = _UNLISTED_LETTER_NATS
+# What an unlisted word costs above that of its letters, less a little for rounding.
+_EXCESS_NATS = UNLISTED_NATS - _UNLISTED_LETTER_NATS - 0.1
 # What a list does not know falls apart into single characters, most of which it knows.
 _NAME_NATS = 14.0
 _COMMON_NATS = 7.0  # below this a single Chinese character is a word by itself
@@ -38,6 +41,22 @@ def likeliest_parts(
     >>> likeliest_parts("abcab", {"ab": 9.0, "a": 5.0, "b": 6.0, "cab": 8.0}, {"a", "c", "ca"})
     [(0, 2, 9.0), (2, 5, 8.0)]
     """
+    rare = [value for value in [nats.get(one, UNLISTED_NATS) for one in run] if value > _RARE_NATS]
+    # An unlisted word of n letters costs 4 + 12 n nats. If the letters are not rare by more than 4
+    # nats together, they cost less one by one, and no unlisted word need be tried.
+    sure = sum(rare) - _RARE_NATS * len(rare) < _EXCESS_NATS
+    cuts = (_listed_cuts if sure else _all_cuts)(run, nats, begun)
+    parts = []
+    end = len(run)
+    while end:
+        at = cuts[end]
+        parts.append((at, end, nats.get(run[at:end], UNLISTED_NATS)))
+        end = at
+    return parts[::-1]
+
+
+def _all_cuts(run: str, nats: Mapping[str, float], begun: Set[str]) -> Sequence[int]:
+    """[letters + 1] where the last word of the likeliest division of the first n letters begins."""
     count = len(run)
     best, cuts = [0.0] + [math.inf] * count, [0] * (count + 1)
     for at in range(count):
@@ -52,13 +71,23 @@ def likeliest_parts(
             if before + total < best[end]:
                 best[end], cuts[end] = before + total, at
             price += _UNLISTED_LETTER_NATS
-    parts = []
-    end = count
-    while end:
-        at = cuts[end]
-        parts.append((at, end, nats.get(run[at:end], UNLISTED_NATS)))
-        end = at
-    return parts[::-1]
+    return cuts
+
+
+def _listed_cuts(run: str, nats: Mapping[str, float], begun: Set[str]) -> Sequence[int]:
+    """The same, with no unlisted words of several letters: a third of the time."""
+    count = len(run)
+    best, cuts = [0.0] + [math.inf] * count, [0] * (count + 1)
+    for at in range(count):
+        before = best[at]
+        for end in range(at + 1, min(at + _LONGEST, count) + 1):
+            part = run[at:end]
+            total = before + nats.get(part, math.inf if end > at + 1 else UNLISTED_NATS)
+            if total < best[end]:
+                best[end], cuts[end] = total, at
+            if part not in begun:
+                break
+    return cuts
 
 
 def korean_words(run: str) -> Iterator[tuple[str, float]]:

@@ -86,8 +86,17 @@ def _needed(part: str) -> frozenset[str]:
     return frozenset(match[1] or match[2]) if match else frozenset()
 
 
+def _pattern(before: str, between: str, after: str) -> tuple["re.Pattern[str]", int]:
+    """A link's pattern, and how much of its matches is before what it joins."""
+    # `re` finds a class of characters far sooner than a look-behind, which it tries at each place.
+    # Matches may not overlap, and do not: nothing that is between ends with what is before.
+    if _CLASS.fullmatch(before):
+        return re.compile(f"{before}{between}(?={after})"), 1
+    return re.compile(f"(?<={before}){between}(?={after})"), 0
+
+
 _PATTERNS = tuple(
-    (_needed(before), _needed(after), re.compile(f"(?<={before}){between}(?={after})"))
+    (_needed(before), _needed(after), *_pattern(before, between, after))
     for before, between, after in _LINKS
 )
 
@@ -95,9 +104,9 @@ _PATTERNS = tuple(
 def linked(kinds: str) -> Iterator[range]:
     """Yield the parts that are joined to the one before them, as ranges of places in `kinds`."""
     present = frozenset(kinds)
-    for before, after, pattern in _PATTERNS:
+    for before, after, pattern, lead in _PATTERNS:
         # Most texts are in one language, so most patterns need not be looked for.
         if (before and before.isdisjoint(present)) or (after and after.isdisjoint(present)):
             continue
         for match in pattern.finditer(kinds):
-            yield range(match.start(), match.end() + 1)
+            yield range(match.start() + lead, match.end() + 1)

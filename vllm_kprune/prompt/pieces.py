@@ -9,8 +9,7 @@ and no vowel of decomposed Korean is left alone.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from itertools import chain
+from functools import cache, cached_property
 from typing import Literal
 
 import numpy as np
@@ -82,9 +81,7 @@ class TextPieces:
 
     def are(self, kinds: str) -> Booleans:
         """[pieces] True for those of some kinds."""
-        table = np.zeros(256, dtype=bool)
-        table[[ord(kind) for kind in kinds]] = True
-        return table[self.kinds]
+        return _table(kinds)[self.kinds]
 
     @cached_property
     def sentences(self) -> Integers:
@@ -104,7 +101,9 @@ class TextPieces:
         return np.cumsum(ends)[:-1]
 
 
-def cut_pieces(text: str, offsets: Sequence[tuple[int, int]], unit: Unit = "word") -> TextPieces:
+def cut_pieces(
+    text: str, offsets: Integers | Sequence[tuple[int, int]], unit: Unit = "word"
+) -> TextPieces:
     """Cut `text` into phrases; with the unit "token", words also before each token in them.
 
     `offsets`: [tokens] (begin, end) of each token in characters. Tokens that share a character, as
@@ -115,7 +114,7 @@ def cut_pieces(text: str, offsets: Sequence[tuple[int, int]], unit: Unit = "word
     (['in', ' ', '2024', ' ', 'by 5 km'], [0, 2, 2, 4, 4])
     """
     words = read(text)
-    spans = np.fromiter(chain.from_iterable(offsets), np.int64).reshape(-1, 2)
+    spans = np.asarray(offsets, np.int64).reshape(-1, 2)
     kinds = np.frombuffer(words.kinds.encode(), dtype=np.uint8)
     parts = np.flatnonzero(_begins(words))
     starts, continues = words.starts[parts], np.zeros(len(parts), dtype=bool)
@@ -136,11 +135,21 @@ def cut_pieces(text: str, offsets: Sequence[tuple[int, int]], unit: Unit = "word
     return TextPieces(text, starts, ends, kinds, nats, continues, of_token, words, parts)
 
 
+@cache
+def _table(kinds: str) -> Booleans:
+    """[256] True for the ASCII codes of some kinds."""
+    table = np.zeros(256, dtype=bool)
+    table[[ord(kind) for kind in kinds]] = True
+    return table
+
+
 def _begins(words: Words) -> Booleans:
     """[parts] True for the first part of each phrase."""
-    begins = np.ones(len(words.starts), dtype=bool)
+    flags = bytearray(b"\1") * len(words.starts)
     for span in linked(words.kinds):
-        begins[span.start : span.stop] = False
+        for part in span:
+            flags[part] = 0
+    begins = np.frombuffer(flags, dtype=bool)
     allowed = _allowed(words.text)
     if allowed is not None:
         begins &= allowed[words.starts]
@@ -151,7 +160,7 @@ def _merged(kinds: npt.NDArray[np.uint8], parts: Integers) -> npt.NDArray[np.uin
     """[pieces] the kind of each: its own, or for a phrase w, N if a number is in it."""
     if len(parts) == len(kinds):
         return kinds
-    number = np.isin(kinds, np.frombuffer(_NUMBERS.encode(), dtype=np.uint8))
+    number = _table(_NUMBERS)[kinds]
     merged = kinds[parts].copy()
     many = np.diff(parts, append=len(kinds)) > 1
     merged[many] = ord("w")
@@ -170,7 +179,7 @@ def _inside(text: str, spans: Integers, starts: Integers, kinds: npt.NDArray[np.
     if allowed is not None:
         cuts = cuts[allowed[cuts]]
     owner = np.searchsorted(starts, cuts, side="right") - 1
-    divisible = np.isin(kinds[owner], np.frombuffer(_DIVISIBLE.encode(), dtype=np.uint8))
+    divisible = _table(_DIVISIBLE)[kinds[owner]]
     return np.asarray(cuts[divisible & (cuts > starts[owner])])
 
 
@@ -181,7 +190,7 @@ def _owners(
     if not len(starts):
         return np.zeros(len(spans), dtype=np.int64)
     at = np.maximum(np.searchsorted(starts, spans[:, 0], side="right") - 1, 0)
-    blank = np.isin(kinds[at], np.frombuffer(GAPS.encode(), dtype=np.uint8))
+    blank = _table(GAPS)[kinds[at]]
     return np.asarray(at + (blank & (spans[:, 1] > ends[at])))
 
 

@@ -57,13 +57,16 @@ def shared(pieces: TextPieces, asked: Mapping[str, float]) -> Floats:
     """[sentences] the sum of the weights of the stems that are in each."""
     sentences = pieces.sentences
     found: dict[tuple[int, str], float] = {}
-    part = 0
-    for chunk in pieces.words.chunks:
-        if not asked.keys().isdisjoint(chunk.stems):
-            piece = int(np.searchsorted(pieces.parts, part, side="right")) - 1
-            for stem in chunk.stems.keys() & asked.keys():
-                found[int(sentences[piece]), stem] = asked[stem]
-        part += len(chunk.kinds)
+    chunks, strange = pieces.words.chunks, asked.keys().isdisjoint
+    hits = [n for n, chunk in enumerate(chunks) if not strange(chunk.stems)]
+    if hits:
+        # The first part of each chunk, and the piece that it is in.
+        counts = np.array([len(chunk.kinds) for chunk in chunks[: hits[-1]]], dtype=np.int64)
+        parts = np.append(0, np.cumsum(counts))[hits]
+        inside = np.searchsorted(pieces.parts, parts, side="right") - 1
+        for n, sentence in zip(hits, sentences[inside].tolist(), strict=True):
+            for stem in chunks[n].stems.keys() & asked.keys():
+                found[sentence, stem] = asked[stem]
     held = np.zeros(int(sentences[-1]) + 1 if len(sentences) else 0)
     # Sorted: the order of a set, and so the rounding of the sum, differs between processes.
     for (sentence, _), weight in sorted(found.items()):

@@ -116,7 +116,7 @@ class FirstLayer:
         heads: Sequence[int] | None = None,
         window: int | None = None,
         queries: Sequence[range | None] | None = None,
-        block: int = 256,
+        block: int | None = None,
         cancelled: IsCancelled | None = None,
     ) -> list[NDArray[np.float32]]:
         """The attention that each token receives, for each prompt: float32 [n].
@@ -124,12 +124,15 @@ class FirstLayer:
         It is the mean of the softmax over heads and queries. `heads` are counted from 0; None is
         all. With a `window`, a token sees only tokens less than `window` away. `queries` has, for
         each prompt, the range of tokens that attend, such as a question at the end; None is all.
-        `block` queries of a head are computed at once.
+        `block` queries of a head are computed at once; None is 256, or less with a small window.
 
         Raises:
             Cancelled: `cancelled`, which is asked between blocks, was true.
             KPruneError: a token has no embedding, or an option is out of range.
         """
+        if block is None:
+            # A block looks at the windows of all its queries together.
+            block = 256 if window is None else min(256, max(64, window))
         chosen = self._check(heads, window, block)
         asking = queries if queries is not None else [None] * len(prompts)
         return [

@@ -93,11 +93,11 @@ class Attention:
     ) -> Floats:
         """[pieces] the mean attention that its tokens receive; that of n tokens is 1/n."""
         tokens = passage.tokens
-        if not tokens.ids:
+        if not len(tokens.ids):
             return np.zeros(len(passage.pieces.starts))
         # Image tokens have no embedding. Row 0 will do: they are control tokens and stay anyway.
         rows = self._layer.rows
-        ids = [token_id if token_id < rows else 0 for token_id in tokens.ids]
+        ids = np.where(tokens.ids < rows, tokens.ids, 0).tolist()
         [received] = self._layer.received_attention(
             [ids], causal=self._causal, window=self._window, cancelled=cancelled
         )

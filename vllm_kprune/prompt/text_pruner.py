@@ -22,6 +22,7 @@ from vllm_kprune.prompt.cut_text import CutText
 from vllm_kprune.prompt.forced import forced_pieces
 from vllm_kprune.prompt.joints import Joints
 from vllm_kprune.prompt.layout import layout_of
+from vllm_kprune.prompt.part_encoder import PartEncoder
 from vllm_kprune.prompt.pieces import cut_pieces
 from vllm_kprune.prompt.result import PrunedSegment
 from vllm_kprune.prompt.scorers import DEFAULT_SCORER, Scorer, ScorerSettings, make_scorer
@@ -32,11 +33,20 @@ from vllm_kprune.prompt.tokens import (
     IsCancelled,
     Tokens,
     control_tokens,
-    encode,
 )
 from vllm_kprune.tokenizer.encoder import load_encoder
 
 __all__ = ["TextPruner"]
+
+# English, Korean and Chinese, and words of no language, for which the lists of all are looked at.
+_SAMPLES = (
+    "The river rises in the Alps. It flows into the sea after 1230 km.",
+    "강은 알프스에서 시작한다. 1230 km를 흘러 바다로 들어간다.",
+    "这条河发源于阿尔卑斯山。它流经1230公里后注入大海。",
+    "Qxz vkq jwx zzq xqv.",
+    "Щжъ цфх юэъ.",
+    "ظغ ضثخ ذظء.",
+)
 
 
 class TextPruner:
@@ -50,6 +60,7 @@ class TextPruner:
     ) -> None:
         """`make` makes a scorer by name, or raises `KPruneError`; it is called once for a name."""
         self.tokenizer = tokenizer
+        self._encoder = PartEncoder(tokenizer)
         self.default_scorer = default_scorer
         self._make = make
         self._scorers: dict[str, Scorer] = {}
@@ -94,6 +105,12 @@ class TextPruner:
                     raise
             return self._scorers[name]
 
+    def warm(self) -> None:
+        """Read now what the first texts would wait for: word lists and patterns."""
+        options = PruneOptions(keep=0.5)
+        for text in _SAMPLES:
+            self.prune(text, options, query=text)
+
     def protecting(self, names: Iterable[str]) -> "TextPruner":
         """A pruner that also keeps control tokens of these names, those of a target model."""
         # A shallow copy: both pruners share tokenizer, lock and scorers, later ones too.
@@ -103,8 +120,7 @@ class TextPruner:
 
     def tokenize(self, text: str) -> Tokens:
         """The ranker's tokens of `text`, without the special tokens that a prompt begins with."""
-        encoding = encode(self.tokenizer, text)
-        return Tokens(text, tuple(encoding.ids), tuple(encoding.offsets))
+        return self._encoder.tokens(text)
 
     def prune(
         self,
@@ -140,8 +156,8 @@ class TextPruner:
 
         def measure(left: str) -> int:
             _check(cancelled)
-            # Encoded anew: across a gap, other tokens may arise than those that were kept.
-            return count(left) if count else len(encode(self.tokenizer, left))
+            # Counted anew: across a gap, other tokens may arise than those that were kept.
+            return (count or self._encoder.count)(left)
 
         kept, left, after = cut.choice.choose(scores, budget, before, measure)
         # `<start` + `_of_turn>` would open a turn once the text between the two is dropped. And the

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from tokenizers import Encoding, Tokenizer
 
+from vllm_kprune.arrays import Integers
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.tokenizer.encoder import raise_failure
 
@@ -32,13 +33,16 @@ class Cancelled(Exception):
     """The caller no longer wants the result."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Tokens:
-    """A text and the ranker's tokens of it; `offsets` are (begin, end) in characters of `text`."""
+    """A text and the ranker's tokens of it.
+
+    `ids`: [tokens]. `offsets`: [tokens, 2] begin and end in characters of `text`.
+    """
 
     text: str
-    ids: tuple[int, ...]
-    offsets: tuple[tuple[int, int], ...]
+    ids: Integers
+    offsets: Integers
 
 
 class ControlTokens:

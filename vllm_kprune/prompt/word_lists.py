@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cache, lru_cache
 from unicodedata import normalize
 
 __all__ = ["UNLISTED_NATS", "Languages", "guess", "language_of", "prefixes", "word_list"]
@@ -87,10 +87,17 @@ def _likeliest(words: Sequence[str], languages: Sequence[str]) -> str:
 def language_of(word: str, languages: Languages) -> str | None:
     """The language of a word by its first letter that has one; None if its script has no list."""
     for letter in word:
-        for script, language in languages:
-            if _LETTERS[script].match(letter):
+        script = _script_of(letter)
+        for name, language in languages:
+            if name == script:
                 return language
     return None
+
+
+@lru_cache(maxsize=20_000)
+def _script_of(letter: str) -> str | None:
+    """The script of a letter, of those that have lists."""
+    return next((script for script, letters in _LETTERS.items() if letters.match(letter)), None)
 
 
 @cache

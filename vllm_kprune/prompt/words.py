@@ -17,10 +17,12 @@ spaces), and a `Lexicon` remembers the chunks that it has cut.
 
 import math
 import re
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
+from operator import sub
 from unicodedata import is_normalized, normalize
 
 import numpy as np
@@ -58,6 +60,7 @@ _BUNSETSU = regex.compile(
     r"[\p{Han}\p{Katakana}\p{M}々ー]*+[\p{Hiragana}\p{M}ー]++|\p{Han}++|.\p{M}*"
 )
 _RUN = regex.compile(r"\p{Hangul}+|\p{N}+|[\p{L}\p{M}]+")
+_KANA = regex.compile(r"\p{Hiragana}|\p{Katakana}")
 _CHARACTER = regex.compile(r"\X")
 _SURE_NATS = 14.0  # numbers and negations
 _LEAST_NATS: Mapping[str, float] = {
@@ -75,11 +78,14 @@ _Part = tuple[int, int, str, float, Sequence[tuple[str, float]]]
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A piece of text, cut: length, kind and nats of each part, and its words' stems with nats."""
+    """A piece of text, cut: length, kind and nats of each part, and its words' stems with nats.
 
-    lengths: Sequence[int]
+    `lengths` are int64, `nats` float64: bytes, because those of many chunks can be joined at once.
+    """
+
+    lengths: bytes
     kinds: str
-    nats: Sequence[float]
+    nats: bytes
     stems: Mapping[str, float]
 
 
@@ -103,8 +109,8 @@ class Words:
 def read(text: str) -> Words:
     """Cut a text, with the word lists of its languages."""
     chunks = _lexicon(guess(text)).chunks(text)
-    lengths = np.fromiter(chain.from_iterable([c.lengths for c in chunks]), np.int64)
-    nats = np.fromiter(chain.from_iterable([c.nats for c in chunks]), np.float64)
+    lengths = np.frombuffer(b"".join([c.lengths for c in chunks]), np.int64)
+    nats = np.frombuffer(b"".join([c.nats for c in chunks]), np.float64)
     ends = np.cumsum(lengths)
     return Words(text, ends - lengths, ends, "".join([c.kinds for c in chunks]), nats, chunks)
 
@@ -124,12 +130,14 @@ class Lexicon:
 
     def chunks(self, text: str) -> list[Chunk]:
         """The chunks of a text, in order."""
-        known, found = self._known.get, []
-        for chunk in _CHUNK.findall(text):
-            found.append(known(chunk) or self._add(chunk))
-        return found
+        texts = _CHUNK.findall(text)
+        found = list(map(self._known.get, texts))
+        return [one or self._add(chunk) for one, chunk in zip(found, texts, strict=True)]
 
     def _add(self, chunk: str) -> Chunk:
+        # It may stand earlier in the same text.
+        if known := self._known.get(chunk):
+            return known
         cut = _chunk(self._cut(chunk))
         if len(chunk) <= _LONGEST_REMEMBERED:
             # Emptied at once, which is simpler than to forget the oldest.
@@ -156,8 +164,7 @@ class Lexicon:
         elif _EASTERN.match(chunk):
             yield from (
                 self._japanese(chunk)
-                if self._by_script["Han"] == "ja"
-                or (regex.search(r"\p{Hiragana}|\p{Katakana}", chunk))
+                if self._by_script["Han"] == "ja" or _KANA.search(chunk)
                 else self._chinese(chunk)
             )
         elif _SOUTHERN.match(chunk):
@@ -178,13 +185,16 @@ class Lexicon:
         if kind in ".,()'-os~":
             return (_QUESTION_NATS if atom in "?？" else least), ()
         atom = atom.lower().replace("’", "'")
-        found = [one for run in _RUN.findall(atom) for one in self._words(run)]
+        # Words of one script are a run, and need no search.
+        one_run = atom.isalpha() and (atom.isascii() or "가" <= min(atom) <= max(atom) <= "힣")
+        runs = [atom] if one_run else _RUN.findall(atom)
+        found = [one for run in runs for one in self._words(run)]
         stems = [(word[:_STEM], nats) for word, nats in found]
         language = language_of(atom, self._languages)
         whole = word_list(language).get(atom) if language else None
         if whole is None:
             # The rarest of its parts: l'homme, Newton's. NaN if there is no list for it.
-            whole = float(np.fmax.reduce([nats for _, nats in found], initial=math.nan))
+            whole = max([nats for _, nats in found if nats == nats], default=math.nan)
         return (least if math.isnan(whole) and least else max(whole, least)), stems
 
     def _words(self, run: str) -> Iterator[tuple[str, float]]:
@@ -218,8 +228,11 @@ class Lexicon:
 
 def _chunk(parts: Iterator[_Part]) -> Chunk:
     begins, ends, kinds, nats, stems = zip(*parts, strict=True)
-    lengths = [end - begin for begin, end in zip(begins, ends, strict=True)]
-    return Chunk(tuple(lengths), "".join(kinds), nats, dict(chain.from_iterable(stems)))
+    # Arrays of Python, which take far less time for a few numbers than those of numpy.
+    lengths = array("q", map(sub, ends, begins)).tobytes()
+    return Chunk(
+        lengths, "".join(kinds), array("d", nats).tobytes(), dict(chain.from_iterable(stems))
+    )
 
 
 def _composed(chunk: str) -> tuple[str, Sequence[int]]:

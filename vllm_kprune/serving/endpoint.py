@@ -19,7 +19,8 @@ from vllm_kprune.checkpoint.places import public_name
 from vllm_kprune.prompt.budget import PruneOptions
 from vllm_kprune.serving.compat import vllm_version
 from vllm_kprune.serving.options import PREFIX
-from vllm_kprune.serving.pruning.break_even import NEVER, BreakEven, settle
+from vllm_kprune.serving.pruning.break_even import BreakEven, settle
+from vllm_kprune.serving.pruning.cost import NEVER
 from vllm_kprune.serving.pruning.endpoint import preview
 from vllm_kprune.serving.pruning.hooks import pruning_of
 from vllm_kprune.serving.pruning.service import PromptPruning

@@ -64,6 +64,11 @@ def open_body(
             f"kprune export {folder} -o DIR"
         )
     base = open_base(model, revision)
+    if base.family.body_refused:
+        raise KPruneError(
+            f"{base.folder}: kprune cannot {work} {base.family.architecture}: "
+            f"{base.family.body_refused}; its vocabulary can be pruned"
+        )
     _refuse_quantised(base, work)
     shards = [read_shard(base.folder / name) for name in base.shards]
     places = {t.name: (shard.path.name, t) for shard in shards for t in shard.tensors}

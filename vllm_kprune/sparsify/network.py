@@ -21,6 +21,10 @@ from vllm_kprune.sparsify.experts import separate_experts
 __all__ = ["Network", "build_network", "empty_model", "matrices_of"]
 
 
+# The router of a layer's experts, and the one row that weighs Qwen3-Next's shared expert.
+_GATES = ("gate", "shared_expert_gate")
+
+
 class _Recorder(nn.Module):
     """Keeps the arguments that a network gives to one of its layers."""
 
@@ -107,7 +111,8 @@ class Network:
         embedding.weight = nn.Parameter(rows, requires_grad=False)
         embedding.padding_idx = None
         hidden: torch.Tensor = embedding(places)
-        return hidden
+        # HyperCLOVA X scales outside of the module, which is passed by here.
+        return hidden * float(getattr(self._model.config, "embedding_multiplier", 1.0))
 
     def prepare(self, length: int) -> None:
         """Record what the layers are given besides hidden states, for texts of `length` tokens."""
@@ -127,11 +132,11 @@ class Network:
 
 
 def matrices_of(layer: nn.Module) -> dict[str, nn.Linear]:
-    """The matrices of a decoder layer that are pruned: all but the router of its experts."""
+    """The matrices of a decoder layer that are pruned: all but those that weigh its experts."""
     return {
         name: module
         for name, module in layer.named_modules()
-        if isinstance(module, nn.Linear) and name.split(".")[-1] != "gate"
+        if isinstance(module, nn.Linear) and name.split(".")[-1] not in _GATES
     }
 
 

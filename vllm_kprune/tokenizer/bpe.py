@@ -20,6 +20,7 @@ from vllm_kprune.storage.bounded import Limits, read_object
 from vllm_kprune.tokenizer.checks import check_added, check_model
 
 __all__ = [
+    "NOT_BPE",
     "TOKENIZER_FILE",
     "AddedToken",
     "BpeTokenizer",
@@ -31,6 +32,18 @@ __all__ = [
 # That of Gemma-3, the largest that is known, has 33 MB and 1.9 million values.
 TOKENIZER_FILE = Limits(bytes=128 << 20, values=5_000_000)
 _BYTE_TOKENS = {f"<0x{value:02X}>": value for value in range(256)}
+
+# Why not, by the name of the model in tokenizer.json. docs/models.md has the long form.
+NOT_BPE: Mapping[str, str] = {
+    "Unigram": (
+        "text that the kept pieces cannot spell becomes <unk> and is lost, and the score of <unk> "
+        "depends on the pieces that are dropped"
+    ),
+    "WordPiece": (
+        "a word that the kept pieces cannot spell becomes [UNK] and is lost, and one that was "
+        "[UNK] can become other tokens"
+    ),
+}
 
 TokenKind = Literal["byte_level", "byte_fallback"]
 
@@ -229,8 +242,8 @@ def parse_tokenizer(data: Any, source: str = "tokenizer.json") -> BpeTokenizer:
     kind_of_model = model.get("type", "BPE") if isinstance(model, dict) else None
     if kind_of_model != "BPE" or not isinstance(model, dict) or "merges" not in model:
         raise KPruneError(
-            f"{source}: the model is {_named(kind_of_model)}, but kprune prunes only BPE "
-            "(Unigram and WordPiece vocabularies have no merges to follow)"
+            f"{source}: the model is {_named(kind_of_model)}, but kprune prunes only BPE"
+            + _reason_of(kind_of_model)
         )
     try:
         check_model(model)
@@ -245,6 +258,11 @@ def parse_tokenizer(data: Any, source: str = "tokenizer.json") -> BpeTokenizer:
         raise KPruneError(f"{source}: malformed: there is no {error}") from None
     except (AttributeError, RecursionError, TypeError, ValueError) as error:
         raise KPruneError(f"{source}: malformed: {_reason(error)}") from None
+
+
+def _reason_of(kind: object) -> str:
+    reason = NOT_BPE.get(kind) if isinstance(kind, str) else None
+    return f": {reason}; see Unigram and WordPiece in docs/models.md" if reason else ""
 
 
 def _named(kind: object) -> str:

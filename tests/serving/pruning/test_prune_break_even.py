@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from support.prune_cases import LengthScores, pruning_of
 
 from vllm_kprune.serving.pruning import break_even as prune_break_even
-from vllm_kprune.serving.pruning.break_even import NEVER, Line, break_even_tokens, settle
+from vllm_kprune.serving.pruning.break_even import settle
+from vllm_kprune.serving.pruning.cost import NEVER, Line, break_even_tokens
 
 pytestmark = pytest.mark.usefixtures("vllm_ready")
 

@@ -11,14 +11,15 @@ weight files of its base, which count for it too.
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 import numpy as np
 
-from vllm_kprune.checkpoint.base import open_base
-from vllm_kprune.checkpoint.manifest import is_overlay, load_manifest
+from vllm_kprune.checkpoint.base import BaseModel, open_base
+from vllm_kprune.checkpoint.manifest import Manifest, is_overlay, load_manifest
 from vllm_kprune.checkpoint.sizes import weight_sizes
 from vllm_kprune.compare.endpoint.messages import Endpoint, same_endpoint
 from vllm_kprune.compare.measurements import Measurement, Metric, SuiteResult
@@ -38,6 +39,13 @@ _AS_STORED = "Weights are counted in the type of their files, whatever --dtype m
 _MARGIN = 0.02
 
 
+class _Stored(NamedTuple):
+    """The bytes of what a server loads, in the type that its files have."""
+
+    weights: int
+    vocabulary: int
+
+
 @dataclass(frozen=True)
 class Side:
     """The sources of one side: its endpoint, its folder (or why it is unknown), and two paths.
@@ -54,6 +62,33 @@ class Side:
     def name(self) -> str:
         """`original` or `pruned`."""
         return self.endpoint.name
+
+    @cached_property
+    def opened(self) -> tuple[BaseModel, Manifest | None]:
+        """The model whose weights are loaded, and the manifest of an overlay of it.
+
+        Opened once for all metrics, as a tokenizer is read for it. Raises `KPruneError` if the
+        folder is unknown.
+        """
+        folder = _folder(self)
+        if not is_overlay(folder):
+            return open_base(str(folder)), None
+        manifest = load_manifest(folder)
+        return open_base(str(manifest.check_base())), manifest
+
+    @property
+    def stored(self) -> "_Stored":
+        """Bytes of weights and vocabulary that the server loads, as the headers of files say."""
+        base, manifest = self.opened
+        if manifest:
+            # The overlay has no weights: those of its base are loaded in part.
+            sizes = weight_sizes(base, len(manifest.kept_rows))
+            return _Stored(int(sizes.bytes.last), int(sizes.vocabulary_bytes.last))
+        sizes = weight_sizes(base, _head_rows(self.kprune))
+        added = int(sizes.head_bytes.last - sizes.bytes.original)  # less than 0 for an untied head
+        return _Stored(
+            int(sizes.bytes.original) + added, int(sizes.vocabulary_bytes.original) + added
+        )
 
 
 @dataclass(frozen=True)
@@ -152,16 +187,16 @@ def _side(context: Context, number: int) -> Side:
 
 
 def _loaded(original: Side, pruned: Side) -> tuple[int, int]:
-    return _stored(original).weights, _stored(pruned).weights
+    return original.stored.weights, pruned.stored.weights
 
 
 def _on_disk(original: Side, pruned: Side) -> tuple[int, int]:
-    return _disk_bytes(_folder(original)), _disk_bytes(_folder(pruned))
+    return _disk_bytes(original), _disk_bytes(pruned)
 
 
 def _vocabulary(original: Side, pruned: Side) -> tuple[int, int]:
     try:
-        return _stored(original).vocabulary, _stored(pruned).vocabulary
+        return original.stored.vocabulary, pruned.stored.vocabulary
     except FolderUnknown:
         return _told_vocabulary(pruned.kprune)  # it knows both sizes
 
@@ -217,25 +252,6 @@ def _folder(side: Side) -> Path:
     return side.folder
 
 
-class _Stored(NamedTuple):
-    """The bytes of what a server loads, in the type that its files have."""
-
-    weights: int
-    vocabulary: int
-
-
-def _stored(side: Side) -> _Stored:
-    folder = _folder(side)
-    if is_overlay(folder):
-        manifest = load_manifest(folder)
-        # The overlay has no weights: those of its base are loaded in part.
-        sizes = weight_sizes(open_base(str(manifest.check_base())), len(manifest.kept_rows))
-        return _Stored(int(sizes.bytes.last), int(sizes.vocabulary_bytes.last))
-    sizes = weight_sizes(open_base(str(folder)), _head_rows(side.kprune))
-    added = int(sizes.head_bytes.last - sizes.bytes.original)  # less than 0 for an untied head
-    return _Stored(int(sizes.bytes.original) + added, int(sizes.vocabulary_bytes.original) + added)
-
-
 def _head_rows(status: Any) -> int | None:
     """The rows of a head that is pruned alone, from `/kprune`; None where it is whole."""
     head = status.get("head") if isinstance(status, dict) else None
@@ -244,14 +260,13 @@ def _head_rows(status: Any) -> int | None:
     return kept if isinstance(kept, int) and 0 < kept <= _MOST_ROWS else None
 
 
-def _disk_bytes(folder: Path) -> int:
-    # All files of an overlay count, since it is made of them; of a base only its weights do.
-    own = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
-    if not is_overlay(folder):
-        base = open_base(str(folder))
-        return sum((folder / name).stat().st_size for name in base.shards)
-    base = open_base(str(load_manifest(folder).check_base()))
-    return own + sum((base.folder / name).stat().st_size for name in base.shards)
+def _disk_bytes(side: Side) -> int:
+    base, manifest = side.opened
+    needed = sum((base.folder / name).stat().st_size for name in base.shards)
+    if manifest:
+        # All files of an overlay count, since it is made of them; of a base only its weights do.
+        needed += sum(path.stat().st_size for path in _folder(side).iterdir() if path.is_file())
+    return needed
 
 
 def _process_bytes(side: Side) -> int:

@@ -32,7 +32,7 @@ def model_folder(context: Context, side: int) -> Path:
     fingerprint = _served_fingerprint(context.get(side, "/kprune"))
     if fingerprint is None:
         return _named_or_reported(context, side)
-    option = f"{context.clients[side].endpoint.option}-folder"
+    endpoint = context.clients[side].endpoint
     try:
         folder = _named_or_reported(context, side)
         if is_overlay(folder) and load_manifest(folder).fingerprint == fingerprint:
@@ -42,8 +42,8 @@ def model_folder(context: Context, side: int) -> Path:
     if found := find_overlay(fingerprint):
         return found
     raise FolderUnknown(
-        f"the {context.clients[side].endpoint.name} server runs the overlay {fingerprint[:12]}, "
-        f"which is not in kprune's cache here; name its folder with {option}"
+        f"the {endpoint.name} server runs the overlay {fingerprint[:12]}, which is not in kprune's "
+        f"cache here; name its folder with {endpoint.option}-folder"
     )
 
 

@@ -1,12 +1,8 @@
 """Measure, when a server starts, from how many tokens on pruning saves time on its engine.
 
-Reading a prompt of n tokens takes a + b n seconds, ranking it takes c + d n, and pruning it to a
-share s saves b n (1 - s). So pruning pays above c / (b (1 - s) - d) tokens, or never if ranking a
-token costs more than reading the dropped share of one. Because of attention, b grows with n, so the
-true break-even is not later than the measured one.
-
-With 1 ms to read a token, 20 ms + 0.1 ms per token to rank, and s = 0.7, each token gains
-1 x 0.3 - 0.1 = 0.2 ms, and 20 ms are earned back after 100 tokens.
+The engine and the ranker are timed on prompts of two lengths; `cost` has the formula. Because of
+attention, reading a token takes longer in a longer prompt, so the true break-even is not later than
+the measured one.
 """
 
 import asyncio
@@ -20,12 +16,11 @@ from typing import Any
 from vllm_kprune.prompt.budget import PruneOptions
 from vllm_kprune.serving.compat import logger
 from vllm_kprune.serving.compat.prompts import engine_input
+from vllm_kprune.serving.pruning.cost import KEEP, NEVER, Line, break_even_tokens
 from vllm_kprune.serving.pruning.service import PromptPruning
 
-__all__ = ["NEVER", "BreakEven", "Line", "break_even_tokens", "measure_break_even", "settle"]
+__all__ = ["BreakEven", "measure_break_even", "settle"]
 
-NEVER = 10_000_000  # more tokens than any prompt has
-KEEP = 0.7
 # A fast scorer "pays" from a few tokens on, where the difference is too small to notice.
 _LEAST = 64
 _SHORT = 128
@@ -38,22 +33,6 @@ _TEXT = (
     "vineyards and obsolete parliaments under copper lamps without noticing how quickly violet "
     "evening fell over unfinished bridges"
 )
-
-
-@dataclass(frozen=True)
-class Line:
-    """A time in seconds: `fixed + per_token * tokens`."""
-
-    fixed: float
-    per_token: float
-
-    @classmethod
-    def through(cls, short: tuple[int, float], long: tuple[int, float]) -> "Line":
-        """The line through two (tokens, seconds). A slope below 0 is noise and becomes 0."""
-        (n, seconds), (m, more) = short, long
-        # With one length only (a tiny context) all of the time counts as time per token.
-        slope = max((more - seconds) / (m - n), 0.0) if m > n else seconds / n
-        return cls(max(seconds - slope * n, 0.0), slope)
 
 
 @dataclass(frozen=True)
@@ -73,20 +52,6 @@ class BreakEven:
             "prefill_ms": _milliseconds(self.prefill),
             "ranking_ms": _milliseconds(self.ranking),
         }
-
-
-def break_even_tokens(prefill: Line, ranking: Line, keep: float = KEEP) -> int | None:
-    """The number of tokens from which pruning to `keep` saves time; None if it never does.
-
-    >>> break_even_tokens(Line(0.0, 1e-3), Line(0.02, 1e-4), keep=0.7)
-    100
-    """
-    gain = prefill.per_token * (1 - keep) - ranking.per_token
-    if gain <= 0:
-        return None
-    # `prefill.fixed` does not matter: the prompt is read in any case, shorter or longer.
-    tokens = round(ranking.fixed / gain)
-    return tokens if tokens < NEVER else None
 
 
 async def settle(engine_client: Any, pruning: PromptPruning) -> BreakEven | None:

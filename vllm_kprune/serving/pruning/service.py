@@ -9,15 +9,14 @@ import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
-
-from tokenizers import Tokenizer
 
 from vllm_kprune.errors import KPruneError
 from vllm_kprune.prompt.cache import SegmentCache
+from vllm_kprune.prompt.part_encoder import PartEncoder
 from vllm_kprune.prompt.segments import MarkError, RequestTexts, SplitRequest
-from vllm_kprune.prompt.tokens import CountTokens, control_tokens, encode
+from vllm_kprune.prompt.tokens import CountTokens, control_tokens
 from vllm_kprune.serving.compat import logger
 from vllm_kprune.serving.compat import prompts as compat_prompt
 from vllm_kprune.serving.pruning.job import PrunedRequest, PruneJob, ScorerUnavailable
@@ -225,7 +224,8 @@ def make_pruning(renderer: Any) -> PromptPruning:
     if target is not None:
         # What is a control token for the target may be plain text to another ranker.
         ranker = replace(ranker, pruner=ranker.pruner.protecting(control_tokens(target)))
-        count = partial(_count, target)
+        count = PartEncoder(target).count
+    ranker.pruner.warm()
     pruning = PromptPruning(settings, ranker, count, most)
     logger.info(
         "kprune: input pruner ready: ranker %s, keep %g, scorer %s; requests with fewer than %d "
@@ -237,10 +237,6 @@ def make_pruning(renderer: Any) -> PromptPruning:
         "" if settings.min_tokens is not None else " unless the break-even is measured",
     )
     return pruning
-
-
-def _count(tokenizer: Tokenizer, text: str) -> int:
-    return len(encode(tokenizer, text).ids)
 
 
 def _unpruned(requests: Sequence[SplitRequest]) -> Prepared:
