@@ -16,8 +16,8 @@ from vllm_kprune.arrays import Floats
 
 __all__ = ["balanced_weights", "places"]
 
-_ROUNDS = 16
-_STEP = 0.7
+_ROUNDS = 8
+_STEP = 1.5
 _LEAST = 2e-3
 
 

@@ -44,8 +44,10 @@ _MARKS = regex.compile(r"[^\p{L}\p{N}]+")
 # are kept whatever their frequency. Chosen with benchmarks/selection.py.
 _WORDS_WEIGHT = {"en": 0.6, "ko": 3.0}
 _OTHER_WORDS_WEIGHT = 12.0
-# The list of Korean has words and misspellings that no text has as often.
-_LIST_ALLOWANCE = {"ko": 2.0}
+# Prose is what most requests and answers are, so it is served closer than the rest.
+_PROSE = 0.7
+# Word lists have names and misspellings that no text has as often, and their spellings are guesses.
+_LIST_ALLOWANCE = 2.0
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def profile_sources(profile: Profile, corpora: Sequence[Corpus] = ()) -> list[So
     lists = [LANGUAGES[code].wordlist for code in profile.languages]
     sources = [_wordlist_source(name) for name in lists if name]
     if "en" in profile.languages:
-        sources.append(_table_source(GenreTable("English text", "english")))
+        sources.append(_table_source(GenreTable("English text", "english", allowance=_PROSE)))
     elif "code" not in profile.genres:
         # The English table without its words.
         sources.append(_table_source(GenreTable("marks", "english"), wanted=_MARKS.fullmatch))
@@ -152,7 +154,7 @@ def _wordlist_source(language: str) -> Source:
         lambda: word_forms(language),
         lambda: word_frequencies(language),
         words_weight=_WORDS_WEIGHT.get(language, _OTHER_WORDS_WEIGHT),
-        allowance=_LIST_ALLOWANCE.get(language, 1.0),
+        allowance=_LIST_ALLOWANCE,
     )
 
 

@@ -9,7 +9,12 @@ from dataclasses import dataclass, replace
 
 from vllm_kprune.profile import Profile
 from vllm_kprune.vocabulary.batches import WeightedText
-from vllm_kprune.vocabulary.made_texts import chat_texts, hanja_character_texts, hanja_texts
+from vllm_kprune.vocabulary.made_texts import (
+    chat_texts,
+    hanja_character_texts,
+    hanja_texts,
+    run_texts,
+)
 
 __all__ = ["GenreTable", "profile_tables"]
 
@@ -38,6 +43,7 @@ _TABLES: Mapping[str, tuple[GenreTable, ...]] = {
         GenreTable("source code", "code"),
         *(GenreTable(name, f"genre-{name}") for name in _CODE),
         GenreTable("stack traces", "genre-traces"),
+        GenreTable("runs of a character", "", allowance=_NOISE, made=run_texts),
     ),
     "web": (
         GenreTable("JSON", "genre-json"),

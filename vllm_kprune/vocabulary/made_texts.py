@@ -1,4 +1,4 @@
-"""Evidence that is put together here: chat, and Sino-Korean words in hanja.
+"""Evidence that is put together here: chat, runs of one character, Sino-Korean words in hanja.
 
 No package has counts of these that may be shipped, so they are made of what is at hand: the emoji
 and the Korean words of `wordfreq` with their frequencies, and a dictionary that spells Korean words
@@ -18,7 +18,7 @@ import zstandard
 from vllm_kprune.vocabulary.batches import WeightedText
 from vllm_kprune.vocabulary.wordlists import word_frequencies
 
-__all__ = ["HANJA_WORDS", "chat_texts", "hanja_character_texts", "hanja_texts"]
+__all__ = ["HANJA_WORDS", "chat_texts", "hanja_character_texts", "hanja_texts", "run_texts"]
 
 HANJA_WORDS = Path(__file__).parent / "words" / "hanja-words.json.zst"
 
@@ -39,6 +39,11 @@ _MARKS: Mapping[str, float] = {
 }
 # Full-width forms, half-width Hangul, full-width signs.
 _WIDE = ((0xFF01, 0xFF5F), (0xFFA0, 0xFFDD), (0xFFE0, 0xFFE7))
+# What stands in rows: rules and boxes of comments, indents, fillers of tests and of base64.
+_RUNS = "-=*_#~.+/<>|: \t\naAxX0fF19?!,"
+_LONGEST_RUN = 128
+# Before and after a run of marks, with the share of its occurrences.
+_AROUND_RUNS = (("", "", 0.5), (" ", "", 0.2), ("", "\n", 0.2), ("//", "", 0.05), ("#", "", 0.05))
 _HANJA_SHARES = (("", 0.45), ("(", 0.45), (" ", 0.1))
 _CHARACTERS = 0.1  # what hanja count alone, compared with the words that they are in
 
@@ -61,6 +66,20 @@ def chat_texts() -> Iterator[WeightedText]:
     for one, after in zip(wide, other, strict=True):
         yield one, 1e-5
         yield one + after, 1e-5
+
+
+def run_texts() -> Iterator[WeightedText]:
+    """Runs of one character, a run of n characters 1 / n times as often as the character alone."""
+    for character in _RUNS:
+        for length in range(2, _LONGEST_RUN + 1):
+            if character.isalnum() or character.isspace():
+                yield character * length, 1 / length
+                continue
+            for before, after, part in _AROUND_RUNS:
+                yield before + character * length + after, part / length
+    # Indents by tabs that spaces continue.
+    for tabs, spaces in itertools.product(range(1, 9), range(1, 17)):
+        yield "\t" * tabs + " " * spaces, 0.2 / (tabs * spaces)
 
 
 def _emoji_shares() -> dict[str, float]:
