@@ -237,7 +237,7 @@ def test_hidden_weight_files_are_none(model: Path) -> None:
     shutil.copy(model / "model.safetensors", model / ".best-3.safetensors")
     assert open_base(str(model)).shards == ("model.safetensors",)
     # Nor is one taken for an added file of a base afterwards.
-    build_overlay(model, Profile(name="th", languages=("th",), code=False), model.parent / "out")
+    build_overlay(model, Profile(name="th", languages=("th",), genres=()), model.parent / "out")
     assert load_manifest(model.parent / "out").check_base() == model
     (model / "model.safetensors").unlink()
     with pytest.raises(KPruneError, match=r"holds no \*\.safetensors weights"):

@@ -20,7 +20,7 @@ from vllm_kprune.profile import Profile
 
 pytestmark = pytest.mark.slow
 
-PROFILE = Profile(name="tiny", languages=("th",), genres=())
+PROFILE = Profile(name="tiny", languages=("th",), genres=(), coverage=0.9999)
 CONVERSATION = [
     {"role": "user", "content": "the weather in Seoul"},
     {"role": "assistant", "content": "สวัสดีครับ ประเทศไทย"},

@@ -76,7 +76,7 @@ def with_tensors(folder: Path, *names: str) -> dict[str, torch.Tensor]:
 
 def test_embedding_and_head_of_mtp_layers_lose_the_same_rows(tmp_path: Path) -> None:
     tensors = with_tensors(tmp_path / "original", *MTP)
-    profile = Profile(name="tiny", languages=("th",), code=False)
+    profile = Profile(name="tiny", languages=("th",), genres=())
     manifest = build_overlay(str(tmp_path / "original"), profile, tmp_path / "pruned")
     rows = list(manifest.kept_rows)
     assert set(manifest.vocabulary_tensors) == {

@@ -58,8 +58,12 @@ def test_the_chosen_point_is_what_build_keeps(
     assert code == 0
     assert curve["chosen"] == json.loads(out)["tokens"]["kept"]
     (point,) = [p for p in curve["points"] if p["tokens"] == curve["chosen"]]
-    assert set(point["extra_tokens"]) == {"word list ko", "marks", "corpus en.txt"}
-    assert max(point["extra_tokens"].values()) <= 0.02
+    assert set(point["extra_tokens"]) == {
+        *("word list ko", "marks", "corpus en.txt"),
+        *("Korean text", "Korean dates and units", "parts of hanja"),
+    }
+    # Without `hanja`, parts of their characters are held to no share.
+    assert max(v for k, v in point["extra_tokens"].items() if k != "parts of hanja") <= 0.02
 
 
 def test_the_table_marks_the_profiles_size_and_says_what_it_was_measured_on(
@@ -68,6 +72,7 @@ def test_the_table_marks_the_profiles_size_and_says_what_it_was_measured_on(
     code, out, _ = run("inspect", model, "--profile", profile, "--curve")
     assert code == 0
     assert "← small" in out and "original" in out and "--text FILE" in out
+    assert "--json has all 5" in " ".join(out.split())
     code, out, _ = run("inspect", model, "--profile", profile, "--curve", "--text", texts[0])
     assert code == 0 and "own evidence" not in out
 

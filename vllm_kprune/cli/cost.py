@@ -36,7 +36,12 @@ def show_dearest(name: str, cost: TextCost) -> None:
     for one in cost.dearest:
         table.add_row(escape(_shown(one.text)), f"{one.occurrences:,}", f"{one.extra_tokens:,}")
     output_console.print(table)
-    output_console.print(f"to keep them: --corpus {name}", markup=False, soft_wrap=True)
+    keep = ", ".join(_shown(one.text) for one in cost.dearest)
+    output_console.print(
+        f"to keep them: --corpus {name}, or in your profile: keep: [{keep}]",
+        markup=False,
+        soft_wrap=True,
+    )
 
 
 def warn_of_cost(costs: dict[str, float]) -> None:

@@ -9,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from vllm_kprune.checkpoint.curve import Curve, CurvePoint
-from vllm_kprune.cli.curve_page import page
+from vllm_kprune.cli.curve_page import page, shown_texts
 from vllm_kprune.errors import KPruneError
 
 __all__ = ["check_plot", "curve_table", "plot_curve"]
@@ -20,19 +20,24 @@ _ON_EVIDENCE = (
     "Measured on the profile's own evidence, which also chose the tokens; "
     "--text FILE measures your own text."
 )
+_LEFT_OUT = " The sources that cost most; --json has all {}."
+_MOST_COLUMNS = 3  # of 80 characters
 
 
 def curve_table(curve: Curve) -> Table:
     """A row for each size; the profile's own size is marked."""
+    original = curve.points[-1]
+    names = shown_texts(curve, _MOST_COLUMNS)
+    caption = _ON_EVIDENCE if curve.measured_on == "evidence" else ""
+    if len(names) < len(original.extra_tokens):
+        caption += _LEFT_OUT.format(len(original.extra_tokens))
     table = Table(
         title=escape(f"{curve.model}, profile {curve.profile}: size against extra tokens"),
-        caption=_ON_EVIDENCE if curve.measured_on == "evidence" else None,
+        caption=caption or None,
         title_justify="left",
         caption_justify="left",
     )
-    original = curve.points[-1]
     weighed = original.vocabulary_bytes is not None
-    names = original.extra_tokens
     for heading in ("tokens", "of all", *(["weights, MB"] if weighed else []), *names, ""):
         table.add_column(escape(heading), justify="right", overflow="fold")
     for point in curve.points:
@@ -102,7 +107,7 @@ def _as_svg(panel: Any) -> str:
 def _panel(curve: Curve, field: str, title: str) -> Any:
     import altair
 
-    rows = [_values(curve, point, name) for point in curve.points for name in point.extra_tokens]
+    rows = [_values(curve, point, name) for point in curve.points for name in shown_texts(curve)]
     # Linear near zero, logarithmic above a tenth of a percent, so that both ends can be read.
     scale = altair.Scale(type="symlog", constant=0.001)
     axis = altair.Axis(format=".2~%", values=[0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3])

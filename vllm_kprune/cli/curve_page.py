@@ -12,7 +12,7 @@ from string import Template
 
 from vllm_kprune.checkpoint.curve import Curve
 
-__all__ = ["page"]
+__all__ = ["page", "shown_texts"]
 
 
 def page(curve: Curve, panels: Sequence[str]) -> str:
@@ -26,18 +26,27 @@ def page(curve: Curve, panels: Sequence[str]) -> str:
     )
 
 
+def shown_texts(curve: Curve, most: int = 10) -> list[str]:
+    """The user's texts; of a profile's own sources only those that cost most at its size."""
+    names = list(curve.points[-1].extra_tokens)
+    if curve.measured_on == "text":
+        return names
+    (own,) = [point for point in curve.points if point.tokens == curve.chosen] or curve.points[:1]
+    dearest = sorted(names, key=lambda name: -own.extra_tokens[name])[:most]
+    return [name for name in names if name in dearest]
+
+
 def _rows(curve: Curve) -> Iterator[str]:
     original = curve.points[-1]
     weighed = original.vocabulary_bytes is not None
-    names = [
-        Path(name).name if curve.measured_on == "text" else name for name in original.extra_tokens
-    ]
+    texts = shown_texts(curve)
+    names = [Path(name).name if curve.measured_on == "text" else name for name in texts]
     yield _row("th", ["tokens", "of all", *(["weights, MB"] if weighed else []), *names])
     for point in curve.points:
         cells = [f"{point.tokens:,}", f"{point.tokens / original.tokens:.0%}"]
         if point.vocabulary_bytes is not None:
             cells.append(f"{point.vocabulary_bytes / 1e6:,.1f}")
-        cells += [f"{extra:+.2%}" for extra in point.extra_tokens.values()]
+        cells += [f"{point.extra_tokens[name]:+.2%}" for name in texts]
         yield _row("td", cells, own=point.tokens == curve.chosen)
 
 

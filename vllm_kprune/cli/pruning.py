@@ -16,6 +16,9 @@ from vllm_kprune.cli.cost import warn_of_cost
 
 __all__ = ["no_collection", "overlay_figures", "pruning_figures", "show_pruning"]
 
+# A table of all would be longer than a screen; `--json` has them.
+_MOST_SOURCES = 5
+
 
 @contextmanager
 def no_collection() -> Iterator[None]:
@@ -54,8 +57,11 @@ def show_pruning(figures: dict[str, Any]) -> None:
     table.add_row("tokens", f"{tokens['original']:,} → {tokens['kept']:,}")
     for name, count in figures["by_reason"].items():
         table.add_row(f"  {name}", f"{count:,}")
-    for source, share in figures["coverage"].items():
+    least_covered = sorted(figures["coverage"].items(), key=lambda found: found[1])
+    for source, share in least_covered[:_MOST_SOURCES]:
         table.add_row(f"covered of {escape(source)}", f"{share:.3%}")
+    if others := least_covered[_MOST_SOURCES:]:
+        table.add_row(f"covered of {len(others)} others", f"at least {others[0][1]:.3%}")
     if memory:
         before, after = (f"{memory[key] / 1e6:,.0f}" for key in ("original", "kept"))
         table.add_row("vocabulary weights", f"{before} → {after} MB")

@@ -34,14 +34,14 @@ class GenreTable:
     made: Callable[[], Iterator[WeightedText]] | None = None
 
 
-_CODE = ("typescript", "go", "haskell", "java", "kotlin", "swift", "csharp", "sql")
+_CODE = ("TypeScript", "Go", "Haskell", "Java", "Kotlin", "Swift", "C#", "SQL")
 # What has no words of its own (noise, and words broken at the ends of lines) may cost more.
 _NOISE = 3.0
 _TABLES: Mapping[str, tuple[GenreTable, ...]] = {
     "chat": (GenreTable("chat", "", made=chat_texts),),
     "code": (
         GenreTable("source code", "code"),
-        *(GenreTable(name, f"genre-{name}") for name in _CODE),
+        *(GenreTable(name, f"genre-{name.lower().replace('#', 'sharp')}") for name in _CODE),
         GenreTable("stack traces", "genre-traces"),
         GenreTable("runs of a character", "", allowance=_NOISE, made=run_texts),
     ),

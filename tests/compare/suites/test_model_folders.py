@@ -15,7 +15,7 @@ from vllm_kprune.compare.suites.memory import Memory
 from vllm_kprune.compare.suites.model_folders import FolderUnknown, model_folder
 from vllm_kprune.profile import Profile
 
-THAI = Profile(name="thai", languages=("th",), code=False)
+THAI = Profile(name="thai", languages=("th",), genres=())
 SIZES = "weights_loaded", "vocabulary"
 
 
