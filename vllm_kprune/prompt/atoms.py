@@ -6,7 +6,7 @@ U.S.), a number with its sign and unit (-5°C, $3.4, 10:30, 74-35=39), an addres
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Sequence
 
 import regex
 
@@ -61,21 +61,19 @@ _MARKS = {
 }
 
 
-def atoms(chunk: str) -> Iterator[tuple[int, int, str]]:
-    """Yield (begin, end, kind) of each atom of a chunk, which has no blanks.
+def atoms(chunk: str) -> Sequence[tuple[str, str]]:
+    """(atom, kind) of each atom of a chunk, which has no blanks; together they are the chunk.
 
-    >>> [("(-5°C)"[a:b], kind) for a, b, kind in atoms("(-5°C)")]
+    >>> atoms("(-5°C)")
     [('(', '('), ('-5°C', 'N'), (')', ')')]
     """
     # Most chunks are a word, or a word and a mark, which the pattern takes long to find out.
     if chunk.isalpha():
-        yield 0, len(chunk), _kind("word", chunk)
-    elif chunk[-1] in ",.;" and chunk[:-1].isalpha() and not _SHORT.fullmatch(chunk):
-        yield 0, len(chunk) - 1, _kind("word", chunk[:-1])
-        yield len(chunk) - 1, len(chunk), _MARKS[chunk[-1]]
-    else:
-        for match in _ATOM.finditer(chunk):
-            yield match.start(), match.end(), _kind(str(match.lastgroup), match[0])
+        return [(chunk, _kind("word", chunk))]
+    word, mark = chunk[:-1], chunk[-1]
+    if mark in ",.;" and word.isalpha() and not _SHORT.fullmatch(chunk):
+        return [(word, _kind("word", word)), (mark, _MARKS[mark])]
+    return [(one[0], _kind(str(one.lastgroup), one[0])) for one in _ATOM.finditer(chunk)]
 
 
 def _kind(group: str, atom: str) -> str:

@@ -1,0 +1,195 @@
+"""Cut chunks of text into their smallest parts, and look each up: its kind, and how surprising.
+
+A word of frequency p has -ln p nats, by the word list of its language. A Korean word is as
+surprising as the rarest of its parts. A run of Chinese is divided into its likeliest words. Many
+chunks are cut in one call, because their runs are divided together, in native code.
+"""
+
+import math
+import re
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, pairwise
+from typing import NamedTuple
+from unicodedata import is_normalized, normalize
+
+import regex
+
+from vllm_kprune.prompt.atoms import atoms
+from vllm_kprune.prompt.kinds import chinese_kind
+from vllm_kprune.prompt.likeliest import Part, chinese_words, divider, korean_words
+from vllm_kprune.prompt.word_lists import UNLISTED_NATS, Languages, language_of, word_list
+
+__all__ = ["EAST", "SOUTH", "Chunk", "cut_chunks"]
+
+# Scripts without spaces: Chinese and Japanese; Thai, Lao, Burmese and Khmer.
+EAST = (
+    "\u3005-\u3007\u3041-\u309f\u30a1-\u30fa\u30fc-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff"
+    "\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
+)
+SOUTH = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
+_EASTERN, _SOUTHERN = re.compile(f"[{EAST}]"), re.compile(f"[{SOUTH}]")
+# Japanese has no spaces and no list of forms: a phrase is taken with the kana that end it.
+_BUNSETSU = regex.compile(
+    r"[\p{Han}\p{Katakana}\p{M}々ー]*+[\p{Hiragana}\p{M}ー]++|\p{Han}++|.\p{M}*"
+)
+_RUN = regex.compile(r"\p{Hangul}+|\p{N}+|[\p{L}\p{M}]+")
+_SYLLABLES = re.compile("[가-힣]+")
+_KANA = regex.compile(r"\p{Hiragana}|\p{Katakana}")
+_CHARACTER = regex.compile(r"\X")
+_SURE_NATS = 14.0  # numbers and negations
+_LEAST_NATS: Mapping[str, float] = {
+    **dict.fromkeys(".,()'-", 3.0),
+    **dict.fromkeys("os~", 10.0),
+    **dict.fromkeys("N4kKDdnZxXVv!", _SURE_NATS),
+}
+_NO_WORDS = frozenset(".,()'-os~")
+_QUESTION_NATS = 10.0
+_STEM = 5  # letters that inflection leaves unchanged: rivers, river's -> river
+
+_Row = tuple[int, str, float, Iterable[Part]]
+"""Of a part of a chunk: length, kind, nats, and the stems of its words with their nats."""
+_BLANK: _Row = (1, " ", 0.0, ())
+
+
+class Chunk(NamedTuple):
+    """A piece of text, cut: length, kind and nats of each part, and its words' stems with nats.
+
+    `lengths` are int64, `nats` float64: bytes, because those of many chunks can be joined at once.
+    """
+
+    lengths: bytes
+    kinds: str
+    nats: bytes
+    stems: Mapping[str, float]
+
+
+def cut_chunks(chunks: Sequence[str], languages: Languages) -> Iterator[Chunk]:
+    """Cut chunks: what blanks divide, with one blank before it, or a run of a script without."""
+    cutter = _Cutter(chunks, dict(languages))
+    rows = [cutter.rows(chunk) for chunk in chunks]
+    lengths, kinds, nats, stems = zip(*chain.from_iterable(rows), strict=True)
+    # Arrays of Python, which take far less time for a few numbers than those of numpy.
+    sizes, values, letters = (
+        array("q", lengths).tobytes(),
+        array("d", nats).tobytes(),
+        "".join(kinds),
+    )
+    end = 0
+    for row in rows:
+        begin, end = end, end + len(row)
+        at = slice(8 * begin, 8 * end)
+        words = dict(chain.from_iterable(stems[begin:end]))
+        yield Chunk(sizes[at], letters[begin:end], values[at], words)
+
+
+class _Cutter:
+    """Cuts some chunks, by the language of each script."""
+
+    def __init__(self, chunks: Sequence[str], languages: Mapping[str, str]) -> None:
+        self._languages = languages
+        runs = list(dict.fromkeys(_SYLLABLES.findall("\n".join(chunks))))
+        self._korean = dict(zip(runs, _korean(runs), strict=True)) if runs else {}
+        runs = [one for one in chunks if _EASTERN.match(one) and not self._is_japanese(one)]
+        self._chinese = dict(zip(runs, _chinese(runs), strict=True)) if runs else {}
+
+    def rows(self, chunk: str) -> Sequence[_Row]:
+        """The parts of a chunk."""
+        if is_normalized("NFC", chunk):
+            return self._rows(chunk)
+        # Words are looked up in composed form, and offsets go back to those in the text.
+        form, places = _composed(chunk)
+        ends = [0]
+        for length, *_ in (rows := self._rows(form)):
+            ends.append(ends[-1] + length)
+        spans = [(places[a], places[b]) for a, b in pairwise(ends)]
+        # Empty: all of a character that composes to several is in the part of its first.
+        return [(b - a, *row[1:]) for (a, b), row in zip(spans, rows, strict=True) if a < b]
+
+    def _rows(self, chunk: str) -> Sequence[_Row]:
+        if chunk.isspace():
+            ends = chunk.count("\n") + 2 * chunk.count("\u2029")
+            return [(len(chunk), "|" if ends > 1 else "\n" if ends else " ", 0.0, ())]
+        if _EASTERN.match(chunk):
+            is_japanese = self._is_japanese(chunk)
+            return list(_japanese_rows(chunk) if is_japanese else self._chinese_rows(chunk))
+        if _SOUTHERN.match(chunk):
+            # Without a list there is nothing to divide it by, so each character is a part.
+            characters = _CHARACTER.findall(chunk)
+            return [(len(one), "c", math.nan, ((one, math.nan),)) for one in characters]
+        blank = chunk[0] == " "
+        rows: list[_Row] = [_BLANK] if blank else []
+        for atom, kind in atoms(chunk[1:] if blank else chunk):
+            rows.append((len(atom), kind, *self._look_up(atom, kind)))
+        return rows
+
+    def _look_up(self, atom: str, kind: str) -> tuple[float, Iterable[Part]]:
+        """The nats of an atom, and the stems of its words."""
+        least = _LEAST_NATS.get(kind, 0.0)
+        if kind in _NO_WORDS:
+            return (_QUESTION_NATS if atom in "?？" else least), ()
+        atom = atom.lower().replace("’", "'")
+        # Words of one script are a run, and need no search.
+        one_run = atom.isalpha() and (atom.isascii() or "가" <= min(atom) <= max(atom) <= "힣")
+        words = self._words(atom) if one_run else chain(*map(self._words, _RUN.findall(atom)))
+        found = [(word[:_STEM], nats) for word, nats in words]
+        language = language_of(atom, self._languages)
+        whole = word_list(language).get(atom) if language else None
+        if whole is None:
+            # The rarest of its parts: l'homme, Newton's. NaN if there is no list for it.
+            whole = max([nats for _, nats in found if nats == nats], default=math.nan)
+        return (least if math.isnan(whole) and least else max(whole, least)), found
+
+    def _words(self, run: str) -> Sequence[Part]:
+        """The words of a run of letters or digits, and their nats."""
+        if found := self._korean.get(run):
+            return found
+        language = language_of(run[0], self._languages)
+        if language == "ko":
+            return _korean([run])[0]
+        if language:
+            return [(run, word_list(language).get(run, UNLISTED_NATS))]
+        return [(run, _SURE_NATS if run[0].isnumeric() else math.nan)]
+
+    def _is_japanese(self, run: str) -> bool:
+        return self._languages["Han"] == "ja" or bool(_KANA.search(run))
+
+    def _chinese_rows(self, run: str) -> Iterator[_Row]:
+        end = 0
+        for word, nats in self._chinese.get(run) or _chinese([run])[0]:
+            begin, end = end, end + len(word)
+            # Negations are looked for in the text as it is written: 沒 and 無, not only 没 and 无.
+            kind = chinese_kind(run[begin:end])
+            least = _LEAST_NATS.get(kind, 0.0)
+            yield len(word), kind, max(nats, least), ((word[:_STEM], nats),)
+
+
+def _korean(runs: Sequence[str]) -> Sequence[Sequence[Part]]:
+    """The words of each run."""
+    return [korean_words(parts) for parts in divider("ko").divide(runs)]
+
+
+def _chinese(runs: Sequence[str]) -> Sequence[Sequence[Part]]:
+    """The words of each run, in simplified characters."""
+    from vllm_kprune.vocabulary.wordlists import simplified_characters
+
+    simple = "\n".join(runs).translate(simplified_characters()).split("\n")
+    return [list(chinese_words(parts)) for parts in divider("zh").divide(simple)]
+
+
+def _japanese_rows(run: str) -> Iterator[_Row]:
+    phrases = _BUNSETSU.findall(run)
+    for phrase, found in zip(phrases, divider("ja").divide(phrases), strict=True):
+        yield len(phrase), "C", max(nats for _, nats in found), found
+
+
+def _composed(chunk: str) -> tuple[str, Sequence[int]]:
+    """The NFC form of a chunk, and the offsets of its characters in the chunk."""
+    form, places = "", []
+    for match in _CHARACTER.finditer(chunk):
+        character = normalize("NFC", match[0])
+        form += character
+        # Of a cluster that composes to several characters, the first stands for all of it; the
+        # others begin at its end.
+        places += [match.start(), *([match.end()] * (len(character) - 1))]
+    return form, [*places, len(chunk)]
