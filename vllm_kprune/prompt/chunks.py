@@ -8,8 +8,8 @@ chunks are cut in one call, because their runs are divided together, in native c
 import math
 import re
 from array import array
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import chain, pairwise
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 from unicodedata import is_normalized, normalize
 
@@ -47,10 +47,6 @@ _NO_WORDS = frozenset(".,()'-os~")
 _QUESTION_NATS = 10.0
 _STEM = 5  # letters that inflection leaves unchanged: rivers, river's -> river
 
-_Row = tuple[int, str, float, Iterable[Part]]
-"""Of a part of a chunk: length, kind, nats, and the stems of its words with their nats."""
-_BLANK: _Row = (1, " ", 0.0, ())
-
 
 class Chunk(NamedTuple):
     """A piece of text, cut: length, kind and nats of each part, and its words' stems with nats.
@@ -67,78 +63,97 @@ class Chunk(NamedTuple):
 def cut_chunks(chunks: Sequence[str], languages: Languages) -> Iterator[Chunk]:
     """Cut chunks: what blanks divide, with one blank before it, or a run of a script without."""
     cutter = _Cutter(chunks, dict(languages))
-    rows = [cutter.rows(chunk) for chunk in chunks]
-    lengths, kinds, nats, stems = zip(*chain.from_iterable(rows), strict=True)
-    # Arrays of Python, which take far less time for a few numbers than those of numpy.
-    sizes, values, letters = (
-        array("q", lengths).tobytes(),
-        array("d", nats).tobytes(),
-        "".join(kinds),
-    )
-    end = 0
-    for row in rows:
-        begin, end = end, end + len(row)
-        at = slice(8 * begin, 8 * end)
-        words = dict(chain.from_iterable(stems[begin:end]))
-        yield Chunk(sizes[at], letters[begin:end], values[at], words)
+    stems, ends = [], [0]
+    for chunk in chunks:
+        stems.append(cutter.cut(chunk))
+        ends.append(len(cutter.lengths))
+    # Arrays of Python, which take less time than those of numpy to make of a list.
+    lengths, nats = array("q", cutter.lengths).tobytes(), array("d", cutter.nats).tobytes()
+    kinds = "".join(cutter.kinds)
+    for (a, b), words in zip(pairwise(ends), stems, strict=True):
+        yield Chunk(lengths[8 * a : 8 * b], kinds[a:b], nats[8 * a : 8 * b], words)
 
 
 class _Cutter:
-    """Cuts some chunks, by the language of each script."""
+    """Cuts some chunks, by the language of each script.
+
+    `lengths`, `kinds` and `nats` are of all parts so far.
+    """
 
     def __init__(self, chunks: Sequence[str], languages: Mapping[str, str]) -> None:
+        self.lengths: list[int] = []
+        self.kinds: list[str] = []
+        self.nats: list[float] = []
         self._languages = languages
         runs = list(dict.fromkeys(_SYLLABLES.findall("\n".join(chunks))))
         self._korean = dict(zip(runs, _korean(runs), strict=True)) if runs else {}
         runs = [one for one in chunks if _EASTERN.match(one) and not self._is_japanese(one)]
         self._chinese = dict(zip(runs, _chinese(runs), strict=True)) if runs else {}
 
-    def rows(self, chunk: str) -> Sequence[_Row]:
-        """The parts of a chunk."""
+    def cut(self, chunk: str) -> dict[str, float]:
+        """Add the parts of a chunk; returns the stems of its words with their nats."""
+        stems: dict[str, float] = {}
         if is_normalized("NFC", chunk):
-            return self._rows(chunk)
+            self._cut(chunk, stems)
+            return stems
         # Words are looked up in composed form, and offsets go back to those in the text.
         form, places = _composed(chunk)
-        ends = [0]
-        for length, *_ in (rows := self._rows(form)):
-            ends.append(ends[-1] + length)
-        spans = [(places[a], places[b]) for a, b in pairwise(ends)]
-        # Empty: all of a character that composes to several is in the part of its first.
-        return [(b - a, *row[1:]) for (a, b), row in zip(spans, rows, strict=True) if a < b]
+        first = len(self.lengths)
+        self._cut(form, stems)
+        ends = [places[end] for end in accumulate(self.lengths[first:], initial=0)]
+        parts = zip(pairwise(ends), self.kinds[first:], self.nats[first:], strict=True)
+        del self.lengths[first:], self.kinds[first:], self.nats[first:]
+        for (a, b), kind, nats in parts:
+            # Empty: all of a character that composes to several is in the part of its first.
+            if a < b:
+                self._add(b - a, kind, nats)
+        return stems
 
-    def _rows(self, chunk: str) -> Sequence[_Row]:
+    def _add(self, length: int, kind: str, nats: float) -> None:
+        self.lengths.append(length)
+        self.kinds.append(kind)
+        self.nats.append(nats)
+
+    def _cut(self, chunk: str, stems: dict[str, float]) -> None:
         if chunk.isspace():
             ends = chunk.count("\n") + 2 * chunk.count("\u2029")
-            return [(len(chunk), "|" if ends > 1 else "\n" if ends else " ", 0.0, ())]
-        if _EASTERN.match(chunk):
-            is_japanese = self._is_japanese(chunk)
-            return list(_japanese_rows(chunk) if is_japanese else self._chinese_rows(chunk))
-        if _SOUTHERN.match(chunk):
+            self._add(len(chunk), "|" if ends > 1 else "\n" if ends else " ", 0.0)
+        elif _EASTERN.match(chunk):
+            cut = self._cut_japanese if self._is_japanese(chunk) else self._cut_chinese
+            cut(chunk, stems)
+        elif _SOUTHERN.match(chunk):
             # Without a list there is nothing to divide it by, so each character is a part.
-            characters = _CHARACTER.findall(chunk)
-            return [(len(one), "c", math.nan, ((one, math.nan),)) for one in characters]
-        blank = chunk[0] == " "
-        rows: list[_Row] = [_BLANK] if blank else []
-        for atom, kind in atoms(chunk[1:] if blank else chunk):
-            rows.append((len(atom), kind, *self._look_up(atom, kind)))
-        return rows
+            for character in _CHARACTER.findall(chunk):
+                self._add(len(character), "c", math.nan)
+                stems[character] = math.nan
+        else:
+            if chunk[0] == " ":
+                self._add(1, " ", 0.0)
+                chunk = chunk[1:]
+            for atom, kind in atoms(chunk):
+                self._add(len(atom), kind, self._look_up(atom, kind, stems))
 
-    def _look_up(self, atom: str, kind: str) -> tuple[float, Iterable[Part]]:
-        """The nats of an atom, and the stems of its words."""
+    def _look_up(self, atom: str, kind: str, stems: dict[str, float]) -> float:
+        """The nats of an atom. Adds the stems of its words."""
         least = _LEAST_NATS.get(kind, 0.0)
         if kind in _NO_WORDS:
-            return (_QUESTION_NATS if atom in "?？" else least), ()
+            return _QUESTION_NATS if atom in "?？" else least
         atom = atom.lower().replace("’", "'")
-        # Words of one script are a run, and need no search.
-        one_run = atom.isalpha() and (atom.isascii() or "가" <= min(atom) <= max(atom) <= "힣")
-        words = self._words(atom) if one_run else chain(*map(self._words, _RUN.findall(atom)))
-        found = [(word[:_STEM], nats) for word, nats in words]
+        if atom.isascii() and atom.isalpha():
+            nats = word_list(self._languages["Latin"]).get(atom, UNLISTED_NATS)
+            stems[atom[:_STEM]] = nats
+            return nats if nats > least else least
+        found = self._korean.get(atom) or [
+            one for run in _RUN.findall(atom) for one in self._words(run)
+        ]
+        for word, nats in found:
+            stems[word[:_STEM]] = nats
         language = language_of(atom, self._languages)
         whole = word_list(language).get(atom) if language else None
         if whole is None:
             # The rarest of its parts: l'homme, Newton's. NaN if there is no list for it.
             whole = max([nats for _, nats in found if nats == nats], default=math.nan)
-        return (least if math.isnan(whole) and least else max(whole, least)), found
+        return least if math.isnan(whole) and least else max(whole, least)
 
     def _words(self, run: str) -> Sequence[Part]:
         """The words of a run of letters or digits, and their nats."""
@@ -154,14 +169,21 @@ class _Cutter:
     def _is_japanese(self, run: str) -> bool:
         return self._languages["Han"] == "ja" or bool(_KANA.search(run))
 
-    def _chinese_rows(self, run: str) -> Iterator[_Row]:
+    def _cut_chinese(self, run: str, stems: dict[str, float]) -> None:
         end = 0
         for word, nats in self._chinese.get(run) or _chinese([run])[0]:
             begin, end = end, end + len(word)
             # Negations are looked for in the text as it is written: 沒 and 無, not only 没 and 无.
             kind = chinese_kind(run[begin:end])
             least = _LEAST_NATS.get(kind, 0.0)
-            yield len(word), kind, max(nats, least), ((word[:_STEM], nats),)
+            self._add(end - begin, kind, nats if nats > least else least)
+            stems[word[:_STEM]] = nats
+
+    def _cut_japanese(self, run: str, stems: dict[str, float]) -> None:
+        phrases = _BUNSETSU.findall(run)
+        for phrase, words in zip(phrases, divider("ja").divide(phrases), strict=True):
+            self._add(len(phrase), "C", max(nats for _, nats in words))
+            stems.update(words)
 
 
 def _korean(runs: Sequence[str]) -> Sequence[Sequence[Part]]:
@@ -175,12 +197,6 @@ def _chinese(runs: Sequence[str]) -> Sequence[Sequence[Part]]:
 
     simple = "\n".join(runs).translate(simplified_characters()).split("\n")
     return [list(chinese_words(parts)) for parts in divider("zh").divide(simple)]
-
-
-def _japanese_rows(run: str) -> Iterator[_Row]:
-    phrases = _BUNSETSU.findall(run)
-    for phrase, found in zip(phrases, divider("ja").divide(phrases), strict=True):
-        yield len(phrase), "C", max(nats for _, nats in found), found
 
 
 def _composed(chunk: str) -> tuple[str, Sequence[int]]:
