@@ -46,7 +46,10 @@ _ATOM = regex.compile(
 _NUMBER = regex.compile(
     r"[+\-−–±~≈<>≤≥\p{Sc}#.]*\p{N}(?:[\p{N}.,:/~\-–−+×÷=*^%°]*)(?:\p{L}{0,4}[²³]?/?\p{L}{0,3})[%‰°℃℉′″\p{Sc}+]*[CFK]?"
 )
-_SHORT = regex.compile(rf"(?:{_TITLES}|\p{{L}})\.")
+# A word or number, with marks around it that join nothing. Of those after it, only the first may be
+# a dot.
+_PLAIN = re.compile(r"""(["'“‘(\[〈《「『]*)(\w+)(\.?[,;:!?)\]"'”’〉》」』]*)""")
+_TITLE_WORDS = frozenset(_TITLES.split("|"))
 _PUNCTUATION, _DIGIT = regex.compile(r"\p{P}"), regex.compile(r"\p{N}")
 _YEAR = re.compile("(?:1[0-9]|20)[0-9]{2}")
 _IDENTIFIER = re.compile(r"[._/\\:@#=]|->")
@@ -67,25 +70,33 @@ def atoms(chunk: str) -> Sequence[tuple[str, str]]:
     >>> atoms("(-5°C)")
     [('(', '('), ('-5°C', 'N'), (')', ')')]
     """
-    # Most chunks are a word, or a word and a mark, which the pattern takes long to find out.
-    if chunk.isalpha():
+    # Most chunks are a word, perhaps with marks around it, which the pattern takes long to find.
+    if chunk.isalnum():
         return [(chunk, _kind("word", chunk))]
-    word, mark = chunk[:-1], chunk[-1]
-    if mark in ",.;" and word.isalpha() and not _SHORT.fullmatch(chunk):
-        return [(word, _kind("word", word)), (mark, _MARKS[mark])]
+    if found := _PLAIN.fullmatch(chunk):
+        before, word, after = found.groups()
+        if word.isalnum() and not (after[:1] == "." and (len(word) == 1 or word in _TITLE_WORDS)):
+            marks = [(one, _mark(one)) for one in before]
+            return [*marks, (word, _kind("word", word)), *((one, _mark(one)) for one in after)]
     return [(one[0], _kind(str(one.lastgroup), one[0])) for one in _ATOM.finditer(chunk)]
+
+
+def _mark(atom: str) -> str:
+    return _MARKS.get(atom[0]) or ("'" if _PUNCTUATION.match(atom) else "s")
 
 
 def _kind(group: str, atom: str) -> str:
     if group == "mark":
-        return _MARKS.get(atom[0]) or ("'" if _PUNCTUATION.match(atom) else "s")
+        return _mark(atom)
     if group in ("address", "unit"):
         return "U" if group == "address" else "s"
     if HANGUL.search(atom):
         return korean_kind(atom)
     if group == "short":
         return ENGLISH.get(atom.lower(), "W")
-    if not atom.isalpha() and _DIGIT.search(atom):
+    if atom.isalpha():
+        return _letters(atom)
+    if _DIGIT.search(atom):
         if _YEAR.fullmatch(atom):
             return "4"
         return "N" if _NUMBER.fullmatch(atom) else "U"

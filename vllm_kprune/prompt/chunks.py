@@ -143,11 +143,13 @@ class _Cutter:
             nats = word_list(self._languages["Latin"]).get(atom, UNLISTED_NATS)
             stems[atom[:_STEM]] = nats
             return nats if nats > least else least
-        found = self._korean.get(atom) or [
-            one for run in _RUN.findall(atom) for one in self._words(run)
-        ]
-        for word, nats in found:
-            stems[word[:_STEM]] = nats
+        if found := self._korean.get(atom):
+            stems.update([(word[:_STEM], nats) for word, nats in found])
+            # A listed word may still be divided where that is likelier.
+            nats = word_list("ko").get(atom) or max([nats for _, nats in found])
+            return nats if nats > least else least
+        found = [one for run in _RUN.findall(atom) for one in self._words(run)]
+        stems.update([(word[:_STEM], nats) for word, nats in found])
         language = language_of(atom, self._languages)
         whole = word_list(language).get(atom) if language else None
         if whole is None:
