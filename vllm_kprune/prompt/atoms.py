@@ -90,7 +90,7 @@ def _kind(group: str, atom: str) -> str:
         return _mark(atom)
     if group in ("address", "unit"):
         return "U" if group == "address" else "s"
-    if HANGUL.search(atom):
+    if not atom.isascii() and HANGUL.search(atom):
         return korean_kind(atom)
     if group == "short":
         return ENGLISH.get(atom.lower(), "W")

@@ -28,7 +28,7 @@ EAST = (
     "\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff"
 )
 SOUTH = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
-_EASTERN, _SOUTHERN = re.compile(f"[{EAST}]"), re.compile(f"[{SOUTH}]")
+_EASTERN, _UNSPACED = re.compile(f"[{EAST}]"), re.compile(f"[{EAST}{SOUTH}]")
 # Japanese has no spaces and no list of forms: a phrase is taken with the kana that end it.
 _BUNSETSU = regex.compile(
     r"[\p{Han}\p{Katakana}\p{M}々ー]*+[\p{Hiragana}\p{M}ー]++|\p{Han}++|.\p{M}*"
@@ -118,20 +118,20 @@ class _Cutter:
         if chunk.isspace():
             ends = chunk.count("\n") + 2 * chunk.count("\u2029")
             self._add(len(chunk), "|" if ends > 1 else "\n" if ends else " ", 0.0)
-        elif _EASTERN.match(chunk):
-            cut = self._cut_japanese if self._is_japanese(chunk) else self._cut_chinese
-            cut(chunk, stems)
-        elif _SOUTHERN.match(chunk):
-            # Without a list there is nothing to divide it by, so each character is a part.
-            for character in _CHARACTER.findall(chunk):
-                self._add(len(character), "c", math.nan)
-                stems[character] = math.nan
-        else:
+        elif not _UNSPACED.match(chunk):
             if chunk[0] == " ":
                 self._add(1, " ", 0.0)
                 chunk = chunk[1:]
             for atom, kind in atoms(chunk):
                 self._add(len(atom), kind, self._look_up(atom, kind, stems))
+        elif _EASTERN.match(chunk):
+            cut = self._cut_japanese if self._is_japanese(chunk) else self._cut_chinese
+            cut(chunk, stems)
+        else:
+            # Without a list there is nothing to divide it by, so each character is a part.
+            for character in _CHARACTER.findall(chunk):
+                self._add(len(character), "c", math.nan)
+                stems[character] = math.nan
 
     def _look_up(self, atom: str, kind: str, stems: dict[str, float]) -> float:
         """The nats of an atom. Adds the stems of its words."""
@@ -198,7 +198,7 @@ def _chinese(runs: Sequence[str]) -> Sequence[Sequence[Part]]:
     from vllm_kprune.vocabulary.wordlists import simplified_characters
 
     simple = "\n".join(runs).translate(simplified_characters()).split("\n")
-    return [list(chinese_words(parts)) for parts in divider("zh").divide(simple)]
+    return [chinese_words(parts) for parts in divider("zh").divide(simple)]
 
 
 def _composed(chunk: str) -> tuple[str, Sequence[int]]:

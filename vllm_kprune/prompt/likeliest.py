@@ -9,7 +9,8 @@ runs may have an unlisted word of several letters, and those are searched here.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from functools import cache
 from itertools import pairwise
 
@@ -49,7 +50,8 @@ class Divider:
 
     def __init__(self, nats: Mapping[str, float]) -> None:
         self._nats = nats
-        self._plain = {one for one, value in nats.items() if len(one) == 1 and value <= _RARE_NATS}
+        plain = [one for one, value in nats.items() if len(one) == 1 and value <= _RARE_NATS]
+        self._rare = re.compile(f"[^{re.escape(''.join(plain))}]")
         # By id, what is known about a word of the list.
         self._parts: Sequence[Part] = [one for one in nats.items() if len(one[0]) <= _LONGEST]
         self._lengths = np.array([len(word) for word, _ in self._parts])
@@ -65,12 +67,9 @@ class Divider:
 
     def _of_listed(self, run: str) -> bool:
         """True if no unlisted word of several letters need be tried."""
-        if self._plain.issuperset(run):
-            return True
         # An unlisted word of n letters costs 4 + 12 n nats. If the letters are not rare by more
         # than 4 nats together, they cost less one by one.
-        values = [self._nats.get(one, UNLISTED_NATS) for one in run]
-        rare = [value for value in values if value > _RARE_NATS]
+        rare = [self._nats.get(one, UNLISTED_NATS) for one in self._rare.findall(run)]
         return sum(rare) - _RARE_NATS * len(rare) < _EXCESS_NATS
 
     def _listed_parts(self, runs: Sequence[str]) -> Sequence[Sequence[Part]]:
@@ -127,23 +126,22 @@ def korean_words(parts: Sequence[Part]) -> Sequence[Part]:
     return [("".join([word for word, _ in parts[:count]]), _NAME_NATS), *parts[count:]]
 
 
-def chinese_words(parts: Sequence[Part]) -> Iterator[Part]:
+def chinese_words(parts: Sequence[Part]) -> Sequence[Part]:
     """The words of a run in simplified characters, of its parts.
 
     Single characters side by side are taken as one word, a name, if none of them is common; so are
     three or more characters that write sounds.
     """
-    begun, most = "", 0.0
-    sounds, single = True, True
+    words: list[Part] = []
+    begun, most, sounds, single = "", 0.0, False, False
     for word, nats in parts:
         foreign = _SOUNDS.issuperset(word)
         alone = len(word) == 1 and nats > _COMMON_NATS
-        if begun and ((single and alone) or (sounds and foreign)):
+        if (single and alone) or (sounds and foreign):
             begun, most = begun + word, max(most, nats)
             sounds, single = sounds and foreign, single and alone
-            continue
-        if begun:
-            yield begun, most
-        begun, most, sounds, single = word, nats, foreign, alone
-    if begun:
-        yield begun, most
+            words[-1] = begun, most
+        else:
+            begun, most, sounds, single = word, nats, foreign, alone
+            words.append((word, nats))
+    return words

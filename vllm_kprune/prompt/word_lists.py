@@ -43,6 +43,8 @@ _WORDS = {
 }
 # Letters of the scripts whose language is guessed, Chinese characters left out.
 GUESSED = re.compile(f"[{_RANGES['Latin']}{_RANGES['Cyrillic']}{_RANGES['Arabic']}]")
+# Letters of other scripts than Latin, and much else.
+_OTHER = re.compile("[^\0-\u036f\u1e00-\u1eff\u2000-\u206f]")
 _HIRAGANA = re.compile("[\u3041-\u3096]")
 UNLISTED_NATS = 16.0  # the lists end at 13.8
 _CENTIBEL = math.log(10) / 100  # in nats; the unit of wordfreq's lists
@@ -63,14 +65,17 @@ def guess(text: str) -> Languages:
     'de'
     """
     sample = normalize("NFC", text[:_GUESS_CHARACTERS])
+    latin = not _OTHER.search(sample)
     found = []
     for script, languages in _LANGUAGES.items():
-        if script == "Han":
+        if latin and script != "Latin":
+            found.append((script, languages[0]))
+        elif script == "Han":
             # Chinese and Japanese share most characters, so kana nearby decide.
             kana, han = len(_HIRAGANA.findall(sample)), len(_LETTERS["Han"].findall(sample))
             found.append((script, "ja" if 4 * kana > han else "zh"))
         elif len(languages) > 1 and (words := _WORDS[script].findall(sample)):
-            found.append((script, _likeliest([word.lower() for word in words], languages)))
+            found.append((script, _likeliest(list(map(str.lower, words)), languages)))
         else:
             found.append((script, languages[0]))
     return tuple(found)
