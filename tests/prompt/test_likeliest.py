@@ -32,6 +32,6 @@ def test_no_division_has_fewer_nats(run: str) -> None:
 
     inner = range(1, len(run))
     least = min(price(cuts) for n in range(len(run)) for cuts in combinations(inner, n))
-    parts = likeliest_parts(run, NATS, BEGUN)
+    parts = likeliest_parts(run, NATS)
     assert "".join(run[a:b] for a, b, _ in parts) == run
     assert math.isclose(sum(nats_of(run[a:b]) for a, b, _ in parts), least)

@@ -144,10 +144,12 @@ class _Cutter:
             stems[atom[:_STEM]] = nats
             return nats if nats > least else least
         if found := self._korean.get(atom):
-            stems.update([(word[:_STEM], nats) for word, nats in found])
-            # A listed word may still be divided where that is likelier.
-            nats = word_list("ko").get(atom) or max([nats for _, nats in found])
-            return nats if nats > least else least
+            rarest = 0.0
+            for word, nats in found:
+                stems[word[:_STEM]] = nats
+                rarest = max(rarest, nats)
+            # A listed word may still be divided, where that is likelier.
+            return max(word_list("ko").get(atom, rarest), least)
         found = [one for run in _RUN.findall(atom) for one in self._words(run)]
         stems.update([(word[:_STEM], nats) for word, nats in found])
         language = language_of(atom, self._languages)

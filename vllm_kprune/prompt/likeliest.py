@@ -118,6 +118,8 @@ def korean_words(parts: Sequence[Part]) -> Sequence[Part]:
 
     A name that falls apart into single syllables is one word, and a rare one.
     """
+    if len(parts[0][0]) > 1:
+        return parts
     count = next((n for n, (word, _) in enumerate(parts) if len(word) > 1), len(parts))
     while count and parts[count - 1][0] in _PARTICLES:
         count -= 1
