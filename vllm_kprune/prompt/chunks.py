@@ -2,7 +2,7 @@
 
 A word of frequency p has -ln p nats, by the word list of its language. A Korean word is as
 surprising as the rarest of its parts. A run of Chinese is divided into its likeliest words. Many
-chunks are cut in one call, because their runs are divided together, in native code.
+chunks are cut in one call, which makes few objects for each.
 """
 
 import math
@@ -62,7 +62,7 @@ class Chunk(NamedTuple):
 
 def cut_chunks(chunks: Sequence[str], languages: Languages) -> Iterator[Chunk]:
     """Cut chunks: what blanks divide, with one blank before it, or a run of a script without."""
-    cutter = _Cutter(chunks, dict(languages))
+    cutter = _Cutter(dict(languages))
     stems, ends = [], [0]
     for chunk in chunks:
         stems.append(cutter.cut(chunk))
@@ -80,15 +80,11 @@ class _Cutter:
     `lengths`, `kinds` and `nats` are of all parts so far.
     """
 
-    def __init__(self, chunks: Sequence[str], languages: Mapping[str, str]) -> None:
+    def __init__(self, languages: Mapping[str, str]) -> None:
         self.lengths: list[int] = []
         self.kinds: list[str] = []
         self.nats: list[float] = []
         self._languages = languages
-        runs = list(dict.fromkeys(_SYLLABLES.findall("\n".join(chunks))))
-        self._korean = dict(zip(runs, _korean(runs), strict=True)) if runs else {}
-        runs = [one for one in chunks if _EASTERN.match(one) and not self._is_japanese(one)]
-        self._chinese = dict(zip(runs, _chinese(runs), strict=True)) if runs else {}
 
     def cut(self, chunk: str) -> dict[str, float]:
         """Add the parts of a chunk; returns the stems of its words with their nats."""
@@ -143,9 +139,9 @@ class _Cutter:
             nats = word_list(self._languages["Latin"]).get(atom, UNLISTED_NATS)
             stems[atom[:_STEM]] = nats
             return nats if nats > least else least
-        if found := self._korean.get(atom):
+        if _SYLLABLES.fullmatch(atom):
             rarest = 0.0
-            for word, nats in found:
+            for word, nats in _korean(atom):
                 stems[word[:_STEM]] = nats
                 rarest = max(rarest, nats)
             # A listed word may still be divided, where that is likelier.
@@ -161,11 +157,9 @@ class _Cutter:
 
     def _words(self, run: str) -> Sequence[Part]:
         """The words of a run of letters or digits, and their nats."""
-        if found := self._korean.get(run):
-            return found
         language = language_of(run[0], self._languages)
         if language == "ko":
-            return _korean([run])[0]
+            return _korean(run)
         if language:
             return [(run, word_list(language).get(run, UNLISTED_NATS))]
         return [(run, _SURE_NATS if run[0].isnumeric() else math.nan)]
@@ -174,8 +168,11 @@ class _Cutter:
         return self._languages["Han"] == "ja" or bool(_KANA.search(run))
 
     def _cut_chinese(self, run: str, stems: dict[str, float]) -> None:
+        from vllm_kprune.vocabulary.wordlists import simplified_characters
+
+        parts = divider("zh").divide(run.translate(simplified_characters()))
         end = 0
-        for word, nats in self._chinese.get(run) or _chinese([run])[0]:
+        for word, nats in chinese_words(parts):
             begin, end = end, end + len(word)
             # Negations are looked for in the text as it is written: 沒 and 無, not only 没 and 无.
             kind = chinese_kind(run[begin:end])
@@ -185,22 +182,14 @@ class _Cutter:
 
     def _cut_japanese(self, run: str, stems: dict[str, float]) -> None:
         phrases = _BUNSETSU.findall(run)
-        for phrase, words in zip(phrases, divider("ja").divide(phrases), strict=True):
+        for phrase in phrases:
+            words = divider("ja").divide(phrase)
             self._add(len(phrase), "C", max(nats for _, nats in words))
             stems.update(words)
 
 
-def _korean(runs: Sequence[str]) -> Sequence[Sequence[Part]]:
-    """The words of each run."""
-    return [korean_words(parts) for parts in divider("ko").divide(runs)]
-
-
-def _chinese(runs: Sequence[str]) -> Sequence[Sequence[Part]]:
-    """The words of each run, in simplified characters."""
-    from vllm_kprune.vocabulary.wordlists import simplified_characters
-
-    simple = "\n".join(runs).translate(simplified_characters()).split("\n")
-    return [chinese_words(parts) for parts in divider("zh").divide(simple)]
+def _korean(run: str) -> Sequence[Part]:
+    return korean_words(divider("ko").divide(run))
 
 
 def _composed(chunk: str) -> tuple[str, Sequence[int]]:
