@@ -107,8 +107,8 @@ def korean_kind(word: str) -> str:
             return "D" if not found["rest"] else "d"
         return "k" if found["bare"] else "K"
     # The first kind that a word has is its kind.
-    found = _KOREAN.fullmatch(word)
-    return str(found.lastgroup) if found else "H"
+    kind = _KOREAN.fullmatch(word)
+    return str(kind.lastgroup) if kind else "H"
 
 
 # Chinese: c a word of one or two characters, C a longer one, i a particle that nothing is bound

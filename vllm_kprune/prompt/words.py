@@ -90,9 +90,7 @@ class Lexicon:
             for one, chunk in zip(map(self._shared.get, texts), texts, strict=True)
         ]
         new = dict.fromkeys([chunk for chunk, one in zip(texts, found, strict=True) if not one])
-        if not new:
-            return found
-        added = self._add(list(new))
+        added = self._add(list(new)) if new else {}
         return [one or added[chunk] for one, chunk in zip(found, texts, strict=True)]
 
     def _add(self, chunks: Sequence[str]) -> dict[str, Chunk]:
