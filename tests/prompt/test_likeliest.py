@@ -4,10 +4,10 @@ import math
 from collections.abc import Sequence
 from itertools import combinations, pairwise
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from vllm_kprune.prompt.likeliest import _LONGEST, Divider, Part, likeliest_parts
+from vllm_kprune.prompt.likeliest import _LONGEST, DividedWord, Divider, likeliest_parts
 from vllm_kprune.prompt.word_lists import UNLISTED_NATS
 
 # Common and rare letters; a long word; and letters that are in no list.
@@ -26,7 +26,7 @@ def nats_of(part: str) -> float:
     return NATS.get(part, UNLISTED_NATS + 12.0 * (len(part) - 1))
 
 
-def assert_likeliest(run: str, parts: Sequence[Part]) -> None:
+def assert_likeliest(run: str, parts: Sequence[DividedWord]) -> None:
     def price(cuts: tuple[int, ...]) -> float:
         edges = (0, *cuts, len(run))
         return sum(nats_of(run[a:b]) for a, b in pairwise(edges))
@@ -44,5 +44,7 @@ def test_no_division_has_fewer_nats(run: str) -> None:
 
 
 @given(RUNS)
+@example("acdea")  # cd begins a word and is none
+@example("abababaab")  # a word that is too long
 def test_the_search_of_listed_words_finds_the_same(run: str) -> None:
     assert DIVIDER.divide(run) == likeliest_parts(run, NATS)

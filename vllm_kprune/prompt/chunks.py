@@ -17,7 +17,7 @@ import regex
 
 from vllm_kprune.prompt.atoms import atoms
 from vllm_kprune.prompt.kinds import chinese_kind
-from vllm_kprune.prompt.likeliest import Part, chinese_words, divider, korean_words
+from vllm_kprune.prompt.likeliest import DividedWord, chinese_words, divider, korean_words
 from vllm_kprune.prompt.word_lists import UNLISTED_NATS, Languages, language_of, word_list
 
 __all__ = ["EAST", "SOUTH", "Chunk", "cut_chunks"]
@@ -155,7 +155,7 @@ class _Cutter:
             whole = max([nats for _, nats in found if nats == nats], default=math.nan)
         return least if math.isnan(whole) and least else max(whole, least)
 
-    def _words(self, run: str) -> Sequence[Part]:
+    def _words(self, run: str) -> Sequence[DividedWord]:
         """The words of a run of letters or digits, and their nats."""
         language = language_of(run[0], self._languages)
         if language == "ko":
@@ -188,7 +188,7 @@ class _Cutter:
             stems.update(words)
 
 
-def _korean(run: str) -> Sequence[Part]:
+def _korean(run: str) -> Sequence[DividedWord]:
     return korean_words(divider("ko").divide(run))
 
 

@@ -16,9 +16,9 @@ from functools import cache
 
 from vllm_kprune.prompt.word_lists import UNLISTED_NATS, word_list
 
-__all__ = ["Divider", "Part", "chinese_words", "divider", "korean_words", "likeliest_parts"]
+__all__ = ["DividedWord", "Divider", "chinese_words", "divider", "korean_words", "likeliest_parts"]
 
-Part = tuple[str, float]
+DividedWord = tuple[str, float]
 """A word and its nats."""
 
 _LONGEST = 8  # characters of a listed word that is written without spaces
@@ -53,7 +53,7 @@ class Divider:
         # Words of several letters; infinite for what only begins one, so that a search goes on.
         self._longer = {**dict.fromkeys(begun, math.inf), **longer}
 
-    def divide(self, run: str) -> Sequence[Part]:
+    def divide(self, run: str) -> Sequence[DividedWord]:
         """The words of a run of letters: those of `likeliest_parts`, in less time."""
         # An unlisted word of n letters costs 4 + 12 n nats. If the letters are not rare by more
         # than 4 nats together, they cost less one by one.
@@ -62,7 +62,7 @@ class Divider:
             return self._listed_parts(run)
         return likeliest_parts(run, self._nats)
 
-    def _listed_parts(self, run: str) -> Sequence[Part]:
+    def _listed_parts(self, run: str) -> Sequence[DividedWord]:
         count = len(run)
         # The last word of the likeliest division of the first n letters: its begin and its nats.
         best, cuts, nats = [0.0] + [math.inf] * count, [0] * (count + 1), [0.0] * (count + 1)
@@ -89,7 +89,7 @@ def divider(language: str) -> Divider:
     return Divider(word_list(language))
 
 
-def likeliest_parts(run: str, nats: Mapping[str, float]) -> Sequence[Part]:
+def likeliest_parts(run: str, nats: Mapping[str, float]) -> Sequence[DividedWord]:
     """The words of a run. One that is not listed has `UNLISTED_NATS`, however long.
 
     >>> likeliest_parts("abcab", {"ab": 9.0, "a": 5.0, "b": 6.0, "cab": 8.0})
@@ -114,7 +114,7 @@ def likeliest_parts(run: str, nats: Mapping[str, float]) -> Sequence[Part]:
     return parts[::-1]
 
 
-def korean_words(parts: Sequence[Part]) -> Sequence[Part]:
+def korean_words(parts: Sequence[DividedWord]) -> Sequence[DividedWord]:
     """The noun or verb of a Korean word and its particles, of the parts of the word.
 
     A name that falls apart into single syllables is one word, and a rare one.
@@ -129,13 +129,13 @@ def korean_words(parts: Sequence[Part]) -> Sequence[Part]:
     return [("".join([word for word, _ in parts[:count]]), _NAME_NATS), *parts[count:]]
 
 
-def chinese_words(parts: Sequence[Part]) -> Sequence[Part]:
+def chinese_words(parts: Sequence[DividedWord]) -> Sequence[DividedWord]:
     """The words of a run in simplified characters, of its parts.
 
     Single characters side by side are taken as one word, a name, if none of them is common; so are
     three or more characters that write sounds.
     """
-    words: list[Part] = []
+    words: list[DividedWord] = []
     begun, most, sounds, single = "", 0.0, False, False
     for word, nats in parts:
         foreign = _SOUNDS.issuperset(word)
