@@ -1,7 +1,7 @@
 """A server under mixed load for a long time: nothing lost, nothing wrong, memory flat.
 
     .venv/bin/python benchmarks/soak.py [MODEL] [--minutes 30] [--at-once 16] [--seed 0]
-        [--profile enko] [--json build/soak.json]
+        [--profile enko] [--plain] [--without KIND ...] [--json build/soak.json]
 
 Requests of many kinds (chats, completions, streams, guards that change with each request, input
 pruning, cancellations, mistakes, long prompts; `soak_traffic.py` has the table) come from a seed,
@@ -14,6 +14,8 @@ request that was asked is asked once more, alone. Counted are:
   differently, so an answer may differ from where the two best tokens are as good as one another;
 - the memory that the server's processes share with nobody (USS): its slope, with a 95 % interval,
   after a fifth of the time, for all and for each.
+
+`--plain` runs vLLM without kprune: of that, only the memory says something, to compare with.
 
 No request has a `seed`: vLLM 0.32's CPU engine dies of one whose prompt is read in several chunks.
 The exit code is 1 if anything but memory is above zero, or if memory certainly grows by more than
@@ -36,7 +38,7 @@ from typing import Any
 
 import numpy as np
 import psutil
-from soak_traffic import Answer, Asked, draw, foreign, send
+from soak_traffic import KINDS, PLAIN_KINDS, Answer, Asked, draw, foreign, send
 
 from vllm_kprune.demo.reference.build import demo_model
 from vllm_kprune.demo.servers import VllmServer, log_tail
@@ -53,8 +55,11 @@ BLOCKS = 12
 class Soak:
     """The run: what was asked and answered, and the server's memory over time."""
 
-    def __init__(self, server: VllmServer, seed: int) -> None:
+    def __init__(
+        self, server: VllmServer, seed: int, kinds: Sequence[str], *, checked: bool = True
+    ) -> None:
         self.server, self.chance = server, random.Random(seed)
+        self.kinds, self.checked = kinds, checked
         self.lock = threading.Lock()
         self.greedy: dict[bytes, Asked] = {}
         self.answers: dict[bytes, list[Answer]] = {}
@@ -66,7 +71,7 @@ class Soak:
     def next(self) -> Asked:
         """The next request. Once there are enough greedy ones, they come again."""
         with self.lock:
-            asked = draw(self.chance, self.server.model, GUARD)
+            asked = draw(self.chance, self.server.model, GUARD, self.kinds)
             if asked.greedy and asked.stop_after is None and len(self.greedy) >= DISTINCT:
                 asked = self.chance.choice(list(self.greedy.values()))
             elif asked.greedy and asked.stop_after is None:
@@ -89,7 +94,7 @@ class Soak:
                 self.answers.setdefault(asked.body, []).append(answer)
         if answer.status != asked.wanted:
             self.note("wrong status", asked, f"{answer.status}, expected {asked.wanted}")
-        elif strangers := foreign(asked, answer.text):
+        elif self.checked and (strangers := foreign(asked, answer.text)):
             self.note("wrong language", asked, repr(sorted(strangers)[:5]))
 
     def note(self, what: str, asked: Asked, detail: str) -> None:
@@ -125,14 +130,17 @@ def main() -> int:
     """Run the server and the traffic, and print what was found."""
     options = _arguments()
     model = Path(options.model) if Path(options.model).is_dir() else demo_model(options.model)
-    arguments = ["--plugin", "kprune", "--kprune-languages", "en,ko", "--kprune-input-pruner",
-                 "self", "--kprune-min-tokens", "0", "--enforce-eager", "--dtype", "float32",
-                 "--max-model-len", "2048", "--logprobs-mode", "processed_logprobs"]  # fmt: skip
+    arguments = ["--enforce-eager", "--dtype", "float32", "--max-model-len", "2048",
+                 "--logprobs-mode", "processed_logprobs"]  # fmt: skip
+    if not options.plain:
+        arguments += ["--plugin", "kprune", "--kprune-languages", "en,ko", "--kprune-input-pruner",
+                      "self", "--kprune-min-tokens", "0"]  # fmt: skip
     if options.profile:
         arguments += ["--kprune-profile", options.profile]
     environment = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     with VllmServer(model, arguments, environment=environment) as server:
-        soak = Soak(server, options.seed)
+        kinds = [k for k in (PLAIN_KINDS if options.plain else KINDS) if k not in options.without]
+        soak = Soak(server, options.seed, kinds, checked=not options.plain)
         _drive(soak, options.minutes * 60, options.at_once)
         if "engine died" not in soak.found:
             soak.compare_alone()
@@ -240,6 +248,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--at-once", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--profile", help="also prune the vocabulary to this profile")
+    parser.add_argument("--plain", action="store_true", help="vLLM without kprune, to compare")
+    parser.add_argument("--without", nargs="+", choices=list(KINDS), default=[], metavar="KIND")
     parser.add_argument("--json", type=Path, help="also write the summary here")
     return parser.parse_args()
 

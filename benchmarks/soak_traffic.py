@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 from vllm_kprune.guard.characters import allowed_characters
 from vllm_kprune.guard.policy import parse_policy
 
-__all__ = ["KINDS", "Answer", "Asked", "draw", "foreign", "send"]
+__all__ = ["KINDS", "PLAIN_KINDS", "Answer", "Asked", "draw", "foreign", "send"]
 
 _SECONDS = 300.0  # for one answer, before it counts as lost
 _TEXTS = (
@@ -62,9 +62,15 @@ class Answer:
     seconds: float
 
 
-def draw(chance: random.Random, model: str, server_guard: Mapping[str, Any]) -> Asked:
-    """A request of a random kind."""
-    kind = chance.choices(list(KINDS), [weight for weight, _ in KINDS.values()])[0]
+def draw(
+    chance: random.Random,
+    model: str,
+    server_guard: Mapping[str, Any],
+    kinds: Sequence[str] | None = None,
+) -> Asked:
+    """A request of a random kind, of all kinds or of these."""
+    names = list(KINDS if kinds is None else kinds)
+    kind = chance.choices(names, [KINDS[name][0] for name in names])[0]
     return KINDS[kind][1](kind, chance, model, server_guard)
 
 
@@ -142,6 +148,8 @@ KINDS: Mapping[str, tuple[float, Callable[..., Asked]]] = {
     "preview": (1, _preview),
     "bad": (2, _bad),
 }
+# Those that a server without kprune can answer.
+PLAIN_KINDS = ("completion", "chat", "stream", "sampled", "long", "cancelled")
 
 
 def foreign(asked: Asked, text: str) -> set[str]:
