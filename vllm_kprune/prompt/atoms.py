@@ -6,7 +6,7 @@ U.S.), a number with its sign and unit (-5°C, $3.4, 10:30, 74-35=39), an addres
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Sequence
 
 import regex
 
@@ -46,7 +46,10 @@ _ATOM = regex.compile(
 _NUMBER = regex.compile(
     r"[+\-−–±~≈<>≤≥\p{Sc}#.]*\p{N}(?:[\p{N}.,:/~\-–−+×÷=*^%°]*)(?:\p{L}{0,4}[²³]?/?\p{L}{0,3})[%‰°℃℉′″\p{Sc}+]*[CFK]?"
 )
-_SHORT = regex.compile(rf"(?:{_TITLES}|\p{{L}})\.")
+# A word or number, with marks around it that join nothing. Of those after it, only the first may be
+# a dot.
+_PLAIN = re.compile(r"""(["'“‘(\[〈《「『]*)(\w+)(\.?[,;:!?)\]"'”’〉》」』]*)""")
+_TITLE_WORDS = frozenset(_TITLES.split("|"))
 _PUNCTUATION, _DIGIT = regex.compile(r"\p{P}"), regex.compile(r"\p{N}")
 _YEAR = re.compile("(?:1[0-9]|20)[0-9]{2}")
 _IDENTIFIER = re.compile(r"[._/\\:@#=]|->")
@@ -61,33 +64,39 @@ _MARKS = {
 }
 
 
-def atoms(chunk: str) -> Iterator[tuple[int, int, str]]:
-    """Yield (begin, end, kind) of each atom of a chunk, which has no blanks.
+def atoms(chunk: str) -> Sequence[tuple[str, str]]:
+    """(atom, kind) of each atom of a chunk, which has no blanks; together they are the chunk.
 
-    >>> [("(-5°C)"[a:b], kind) for a, b, kind in atoms("(-5°C)")]
+    >>> atoms("(-5°C)")
     [('(', '('), ('-5°C', 'N'), (')', ')')]
     """
-    # Most chunks are a word, or a word and a mark, which the pattern takes long to find out.
-    if chunk.isalpha():
-        yield 0, len(chunk), _kind("word", chunk)
-    elif chunk[-1] in ",.;" and chunk[:-1].isalpha() and not _SHORT.fullmatch(chunk):
-        yield 0, len(chunk) - 1, _kind("word", chunk[:-1])
-        yield len(chunk) - 1, len(chunk), _MARKS[chunk[-1]]
-    else:
-        for match in _ATOM.finditer(chunk):
-            yield match.start(), match.end(), _kind(str(match.lastgroup), match[0])
+    # Most chunks are a word, perhaps with marks around it, which the pattern takes long to find.
+    if chunk.isalnum():
+        return [(chunk, _kind("word", chunk))]
+    if found := _PLAIN.fullmatch(chunk):
+        before, word, after = found.groups()
+        if word.isalnum() and not (after[:1] == "." and (len(word) == 1 or word in _TITLE_WORDS)):
+            marks = [(one, _mark(one)) for one in before]
+            return [*marks, (word, _kind("word", word)), *((one, _mark(one)) for one in after)]
+    return [(one[0], _kind(str(one.lastgroup), one[0])) for one in _ATOM.finditer(chunk)]
+
+
+def _mark(atom: str) -> str:
+    return _MARKS.get(atom[0]) or ("'" if _PUNCTUATION.match(atom) else "s")
 
 
 def _kind(group: str, atom: str) -> str:
     if group == "mark":
-        return _MARKS.get(atom[0]) or ("'" if _PUNCTUATION.match(atom) else "s")
+        return _mark(atom)
     if group in ("address", "unit"):
         return "U" if group == "address" else "s"
-    if HANGUL.search(atom):
+    if not atom.isascii() and HANGUL.search(atom):
         return korean_kind(atom)
     if group == "short":
         return ENGLISH.get(atom.lower(), "W")
-    if not atom.isalpha() and _DIGIT.search(atom):
+    if atom.isalpha():
+        return _letters(atom)
+    if _DIGIT.search(atom):
         if _YEAR.fullmatch(atom):
             return "4"
         return "N" if _NUMBER.fullmatch(atom) else "U"

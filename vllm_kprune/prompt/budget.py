@@ -250,7 +250,8 @@ class PieceChoice:
         room -= int(sizes[order[:filled]].sum())
         # Pieces that are too large for the room are passed over.
         rest = order[filled : filled + _MOST_PASSED]
-        for n, size in zip(rest, sizes[rest].tolist(), strict=True):
+        rest = rest[sizes[rest] <= room]
+        for n, size in zip(rest.tolist(), sizes[rest].tolist(), strict=True):
             if room <= 0:
                 break
             if size <= room:

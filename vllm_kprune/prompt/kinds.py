@@ -77,19 +77,17 @@ def latin_kind(word: str) -> str:
 
 # Korean words are eojeol: a noun or verb with its particles and endings. H is any, v negates the
 # next and V the one before; R is the dependent noun of "can"; E a bound after its number, F before.
-_KOREAN: Mapping[str, "re.Pattern[str]"] = {
-    kind: re.compile(pattern)
-    for kind, pattern in {
-        "v": "안|못",
-        "V": "(?:않|없|아니|못하|못했|못한|못할|못해|말아|말고|말라|마라|마세요|마십시오|모르).*",
-        "R": "(?:수|줄|리|적|필요)(?:가|는|도|를|만|조차|밖에)?",
-        "E": "(?:이하|이상|미만|초과|이내|이전|이후|가량|정도|남짓|까지|부터|안팎).*",
-        "F": "최대|최소|최소한|최대한|적어도|많아야|기껏해야|고작|불과|단|약|거의|총|겨우",
-        "n": "한|두|세|네|다섯|여섯|일곱|여덟|아홉|열|스무|몇|수십|수백|수천|수만|반",
-        "a": "오전|오후|새벽|아침|저녁|밤|기원전|서기",
-        "k": r"(?:영|일|이|삼|사|오|육|칠|팔|구|십|백|천|만|억|조){2,}",
-    }.items()
+_KOREAN_WORDS: Mapping[str, str] = {
+    "v": "안|못",
+    "V": "(?:않|없|아니|못하|못했|못한|못할|못해|말아|말고|말라|마라|마세요|마십시오|모르).*",
+    "R": "(?:수|줄|리|적|필요)(?:가|는|도|를|만|조차|밖에)?",
+    "E": "(?:이하|이상|미만|초과|이내|이전|이후|가량|정도|남짓|까지|부터|안팎).*",
+    "F": "최대|최소|최소한|최대한|적어도|많아야|기껏해야|고작|불과|단|약|거의|총|겨우",
+    "n": "한|두|세|네|다섯|여섯|일곱|여덟|아홉|열|스무|몇|수십|수백|수천|수만|반",
+    "a": "오전|오후|새벽|아침|저녁|밤|기원전|서기",
+    "k": r"(?:영|일|이|삼|사|오|육|칠|팔|구|십|백|천|만|억|조){2,}",
 }
+_KOREAN = re.compile("|".join(f"(?P<{kind}>{words})" for kind, words in _KOREAN_WORDS.items()))
 _KOREAN_NUMBER = regex.compile(
     r"(?P<date>\p{N}[\p{N}.,]*(?:년|월|일|시|분|초|세기|년대|개월|주일|시간)"
     r"(?:간|째|경|쯤|전|후)?(?P<rest>\p{Hangul}*))"
@@ -108,7 +106,9 @@ def korean_kind(word: str) -> str:
         if found["date"]:
             return "D" if not found["rest"] else "d"
         return "k" if found["bare"] else "K"
-    return next((kind for kind, one in _KOREAN.items() if one.fullmatch(word)), "H")
+    # The first kind that a word has is its kind.
+    kind = _KOREAN.fullmatch(word)
+    return str(kind.lastgroup) if kind else "H"
 
 
 # Chinese: c a word of one or two characters, C a longer one, i a particle that nothing is bound

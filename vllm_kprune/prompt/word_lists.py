@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache, lru_cache
 from unicodedata import normalize
 
-__all__ = ["UNLISTED_NATS", "Languages", "guess", "language_of", "prefixes", "word_list"]
+__all__ = ["GUESSED", "UNLISTED_NATS", "Languages", "guess", "language_of", "word_list"]
 
 # The languages of each script that wordfreq has, the likeliest first.
 _LANGUAGES: Mapping[str, Sequence[str]] = {
@@ -41,6 +41,10 @@ _WORDS = {
     script: re.compile(f"[{_RANGES[script]}]+(?:['’][{_RANGES[script]}]+)?")
     for script in ("Latin", "Cyrillic", "Arabic")
 }
+# Letters of the scripts whose language is guessed, Chinese characters left out.
+GUESSED = re.compile(f"[{_RANGES['Latin']}{_RANGES['Cyrillic']}{_RANGES['Arabic']}]")
+# Letters of other scripts than Latin, and much else.
+_OTHER = re.compile("[^\0-\u036f\u1e00-\u1eff\u2000-\u206f]")
 _HIRAGANA = re.compile("[\u3041-\u3096]")
 UNLISTED_NATS = 16.0  # the lists end at 13.8
 _CENTIBEL = math.log(10) / 100  # in nats; the unit of wordfreq's lists
@@ -61,14 +65,17 @@ def guess(text: str) -> Languages:
     'de'
     """
     sample = normalize("NFC", text[:_GUESS_CHARACTERS])
+    latin = not _OTHER.search(sample)
     found = []
     for script, languages in _LANGUAGES.items():
-        if script == "Han":
+        if latin and script != "Latin":
+            found.append((script, languages[0]))
+        elif script == "Han":
             # Chinese and Japanese share most characters, so kana nearby decide.
             kana, han = len(_HIRAGANA.findall(sample)), len(_LETTERS["Han"].findall(sample))
             found.append((script, "ja" if 4 * kana > han else "zh"))
         elif len(languages) > 1 and (words := _WORDS[script].findall(sample)):
-            found.append((script, _likeliest([word.lower() for word in words], languages)))
+            found.append((script, _likeliest(list(map(str.lower, words)), languages)))
         else:
             found.append((script, languages[0]))
     return tuple(found)
@@ -84,20 +91,21 @@ def _likeliest(words: Sequence[str], languages: Sequence[str]) -> str:
     return max(counts, key=counts.__getitem__)
 
 
-def language_of(word: str, languages: Languages) -> str | None:
-    """The language of a word by its first letter that has one; None if its script has no list."""
+def language_of(word: str, languages: Mapping[str, str]) -> str | None:
+    """The language of a word by its first letter that has one; None if its script has no list.
+
+    `languages` has that of each script.
+    """
     for letter in word:
-        script = _script_of(letter)
-        for name, language in languages:
-            if name == script:
-                return language
+        if language := languages.get(_script_of(letter)):
+            return language
     return None
 
 
 @lru_cache(maxsize=20_000)
-def _script_of(letter: str) -> str | None:
-    """The script of a letter, of those that have lists."""
-    return next((script for script, letters in _LETTERS.items() if letters.match(letter)), None)
+def _script_of(letter: str) -> str:
+    """The script of a letter, of those that have lists; empty for another."""
+    return next((script for script, letters in _LETTERS.items() if letters.match(letter)), "")
 
 
 @cache
@@ -109,15 +117,11 @@ def _frequent(language: str) -> frozenset[str]:
 @cache
 def word_list(language: str) -> Mapping[str, float]:
     """The words of a language and their nats: about 30,000 words, 4 MB."""
-    groups = enumerate(_groups(language))
+    nats: dict[str, float] = {}
     # A group's index is its distance from frequency 1: group 300 has 10^-3, which is 6.9 nats.
-    return {word: centibels * _CENTIBEL for centibels, group in groups for word in group}
-
-
-@cache
-def prefixes(language: str) -> frozenset[str]:
-    """What the words of a language's list begin with, themselves left out."""
-    return frozenset(word[:end] for word in word_list(language) for end in range(1, len(word)))
+    for centibels, group in enumerate(_groups(language)):
+        nats.update(dict.fromkeys(group, centibels * _CENTIBEL))
+    return nats
 
 
 @cache
