@@ -78,6 +78,14 @@ def test_tokens_are_kept_for_the_reasons_of_the_design(tokenizer: Tokenizer) -> 
     assert not any("\u4e00" <= c <= "\u9fff" or "а" <= c <= "я" for text in kept for c in text)
 
 
+def test_letters_of_ascii_stay_letters_however_rare(tokenizer: Tokenizer) -> None:
+    """As a byte, one takes no token more, but the model has hardly seen it so."""
+    vocab = parsed_of(tokenizer).vocab
+    ascii_ids = {vocab[one] for one in map(chr, range(128)) if one in vocab}
+    selection = select(tokenizer, evidence=(("고양이",),), languages=["ko"])
+    assert ascii_ids and ascii_ids <= set(selection.kept_ids)
+
+
 def test_the_ancestors_of_every_kept_token_are_kept(tokenizer: Tokenizer) -> None:
     parsed = parsed_of(tokenizer)
     selection = select(tokenizer, referenced=frozenset({"the"}))

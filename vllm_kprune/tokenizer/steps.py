@@ -25,7 +25,7 @@ class MergeSteps:
     """Pairs of a token (`owners`) and a step on the way to it (`steps`), as ids.
 
     The last step of a token is the token itself. A step that is needed twice occurs twice, and a
-    character that is spelled in n bytes without its token occurs n - 1 times, at least once.
+    character that is spelled in n bytes without its token occurs n - 1 times.
     """
 
     owners: npt.NDArray[np.int64]
@@ -85,8 +85,7 @@ def _spelled(parsed: BpeTokenizer, token_id: int) -> tuple[int, ...]:
         return ()
     if len(token) == 1:
         # Without it, a character becomes its bytes, as it stands in the vocabulary: "▁" has three.
-        # One byte is no token more, but the model has hardly seen "c" as a byte: it counts as one.
-        return (token_id,) * max(len(token.encode()) - 1, 1)
+        return (token_id,) * (len(token.encode()) - 1)
     # A word that is looked up whole. Without it, BPE gets as far as merges go.
     made = itertools.islice(parsed.derivation(token), len(token), None)
     return (*(parsed.vocab[step] for step in made if step in parsed.vocab), token_id)
