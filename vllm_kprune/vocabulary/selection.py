@@ -167,7 +167,9 @@ def rank_tokens(
             required[token_id] = "k"
     own, shared = _judge(parsed, tokenizer, profile, required)
     joined = dict.fromkeys(required)
-    for token_id in own:
+    # As a byte, a character of ASCII takes no token more, but a model has hardly seen <0x63> for c.
+    ascii_ids = [parsed.vocab[one] for one in map(chr, range(128)) if one in parsed.vocab]
+    for token_id in (*own, *ascii_ids):
         parsed.join(joined, token_id)
     # Later letters win; what has none but "m" is there as an ancestor only. The keys and their
     # order stay those of `joined`, so `joining` below is what comes after them.
@@ -190,11 +192,8 @@ def rank_tokens(
 
 
 def _always_kept(parsed: BpeTokenizer, specials: Sequence[int]) -> dict[int, str]:
-    """Byte and special tokens, ancestors of those specials that merges reach, ASCII characters."""
+    """Byte and special tokens, and the ancestors of those specials that merges reach."""
     kept = dict.fromkeys(sorted(parsed.byte_ids), "b") | dict.fromkeys(specials, "s")
-    # As a byte, a character of ASCII takes no token more, but a model has hardly seen <0x63> for c.
-    ascii_ids = (parsed.vocab[one] for one in map(chr, range(128)) if one in parsed.vocab)
-    kept |= dict.fromkeys((i for i in ascii_ids if i not in kept), "m")
     # Most special tokens are matched in the text before BPE runs. Some that configs name are
     # ordinary tokens of the vocabulary, which BPE must still be able to build.
     for token_id in specials:
