@@ -10,7 +10,8 @@ from vllm_kprune.errors import KPruneError
 from vllm_kprune.guard.automaton import REFUSED, Automaton, build_automaton
 from vllm_kprune.guard.policy import GuardPolicy
 from vllm_kprune.guard.tokens import BYTE, CONTROL, PRESENT, SPECIAL, TokenSpellings, spell_tokens
-from vllm_kprune.tokenizer.bpe import byte_alphabet, parse_tokenizer
+from vllm_kprune.tokenizer.bpe import parse_tokenizer
+from vllm_kprune.tokenizer.byte_tokens import byte_alphabet
 
 ENKO = policy_of(languages="en,ko")
 HANJA = policy_of(languages="ko", hanja="ksx1001", allow="\U00020000д")

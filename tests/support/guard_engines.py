@@ -85,7 +85,7 @@ class Engine:
         return [i for c in text for i in self._letters(c)]
 
     def _letters(self, character: str) -> list[int]:
-        from vllm_kprune.tokenizer.bpe import byte_alphabet
+        from vllm_kprune.tokenizer.byte_tokens import byte_alphabet
 
         letters = {value: letter for letter, value in byte_alphabet().items()}
         return [self._id(letters[byte]) for byte in character.encode()]

@@ -13,7 +13,7 @@ from gguf.quants import quantize
 
 from vllm_kprune.demo.reference.models import ReferenceModel
 from vllm_kprune.demo.reference.wheels import Wheel
-from vllm_kprune.tokenizer.bpe import byte_alphabet
+from vllm_kprune.tokenizer.byte_tokens import byte_alphabet
 
 HIDDEN, FEED_FORWARD, HEADS, HEAD_DIM, LAYERS = 32, 64, 2, 32, 2
 PIECES = ["<pad>", "<eos>", "<bos>", "<unk>", "  ", *(f"<0x{byte:02X}>" for byte in range(256))]

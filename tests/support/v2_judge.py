@@ -15,7 +15,7 @@ from tokenizers import Tokenizer
 
 from support.guard_oracle import BruteForce, is_allowed
 from vllm_kprune.guard.policy import GuardPolicy
-from vllm_kprune.tokenizer.bpe import byte_alphabet
+from vllm_kprune.tokenizer.byte_tokens import byte_alphabet
 
 __all__ = ["Judge", "Place", "Spelling", "spell"]
 

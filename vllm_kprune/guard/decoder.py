@@ -17,7 +17,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 from vllm_kprune.errors import KPruneError
-from vllm_kprune.tokenizer.bpe import BpeTokenizer, TokenKind, byte_alphabet
+from vllm_kprune.tokenizer.bpe import BpeTokenizer, TokenKind
+from vllm_kprune.tokenizer.byte_tokens import byte_alphabet
 
 __all__ = ["Speller", "make_speller"]
 

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 from vllm_kprune.errors import KPruneError, shown
 from vllm_kprune.storage.bounded import Limits, read_object
+from vllm_kprune.tokenizer.byte_tokens import BYTE_TOKENS, byte_alphabet, byte_name
 from vllm_kprune.tokenizer.checks import check_added, check_model
 
 __all__ = [
@@ -24,14 +25,12 @@ __all__ = [
     "TOKENIZER_FILE",
     "AddedToken",
     "BpeTokenizer",
-    "byte_alphabet",
     "parse_tokenizer",
     "read_tokenizer",
 ]
 
 # That of Gemma-3, the largest that is known, has 33 MB and 1.9 million values.
 TOKENIZER_FILE = Limits(bytes=128 << 20, values=5_000_000)
-_BYTE_TOKENS = {f"<0x{value:02X}>": value for value in range(256)}
 
 # Why not, by the name of the model in tokenizer.json. docs/models.md has the long form.
 NOT_BPE: Mapping[str, str] = {
@@ -89,7 +88,7 @@ class BpeTokenizer:
         if self.kind == "byte_level":
             names = [name for name in byte_alphabet() if name in self.vocab]
         else:
-            names = [_byte_name(value, self.vocab) for value in range(256)]
+            names = [byte_name(value, self.vocab) for value in range(256)]
         return frozenset(self.vocab[name] for name in names)
 
     @cached_property
@@ -106,8 +105,8 @@ class BpeTokenizer:
         if token_id in self.added_ids and token_id not in self.byte_ids:
             return token.encode()
         if self.kind == "byte_fallback":
-            if token in _BYTE_TOKENS:
-                return bytes([_BYTE_TOKENS[token]])
+            if token in BYTE_TOKENS:
+                return bytes([BYTE_TOKENS[token]])
             return token.replace("▁", " ").encode()
         alphabet = byte_alphabet()
         return bytes(alphabet[char] for char in token if char in alphabet)
@@ -198,33 +197,6 @@ class BpeTokenizer:
         return parts
 
 
-def _byte_name(value: int, vocab: Mapping[str, int]) -> str:
-    """The token that spells a byte: <0x09>; in a vocabulary without it, as Gemma-2's, the tab.
-
-    If neither is there, the name that is missing.
-    """
-    name = f"<0x{value:02X}>"
-    # From 0x80 on a byte is a part of a character, which only its byte token can spell.
-    return chr(value) if name not in vocab and value < 0x80 and chr(value) in vocab else name
-
-
-def byte_alphabet() -> Mapping[str, int]:
-    """GPT-2's printable alphabet: character -> the byte that it stands for."""
-    return _ALPHABET
-
-
-def _build_alphabet() -> dict[str, int]:
-    # Bytes that are printable in Latin-1 stand for themselves; the others become U+0100 onwards, so
-    # that a space is "Ġ".
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    others = [value for value in range(256) if value not in printable]
-    table = {chr(value): value for value in printable}
-    return table | {chr(256 + n): value for n, value in enumerate(others)}
-
-
-_ALPHABET = _build_alphabet()
-
-
 def read_tokenizer(folder: Path) -> BpeTokenizer:
     """Read `folder/tokenizer.json`. Raises `KPruneError` if it is missing or not BPE."""
     path = folder / "tokenizer.json"
@@ -293,7 +265,7 @@ def _kind(data: Mapping[str, Any], model: Mapping[str, Any], source: str) -> Tok
         return "byte_level"
     # Both are needed: the model writes byte tokens, the decoder reads them.
     if model.get("byte_fallback") and "ByteFallback" in steps:
-        names = [_byte_name(value, model["vocab"]) for value in range(256)]
+        names = [byte_name(value, model["vocab"]) for value in range(256)]
         missing = [name for name in names if name not in model["vocab"]]
         if not missing:
             return "byte_fallback"

@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
-from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -26,7 +25,7 @@ from vllm_kprune.compare.measurements import Measurement, Metric, SuiteResult
 from vllm_kprune.compare.options import CommonOptions
 from vllm_kprune.compare.run import Amount, Context, Suite
 from vllm_kprune.compare.suites.model_folders import FolderUnknown, model_folder
-from vllm_kprune.compare.suites.server_memory import tree_memory
+from vllm_kprune.compare.suites.server_memory import listener, tree_memory
 from vllm_kprune.errors import KPruneError
 
 __all__ = ["Memory", "Side", "cache_tokens"]
@@ -222,7 +221,7 @@ def _check_two_servers(original: Side, pruned: Side) -> None:
     both_here = original.endpoint.is_local and pruned.endpoint.is_local
     if not alike and both_here:
         try:
-            listeners = _listener(original), _listener(pruned)
+            listeners = [listener(side.endpoint.url) for side in (original, pruned)]
         except KPruneError:
             return  # whoever needs the processes says why there are none
         alike = listeners[0] == listeners[1] != 0
@@ -272,33 +271,12 @@ def _disk_bytes(side: Side) -> int:
 def _process_bytes(side: Side) -> int:
     if not side.endpoint.is_local:
         raise KPruneError(f"the {side.name} server is not on this machine")
-    listener = _listener(side)
     # The API server listens; vLLM's engine and workers are its children.
-    memory = tree_memory(listener) if listener else None
+    server = listener(side.endpoint.url)
+    memory = tree_memory(server) if server else None
     if not memory or not memory.bytes:
         raise KPruneError(f"the processes of the {side.name} server belong to another user")
     return memory.bytes
-
-
-def _listener(side: Side) -> int:
-    """The process that listens on the endpoint's port; 0 if the system hides it."""
-    try:
-        import psutil
-    except ModuleNotFoundError:
-        raise KPruneError("psutil is missing; pip install 'vllm-kprune[compare]'") from None
-    parts = urlsplit(side.endpoint.url)
-    port = parts.port or (443 if parts.scheme == "https" else 80)
-    try:
-        for connection in psutil.net_connections("tcp"):
-            address = connection.laddr
-            # Clients of the server have its port as well, but as the other end.
-            if connection.status == psutil.CONN_LISTEN and address and address.port == port:
-                return connection.pid or 0
-    except psutil.Error as error:
-        raise KPruneError(
-            f"this system does not report which process listens on port {port}: {error}"
-        ) from None
-    raise KPruneError(f"no process listens on port {port}")
 
 
 def _cache_room(side: Side) -> int:

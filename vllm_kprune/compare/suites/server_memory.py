@@ -9,10 +9,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
+from urllib.parse import urlsplit
 
 from vllm_kprune.errors import KPruneError
 
-__all__ = ["ServerMemory", "tree_memory"]
+__all__ = ["ServerMemory", "listener", "tree_memory"]
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,27 @@ class ServerMemory:
     bytes: int
     kind: str
     processes: int
+
+
+def listener(url: str) -> int:
+    """The process that listens on the port of a URL; 0 if the system hides it.
+
+    Raises `KPruneError` if there is none, or the system does not tell.
+    """
+    psutil = _psutil()
+    parts = urlsplit(url)
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    try:
+        for connection in psutil.net_connections("tcp"):
+            address = connection.laddr
+            # Clients of the server have its port as well, but as the other end.
+            if connection.status == psutil.CONN_LISTEN and address and address.port == port:
+                return connection.pid or 0
+    except psutil.Error as error:
+        raise KPruneError(
+            f"this system does not report which process listens on port {port}: {error}"
+        ) from None
+    raise KPruneError(f"no process listens on port {port}")
 
 
 def tree_memory(pid: int) -> ServerMemory:
