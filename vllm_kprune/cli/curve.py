@@ -107,7 +107,8 @@ def _as_svg(panel: Any) -> str:
 def _panel(curve: Curve, field: str, title: str) -> Any:
     import altair
 
-    rows = [_values(curve, point, name) for point in curve.points for name in shown_texts(curve)]
+    names = shown_texts(curve)
+    rows = [_values(curve, point, name) for point in curve.points for name in names]
     # Linear near zero, logarithmic above a tenth of a percent, so that both ends can be read.
     scale = altair.Scale(type="symlog", constant=0.001)
     axis = altair.Axis(format=".2~%", values=[0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3])

@@ -75,7 +75,7 @@ class Side:
         manifest = load_manifest(folder)
         return open_base(str(manifest.check_base())), manifest
 
-    @property
+    @cached_property
     def stored(self) -> "_Stored":
         """Bytes of weights and vocabulary that the server loads, as the headers of files say."""
         base, manifest = self.opened
