@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 
 def turn_off_word_caches() -> None:
     """Open every tokenizer of this process without a cache; what it encodes stays the same."""
-    for name in ("from_file", "from_str"):
+    for name in ("from_buffer", "from_file", "from_str"):
         setattr(Tokenizer, name, staticmethod(_without_cache(getattr(Tokenizer, name))))
 
 
