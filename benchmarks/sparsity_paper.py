@@ -40,8 +40,8 @@ from vllm_kprune.sparsify.device import pick_device
 METHODS = ("wanda", "sparsegpt")
 SEEDS = 3
 _ALL = {"languages": LANGUAGES, "methods": METHODS, "seeds": SEEDS}
-# Cells, calibration (samples of so many tokens), and what is measured in each language. Minutes are
-# for one core of an AMD EPYC, per cell: 2 for SmolLM2 and Gemma, 25 for Qwen.
+# Cells, calibration (samples of so many tokens), and what is measured in each language, in float32 or
+# `dtype`. Minutes are for one core of an AMD EPYC, per cell: 2 for SmolLM2 and Gemma, 25 for Qwen.
 AMOUNTS: Mapping[str, Mapping[str, Any]] = {
     "smollm2-135m-instruct": {
         **_ALL, "samples": 8, "length": 256, "perplexity_passages": 2, "parallel_lines": 4,
@@ -52,7 +52,7 @@ AMOUNTS: Mapping[str, Mapping[str, Any]] = {
         "xquad_passages": 5, "xquad_questions_each": 3, "mgsm_problems": 6, "boolq_questions": 12,
     },
     "qwen2.5-coder-1.5b-instruct": {
-        "languages": ("en", "ko", "zh"), "methods": METHODS, "seeds": 1,
+        "languages": ("en", "ko", "zh"), "methods": METHODS, "seeds": 1, "dtype": "bfloat16",
         "samples": 6, "length": 256, "perplexity_passages": 2, "parallel_lines": 4,
         "xquad_passages": 2, "xquad_questions_each": 3, "mgsm_problems": 4, "boolq_questions": 6,
     },

@@ -74,7 +74,8 @@ def run_cell(cell: Cell, place: Workplace, parts: list[str]) -> None:
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
     folder = place.base if cell.method == "original" else _prune(cell, place, scratch)
-    target = Target(folder, scratch / "likelihoods", torch.float32, _WINDOW, place.device)
+    dtype = getattr(torch, place.amounts.get("dtype", "float32"))
+    target = Target(folder, scratch / "likelihoods", dtype, _WINDOW, place.device)
     path = place.folder / f"{cell.name}.json"
     found = _read(path) or {**asdict(cell), "parts": {}}
     for part in parts:
@@ -189,5 +190,6 @@ PARTS: Mapping[str, _Part] = {
 }
 
 
-def _amounts(part: str, place: Workplace) -> dict[str, int]:
-    return {name: place.amounts[name] for name in ("samples", "length", *PARTS[part].amounts)}
+def _amounts(part: str, place: Workplace) -> dict[str, Any]:
+    names = ("samples", "length", "dtype", *PARTS[part].amounts)
+    return {name: place.amounts[name] for name in names if name in place.amounts}

@@ -118,6 +118,10 @@ def test_a_small_grid_gives_tables_and_claims_and_goes_on_where_it_was(
     assert not (place.folder / "scratch").exists()
     more = workplace(data, tmp_path, {**AMOUNTS, "perplexity_passages": 1})
     assert missing_parts(pruned[0], more, every) == ["perplexity"]
+    half = workplace(data, tmp_path, {**AMOUNTS, "dtype": "bfloat16"})
+    assert missing_parts(pruned[0], half, every) == every
+    run_cell(pruned[0], half, every)
+    assert missing_parts(pruned[0], half, every) == []
     (grid,) = read_grids(tmp_path / "out")
     assert (grid.languages, grid.seeds, len(grid.masks)) == (("en", "ko"), 2, 4)
     same = grid.similarity
