@@ -39,9 +39,9 @@ from vllm_kprune.sparsify.device import pick_device
 
 METHODS = ("wanda", "sparsegpt")
 SEEDS = 3
-_ALL = {"languages": LANGUAGES, "methods": METHODS, "seeds": SEEDS}
-# Cells, calibration (samples of so many tokens), and what is measured in each language, in float32
-# or `dtype`. A cell takes about 2 minutes of one core of an AMD EPYC, or 25 for Qwen.
+_ALL = {"languages": LANGUAGES, "methods": METHODS, "seeds": SEEDS, "dtype": "bfloat16"}
+# Cells, calibration (samples of so many tokens), and what is measured in each language, in `dtype`,
+# which is that of the weights. Pruning itself is done in float32.
 AMOUNTS: Mapping[str, Mapping[str, Any]] = {
     "smollm2-135m-instruct": {
         **_ALL, "samples": 8, "length": 256, "perplexity_passages": 2, "parallel_lines": 4,

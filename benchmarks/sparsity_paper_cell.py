@@ -74,7 +74,7 @@ def run_cell(cell: Cell, place: Workplace, parts: list[str]) -> None:
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
     folder = place.base if cell.method == "original" else _prune(cell, place, scratch)
-    dtype = getattr(torch, place.amounts.get("dtype", "float32"))
+    dtype = getattr(torch, place.amounts["dtype"])
     target = Target(folder, scratch / "likelihoods", dtype, _WINDOW, place.device)
     path = place.folder / f"{cell.name}.json"
     found = _read(path) or {**asdict(cell), "parts": {}}
@@ -192,4 +192,4 @@ PARTS: Mapping[str, _Part] = {
 
 def _amounts(part: str, place: Workplace) -> dict[str, Any]:
     names = ("samples", "length", "dtype", *PARTS[part].amounts)
-    return {name: place.amounts[name] for name in names if name in place.amounts}
+    return {name: place.amounts[name] for name in names}

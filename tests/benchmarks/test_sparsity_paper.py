@@ -22,7 +22,7 @@ from support.tiny_tokenizers import SENTENCES
 from vllm_kprune.errors import KPruneError
 
 AMOUNTS = {
-    "samples": 2, "length": 16, "perplexity_passages": 2, "parallel_lines": 2,
+    "samples": 2, "length": 16, "dtype": "float32", "perplexity_passages": 2, "parallel_lines": 2,
     "xquad_passages": 1, "xquad_questions_each": 1, "mgsm_problems": 2, "boolq_questions": 2,
 }  # fmt: skip
 WORDS = " ".join(SENTENCES).split()

@@ -227,6 +227,27 @@ def test_a_training_that_no_longer_helps_ends(
     )  # fmt: skip
 
 
+def test_only_the_products_of_training_are_rounded(
+    sparse: Saved, healed: Healed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    window, measure = Training._window, Judge.measure
+    trained, measured = set(), set()
+
+    def seen_window(self: Training, ids: torch.Tensor) -> LossParts:
+        trained.add(torch.get_float32_matmul_precision())
+        return window(self, ids)
+
+    def seen_measure(self: Judge, model: Any) -> Any:
+        measured.add(torch.get_float32_matmul_precision())
+        return measure(self, model)
+
+    monkeypatch.setattr(Training, "_window", seen_window)
+    monkeypatch.setattr(Judge, "measure", seen_measure)
+    healed(sparse("llama-3.2"))
+    assert (trained, measured) == ({"medium"}, {"highest"})
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
 def test_minutes_become_steps(
     sparse: Saved, healed: Healed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
