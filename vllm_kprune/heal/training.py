@@ -6,8 +6,8 @@ for a twentieth of the steps, then falls linearly to zero. After each part of th
 unless `evaluations` says otherwise, the held-out text decides, and the state is written.
 
 Weights, sums and what is measured are float32. Only the factors of a step's matrix products are
-rounded, as in mixed precision (Micikevicius et al. 2018): to TF32 on a GPU, and to bfloat16 on a CPU
-with instructions for it, where a step takes half the time.
+rounded, as in mixed precision (Micikevicius et al. 2018): to TF32 on a GPU, and to bfloat16 on a
+CPU with instructions for it, where a step takes about two thirds of the time.
 """
 
 import math
