@@ -61,6 +61,10 @@ WHOLE = {
         ),
         *("never returned", "didn’t go", "안 먹는다", "被卡", "larger than"),
     ),
+    "lists in brackets": (
+        *("['a', 'b', 'c', 'a', 'd']", '{"a": 1, "b": 2}', "[1, 2, 3]", "[-1, 0, 1]"),
+        *("['가', '나']", '["two words", "three"]'),
+    ),
     "one word": (
         *("game-winning", "me@example.org", "https://a.b/c?d=1&e=2", "node.js", "a_b", "U.S."),
         *("C:\\temp\\x.txt", "./run.sh", "x86_64", "Dialog1", "COVID-19", "f(x)", "don't", "C++"),
@@ -105,6 +109,7 @@ def test_it_is_one_piece_wherever_it_stands(phrase: str, around: str) -> None:
         ("one of the", ["one", "of", "the"]),
         ("however--it", ["however", "it"]),
         ("bread, wine", ["bread", "wine"]),
+        ("salt (bread, wine)", ["salt", "bread", "wine"]),
         ("대한민국의 수도는", ["대한민국의", "수도는"]),
         ("野马队的首都", ["野马", "队", "的", "首都"]),
     ],

@@ -1,6 +1,7 @@
 """The default scorer: sentences that share words with the question, and in them rare words."""
 
 from itertools import pairwise
+from unicodedata import normalize
 
 import numpy as np
 import pytest
@@ -65,6 +66,29 @@ def test_sentences_are_ranked_before_words() -> None:
     assert best[0] is sentences[2]
     for better, worse in pairwise(best):
         assert better.min() > worse.max()
+
+
+COFFEE = "커피에 에스프레소와 시럽을 넣었고 잔에 우유가 담겼다."
+
+
+@pytest.mark.parametrize(
+    ("text", "question", "asked"),
+    [
+        (COFFEE, "우유를 넣나요?", "우유가"),
+        (normalize("NFD", COFFEE), "우유를 넣나요?", normalize("NFD", "우유가")),
+        ("Flamenco dancers and cathedral choirs met by the rivers.", "Which river?", "rivers"),
+        ("蝙蝠、琵琶和葡萄在漢城的市場。", "汉城有什么？", "漢城"),
+    ],
+)
+def test_the_questions_words_stay_longest_in_the_last_sentence(
+    text: str, question: str, asked: str
+) -> None:
+    passage = passage_of(text)
+    pieces, scores = passage.pieces, Sentences().scores(passage, query=question)
+    (place,) = [n for n, at in enumerate(pieces.starts) if text[at : pieces.ends[n]] == asked]
+    assert scores.argmax() == place
+    # Without the question another word is rarer, so this is not by chance.
+    assert Rarity().scores(passage).argmax() != place
 
 
 def test_sentences_end_where_people_see_it() -> None:

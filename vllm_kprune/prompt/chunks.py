@@ -8,7 +8,7 @@ chunks are cut in one call, which makes few objects for each.
 import math
 import re
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate, pairwise
 from typing import NamedTuple
 from unicodedata import is_normalized, normalize
@@ -20,7 +20,7 @@ from vllm_kprune.prompt.kinds import chinese_kind
 from vllm_kprune.prompt.likeliest import DividedWord, chinese_words, divider, korean_words
 from vllm_kprune.prompt.word_lists import UNLISTED_NATS, Languages, language_of, word_list
 
-__all__ = ["EAST", "SOUTH", "Chunk", "cut_chunks"]
+__all__ = ["EAST", "SOUTH", "Chunk", "cut_chunks", "has_stem"]
 
 # Scripts without spaces: Chinese and Japanese; Thai, Lao, Burmese and Khmer.
 EAST = (
@@ -72,6 +72,19 @@ def cut_chunks(chunks: Sequence[str], languages: Languages) -> Iterator[Chunk]:
     kinds = "".join(cutter.kinds)
     for (a, b), words in zip(pairwise(ends), stems, strict=True):
         yield Chunk(lengths[8 * a : 8 * b], kinds[a:b], nats[8 * a : 8 * b], words)
+
+
+def has_stem(written: str, stems: Iterable[str]) -> bool:
+    """Is one of the stems of a chunk in this part of it, as it is written?
+
+    >>> has_stem("Rivers", ["river"]), has_stem("漢城", ["汉城"])
+    (True, True)
+    """
+    from vllm_kprune.vocabulary.wordlists import simplified_characters
+
+    form = normalize("NFC", written).lower()
+    simplified = form.translate(simplified_characters())
+    return any(stem in form or stem in simplified for stem in stems)
 
 
 class _Cutter:

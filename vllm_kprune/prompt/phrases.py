@@ -16,6 +16,8 @@ __all__ = ["linked"]
 _G = "[ \n]"
 _NUMBER = "[Nn4M]"  # what an English number ends or begins with
 _KOREAN = "[NkKDdn4]"
+# What a list in brackets has: 'a', "two words", 3
+_ITEM = "(?:'[^|(),']{1,8}'|-?[N4])"
 # (before, between, after): a link joins what is between to what is before and after. `before` has a
 # fixed width, as a look-behind must.
 _LINKS: tuple[tuple[str, str, str], ...] = (
@@ -72,6 +74,8 @@ _LINKS: tuple[tuple[str, str, str], ...] = (
     ("[cCwW]", "~", "[cCwW]"),
     # f(x), NaCl(aq)
     ("[wWUNHK]", "[(][^ \n|()]{0,8}", "[)]"),
+    # ['a', 'b', 'c'], {"a": 1}, [1, 2, 3]: without an item it is another list
+    ("[(]", f"{_ITEM}(?:,{_G}?{_ITEM}){{1,99}}", "[)]"),
     # 서울(漢城)은: a Korean word goes on after brackets
     ("H", "[(][cCwWUN]+", "[)]H"),
     ("[cCwWUN][)]", "", "H"),

@@ -5,19 +5,21 @@ question's information that is in its words, and at least 0.3 of that of its nei
 compares words, not meanings. The scorer `question` adds it to `rarity`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from functools import lru_cache
 
 import numpy as np
 
-from vllm_kprune.arrays import Floats
+from vllm_kprune.arrays import Booleans, Floats
+from vllm_kprune.prompt.chunks import has_stem
 from vllm_kprune.prompt.cut_text import CutText
 from vllm_kprune.prompt.pieces import TextPieces
 from vllm_kprune.prompt.rarity import piece_nats
 from vllm_kprune.prompt.tokens import IsCancelled
 from vllm_kprune.prompt.words import Words, read
 
-__all__ = ["Question", "sentence_relevance"]
+__all__ = ["Question", "asked_pieces", "sentence_relevance"]
 
 _GAIN_NATS = 10.0  # for a sentence with all of the question's words
 _BESIDE = 0.3  # the share of it for the sentences before and after
@@ -46,32 +48,48 @@ class Question:
 
 def sentence_relevance(pieces: TextPieces, query: str) -> Floats:
     """[sentences] share of the question's information, 0 to 1, in each sentence."""
-    held = shared(pieces, _asked(query))
+    asked, sentences = _asked(query), pieces.sentences
+    # A word that a sentence has twice counts once.
+    found = {
+        (int(sentences[inside[0]]), stem): asked[stem]
+        for stems, inside in _shared(pieces, asked)
+        for stem in stems
+    }
+    held = np.zeros(int(sentences[-1]) + 1 if len(sentences) else 0)
+    # Sorted: the order of a set, and so the rounding of the sum, differs between processes.
+    for (sentence, _), weight in sorted(found.items()):
+        held[sentence] += weight
     beside = np.pad(held, 1)
     # Neighbours of each sentence: those before are beside[:-2], those after beside[2:]; beyond the
     # ends it is 0. The maximum, because a sum could exceed 1.
     return np.asarray(np.maximum(held, _BESIDE * np.maximum(beside[:-2], beside[2:])))
 
 
-def shared(pieces: TextPieces, asked: Mapping[str, float]) -> Floats:
-    """[sentences] the sum of the weights of the stems that are in each."""
-    sentences = pieces.sentences
-    found: dict[tuple[int, str], float] = {}
+def asked_pieces(pieces: TextPieces, query: str) -> Booleans:
+    """[pieces] which pieces have a word of the question."""
+    found = np.zeros(len(pieces.starts), dtype=bool)
+    for stems, inside in _shared(pieces, _asked(query)):
+        for n in inside:
+            found[n] = has_stem(pieces.text[pieces.starts[n] : pieces.ends[n]], stems)
+    return found
+
+
+def _shared(
+    pieces: TextPieces, asked: Mapping[str, float]
+) -> Iterator[tuple[AbstractSet[str], range]]:
+    """The stems of the question in each chunk that has some, and the pieces that it is in."""
     chunks, strange = pieces.words.chunks, asked.keys().isdisjoint
     hits = [n for n, chunk in enumerate(chunks) if not strange(chunk.stems)]
     if hits:
-        # The first part of each chunk, and the piece that it is in.
-        counts = np.array([len(chunk.kinds) for chunk in chunks[: hits[-1]]], dtype=np.int64)
-        parts = np.append(0, np.cumsum(counts))[hits]
-        inside = np.searchsorted(pieces.parts, parts, side="right") - 1
-        for n, sentence in zip(hits, sentences[inside].tolist(), strict=True):
-            for stem in chunks[n].stems.keys() & asked.keys():
-                found[sentence, stem] = asked[stem]
-    held = np.zeros(int(sentences[-1]) + 1 if len(sentences) else 0)
-    # Sorted: the order of a set, and so the rounding of the sum, differs between processes.
-    for (sentence, _), weight in sorted(found.items()):
-        held[sentence] += weight
-    return held
+        # The first part of each chunk and of the next, and the pieces that they are in.
+        counts = np.array([len(chunk.kinds) for chunk in chunks[: hits[-1] + 1]], dtype=np.int64)
+        parts = np.append(0, np.cumsum(counts))
+        first, last = (
+            np.searchsorted(pieces.parts, places, side="right") - 1
+            for places in (parts[hits], parts[1:][hits] - 1)
+        )
+        for n, a, b in zip(hits, first.tolist(), last.tolist(), strict=True):
+            yield chunks[n].stems.keys() & asked.keys(), range(a, b + 1)
 
 
 @lru_cache(maxsize=16)

@@ -1,25 +1,29 @@
 """The scorer `sentences`: sentences that do not matter go whole, and the last to stay loses words.
 
 Sentences are ranked by what they share with the question (see `question`), then by their place. The
-best stay whole while there is room; in the one that does not fit, rare words stay longest. Without
-a question, or if no sentence shares anything with it, it is `rarity`.
+best stay whole while there is room. In the one that does not fit, the question's words stay
+longest, then rare ones. Without a question, or if no sentence shares anything with it, it is
+`rarity`.
 """
 
 import numpy as np
 
 from vllm_kprune.arrays import Floats
 from vllm_kprune.prompt.cut_text import CutText
-from vllm_kprune.prompt.question import sentence_relevance
+from vllm_kprune.prompt.question import asked_pieces, sentence_relevance
 from vllm_kprune.prompt.rarity import piece_nats
 from vllm_kprune.prompt.tokens import IsCancelled
 
 __all__ = ["Sentences"]
 
-_RANK_NATS = 100.0  # more than any word has, so a better sentence is always before a rarer word
+_ASKED_NATS = 20.0  # more than any word has, so the question's words are before rarer ones
+_RANK_NATS = 100.0  # and more than both, so a better sentence is always before any word
 
 
 class Sentences:
-    """Scores in nats: the information of words, less 100 for each better sentence."""
+    """Scores in nats: the information of words, 20 more for the question's own, less 100 for each
+    better sentence.
+    """
 
     name = "sentences"
     uses_query = True
@@ -37,4 +41,5 @@ class Sentences:
             return nats
         rank = np.empty(len(relevance))
         rank[np.argsort(-relevance, kind="stable")] = np.arange(len(relevance))
-        return np.asarray(nats - _RANK_NATS * rank[pieces.sentences])
+        asked = asked_pieces(pieces, query)
+        return np.asarray(nats + _ASKED_NATS * asked - _RANK_NATS * rank[pieces.sentences])
