@@ -20,6 +20,7 @@ from vllm_kprune.heal import training
 from vllm_kprune.heal.judge import Judge
 from vllm_kprune.heal.loss import LossParts
 from vllm_kprune.heal.masks import rounded
+from vllm_kprune.heal.options import HealOptions
 from vllm_kprune.heal.record import HEAL_NAME, PICTURE_NAME
 from vllm_kprune.heal.run import heal_model
 from vllm_kprune.heal.training import Training
@@ -246,6 +247,16 @@ def test_only_the_products_of_training_are_rounded(
     healed(sparse("llama-3.2"))
     assert (trained, measured) == ({"medium"}, {"highest"})
     assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_what_is_usual_depends_on_what_the_model_lost() -> None:
+    def usual(sparsified: bool, **own: Any) -> tuple[float | None, float | None]:
+        found = HealOptions(text=("ko.txt",), **own).for_model(sparsified=sparsified)
+        return found.learning_rate, found.distillation
+
+    assert (usual(True), usual(False)) == ((2e-4, 0.8), (2e-5, 0.2))
+    assert (usual(True, what="lora"), usual(False, what="lora")) == ((1e-3, 0.8), (1e-4, 0.2))
+    assert usual(False, learning_rate=0.5, distillation=0.0) == (0.5, 0.0)
 
 
 def test_minutes_become_steps(

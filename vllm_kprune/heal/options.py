@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from vllm_kprune.errors import KPruneError
@@ -13,12 +13,12 @@ __all__ = ["LEARNING_RATES", "HealOptions", "What"]
 
 What = Literal["all", "embeddings", "layers", "lora"]
 
-# Usual for AdamW and small batches, not tuned. An adapter begins at zero: it takes larger steps.
-LEARNING_RATES: Mapping[What, float] = {
-    "all": 2e-4,
-    "embeddings": 2e-4,
-    "layers": 2e-4,
-    "lora": 1e-3,
+# By whether the model is sparsified, for AdamW and small batches. A sparsified model has much to
+# get back. One that only lost vocabulary predicts what the original does: with ten times the rate
+# it forgot more than it learned (docs/results.md). An adapter begins at zero, with larger steps.
+LEARNING_RATES: Mapping[bool, Mapping[What, float]] = {
+    True: {"all": 2e-4, "embeddings": 2e-4, "layers": 2e-4, "lora": 1e-3},
+    False: {"all": 2e-5, "embeddings": 2e-4, "layers": 2e-5, "lora": 1e-4},
 }
 _STEPS = 200
 # A model that only lost vocabulary predicts what the original does: it would learn nothing from it.
@@ -73,7 +73,8 @@ class HealOptions(DeviceOptions):
         "Highest learning rate; it rises for a twentieth of the steps and then falls to zero.",
         above=0,
         most=1,
-        default_text=", ".join(f"{rate:g} for {what}" for what, rate in LEARNING_RATES.items()),
+        default_text="2e-4 (lora: 1e-3) for a sparsified model, else 2e-5 (embeddings: 2e-4, "
+        "lora: 1e-4)",
     )
     distillation: float | None = option(
         None,
@@ -98,15 +99,15 @@ class HealOptions(DeviceOptions):
         default_text="80 % of what is available",
     )
 
-    @property
-    def highest_rate(self) -> float:
-        """The learning rate at its highest."""
-        return self.learning_rate or LEARNING_RATES[self.what]
-
-    def share_of_teacher(self, sparsified: bool) -> float:
-        """The share of distillation in the loss, for a model that was sparsified or not."""
-        usual = _FOR_SPARSE if sparsified else _FOR_VOCABULARY
-        return usual if self.distillation is None else self.distillation
+    def for_model(self, *, sparsified: bool) -> "HealOptions":
+        """The options, with what is usual for such a model where they leave it open."""
+        return replace(
+            self,
+            learning_rate=self.learning_rate or LEARNING_RATES[sparsified][self.what],
+            distillation=(_FOR_SPARSE if sparsified else _FOR_VOCABULARY)
+            if self.distillation is None
+            else self.distillation,
+        )
 
     @property
     def limits(self) -> dict[str, float]:

@@ -8,7 +8,7 @@ and measured once more, so the figures in the record are those of the checkpoint
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -81,9 +81,9 @@ def heal_model(
         check_adapters()
     device = pick_device(options.device)
     body = open_body(model, revision, work="heal")
-    share = options.share_of_teacher((body.base.folder / SPARSITY_NAME).is_file())
-    options = replace(options, distillation=share)
-    guide = find_teacher(body, teacher, None) if share else None
+    sparsified = (body.base.folder / SPARSITY_NAME).is_file()
+    options = options.for_model(sparsified=sparsified)
+    guide = find_teacher(body, teacher, None) if options.distillation else None
     for base in (body, *((guide.body,) if guide else ())):
         refuse_base(output, base.base.folder)
     with resumable_folder(output, HEAL_NAME if force else None) as folder:
@@ -192,7 +192,7 @@ def _refuse_nothing(notes: HealNotes, options: HealOptions) -> None:
     if notes.best:
         return
     too_bad = sorted({name for one in notes.judged for name in one["too_bad"]})
-    lower = f"try a lower --learning-rate than {options.highest_rate:g}, more steps or other text"
+    lower = f"try a lower --learning-rate than {options.learning_rate:g}, more steps or other text"
     reason = notes.stopped if notes.stopped.startswith("diverged") else ""
     if not reason and too_bad:
         reason = f"--keep-within was not met for {', '.join(too_bad)}"
@@ -235,7 +235,6 @@ def _settings(
     chosen = {k: v for k, v in asdict(options).items() if k not in _NOT_RECORDED}
     return {
         **chosen,
-        "learning_rate": options.highest_rate,
         "texts": list(text.notes),
         "device_type": device.type,
         "base": described_base(body.base, progress),

@@ -63,8 +63,13 @@ class Training:
     progress: Progress
     tell: Tell
     optimizer: torch.optim.Optimizer = field(init=False)
+    share: float = field(init=False)
+    highest_rate: float = field(init=False)
 
     def __post_init__(self) -> None:
+        rate, share = self.options.learning_rate, self.options.distillation
+        assert rate is not None and share is not None  # `HealOptions.for_model` has chosen
+        self.highest_rate, self.share = rate, share
         self.optimizer = torch.optim.AdamW(
             self.trained.parameters.values(), betas=_BETAS, weight_decay=0.0, fused=True
         )
@@ -116,20 +121,16 @@ class Training:
             parts.language_modelling / parts.tokens,
             parts.distillation / parts.tokens,
         )
-        share = self._share
+        share = self.share
         loss = (1 - share) * language + share * distance
         self._refuse_divergence(loss)
-        rate = learning_rate(notes.step, notes.steps, self.options.highest_rate)
+        rate = learning_rate(notes.step, notes.steps, self.highest_rate)
         self._update(rate)
         notes.curve.append(
             {"loss": loss, "language_modelling": language, "distillation": distance, "rate": rate}
         )
         notes.step += 1
         self.progress("heal", notes.step / notes.steps)
-
-    @property
-    def _share(self) -> float:
-        return self.options.share_of_teacher(bool(self.masks.masks))
 
     def _refuse_divergence(self, loss: float) -> None:
         if not math.isfinite(loss):
@@ -157,7 +158,7 @@ class Training:
         weight = 1 / (self.options.batch * (len(ids) - 1))
         # Position p predicts token p + 1.
         hidden = self.model.hidden(ids)[:-1]
-        return chunked_loss(hidden, self.model.head, ids[1:], guide, self._share, weight)
+        return chunked_loss(hidden, self.model.head, ids[1:], guide, self.share, weight)
 
     def _update(self, rate: float) -> None:
         """One step of the optimiser, with zeros held."""
