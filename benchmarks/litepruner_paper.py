@@ -100,7 +100,10 @@ class Cell:
     keep: float
 
     def variant(self, item: Item, pruner: TextPruner, count: Callable[[str], int]) -> Variant:
-        """What the target reads. Random dropping gets as many tokens as attention does."""
+        """What the target reads. Random dropping gets as many tokens as attention does.
+
+        Only `sentences` looks at the question, as it does in a request.
+        """
         parts = []
         for text, after in item.texts:
             options = PruneOptions(
@@ -109,7 +112,8 @@ class Cell:
                 scorer=self.scorer,
                 prune_layout=True,
             )
-            parts.append(text if self.keep >= 1 else pruner.prune(text, options, count=count).text)
+            pruned = pruner.prune(text, options, query=item.question, count=count)
+            parts.append(text if self.keep >= 1 else pruned.text)
             parts.append(after)
         probes = tuple(Probe(item.question, answer) for answer in item.candidates)
         return Variant("".join(parts), probes)
@@ -200,8 +204,10 @@ def main() -> None:
     target = Target(options.target, options.cache, torch.bfloat16, options.pack_tokens)
     pruner = TextPruner.from_pretrained(options.ranker or options.target, scorer="attention")
     deadline, total = time.time() + 60 * options.minutes, 0
+    languages = options.language or ["en"]
     for table in options.table or list(TABLES):
-        for language in options.language or ["en"]:
+        together: dict[Cell, list[tuple[float, float]]] = {cell: [] for cell in CELLS}
+        for language in languages:
             items = list(islice(TABLES[table](data, language, options.shots), options.items))
             values: dict[Cell, list[tuple[float, float]]] = {cell: [] for cell in CELLS}
             for item in items:
@@ -214,8 +220,11 @@ def main() -> None:
                 target.compute(list({v.passage: v for v in variants.values()}.values()))
                 for cell, variant in variants.items():
                     values[cell].append(outcome(target, variant))
+                    together[cell].append(values[cell][-1])
             if values[WHOLE]:
                 show(f"{table} {language}, {options.shots} shots", values)
+        if len(languages) > 1 and together[WHOLE]:
+            show(f"{table} {' '.join(languages)}, {options.shots} shots", together)
     if options.plan:
         print(f"{total:,} tokens are still to be read")
 
