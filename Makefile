@@ -54,7 +54,7 @@ check-sparsity: $(STAMP) .venv-llmcompressor/.kprune
 
 .venv-llmcompressor/.kprune:
 	@$(PYTHON) -m venv --clear .venv-llmcompressor
-	@.venv-llmcompressor/bin/python -m pip --disable-pip-version-check install --quiet $$(grep '^torch==' requirements/cpu.lock) '$(LLM_COMPRESSOR)' $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
+	@.venv-llmcompressor/bin/python -m pip --disable-pip-version-check install --quiet $$(sed -n 's/^\(torch==[^ ]*\).*/\1/p' requirements/cpu.lock) '$(LLM_COMPRESSOR)' $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 	@touch $@
 
 # The lock file without hashes: with them, pip would want some for kprune itself.

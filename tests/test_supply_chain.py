@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[1]
 LOCKS = sorted((ROOT / "requirements").glob("*.lock"))
@@ -100,3 +101,13 @@ def test_the_project_supports_the_pythons_that_its_classifiers_name() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     (tried,) = re.findall(r"^PYTHONS \?= (.*)$", makefile, re.M)
     assert {word.removeprefix("python") for word in tried.split()} == named
+
+
+def test_the_environment_of_llm_compressor_gets_the_torch_of_the_lock_file() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    (command,) = re.findall(r"\$\$\((sed .*?cpu\.lock)\)", makefile)
+    done = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, check=True)
+    wanted = Requirement(done.stdout.strip())
+    locked = (ROOT / "requirements/cpu.lock").read_text(encoding="utf-8")
+    assert wanted.name == "torch"
+    assert f"\n{wanted} " in f"\n{locked}"
