@@ -112,9 +112,9 @@ class Cell:
                 scorer=self.scorer,
                 prune_layout=True,
             )
-            pruned = pruner.prune(text, options, query=item.question, count=count)
-            parts.append(text if self.keep >= 1 else pruned.text)
-            parts.append(after)
+            if self.keep < 1:
+                text = pruner.prune(text, options, query=item.question, count=count).text
+            parts += [text, after]
         probes = tuple(Probe(item.question, answer) for answer in item.candidates)
         return Variant("".join(parts), probes)
 

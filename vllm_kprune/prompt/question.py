@@ -81,7 +81,7 @@ def _shared(
     chunks, strange = pieces.words.chunks, asked.keys().isdisjoint
     hits = [n for n, chunk in enumerate(chunks) if not strange(chunk.stems)]
     if hits:
-        # The first part of each chunk and of the next, and the pieces that they are in.
+        # The first and the last part of each chunk, and the pieces that they are in.
         counts = np.array([len(chunk.kinds) for chunk in chunks[: hits[-1] + 1]], dtype=np.int64)
         parts = np.append(0, np.cumsum(counts))
         first, last = (
